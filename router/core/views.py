@@ -1,0 +1,109 @@
+"""What the scheduler shows of itself: frozen pictures for `/models`, `/vram`, `/explain`, metrics and tests. Nothing here decides."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from router.core.types import Cause, DeviceId, Footprint, InstanceId, LeaseId, ModelName, Placement, State
+
+
+@dataclass(frozen=True, slots=True)
+class InstanceView:
+    """One instance. `reserved` and `used` are bytes per device; `expires_at` and the other times are the scheduler's clock."""
+
+    id: InstanceId
+    model: ModelName
+    state: State
+    placement: Placement
+    leases: tuple[LeaseId, ...]
+    reserved: Footprint
+    used: Footprint
+    since: float
+    idle_since: float | None
+    expires_at: float | None
+    pinned: bool
+    cause: Cause | None
+    for_model: ModelName | None
+    victims: tuple[InstanceId, ...] = ()
+
+    def __repr__(self) -> str:
+        where = ", ".join(f"{d.partition('/')[2]} {b / 2**30:.1f} GiB" for d, b in self.reserved.items())
+        leases = f"{len(self.leases)} lease" + ("s" if len(self.leases) != 1 else "")
+        return f"<Instance {self.id} {self.state.name} {leases} {where}>"
+
+
+@dataclass(frozen=True, slots=True)
+class QueueView:
+    """Requests that wait for one model. `reason` says in words what they wait for; `expected_seconds` is None when unknown."""
+
+    model: ModelName
+    waiting: int
+    oldest_since: float
+    position: int
+    reason: str
+    expected_seconds: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceView:
+    """One memory pool, all in bytes. `promised` is reserved by ours and not yet taken (G); `returning` belongs to children
+    that exited and was not yet measured back (V); `others` is what is used and not ours; `room` is what a newcomer may have."""
+
+    id: DeviceId
+    label: str
+    total: int
+    margin: int
+    free: int | None
+    reserved: int
+    used: int
+    promised: int
+    returning: int
+    others: int | None
+    room: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class ModelView:
+    """What is known of a model beyond its definition."""
+
+    name: ModelName
+    load_seconds: float
+    loads: int
+    requests: int
+    hits: int
+    evictions: int
+    failures: int
+    retry_at: float | None
+    error: str | None
+    last_evicted_at: float | None
+    last_evicted_for: ModelName | None
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    now: float
+    policy: str
+    instances: tuple[InstanceView, ...]
+    queues: tuple[QueueView, ...]
+    devices: tuple[DeviceView, ...]
+    models: tuple[ModelView, ...]
+    models_max: int
+
+    def of_model(self, model: ModelName) -> tuple[InstanceView, ...]:
+        return tuple(i for i in self.instances if i.model == model)
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """Why a model is where it is: `/explain?model=` in words (`text`) and as data."""
+
+    model: ModelName
+    state: str
+    text: str
+    waiting: int
+    waits_for: str | None
+    would_evict: tuple[InstanceId, ...]
+    placement: Placement | None
+    shortfall: Footprint
+    last_evicted_for: ModelName | None
+    last_evicted_at: float | None

@@ -1,0 +1,143 @@
+"""The tree of errors: each knows its HTTP status, its OpenAI type and code, and what the caller can do.
+
+    RouterError                       500 server_error
+      InvalidRequest                  400 invalid_request_error
+        ModelNotLoaded                400   autoload is off and the model is not running
+      Unauthorized                    401 authentication_error
+      Forbidden                       403 permission_error
+      ModelNotFound                   404 not_found_error         names what exists and the nearest
+      ModelUnusable                   422 invalid_request_error   its file is gone, is not a GGUF, its preset is wrong
+        ModelTooLarge                 422   fits no placement of an empty machine; says the numbers
+      QueueFull                       429 rate_limit_error        + Retry-After
+      UpstreamFailed                  502 server_error            the child died before its answer began
+      Unavailable                     503 unavailable_error       + Retry-After
+        NoRoom                        503   full, and nothing may leave for it
+        WaitTimeout                   503   the deadline of a wait passed; says what it waited for
+        LoadFailed                    503   the child did not become ready; carries its last log lines
+        Unloaded                      503   an operator unloaded the model while the request waited
+        ShuttingDown                  503
+      StartupError                    exit status 2               the router itself cannot start
+        ConfigError                   exit status 2               names file, key, value and the nearest valid key
+
+The type names follow llama.cpp and OpenAI, so that their clients' handling works unchanged.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import ClassVar
+
+
+class RouterError(Exception):
+    """An expected failure. `retry_after_seconds` becomes the Retry-After header; `details` is added to the error body."""
+
+    status: ClassVar[int] = 500
+    type: ClassVar[str] = "server_error"
+    code: ClassVar[str] = "internal_error"
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        retry_after_seconds: float | None = None,
+        details: Mapping[str, object] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.retry_after_seconds = retry_after_seconds
+        self.details: Mapping[str, object] = details or {}
+
+    def __eq__(self, other: object) -> bool:
+        # Commands carry errors; a replayed history must compare equal to the first one.
+        return type(self) is type(other) and isinstance(other, RouterError) and self._key() == other._key()
+
+    def __hash__(self) -> int:
+        return hash((type(self), self.message))
+
+    def _key(self) -> tuple[object, ...]:
+        return (self.message, self.retry_after_seconds, dict(self.details))
+
+
+class InvalidRequest(RouterError):
+    status = 400
+    type = "invalid_request_error"
+    code = "invalid_request"
+
+
+class ModelNotLoaded(InvalidRequest):
+    code = "model_not_loaded"
+
+
+class Unauthorized(RouterError):
+    status = 401
+    type = "authentication_error"
+    code = "invalid_api_key"
+
+
+class Forbidden(RouterError):
+    status = 403
+    type = "permission_error"
+    code = "forbidden"
+
+
+class ModelNotFound(RouterError):
+    status = 404
+    type = "not_found_error"
+    code = "model_not_found"
+
+
+class ModelUnusable(RouterError):
+    status = 422
+    type = "invalid_request_error"
+    code = "model_unusable"
+
+
+class ModelTooLarge(ModelUnusable):
+    code = "model_too_large"
+
+
+class QueueFull(RouterError):
+    status = 429
+    type = "rate_limit_error"
+    code = "queue_full"
+
+
+class UpstreamFailed(RouterError):
+    status = 502
+    code = "upstream_failed"
+
+
+class Unavailable(RouterError):
+    status = 503
+    type = "unavailable_error"
+    code = "unavailable"
+
+
+class NoRoom(Unavailable):
+    code = "no_room"
+
+
+class WaitTimeout(Unavailable):
+    code = "wait_timeout"
+
+
+class LoadFailed(Unavailable):
+    code = "load_failed"
+
+
+class Unloaded(Unavailable):
+    code = "unloaded"
+
+
+class ShuttingDown(Unavailable):
+    code = "shutting_down"
+
+
+class StartupError(RouterError):
+    """The router cannot start; the command line prints the message and exits with status 2."""
+
+    code = "startup_error"
+
+
+class ConfigError(StartupError):
+    code = "config_error"
