@@ -1,14 +1,14 @@
 """Small GGUF models, written by the `gguf` package, that the real llama-server loads and generates with.
 
-Every `make_*` writes one file (or the shards of one) and returns its path. Weights are random but seeded: the same
-arguments give the same bytes. Control, byte and padding tokens have zero rows in the output matrix, so that generation
-yields printable text and does not stop by itself before `n_predict`.
+Every `make_*` writes one file (or the shards of one) and returns its path. Weights are random but seeded: the
+same arguments give the same bytes. Control, byte and padding tokens have zero rows in the output matrix, so
+that generation yields printable text and does not stop by itself before `n_predict`.
 """
 
 from __future__ import annotations
 
 import string
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +16,7 @@ import gguf
 import numpy as np
 from gguf import GGMLQuantizationType, quants
 
-KvValue = str | int | float | bool | Sequence[int] | Sequence[bool] | Sequence[str]
+KvValue = str | int | float | bool | Sequence[int] | Sequence[bool] | Sequence[str] | Sequence[float]
 """An int is written as u32, a float as f32; a sequence as an array of the type of its items."""
 
 WEIGHT_TYPES: Mapping[str, GGMLQuantizationType] = {
@@ -77,9 +77,9 @@ def make_llama(
 ) -> Path:
     """A dense model of the llama architecture (GQA when `n_heads_kv` < `n_heads`).
 
-    `approx_mib` widens the feed-forward layers until the file has about that size, for tests of load time. `sparse`
-    writes the header and leaves the data as a hole of zeros: a model of any size in no time, for tests that never
-    generate. `shards` > 1 writes `NAME-00001-of-N.gguf`... and returns the first.
+    `approx_mib` widens the feed-forward layers until the file has about that size, for tests of load time.
+    `sparse` writes the header and leaves the data as a hole of zeros: a model of any size in no time, for
+    tests that never generate. `shards` > 1 writes `NAME-00001-of-N.gguf`... and returns the first.
     """
     if approx_mib is not None:
         n_ff = _ff_for_size(approx_mib, weight_type, n_layers=n_layers, n_embd=n_embd, n_vocab=n_vocab)
@@ -94,11 +94,11 @@ def make_llama(
     return write_gguf(path, "llama", kv, tensors, seed=seed, sparse=sparse, shards=shards)
 
 
-# --- parts shared by the architectures -------------------------------------------------------------------------------
+# --- parts shared by the architectures --------------------------------------------------------------------
 
 
 def spm_vocabulary(n_vocab: int) -> dict[str, KvValue]:
-    """Tokenizer keys of a SentencePiece vocabulary: control, byte and text tokens, then unused ones up to `n_vocab`."""
+    """Keys of a SentencePiece vocabulary: control, byte and text tokens, then unused ones up to `n_vocab`."""
     assert n_vocab >= MIN_VOCAB, f"a vocabulary needs at least {MIN_VOCAB} tokens"
     padding = [f"[unused{i}]" for i in range(n_vocab - MIN_VOCAB)]
     tokens = [*_CONTROL_TOKENS, *_BYTE_TOKENS, *_TEXT_TOKENS, *padding]
@@ -181,7 +181,7 @@ def _ff_for_size(approx_mib: float, weight_type: str, *, n_layers: int, n_embd: 
     return max(32, round(weights / (3 * n_embd * n_layers) / 32) * 32)
 
 
-# --- writing ---------------------------------------------------------------------------------------------------------
+# --- writing -----------------------------------------------------------------------------------------------
 
 
 def write_gguf(
@@ -194,7 +194,7 @@ def write_gguf(
     sparse: bool = False,
     shards: int = 1,
 ) -> Path:
-    """Write a GGUF v3 file of the given keys and tensors; `sparse` leaves the data as a hole that reads as zeros."""
+    """Write a GGUF v3 file; `sparse` leaves the data as a hole that reads as zeros."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     tensors = list(tensors)
@@ -272,7 +272,7 @@ def _fill(tensor: Tensor, random: np.random.Generator) -> np.ndarray:
         return np.ones(shape, np.float32)
     if tensor.fill == "zeros":
         return np.zeros(shape, np.float32)
-    # A block repeated is as good as fresh numbers for a model that means nothing, and 50 times faster to write.
+    # A block repeated is as good as fresh numbers for a model that means nothing, and 50 times faster.
     size = int(np.prod(shape, dtype=np.int64))
     block = random.standard_normal(min(size, 1 << 18), np.float32)
     data = np.resize(block, size).reshape(shape) / np.float32(np.sqrt(tensor.shape[0]))
