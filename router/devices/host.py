@@ -1,0 +1,77 @@
+"""The machine's own memory as a device: what its processes may still take, cgroups and hot model pages
+accounted for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from router.devices.cgroup import memory_limits
+from router.devices.process_memory import HostUse, host_use, process_trees
+from router.devices.types import HOST, DeviceInfo
+
+
+@dataclass(frozen=True, slots=True)
+class HostReading:
+    """The host device, and what the asked process trees hold of it."""
+
+    device: DeviceInfo
+    use: HostUse
+
+
+def memory_of_machine() -> tuple[int, int]:
+    """(total, available) in bytes, of the machine as a whole. Swap counts as nothing: a model in swap serves
+    nobody."""
+    memory = psutil.virtual_memory()
+    return memory.total, memory.available
+
+
+class HostMemory:
+    """Reads the host. Blocking: call it in a thread.
+
+    free = available - evictable file-backed pages of the given processes, where available = min(MemAvailable,
+    and for each cgroup limit: limit - (used - reclaimable)). The pages are taken off because the kernel
+    counts them as available, while evicting weights that are mapped from a file means to read them from disk
+    again for every token.
+    """
+
+    def __init__(
+        self,
+        root: Path = Path("/"),
+        memory: Callable[[], tuple[int, int]] = memory_of_machine,
+    ) -> None:
+        self._root = root
+        self._memory = memory
+
+    def trees(self, pids: Collection[int]) -> dict[int, frozenset[int]]:
+        return process_trees(pids, self._root)
+
+    def read(self, trees: Mapping[int, Collection[int]], loading: Collection[int] = ()) -> HostReading:
+        """Processes first, memory second: an allocation in between then errs to the safe side."""
+        use = host_use(trees, loading, self._root)
+        total, available = self._memory()
+        limits = memory_limits(self._root)
+        total = min([total, *(limit.limit_bytes for limit in limits)])
+        available = min([available, *(limit.available_bytes for limit in limits)])
+        free = max(0, min(available - use.hot_bytes, total))
+        return HostReading(host_device(total, free), use)
+
+
+def host_device(total: int, free: int | None, error: str | None = None) -> DeviceInfo:
+    return DeviceInfo(
+        id=HOST,
+        kind=HOST,
+        label=HOST,
+        uuid="",
+        total_bytes=total,
+        free_bytes=free,
+        reserved_bytes=0,
+        utilisation_percent=None,
+        temperature_celsius=None,
+        error=error,
+        pool=HOST,
+        name=HOST,
+    )
