@@ -6,7 +6,8 @@
       Unauthorized                    401 authentication_error
       Forbidden                       403 permission_error
       ModelNotFound                   404 not_found_error         names what exists and the nearest
-      ModelUnusable                   422 invalid_request_error   its file is gone, is not a GGUF, its preset is wrong
+      ModelUnusable                   422 invalid_request_error   its file is gone, is not a GGUF, its
+      preset is wrong
         ModelTooLarge                 422   fits no placement of an empty machine; says the numbers
       QueueFull                       429 rate_limit_error        + Retry-After
       UpstreamFailed                  502 server_error            the child died before its answer began
@@ -17,7 +18,8 @@
         Unloaded                      503   an operator unloaded the model while the request waited
         ShuttingDown                  503
       StartupError                    exit status 2               the router itself cannot start
-        ConfigError                   exit status 2               names file, key, value and the nearest valid key
+        ConfigError                   exit status 2               names file, key, value and the nearest
+        valid key
 
 The type names follow llama.cpp and OpenAI, so that their clients' handling works unchanged.
 """
@@ -29,7 +31,9 @@ from typing import ClassVar
 
 
 class RouterError(Exception):
-    """An expected failure. `retry_after_seconds` becomes the Retry-After header; `details` is added to the error body."""
+    """An expected failure. `retry_after_seconds` becomes the Retry-After header; `details` is added to the
+    error body.
+    """
 
     status: ClassVar[int] = 500
     type: ClassVar[str] = "server_error"

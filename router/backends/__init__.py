@@ -1,4 +1,6 @@
-"""What an inference server is: its command line, environment, socket and health path. A backend is a file here."""
+"""What an inference server is: its command line, environment, socket and health path. A backend is a file
+here.
+"""
 
 from __future__ import annotations
 
@@ -8,11 +10,11 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True, slots=True)
 class Launch:
-    """How to start one child, as data. `{socket}` in `argv` is replaced by the host with the Unix socket it made.
+    """How to start one child, as data. `{socket}` in `argv` is replaced by the host with the Unix socket
+    it made.
 
-    `env` is the whole environment of the child, not an addition. `stall_seconds`: no progress in its log or memory for that
-    long means hung; `timeout_seconds` bounds the load altogether. Times in seconds.
-    """
+    `env` is the whole environment of the child, not an addition. `stall_seconds`: no progress in its log
+    or memory for that long means hung; `timeout_seconds` bounds the load altogether. Times in seconds."""
 
     argv: tuple[str, ...]
     env: Mapping[str, str] = field(default_factory=dict)

@@ -1,8 +1,8 @@
 """The words of the core: frozen values, the events it is told and the commands it answers with.
 
-Events are in the past tense, commands imperative. Ids are strings: a device is `host/device` ("local/cuda:GPU-5f3c"),
-an instance is `model#n` ("qwen3-8b#4"). Bytes are ints, times are seconds of one monotonic clock.
-"""
+Events are in the past tense, commands imperative. Ids are strings: a device is `host/device`
+("local/cuda:GPU-5f3c"), an instance is `model#n` ("qwen3-8b#4"). Bytes are ints, times are seconds of one
+monotonic clock."""
 
 from __future__ import annotations
 
@@ -26,7 +26,9 @@ NOTHING: Final[Footprint] = MappingProxyType({})
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """A memory pool. `total` is what could ever be used (driver reserve taken off); a `margin` of 0 switches the check off."""
+    """A memory pool. `total` is what could ever be used (driver reserve taken off); a `margin` of 0
+    switches the check off.
+    """
 
     id: DeviceId
     total: int
@@ -45,7 +47,9 @@ def host_of(device: DeviceId) -> HostId:
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """One way to run a model: bytes on each device of one host. A lower tier is a better way (GPU before host)."""
+    """One way to run a model: bytes on each device of one host. A lower tier is a better way (GPU before
+    host).
+    """
 
     host: HostId
     footprint: Footprint
@@ -71,12 +75,13 @@ _WEIGHTS: Final = {Priority.HIGH: 8.0, Priority.NORMAL: 1.0, Priority.LOW: 0.125
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """A model's definition. `definition` is a hash of all that decides how it runs: a reload compares nothing else.
+    """A model's definition. `definition` is a hash of all that decides how it runs: a reload compares
+    nothing else.
 
-    `ttl`: seconds of idleness after which it leaves; None = the policy's, negative = never, 0 = as soon as idle.
-    `replicas` are loaded together (the first is owed, further ones only into free room), up to `replica_max` as load grows;
-    an instance with `target_inflight` leases counts as full (0 = never). `error`: why it cannot be loaded at all.
-    `load_seconds` is the expectation until a load was measured.
+    `ttl`: seconds of idleness after which it leaves; None = the policy's, negative = never, 0 = as soon as
+    idle. `replicas` are loaded together (the first is owed, further ones only into free room), up to
+    `replica_max` as load grows; an instance with `target_inflight` leases counts as full (0 = never).
+    `error`: why it cannot be loaded at all. `load_seconds` is the expectation until a load was measured.
     """
 
     name: ModelName
@@ -94,7 +99,9 @@ class Model:
 
 
 class State(Enum):
-    """PLANNED books memory while its victims leave; STARTING loads; DRAINING takes no new lease; STOPPING is being ended."""
+    """PLANNED books memory while its victims leave; STARTING loads; DRAINING takes no new lease; STOPPING
+    is being ended.
+    """
 
     PLANNED = "planned"
     STARTING = "starting"
@@ -104,7 +111,8 @@ class State(Enum):
 
 
 #: Every transition there is; `None` is "gone". Nothing outside the scheduler assigns a state.
-#: DRAINING -> READY happens only when the plan that drains is itself given up: a request never revives a victim.
+#: DRAINING -> READY happens only when the plan that drains is itself given up: a request never revives a
+#: victim.
 TRANSITIONS: Final[Mapping[State, frozenset[State | None]]] = MappingProxyType(
     {
         State.PLANNED: frozenset({State.STARTING, None}),
@@ -128,13 +136,15 @@ class Cause(Enum):
     SHUTDOWN = "shutdown"
 
 
-# --- events -----------------------------------------------------------------------------------------------------------
+# --- events -------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
 class Acquire:
-    """A client asks for a model. `keep_alive` overrides the TTL from now on; `size` is what the request may produce
-    (its max_tokens) and serves only to predict how long it will hold the lease; `timeout` bounds the wait in seconds."""
+    """A client asks for a model. `keep_alive` overrides the TTL from now on; `size` is what the request
+    may produce (its max_tokens) and serves only to predict how long it will hold the lease; `timeout`
+    bounds the wait in seconds.
+    """
 
     lease: LeaseId
     model: ModelName
@@ -153,7 +163,9 @@ class Release:
 
 @dataclass(frozen=True, slots=True)
 class Ready:
-    """The child answers. `footprint` replaces the reservation where the host knows better than the estimate."""
+    """The child answers. `footprint` replaces the reservation where the host knows better than the
+    estimate.
+    """
 
     instance: InstanceId
     footprint: Footprint | None = None
@@ -161,8 +173,9 @@ class Ready:
 
 @dataclass(frozen=True, slots=True)
 class Exited:
-    """The child is gone (or never came up): exactly one per Start. `no_room`: the host refused to start it for memory;
-    that is nobody's fault, and the plan is made again from its next measurement."""
+    """The child is gone (or never came up): exactly one per Start. `no_room`: the host refused to start it
+    for memory; that is nobody's fault, and the plan is made again from its next measurement.
+    """
 
     instance: InstanceId
     error: RouterError | None = None
@@ -181,8 +194,10 @@ class Adopted:
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """What a host measured. `free` is per device (None = the device is unhealthy: nothing is admitted there), `used` per
-    instance; sampling began at `at` (processes first, memory second, so that an allocation in between errs to the safe side)."""
+    """What a host measured. `free` is per device (None = the device is unhealthy: nothing is admitted
+    there), `used` per instance; sampling began at `at` (processes first, memory second, so that an
+    allocation in between errs to the safe side).
+    """
 
     free: Mapping[DeviceId, int | None]
     used: Mapping[InstanceId, Footprint] = field(default_factory=dict)
@@ -191,7 +206,9 @@ class Measured:
 
 @dataclass(frozen=True, slots=True)
 class Unload:
-    """An operator wants the model out: drain, then stop; kill when `deadline` seconds have passed, or at once with `force`."""
+    """An operator wants the model out: drain, then stop; kill when `deadline` seconds have passed, or at
+    once with `force`.
+    """
 
     model: ModelName
     force: bool = False
@@ -222,7 +239,7 @@ Event: TypeAlias = (
 )
 
 
-# --- commands ---------------------------------------------------------------------------------------------------------
+# --- commands -----------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,7 +263,9 @@ class Stop:
 
 @dataclass(frozen=True, slots=True)
 class Grant:
-    """The lease holds from now until its Release. `action` is what it took: already_loaded, loaded or queued."""
+    """The lease holds from now until its Release. `action` is what it took: already_loaded, loaded or
+    queued.
+    """
 
     lease: LeaseId
     instance: InstanceId

@@ -1,4 +1,6 @@
-"""What the scheduler shows of itself: frozen pictures for `/models`, `/vram`, `/explain`, metrics and tests. Nothing here decides."""
+"""What the scheduler shows of itself: frozen pictures for `/models`, `/vram`, `/explain`, metrics and
+tests. Nothing here decides.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,9 @@ from router.core.types import Cause, DeviceId, Footprint, InstanceId, LeaseId, M
 
 @dataclass(frozen=True, slots=True)
 class InstanceView:
-    """One instance. `reserved` and `used` are bytes per device; `expires_at` and the other times are the scheduler's clock."""
+    """One instance. `reserved` and `used` are bytes per device; `expires_at` and the other times are the
+    scheduler's clock.
+    """
 
     id: InstanceId
     model: ModelName
@@ -34,7 +38,9 @@ class InstanceView:
 
 @dataclass(frozen=True, slots=True)
 class QueueView:
-    """Requests that wait for one model. `reason` says in words what they wait for; `expected_seconds` is None when unknown."""
+    """Requests that wait for one model. `reason` says in words what they wait for; `expected_seconds` is
+    None when unknown.
+    """
 
     model: ModelName
     waiting: int
@@ -46,8 +52,10 @@ class QueueView:
 
 @dataclass(frozen=True, slots=True)
 class DeviceView:
-    """One memory pool, all in bytes. `promised` is reserved by ours and not yet taken (G); `returning` belongs to children
-    that exited and was not yet measured back (V); `others` is what is used and not ours; `room` is what a newcomer may have."""
+    """One memory pool, all in bytes. `promised` is reserved by ours and not yet taken (G); `returning`
+    belongs to children that exited and was not yet measured back (V); `others` is what is used and not
+    ours; `room` is what a newcomer may have.
+    """
 
     id: DeviceId
     label: str

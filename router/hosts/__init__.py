@@ -1,7 +1,8 @@
-"""The machines where children run: `Host` is the one seam between the scheduler and a machine. A kind of host is a file here.
+"""The machines where children run: `Host` is the one seam between the scheduler and a machine. A kind of
+host is a file here.
 
-The pool speaks to nothing else, so the same core drives one machine today and a fleet later. A host that simulates (virtual
-time) passes the same conformance tests as the local one (tests/hosts/conformance.py).
+The pool speaks to nothing else, so the same core drives one machine today and a fleet later. A host that
+simulates (virtual time) passes the same conformance tests as the local one (tests/hosts/conformance.py).
 """
 
 from __future__ import annotations
@@ -32,7 +33,9 @@ class Address:
 
 @dataclass(frozen=True, slots=True)
 class Exit:
-    """How a child ended. `reason` decodes the signal ("killed by SIGKILL (out of memory)"); `log_tail` are its last lines."""
+    """How a child ended. `reason` decodes the signal ("killed by SIGKILL (out of memory)"); `log_tail` are
+    its last lines.
+    """
 
     returncode: int | None
     reason: str
@@ -55,7 +58,9 @@ class InstanceRecord:
 
 @dataclass(frozen=True, slots=True)
 class Measurement:
-    """Free bytes per device (None = unhealthy) and used bytes per instance; sampling began at `taken_at` (loop.time())."""
+    """Free bytes per device (None = unhealthy) and used bytes per instance; sampling began at `taken_at`
+    (loop.time()).
+    """
 
     taken_at: float
     free: Mapping[DeviceId, int | None]
@@ -64,7 +69,9 @@ class Measurement:
 
 
 class Host(Protocol):
-    """One machine. All methods are safe to call from one event loop; `start` and `stop` are idempotent by instance id."""
+    """One machine. All methods are safe to call from one event loop; `start` and `stop` are idempotent by
+    instance id.
+    """
 
     id: HostId
 
@@ -72,25 +79,34 @@ class Host(Protocol):
         """The memory pools of this host, ids prefixed with the host's id."""
 
     async def measure(self, *, max_age_seconds: float = 0.0) -> Measurement:
-        """Live figures, shared by concurrent callers; a sample younger than `max_age_seconds` may be given again."""
+        """Live figures, shared by concurrent callers; a sample younger than `max_age_seconds` may be given
+        again.
+        """
 
     async def instances(self) -> tuple[InstanceRecord, ...]:
         """The truth after a restart: children that are alive and belong to this host."""
 
     async def start(
-        self, instance: InstanceId, model: ModelName, placement: Placement, launch: Launch, *, definition: str = ""
+        self,
+        instance: InstanceId,
+        model: ModelName,
+        placement: Placement,
+        launch: Launch,
+        *,
+        definition: str = "",
     ) -> Address:
         """Reserve (before the first await), spawn, wait until the child is ready. One call.
 
-        Raises HostFull when the host's own numbers say no, LoadFailed when the child does not become ready (the child is
-        dead and reaped by then). Cancelling it stops the child.
-        """
+        Raises HostFull when the host's own numbers say no, LoadFailed when the child does not become ready
+        (the child is dead and reaped by then). Cancelling it stops the child."""
 
     async def wait(self, instance: InstanceId) -> Exit:
         """Return when the child is gone and reaped."""
 
     async def stop(self, instance: InstanceId, *, grace_seconds: float) -> None:
-        """SIGTERM, the grace, SIGKILL; returns when the child is gone. Unknown or gone already: returns at once."""
+        """SIGTERM, the grace, SIGKILL; returns when the child is gone. Unknown or gone already: returns at
+        once.
+        """
 
     def log_tail(self, instance: InstanceId, lines: int = 20) -> tuple[str, ...]:
         """The child's last log lines, also after its death."""

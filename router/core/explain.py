@@ -1,0 +1,293 @@
+"""The books read aloud: snapshots, the answer to "why is it where it is", and the invariants that must
+always hold.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from router.core import planner
+from router.core.planner import Plan, Reject, Wait
+from router.core.refusals import gib
+from router.core.state import Books, Held, Instance, Record, Waiter
+from router.core.types import NOTHING, Footprint, InstanceId, ModelName, Placement, State
+from router.core.views import DeviceView, Explanation, InstanceView, ModelView, QueueView, Snapshot
+
+
+def snapshot(
+    books: Books, demands: Sequence[Record], waits: Mapping[ModelName, Wait], now: float
+) -> Snapshot:
+    return Snapshot(
+        now=now,
+        policy=books.policy.name,
+        instances=tuple(_instance(books, one) for one in books.instances.values()),
+        queues=tuple(_queue(books, r, waits.get(r.model.name), i, now) for i, r in enumerate(demands, 1)),
+        devices=tuple(_device(books, name) for name in books.ledger.devices),
+        models=tuple(_model(record) for record in books.records.values() if not record.vanished),
+        models_max=books.settings.models_max,
+    )
+
+
+def waits_for(books: Books, record: Record, wait: Wait | None) -> str:
+    """What the waiters of a model wait for, in words."""
+    for one in record.instances.values():
+        if one.state is State.STARTING:
+            return "its llama-server is loading"
+        if one.state is State.PLANNED:
+            leavers = [books.instances[v] for v in sorted(one.victims) if v in books.instances]
+            return (
+                "room, until " + _and(_leaving_words(v) for v in leavers)
+                if leavers
+                else "memory that is on its way back"
+            )
+    if wait is None:
+        return "its turn"
+    names = _and(sorted({_name(books, name) for name in wait.blockers}))
+    match wait.kind:
+        case "busy":
+            return f"{names or 'others'} to become idle, or its own turn to have them drained"
+        case "linger":
+            return f"{names}, which is likely to be asked for again at once"
+        case "behind":
+            return "an older request that needs the same room"
+        case "expiry":
+            policy = books.policy.name
+            return f"{names or 'others'} to leave after their idle time: {policy!r} evicts nobody"
+        case "foreign":
+            return "memory that other programs hold: " + _short_words(books, wait.short)
+        case _:
+            return "a fresh measurement of the memory"
+
+
+def explain(books: Books, record: Record, wait: Wait | None, now: float) -> Explanation:
+    """Residence, what its waiters wait for, what would leave for it now, and its last eviction."""
+    name = record.model.name
+    state = _state_of(record)
+    sentences = [_residence(record, now)]
+    evict: tuple[InstanceId, ...] = ()
+    placement: Placement | None = None
+    short: Footprint = NOTHING
+    if record.waiting:
+        sentences.append(f"{record.waiting} requests wait for {waits_for(books, record, wait)}.")
+    if record.model.error is not None:
+        sentences.append(f"It cannot be loaded: {record.model.error.message}.")
+    elif not record.has_coming():
+        match planner.plan(books, record, now):
+            case Plan(place, stop, drain):
+                placement, evict = place, stop + drain
+                where = _and(
+                    books.ledger.devices[d].label or d for d in place.footprint if d in books.ledger.devices
+                )
+                cost = (
+                    f"{_and(_name(books, v) for v in evict)} would leave for it"
+                    if evict
+                    else "nobody has to leave for it"
+                )
+                sentences.append(f"A load would go to {where}; {cost}.")
+            case Reject(error):
+                sentences.append(f"A request for it is refused now: {error.message}")
+            case Wait(_, place_, _, blockers, missing):
+                placement, evict, short = place_, blockers, missing
+                way = _and(_name(books, b) for b in blockers) or "nobody"
+                short_words = _short_words(books, missing)
+                sentences.append(f"A request for it would wait: {short_words}; in the way: {way}.")
+    elif any(one.state is State.PLANNED for one in record.instances.values()):
+        plan = next(one for one in record.instances.values() if one.state is State.PLANNED)
+        placement, evict = plan.placement, tuple(sorted(plan.victims))
+    if record.last_error is not None:
+        sentences.append(f"It failed {record.failures} times in a row, last: {record.last_error.message}.")
+    if record.evicted_at is not None:
+        for_whom = f" for {record.evicted_for}" if record.evicted_for else ""
+        sentences.append(f"It was last evicted {now - record.evicted_at:.0f} s ago{for_whom}.")
+    return Explanation(
+        model=name,
+        state=state,
+        text=" ".join(sentences),
+        waiting=record.waiting,
+        waits_for=waits_for(books, record, wait) if record.waiting else None,
+        would_evict=evict,
+        placement=placement,
+        shortfall=short,
+        last_evicted_for=record.evicted_for,
+        last_evicted_at=record.evicted_at,
+    )
+
+
+def check(books: Books, demands: Mapping[ModelName, Record], plans: Mapping[InstanceId, Instance]) -> None:
+    """Every invariant of the books, or AssertionError: asked after every event in tests."""
+    books.ledger.check()
+    assert set(books.ledger.holders()) == set(books.instances), "the ledger and the instances disagree"
+    assert set(plans) == {i for i, one in books.instances.items() if one.state is State.PLANNED}, (
+        "plans disagree"
+    )
+    for record in books.records.values():
+        waiting = list(record.waiters())
+        assert record.waiting == len(waiting), f"{record.model.name} miscounts its waiters"
+        assert (record.model.name in demands) == bool(waiting), (
+            f"{record.model.name} is no demand, or one without waiters"
+        )
+        assert not waiting or record.open_instance() is None, (
+            f"{record.model.name} is ready and keeps {len(waiting)} waiting"
+        )
+        for waiter in waiting:
+            assert books.leases.get(waiter.lease) is waiter, f"{waiter.lease} waits unknown to the books"
+    for name, one in books.instances.items():
+        assert books.record_of(one).instances.get(name) is one, f"{name} is unknown to its record"
+        if one.state in (State.PLANNED, State.STARTING):
+            assert not one.leases, f"{name} is leased before it is ready"
+        for lease, held in one.leases.items():
+            assert books.leases.get(lease) is held, f"{lease} is held twice"
+            assert held.instance is one, f"{lease} is held by another than {name}"
+    for lease, entry in books.leases.items():
+        match entry:
+            case Held(instance=None):
+                pass
+            case Held(instance=Instance() as holder):
+                assert lease in holder.leases, f"{lease} is held by nobody"
+            case Waiter():
+                assert lease in books.records[entry.model].lines[entry.priority], f"{lease} stands in no line"
+    limit = books.settings.models_max
+    live = sum(1 for one in books.instances.values() if one.is_live)
+    assert not limit or live <= limit or all(one.completed for one in books.instances.values()), (
+        f"{live} of {limit} are live"
+    )
+
+
+# --- pictures ---
+
+
+def _instance(books: Books, one: Instance) -> InstanceView:
+    return InstanceView(
+        id=one.id,
+        model=one.model.name,
+        state=one.state,
+        placement=one.placement,
+        leases=tuple(one.leases),
+        reserved=dict(books.ledger.reserved(one.id)),
+        used=dict(books.ledger.used(one.id)),
+        since=one.ready_at if one.ready_at is not None else one.since,
+        idle_since=one.last_used if one.is_idle else None,
+        expires_at=books.expires_at(one),
+        pinned=books.is_pinned(one),
+        cause=one.cause,
+        for_model=one.for_model,
+        victims=tuple(sorted(one.victims)),
+    )
+
+
+def _queue(books: Books, record: Record, wait: Wait | None, position: int, now: float) -> QueueView:
+    return QueueView(
+        model=record.model.name,
+        waiting=record.waiting,
+        oldest_since=min(w.since for w in record.waiters()),
+        position=position,
+        reason=waits_for(books, record, wait),
+        expected_seconds=_expected_seconds(books, record, wait, now),
+    )
+
+
+def _expected_seconds(books: Books, record: Record, wait: Wait | None, now: float) -> float | None:
+    """Until ready, from the measured load and lease times; None where it depends on what others will do."""
+    load = record.forecast.load_seconds
+    for one in record.instances.values():
+        if one.state is State.STARTING and one.started_at is not None:
+            return max(0.0, one.started_at + load - now)
+        if one.state is State.PLANNED:
+            ends = [
+                h.expected_end
+                for v in one.victims
+                if v in books.instances
+                for h in books.instances[v].leases.values()
+            ]
+            return max([0.0, *(end - now for end in ends)]) + load
+    if wait is None or wait.until is None:
+        return None
+    return max(0.0, wait.until - now) + load
+
+
+def _device(books: Books, name: str) -> DeviceView:
+    ledger = books.ledger
+    known = ledger.devices[name]
+    return DeviceView(
+        id=name,
+        label=known.label or name,
+        total=known.total,
+        margin=known.margin,
+        free=ledger.free.get(name),
+        reserved=ledger.booked(name),
+        used=ledger.used_by_ours(name),
+        promised=ledger.promised(name),
+        returning=ledger.returning(name),
+        others=ledger.others(name),
+        room=ledger.room(name),
+    )
+
+
+def _model(record: Record) -> ModelView:
+    return ModelView(
+        name=record.model.name,
+        load_seconds=record.forecast.load_seconds,
+        loads=record.forecast.loads,
+        requests=record.requests,
+        hits=record.hits,
+        evictions=record.evictions,
+        failures=record.failures,
+        retry_at=record.retry_at,
+        error=record.last_error.message if record.last_error is not None else None,
+        last_evicted_at=record.evicted_at,
+        last_evicted_for=record.evicted_for,
+    )
+
+
+# --- words ---
+
+
+def _state_of(record: Record) -> str:
+    order = (State.READY, State.STARTING, State.PLANNED, State.DRAINING, State.STOPPING)
+    present = {one.state for one in record.instances.values()}
+    return next((state.value for state in order if state in present), "unloaded")
+
+
+def _residence(record: Record, now: float) -> str:
+    parts = []
+    for one in record.instances.values():
+        leases = len(one.leases)
+        match one.state:
+            case State.READY if leases:
+                parts.append(f"{one.id} is loaded and serves {leases} requests")
+            case State.READY:
+                parts.append(f"{one.id} is loaded and idle for {now - one.last_used:.0f} s")
+            case State.DRAINING | State.STOPPING:
+                parts.append(_leaving_words(one))
+            case _:
+                parts.append(f"{one.id} is {one.state.value}")
+    return (_and(parts) if parts else f"{record.model.name} is not loaded") + "."
+
+
+def _leaving_words(one: Instance) -> str:
+    why = f" for {one.for_model}" if one.for_model else ""
+    cause = one.cause.value if one.cause is not None else "told to leave"
+    if one.state is State.DRAINING:
+        return f"{one.id} ends its {len(one.leases)} requests ({cause}{why})"
+    return f"{one.id} is gone ({cause}{why})"
+
+
+def _short_words(books: Books, short: Footprint) -> str:
+    words = [
+        f"{gib(b)} short on {books.ledger.devices[d].label or d}"
+        for d, b in short.items()
+        if d in books.ledger.devices
+    ]
+    return _and(words) or "the number of models is at its limit"
+
+
+def _name(books: Books, instance: InstanceId) -> str:
+    one = books.instances.get(instance)
+    return one.model.name if one is not None else instance
+
+
+def _and(words: Iterable[str]) -> str:
+    items = list(words)
+    if len(items) <= 1:
+        return "".join(items)
+    return ", ".join(items[:-1]) + " and " + items[-1]

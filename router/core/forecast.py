@@ -1,0 +1,75 @@
+"""What is expected of a model, from what was measured: load time, how long a lease is held, how soon it is
+asked for again.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Final
+
+#: Weight of the newest sample in the moving averages.
+NEWEST: Final = 0.3
+#: A lease is expected to last this long before any was measured, in seconds.
+UNMEASURED_HOLD_SECONDS: Final = 2.0
+#: Requests older than this count half in the request rate.
+RATE_HALF_LIFE_SECONDS: Final = 600.0
+
+
+@dataclass(slots=True)
+class Forecast:
+    """All in seconds of the scheduler's clock. `load_seconds` starts as the definition's expectation."""
+
+    load_seconds: float
+    loads: int = 0
+    _hold: float | None = None
+    _hold_per_size: float | None = None
+    _gap: float | None = None
+    _weight: float = 0.0
+    _weighed_at: float = 0.0
+
+    def loaded(self, seconds: float) -> None:
+        self.load_seconds = seconds if self.loads == 0 else _blend(self.load_seconds, seconds)
+        self.loads += 1
+
+    def held(self, seconds: float, size: float | None) -> None:
+        self._hold = _blend(self._hold, seconds)
+        if size is not None and size > 0:
+            self._hold_per_size = _blend(self._hold_per_size, seconds / size)
+
+    def came_back(self, gap: float) -> None:
+        """The model was asked for `gap` seconds after it had become idle."""
+        self._gap = _blend(self._gap, gap)
+
+    def requested(self, now: float) -> None:
+        self._weight = self._decayed(now) + 1.0
+        self._weighed_at = now
+
+    def requests_per_second(self, now: float) -> float:
+        """An exponentially forgotten count over the time it stands for."""
+        return self._decayed(now) * math.log(2) / RATE_HALF_LIFE_SECONDS
+
+    def hold_seconds(self, size: float | None = None) -> float:
+        """How long a lease lasts; a request that says how much it may produce is never expected to take
+        longer than that.
+        """
+        usual = self._hold if self._hold is not None else UNMEASURED_HOLD_SECONDS
+        if size is None or self._hold_per_size is None:
+            return usual
+        return min(usual, self._hold_per_size * size)
+
+    def linger_seconds(self, factor: float) -> float:
+        """How long an idle model is left alone because it is likely to be asked for again: `factor` usual
+        gaps, at most its own load time (waiting longer than the swap costs cannot pay), and nothing when
+        the usual gap is longer than that.
+        """
+        if self._gap is None or self._gap >= self.load_seconds:
+            return 0.0
+        return min(factor * self._gap, self.load_seconds)
+
+    def _decayed(self, now: float) -> float:
+        return self._weight * math.exp2(-max(0.0, now - self._weighed_at) / RATE_HALF_LIFE_SECONDS)
+
+
+def _blend(old: float | None, new: float) -> float:
+    return new if old is None else (1 - NEWEST) * old + NEWEST * new

@@ -1,0 +1,264 @@
+"""The arithmetic of bytes: what is free, promised, on its way back. It never decides.
+
+Per device, in the words of the admission rule: F free as measured, M margin, T total (driver reserve taken
+off), and for every holder R reserved and U used as measured (R is never below U). Two bounds must both
+hold for a newcomer of N bytes:
+
+    F - G - N >= M      G = sum of R - U: promised, not yet taken
+    T - sum(R) - N >= M  holds even when the measurement lies
+
+A booking ends with `exited`, never with the order to stop. What an exited holder had promised but not
+taken stays counted until a measurement that began after its exit; what it had used (V, `returning`) comes
+back through F alone, and only keeps a plan from evicting a second victim needlessly until `recovery`
+seconds have passed."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Final
+
+from router.core.types import NOTHING, Device, DeviceId, Footprint, InstanceId
+
+#: Room on a device without a memory check (margin 0): more than any machine has.
+UNBOUNDED: Final = 1 << 62
+#: A share of the used bytes that, measured back, counts as all of it: drivers keep a little for themselves.
+RETURNED_SHARE: Final = 0.75
+
+
+@dataclass(slots=True)
+class _Holder:
+    reserved: dict[DeviceId, int]
+    used: Footprint = field(default_factory=lambda: NOTHING)
+    claim: int | None = None  # the plan's sequence number while it is only a claim
+
+
+@dataclass(slots=True)
+class _Returning:
+    """An exited holder. `promised` and `booked` count until measured after `exited_at`, `used` until
+    returned or `deadline`.
+    """
+
+    exited_at: float
+    deadline: float
+    used: dict[DeviceId, int]
+    promised: dict[DeviceId, int]
+    booked: Footprint
+    free_then: Mapping[DeviceId, int | None]
+
+
+@dataclass(slots=True)
+class Ledger:
+    devices: dict[DeviceId, Device]
+    recovery: float = 10.0
+    free: dict[DeviceId, int | None] = field(default_factory=dict)
+    measured_at: float | None = None
+    _holders: dict[InstanceId, _Holder] = field(default_factory=dict)
+    _returning: dict[InstanceId, _Returning] = field(default_factory=dict)
+
+    # --- what happens ---
+
+    def claim(self, holder: InstanceId, footprint: Footprint, order: int) -> None:
+        """Book for a plan: it counts for every younger claim and for every newcomer."""
+        assert holder not in self._holders, f"{holder} holds already"
+        self._holders[holder] = _Holder(dict(footprint), claim=order)
+
+    def reserve(self, holder: InstanceId, footprint: Footprint | None = None) -> None:
+        """Turn a claim into a reservation, or reserve outright for a child that is already there."""
+        if footprint is not None:
+            self._holders[holder] = _Holder(dict(footprint))
+        self._holders[holder].claim = None
+
+    def settle(self, holder: InstanceId, footprint: Footprint) -> None:
+        """The host knows better than the estimate; what is measured stays the least."""
+        held = self._holders[holder]
+        held.reserved = dict(footprint)
+        self._raise_to_used(held)
+
+    def forget(self, holder: InstanceId) -> None:
+        """A claim that never became a child."""
+        del self._holders[holder]
+
+    def exited(self, holder: InstanceId, now: float) -> None:
+        held = self._holders.pop(holder)
+        self._returning[holder] = _Returning(
+            exited_at=now,
+            deadline=now + self.recovery,
+            used={d: b for d, b in held.used.items() if b > 0},
+            promised={
+                d: r - held.used.get(d, 0) for d, r in held.reserved.items() if r > held.used.get(d, 0)
+            },
+            booked=held.reserved,
+            free_then=dict(self.free),
+        )
+
+    def measure(
+        self, free: Mapping[DeviceId, int | None], used: Mapping[InstanceId, Footprint], at: float, now: float
+    ) -> None:
+        """Take a measurement whose sampling began at `at`. An older one than the last is ignored."""
+        if self.measured_at is not None and at < self.measured_at:
+            return
+        self.measured_at = at
+        self.free.update({d: f for d, f in free.items() if d in self.devices})
+        for name, bytes_ in used.items():
+            held = self._holders.get(name)
+            if held is not None and held.claim is None:
+                held.used = bytes_
+                self._raise_to_used(held)
+        for name, gone in list(self._returning.items()):
+            self._see_return(name, gone, at, now)
+
+    def expire(self, now: float) -> None:
+        """Give up waiting for memory that did not come back: from now on it is simply not free."""
+        for name, gone in list(self._returning.items()):
+            if gone.deadline <= now:
+                del self._returning[name]
+
+    def replace_devices(self, devices: Iterable[Device]) -> None:
+        self.devices = {d.id: d for d in devices}
+        self.free = {d: f for d, f in self.free.items() if d in self.devices}
+
+    def lose(self, devices: Iterable[DeviceId]) -> None:
+        """Nothing is known of these devices until they are measured again."""
+        self.free.update(dict.fromkeys(devices, None))
+
+    # --- what it comes to ---
+
+    def room(self, device: DeviceId, *, before: int | None = None) -> int | None:
+        """Bytes a newcomer may take right now. Claims count, or only those older than `before`. None:
+        unknown device or health.
+        """
+        return self._room(device, leaving=(), before=before, expected=False)
+
+    def fits(self, footprint: Footprint, *, before: int | None = None) -> bool:
+        """Whether the room is real on every device at once."""
+        for device, need in footprint.items():
+            room = self.room(device, before=before)
+            if need > 0 and (room is None or need > room):
+                return False
+        return True
+
+    def shortfall(
+        self, footprint: Footprint, *, leaving: Collection[InstanceId], before: int | None = None
+    ) -> dict[DeviceId, int]:
+        """Bytes missing per device once the `leaving` are gone and all that is on its way back has come."""
+        short = {}
+        for device, need in footprint.items():
+            if need <= 0:
+                continue
+            room = self._room(device, leaving=leaving, before=before, expected=True)
+            missing = need - (room if room is not None else 0)
+            if missing > 0:
+                short[device] = missing
+        return short
+
+    def impossible(self, footprint: Footprint) -> bool:
+        """Whether not even an empty machine could hold it."""
+        for device, need in footprint.items():
+            known = self.devices.get(device)
+            if known is None or (known.margin > 0 and need + known.margin > known.total):
+                return True
+        return False
+
+    def reserved(self, holder: InstanceId) -> Footprint:
+        return self._holders[holder].reserved
+
+    def used(self, holder: InstanceId) -> Footprint:
+        return self._holders[holder].used
+
+    def holders(self) -> Collection[InstanceId]:
+        return self._holders.keys()
+
+    def promised(self, device: DeviceId) -> int:
+        """G: reserved by ours on this device and not yet taken, claims not included."""
+        live = sum(
+            max(0, h.reserved.get(device, 0) - h.used.get(device, 0))
+            for h in self._holders.values()
+            if h.claim is None
+        )
+        return live + sum(g.promised.get(device, 0) for g in self._returning.values())
+
+    def returning(self, device: DeviceId) -> int:
+        """V: used by children that exited, not yet measured back."""
+        return sum(g.used.get(device, 0) for g in self._returning.values())
+
+    def used_by_ours(self, device: DeviceId) -> int:
+        return sum(h.used.get(device, 0) for h in self._holders.values())
+
+    def booked(self, device: DeviceId) -> int:
+        return sum(h.reserved.get(device, 0) for h in self._holders.values())
+
+    def others(self, device: DeviceId) -> int | None:
+        """What is used and not ours: other programs, and whatever the driver keeps."""
+        free = self.free.get(device)
+        if free is None:
+            return None
+        total = self.devices[device].total
+        return max(0, total - free - self.used_by_ours(device) - self.returning(device))
+
+    def next_deadline(self) -> float | None:
+        return min((g.deadline for g in self._returning.values()), default=None)
+
+    def check(self) -> None:
+        """Every invariant, or AssertionError."""
+        for name, held in self._holders.items():
+            assert all(b >= 0 for b in held.reserved.values()), f"{name} reserves less than nothing"
+            if held.claim is None:
+                for device, bytes_ in held.used.items():
+                    assert device not in self.devices or held.reserved.get(device, 0) >= bytes_, (
+                        f"{name} uses more than it reserved"
+                    )
+        assert not self._holders.keys() & self._returning.keys(), "a holder both lives and returns"
+
+    # --- steps of the above ---
+
+    def _room(
+        self, device: DeviceId, *, leaving: Collection[InstanceId], before: int | None, expected: bool
+    ) -> int | None:
+        known = self.devices.get(device)
+        if known is None:
+            return None
+        free = self.free.get(device)
+        if free is None:
+            return None
+        if known.margin <= 0:
+            return UNBOUNDED
+        by_measure = free - known.margin
+        by_books = known.total - known.margin
+        for name, held in self._holders.items():
+            reserved = held.reserved.get(device, 0)
+            if held.claim is not None:
+                if name not in leaving and (before is None or held.claim < before):
+                    by_measure -= reserved
+                    by_books -= reserved
+                continue
+            used = held.used.get(device, 0)
+            if name in leaving:
+                by_measure += used
+                continue
+            by_measure -= max(0, reserved - used)
+            by_books -= reserved
+        for gone in self._returning.values():
+            if expected:
+                by_measure += gone.used.get(device, 0)
+            else:
+                by_measure -= gone.promised.get(device, 0)
+                by_books -= gone.booked.get(device, 0)
+        return min(by_measure, by_books)
+
+    def _see_return(self, name: InstanceId, gone: _Returning, at: float, now: float) -> None:
+        if at < gone.exited_at:
+            return
+        gone.promised = {}
+        gone.booked = NOTHING
+        for device, bytes_ in list(gone.used.items()):
+            free, then = self.free.get(device), gone.free_then.get(device)
+            if free is None or then is None or free - then >= bytes_ * RETURNED_SHARE:
+                del gone.used[device]
+        if not gone.used or gone.deadline <= now:
+            del self._returning[name]
+
+    def _raise_to_used(self, held: _Holder) -> None:
+        for device, bytes_ in held.used.items():
+            if device in self.devices and bytes_ > held.reserved.get(device, 0):
+                held.reserved[device] = bytes_

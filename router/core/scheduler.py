@@ -1,0 +1,660 @@
+"""The whole decision: `handle(event, now)` changes the books and answers with commands.
+
+An event is told in three steps: what it changes by itself; then one pass that brings everything up to date
+(what expired, whose plan is forsaken, who is granted, which plan's room is real, who can be planned); then
+the commands, in the order in which they were decided. Nothing here waits, reads a clock or calls back.
+`planner` decides who makes room for whom."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterable, Mapping
+
+from router.core import explain, planner, refusals
+from router.core.forecast import Forecast
+from router.core.ledger import Ledger
+from router.core.planner import Claim, Plan, Reject, Wait
+from router.core.policy import Policy
+from router.core.state import Books, Held, Instance, Record, Settings, Waiter
+from router.core.types import (
+    Acquire,
+    Adopted,
+    Cause,
+    Command,
+    Device,
+    Event,
+    Exited,
+    Grant,
+    HostLost,
+    InstanceId,
+    LeaseId,
+    Measured,
+    Model,
+    ModelName,
+    Placement,
+    Ready,
+    Refuse,
+    Release,
+    Reloaded,
+    Start,
+    State,
+    Stop,
+    Tick,
+    Unload,
+)
+from router.core.views import Explanation, Snapshot
+from router.errors import RouterError
+
+__all__ = ["Scheduler", "Settings"]
+
+#: Reasons to drain that outlive the plan of whoever wanted the room.
+_FINAL = (Cause.UNLOADED, Cause.RELOADED)
+
+
+class Scheduler:
+    """Told events in order with a clock that does not go back; single-threaded, synchronous,
+    deterministic.
+    """
+
+    def __init__(
+        self,
+        models: Mapping[ModelName, Model],
+        devices: Iterable[Device],
+        policy: Policy,
+        settings: Settings | None = None,
+    ) -> None:
+        settings = settings or Settings()
+        ledger = Ledger({d.id: d for d in devices}, settings.recovery)
+        self._books = Books(ledger, policy, settings)
+        for model in models.values():
+            self._books.records[model.name] = Record(model, Forecast(model.load_seconds))
+        self._now = 0.0
+        self._order = 0
+        self._ids: dict[ModelName, int] = {}
+        self._deadlines: list[tuple[float, int, LeaseId]] = []
+        self._demands: dict[ModelName, Record] = {}
+        self._plans: dict[InstanceId, Instance] = {}
+        self._waits: dict[ModelName, Wait] = {}
+        self._wake: float | None = None
+        self._commands: list[Command] = []
+
+    # --- the four calls ---
+
+    def handle(self, event: Event, now: float) -> list[Command]:
+        """Take one event and return what to do about it, in order."""
+        self._now = now = max(now, self._now)
+        self._commands = []
+        match event:
+            case Acquire():
+                self._acquired(event, now)
+            case Release():
+                self._released(event, now)
+            case Ready():
+                self._became_ready(event, now)
+            case Exited():
+                self._exited(event, now)
+            case Measured():
+                self._measured(event, now)
+            case Adopted():
+                self._adopted(event, now)
+            case Unload():
+                self._unloaded(event, now)
+            case HostLost():
+                self._host_lost(event, now)
+            case Reloaded():
+                self._reloaded(event, now)
+            case Tick():
+                pass
+        self._bring_up_to_date(now)
+        return self._commands
+
+    def next_deadline(self) -> float | None:
+        """When `Tick` is due at the latest, or None. The shell re-arms one timer after every `handle`."""
+        while self._deadlines and not isinstance(self._books.leases.get(self._deadlines[0][2]), Waiter):
+            heapq.heappop(self._deadlines)
+        times = [self._wake, self._books.ledger.next_deadline()]
+        if self._deadlines:
+            times.append(self._deadlines[0][0])
+        for one in self._books.instances.values():
+            times.append(self._books.expires_at(one))
+            times.append(one.kill_at)
+        return min((t for t in times if t is not None), default=None)
+
+    def snapshot(self, now: float) -> Snapshot:
+        return explain.snapshot(self._books, self._ordered_demands(now), self._waits, now)
+
+    def explain(self, model: ModelName, now: float) -> Explanation:
+        """Why a model is where it is. Raises ModelNotFound."""
+        record = self._books.records.get(model)
+        if record is None or record.vanished:
+            raise refusals.unknown(model, self._names())
+        return explain.explain(self._books, record, self._waits.get(model), now)
+
+    # --- what an event changes by itself ---
+
+    def _acquired(self, event: Acquire, now: float) -> None:
+        """1 unknown, 2 unusable, 3 resident: granted now, 4 backing off, 5 queue full, 6 piggyback on a
+        drain, 7 waits.
+        """
+        books = self._books
+        assert event.lease not in books.leases, f"lease {event.lease} was asked for twice"
+        record = books.records.get(event.model)
+        if record is None or record.vanished:
+            self._refuse(event.lease, refusals.unknown(event.model, self._names()))  # 1
+            return
+        record.requests += 1
+        record.forecast.requested(now)
+        self._note_return(record, now)
+        if record.model.error is not None:
+            self._refuse(event.lease, record.model.error)  # 2
+            return
+        waiter = self._waiter(event, record, now)
+        instance = record.open_instance()
+        if instance is not None:
+            record.hits += 1
+            self._grant(waiter, instance, now, "already_loaded")  # 3
+            return
+        if record.retry_at is not None and record.retry_at > now and not record.has_coming():
+            self._refuse(event.lease, refusals.backing_off(record, now))  # 4
+            return
+        if self._queue_length() >= books.settings.queue_limit:
+            self._refuse(event.lease, refusals.queue_full(books.settings.queue_limit))  # 5
+            return
+        draining = self._piggyback(record, event, now)
+        if draining is not None:
+            record.hits += 1
+            self._grant(waiter, draining, now, "already_loaded")  # 6
+            return
+        books.leases[event.lease] = waiter  # 7
+        record.join(waiter)
+        self._demands[event.model] = record
+        heapq.heappush(self._deadlines, (waiter.deadline, waiter.order, waiter.lease))
+
+    def _released(self, event: Release, now: float) -> None:
+        lease = self._books.leases.get(event.lease)
+        match lease:
+            case Waiter():
+                self._leave_queue(lease)
+            case Held():
+                del self._books.leases[event.lease]
+                self._give_back(lease, now)
+            case None:
+                pass  # refused already: the shell releases always
+
+    def _became_ready(self, event: Ready, now: float) -> None:
+        one = self._books.instances.get(event.instance)
+        if one is None or one.state is not State.STARTING:
+            return  # it was told to stop while it loaded
+        one.move(State.READY)
+        one.ready_at = one.last_used = now
+        assert one.started_at is not None, "it was STARTING"
+        self._books.record_of(one).forecast.loaded(now - one.started_at)
+        if event.footprint is not None:
+            self._books.ledger.settle(one.id, event.footprint)
+
+    def _exited(self, event: Exited, now: float) -> None:
+        """1 refused by its host for memory, 2 died while loading, 3 died in service before it served
+        anyone, 4 ended as told.
+        """
+        one = self._books.instances.get(event.instance)
+        if one is None:
+            return
+        assert one.is_live, f"{one.id} exited before it was started"
+        record, was = self._books.record_of(one), one.state
+        self._remove(one, now)
+        if event.no_room and was is State.STARTING:
+            record.hold_until_measured = now  # 1
+        elif was is State.STARTING:
+            self._count_failure(record, event.error, now)  # 2
+            self._refuse_failed(record, event.error, now)
+        elif was in (State.READY, State.DRAINING) and one.completed == 0:
+            self._count_failure(record, event.error, now)  # 3
+        self._forget_vanished(record)  # 4
+
+    def _measured(self, event: Measured, now: float) -> None:
+        at = event.at if event.at is not None else now
+        self._books.ledger.measure(event.free, event.used, at, now)
+        for record in self._demands.values():
+            if record.hold_until_measured is not None and record.hold_until_measured <= at:
+                record.hold_until_measured = None
+
+    def _adopted(self, event: Adopted, now: float) -> None:
+        if event.instance in self._books.instances:
+            return
+        record = self._books.records.get(event.model)
+        if record is None:
+            # It is ours to end, so it is ours to count until it has ended.
+            model = Model(event.model, (event.placement,), event.definition)
+            record = self._books.records[event.model] = Record(
+                model, Forecast(model.load_seconds), vanished=True
+            )
+        order = self._next_order()
+        one = Instance(event.instance, record.model, event.placement, order, now, state=State.READY)
+        one.started_at = one.ready_at = one.last_used = now
+        one.completed = 1
+        self._books.instances[one.id] = record.instances[one.id] = one
+        self._books.ledger.reserve(one.id, event.placement.footprint)
+        if record.vanished or record.model.definition != event.definition:
+            self._retire(one, Cause.RELOADED)
+
+    def _unloaded(self, event: Unload, now: float) -> None:
+        record = self._books.records.get(event.model)
+        if record is None:
+            return
+        limit = self._books.settings.unload_deadline if event.deadline is None else event.deadline
+        for one in list(record.instances.values()):
+            match one.state:
+                case State.PLANNED:
+                    self._cancel(one)
+                    self._refuse_all(record, refusals.unloaded(event.model))
+                case State.STARTING:
+                    self._stop(one, Cause.UNLOADED)
+                    self._refuse_all(record, refusals.unloaded(event.model))
+                case State.READY | State.DRAINING:
+                    self._retire(one, Cause.UNLOADED)
+                    if one.state is State.DRAINING:
+                        one.kill_at = now + limit if one.kill_at is None else min(one.kill_at, now + limit)
+                        if event.force:
+                            self._stop(one, Cause.UNLOADED)
+                case State.STOPPING:
+                    pass
+
+    def _host_lost(self, event: HostLost, now: float) -> None:
+        """Its children are gone; whoever waited for one there is planned anew, on what is left."""
+        for one in list(self._books.instances.values()):
+            if one.placement.host == event.host:
+                if one.is_live:
+                    self._remove(one, now)
+                else:
+                    self._cancel(one)
+        self._books.ledger.lose(
+            d for d, known in self._books.ledger.devices.items() if known.host == event.host
+        )
+
+    def _reloaded(self, event: Reloaded, now: float) -> None:
+        if event.devices is not None:
+            self._books.ledger.replace_devices(event.devices)
+        for name, record in list(self._books.records.items()):
+            new = event.models.get(name)
+            if new is None:
+                record.vanished = True
+                self._refuse_all(record, refusals.unknown(name, event.models))
+            elif new.definition != record.model.definition:
+                record.failures, record.retry_at, record.last_error = 0, None, None
+            if new is None or new.definition != record.model.definition or record.vanished:
+                for one in list(record.instances.values()):
+                    self._retire(one, Cause.RELOADED)
+            if new is not None:
+                record.model, record.vanished = new, False
+            self._forget_vanished(record)
+        for name, model in event.models.items():
+            if name not in self._books.records:
+                self._books.records[name] = Record(model, Forecast(model.load_seconds))
+
+    # --- the pass ---
+
+    def _bring_up_to_date(self, now: float) -> None:
+        self._refuse_overdue(now)
+        self._books.ledger.expire(now)
+        self._end_what_is_over(now)
+        if not self._demands and not self._plans:
+            self._wake = None
+            self._waits.clear()
+            self._add_replicas(now)
+            return
+        self._drop_forsaken_plans()
+        self._grant_waiters(now)
+        self._start_plans(now)
+        self._plan_demands(now)
+        self._start_plans(now)
+        self._add_replicas(now)
+
+    def _refuse_overdue(self, now: float) -> None:
+        while self._deadlines and self._deadlines[0][0] <= now:
+            _, _, name = heapq.heappop(self._deadlines)
+            waiter = self._books.leases.get(name)
+            if isinstance(waiter, Waiter):
+                record = self._books.records[waiter.model]
+                words = explain.waits_for(self._books, record, self._waits.get(waiter.model))
+                self._leave_queue(waiter)
+                self._refuse(name, refusals.timed_out(waiter, now, words))
+
+    def _end_what_is_over(self, now: float) -> None:
+        """Drained and empty, past an operator's deadline, or idle longer than its TTL."""
+        for one in list(self._books.instances.values()):
+            if one.state is State.DRAINING:
+                assert one.cause is not None, "whoever drains has a cause"
+                if not one.leases or (one.kill_at is not None and one.kill_at <= now):
+                    self._stop(one, one.cause, one.for_model)
+            elif (expires := self._books.expires_at(one)) is not None and expires <= now:
+                self._stop(one, Cause.EXPIRED)
+
+    def _drop_forsaken_plans(self) -> None:
+        """A plan nobody waits for any more is given up; the victims it only drained serve on."""
+        for one in list(self._plans.values()):
+            if not self._books.record_of(one).waiting:
+                self._cancel(one)
+
+    def _grant_waiters(self, now: float) -> None:
+        """A resident model's waiters are all granted at once, whoever else waits."""
+        for record in list(self._demands.values()):
+            if record.open_instance() is None:
+                continue
+            for waiter in sorted(record.waiters(), key=lambda w: (-w.priority.weight, w.order)):
+                instance = record.open_instance()
+                assert instance is not None, "granting closes nobody"
+                self._leave_queue(waiter)
+                started = instance.started_at if instance.started_at is not None else now
+                self._grant(waiter, instance, now, "queued" if waiter.since < started else "loaded")
+
+    def _start_plans(self, now: float) -> None:
+        """Start the plans whose room is real, the oldest first; give up those whose room will not come
+        after all.
+        """
+        for one in list(self._plans.values()):
+            if self._room_is_real(one):
+                self._start(one, now)
+            elif not self._room_will_come(one):
+                self._cancel(one)
+
+    def _plan_demands(self, now: float) -> None:
+        """Ask the planner for every demand without an instance, the most pressing first."""
+        self._wake = None
+        ahead: list[Claim] = []
+        waits: dict[ModelName, Wait] = {}
+        for record in self._ordered_demands(now):
+            if record.has_coming():
+                continue
+            if record.hold_until_measured is not None:
+                waits[record.model.name] = Wait("measure")
+                continue
+            decision = planner.plan(self._books, record, now, ahead)
+            match decision:
+                case Plan():
+                    record.starved_since = None
+                    self._book(record, decision, now)
+                case Reject(error):
+                    record.starved_since = None
+                    self._refuse_all(record, error)
+                case Wait():
+                    waits[record.model.name] = decision
+                    self._note_wait(record, decision, ahead, now)
+        self._waits = waits
+
+    def _add_replicas(self, now: float) -> None:
+        """A further replica only into room that is free now, and only while nobody waits for room."""
+        if self._plans or self._demands:
+            return
+        for record in self._books.records.values():
+            model = record.model
+            if model.replica_max <= 1 and model.replicas <= 1:
+                continue
+            if self._wants_replica(record, now):
+                for place in sorted(model.placements, key=lambda p: p.tier):
+                    one = self._new_instance(record, place, frozenset(), now)
+                    if self._room_is_real(one):
+                        self._start(one, now)
+                        break
+                    self._cancel(one)
+
+    # --- steps of the pass ---
+
+    def _note_wait(self, record: Record, wait: Wait, ahead: list[Claim], now: float) -> None:
+        if wait.kind == "foreign":
+            record.starved_since = now if record.starved_since is None else record.starved_since
+        else:
+            record.starved_since = None
+        self._wake_at(wait.until)
+        if not self._books.policy.evicts:
+            return
+        overdue, due = planner.is_overdue(self._books, record, now)
+        if not overdue:
+            self._wake_at(due)
+        elif wait.placement is not None and wait.kind == "busy":
+            ahead.append(Claim(record, wait.placement))
+
+    def _book(self, record: Record, decision: Plan, now: float) -> None:
+        name = record.model.name
+        victims = frozenset(decision.stop + decision.drain)
+        one = self._new_instance(record, decision.placement, victims, now)
+        for victim in decision.stop:
+            leaver = self._books.instances[victim]
+            cause = Cause.ABORTED if leaver.state is State.STARTING else Cause.EVICTED
+            self._stop(leaver, cause, name)
+        for victim in decision.drain:
+            self._drain(self._books.instances[victim], Cause.EVICTED, one.model.name)
+
+    def _new_instance(
+        self, record: Record, place: Placement, victims: frozenset[InstanceId], now: float
+    ) -> Instance:
+        name = record.model.name
+        self._ids[name] = number = self._ids.get(name, 0) + 1
+        one = Instance(f"{name}#{number}", record.model, place, self._next_order(), now, victims=victims)
+        self._books.instances[one.id] = record.instances[one.id] = self._plans[one.id] = one
+        self._books.ledger.claim(one.id, place.footprint, one.order)
+        return one
+
+    def _room_is_real(self, one: Instance) -> bool:
+        books = self._books
+        limit = books.settings.models_max
+        before = sum(1 for o in books.instances.values() if o.is_live or (o.order < one.order))
+        if limit > 0 and before + 1 > limit:
+            return False
+        if any(rival.is_live or rival.order < one.order for rival in books.conflicts(one.model)):
+            return False
+        return books.ledger.fits(one.placement.footprint, before=one.order)
+
+    def _room_will_come(self, one: Instance) -> bool:
+        """Whether those who leave make the room that the plan counts on; a stranger may have taken it
+        meanwhile.
+        """
+        books = self._books
+        if planner.slots_missing(books, before=one.order):
+            return False
+        if any(
+            not rival.is_leaving and (rival.is_live or rival.order < one.order)
+            for rival in books.conflicts(one.model)
+        ):
+            return False
+        short = books.ledger.shortfall(
+            one.placement.footprint, leaving=planner.leaving(books), before=one.order
+        )
+        return not short
+
+    def _start(self, one: Instance, now: float) -> None:
+        one.move(State.STARTING)
+        one.started_at = now
+        del self._plans[one.id]
+        self._books.ledger.reserve(one.id)
+        self._commands.append(Start(one.id, one.model.name, one.placement, tuple(sorted(one.victims))))
+
+    def _cancel(self, plan: Instance) -> None:
+        """Give a plan up: its claim goes, and the victims that only drain for it open their gates again."""
+        assert plan.state is State.PLANNED, f"{plan.id} is no plan any more"
+        self._books.ledger.forget(plan.id)
+        self._delete(plan)
+        wanted: set[InstanceId] = set().union(*(other.victims for other in self._plans.values()))
+        for victim in sorted(plan.victims - wanted):
+            one = self._books.instances.get(victim)
+            if one is not None and one.state is State.DRAINING and one.cause not in _FINAL:
+                one.move(State.READY)
+                one.cause = one.for_model = one.drain_end = None
+
+    def _stop(self, one: Instance, cause: Cause, for_model: ModelName | None = None) -> None:
+        one.move(State.STOPPING)
+        one.cause, one.for_model, one.kill_at = cause, for_model, None
+        if cause is Cause.EVICTED:
+            record = self._books.record_of(one)
+            record.evictions += 1
+            record.evicted_at, record.evicted_for = self._now, for_model
+        self._commands.append(Stop(one.id, cause, for_model))
+
+    def _drain(self, one: Instance, cause: Cause, for_model: ModelName | None = None) -> None:
+        one.move(State.DRAINING)
+        one.cause, one.for_model = cause, for_model
+        one.drain_end = max((held.expected_end for held in one.leases.values()), default=self._now)
+
+    def _retire(self, one: Instance, cause: Cause) -> None:
+        """It shall go for good, but nobody who uses it is cut off."""
+        match one.state:
+            case State.PLANNED:
+                self._cancel(one)
+            case State.STARTING:
+                self._stop(one, cause)
+            case State.READY if one.leases:
+                self._drain(one, cause)
+            case State.READY:
+                self._stop(one, cause)
+            case State.DRAINING:
+                one.cause, one.for_model = cause, None
+            case State.STOPPING:
+                pass
+
+    def _remove(self, one: Instance, now: float) -> None:
+        """The child is gone: its leases live on without it until their own ends."""
+        self._books.ledger.exited(one.id, now)
+        self._delete(one)
+        for held in one.leases.values():
+            held.instance = None
+        self._note_idle(self._books.record_of(one), now)
+
+    def _delete(self, one: Instance) -> None:
+        del self._books.instances[one.id]
+        del self._books.record_of(one).instances[one.id]
+        self._plans.pop(one.id, None)
+
+    # --- leases and waiters ---
+
+    def _waiter(self, event: Acquire, record: Record, now: float) -> Waiter:
+        timeout = self._books.settings.queue_timeout if event.timeout is None else event.timeout
+        return Waiter(
+            lease=event.lease,
+            model=event.model,
+            since=now,
+            deadline=now + timeout,
+            priority=event.priority or record.model.priority,
+            order=self._next_order(),
+            keep_alive=event.keep_alive,
+            size=event.size,
+        )
+
+    def _grant(self, waiter: Waiter, one: Instance, now: float, action: str) -> None:
+        expected = now + self._books.record_of(one).forecast.hold_seconds(waiter.size)
+        held = Held(waiter.lease, one, now, expected, waiter.size)
+        self._books.leases[waiter.lease] = one.leases[waiter.lease] = held
+        one.last_used = now
+        if waiter.keep_alive is not None:
+            one.keep_alive = waiter.keep_alive
+        self._commands.append(Grant(waiter.lease, one.id, action))
+
+    def _give_back(self, held: Held, now: float) -> None:
+        one = held.instance
+        if one is None:
+            return
+        record = self._books.record_of(one)
+        del one.leases[held.lease]
+        one.last_used = now
+        one.completed += 1
+        record.failures, record.retry_at, record.last_error = 0, None, None
+        record.forecast.held(now - held.granted_at, held.size)
+        self._note_idle(record, now)
+
+    def _leave_queue(self, waiter: Waiter) -> None:
+        record = self._books.records[waiter.model]
+        record.leave(waiter)
+        del self._books.leases[waiter.lease]
+        if not record.waiting:
+            record.starved_since = record.hold_until_measured = None
+            self._demands.pop(waiter.model, None)
+            self._forget_vanished(record)
+
+    def _refuse(self, lease: LeaseId, error: RouterError) -> None:
+        self._commands.append(Refuse(lease, error))
+
+    def _refuse_all(self, record: Record, error: RouterError) -> None:
+        for waiter in sorted(record.waiters(), key=lambda w: w.order):
+            self._leave_queue(waiter)
+            self._refuse(waiter.lease, error)
+
+    def _refuse_failed(self, record: Record, error: RouterError | None, now: float) -> None:
+        """All who waited for the load learn why it failed, unless another instance will serve them."""
+        if not record.has_coming():
+            retry_after = max(0.0, (record.retry_at or now) - now)
+            self._refuse_all(record, refusals.load_failed(record.model.name, error, retry_after))
+
+    def _piggyback(self, record: Record, event: Acquire, now: float) -> Instance | None:
+        """A draining instance that this request, as predicted, leaves before its last lease does: it costs
+        the drain nothing.
+        """
+        end = now + record.forecast.hold_seconds(event.size)
+        for one in record.instances.values():
+            is_drained_for_another = one.state is State.DRAINING and one.leases and one.cause not in _FINAL
+            if is_drained_for_another and one.drain_end is not None and end <= one.drain_end:
+                return one
+        return None
+
+    def _wants_replica(self, record: Record, now: float) -> bool:
+        ready = [one for one in record.instances.values() if one.state is State.READY]
+        if not ready or record.vanished or len(ready) < len(record.instances):
+            return False  # none yet, or one is on its way up or down
+        if record.retry_at is not None and record.retry_at > now:
+            return False
+        if len(ready) < record.model.replicas:
+            return True
+        full = record.model.target_inflight
+        return (
+            len(ready) < record.model.replica_max
+            and full > 0
+            and all(len(one.leases) >= full for one in ready)
+        )
+
+    # --- bookkeeping ---
+
+    def _count_failure(self, record: Record, error: RouterError | None, now: float) -> None:
+        settings = self._books.settings
+        record.failures += 1
+        record.last_error = error
+        pause = settings.backoff_initial * 2.0 ** min(record.failures - 1, 32)
+        record.retry_at = now + min(pause, settings.backoff_max)
+
+    def _note_return(self, record: Record, now: float) -> None:
+        """Learn how long the model was idle before it was asked for again."""
+        if record.last_idle_at is not None:
+            record.forecast.came_back(now - record.last_idle_at)
+            record.last_idle_at = None
+
+    def _note_idle(self, record: Record, now: float) -> None:
+        if not record.waiting and not any(one.leases for one in record.instances.values()):
+            record.last_idle_at = now
+
+    def _forget_vanished(self, record: Record) -> None:
+        if record.vanished and not record.instances and not record.waiting:
+            self._books.records.pop(record.model.name, None)
+
+    def _ordered_demands(self, now: float) -> list[Record]:
+        """The most pressing first: the longest weighted wait, then the order of arrival."""
+
+        def pressure(record: Record) -> tuple[float, int]:
+            heads = list(record.heads())
+            weighted = max(w.priority.weight * (now - w.since) for w in heads)
+            return (-weighted, min(w.order for w in heads))
+
+        return sorted(self._demands.values(), key=pressure)
+
+    def _wake_at(self, when: float | None) -> None:
+        if when is not None and (self._wake is None or when < self._wake):
+            self._wake = when
+
+    def _queue_length(self) -> int:
+        return sum(record.waiting for record in self._demands.values())
+
+    def _next_order(self) -> int:
+        self._order += 1
+        return self._order
+
+    def _names(self) -> list[str]:
+        return [name for name, record in self._books.records.items() if not record.vanished]
+
+    def check(self) -> None:
+        """Every invariant, or AssertionError."""
+        explain.check(self._books, self._demands, self._plans)
