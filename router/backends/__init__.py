@@ -14,7 +14,9 @@ class Launch:
     it made.
 
     `env` is the whole environment of the child, not an addition. `stall_seconds`: no progress in its log
-    or memory for that long means hung; `timeout_seconds` bounds the load altogether. Times in seconds."""
+    or memory for that long means hung; `timeout_seconds` bounds the load altogether. Times in seconds.
+    `out_of_memory_texts`: one of them in its last log lines says that it ended for want of memory.
+    """
 
     argv: tuple[str, ...]
     env: Mapping[str, str] = field(default_factory=dict)
@@ -24,3 +26,4 @@ class Launch:
     stall_seconds: float = 120.0
     timeout_seconds: float = 1800.0
     log_max_bytes: int = 16 << 20
+    out_of_memory_texts: tuple[str, ...] = ()

@@ -1,0 +1,309 @@
+"""What outlives the router, in one sqlite file: records of its children, load times, learned footprints.
+
+It is never worth stopping for: a database that is damaged or newer than this program is moved aside, and
+where nothing can be written (disk full, read-only) the store goes on in memory, after one warning.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import sqlite3
+import time
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final, Self, TypeVar
+
+from router.core.types import Placement
+
+_logger = logging.getLogger("router.store")
+_T = TypeVar("_T")
+
+SCHEMA_VERSION: Final = 1
+_SCHEMA: Final = """
+CREATE TABLE processes (
+    instance    TEXT PRIMARY KEY,
+    model       TEXT NOT NULL,
+    definition  TEXT NOT NULL,
+    placement   TEXT NOT NULL,
+    pid         INTEGER,
+    start_time  INTEGER,
+    boot_id     TEXT NOT NULL,
+    argv_hash   TEXT NOT NULL,
+    socket      TEXT NOT NULL,
+    log         TEXT NOT NULL,
+    health_path TEXT NOT NULL,
+    is_ready    INTEGER NOT NULL,
+    started_at  REAL NOT NULL
+) STRICT;
+CREATE TABLE load_times (
+    definition TEXT PRIMARY KEY,
+    seconds    REAL NOT NULL,
+    count      INTEGER NOT NULL,
+    updated_at REAL NOT NULL
+) STRICT;
+CREATE TABLE footprints (
+    key        TEXT NOT NULL,
+    shape      TEXT NOT NULL,
+    bytes      TEXT NOT NULL,
+    samples    INTEGER NOT NULL,
+    updated_at REAL NOT NULL,
+    PRIMARY KEY (key, shape)
+) STRICT;
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessRecord:
+    """One child, written before it can hold memory (`pid` None until it is born). Times are Unix time."""
+
+    instance: str
+    model: str
+    definition: str
+    placement: Placement
+    socket: str
+    log: str
+    pid: int | None = None
+    start_time: int | None = None
+    boot_id: str = ""
+    argv_hash: str = ""
+    health_path: str = "/health"
+    is_ready: bool = False
+    started_at: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class LoadTime:
+    """Seconds from start to ready, averaged so that a new measurement weighs at least a quarter."""
+
+    seconds: float
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class LearnedFootprint:
+    """Measured bytes per place of a placement (not per device id: identical cards share what was learned)."""
+
+    bytes: tuple[int, ...]
+    samples: int
+    updated_at: float = field(default=0.0, compare=False)
+
+
+class Store:
+    """An async context manager. All calls run in turn in a thread of its own; none raises for the disk.
+
+    `path` None keeps everything in memory. `is_persistent` tells whether the last write reached the disk.
+    """
+
+    def __init__(self, path: Path | None) -> None:
+        self.path = path
+        self.is_persistent = path is not None
+        self._database: sqlite3.Connection | None = None
+        self._thread: ThreadPoolExecutor | None = None
+
+    async def __aenter__(self) -> Self:
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="store")
+        self._database = await self._in_thread(self._open)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        thread, self._thread = self._thread, None
+        assert thread is not None, "closed twice"
+        thread.submit(self._close)
+        await asyncio.to_thread(thread.shutdown)
+
+    # --- records of children -------------------------------------------------------------------------------
+
+    async def put_process(self, record: ProcessRecord) -> None:
+        """Write or replace the record of `record.instance`."""
+        placement = json.dumps(
+            {
+                "host": record.placement.host,
+                "footprint": dict(record.placement.footprint),
+                "devices": record.placement.devices,
+                "args": record.placement.args,
+                "tier": record.placement.tier,
+            }
+        )
+        row = (
+            record.instance, record.model, record.definition, placement, record.pid, record.start_time,
+            record.boot_id, record.argv_hash, record.socket, record.log, record.health_path,
+            int(record.is_ready), record.started_at,
+        )  # fmt: skip
+        await self._write(f"INSERT OR REPLACE INTO processes VALUES ({','.join('?' * len(row))})", row)
+
+    async def delete_process(self, instance: str) -> None:
+        """Forget a child; unknown is fine."""
+        await self._write("DELETE FROM processes WHERE instance = ?", (instance,))
+
+    async def processes(self) -> tuple[ProcessRecord, ...]:
+        """All records, oldest first. One that cannot be read (a newer program's placement) is left out."""
+        rows = await self._read("SELECT * FROM processes ORDER BY started_at, instance")
+        return tuple(record for row in rows if (record := _record(row)) is not None)
+
+    # --- load times ----------------------------------------------------------------------------------------
+
+    async def put_load_time(self, definition: str, seconds: float) -> None:
+        """Add a measurement of how long a model with this definition takes to load."""
+        await self._write(
+            "INSERT INTO load_times VALUES (?, ?, 1, ?) ON CONFLICT (definition) DO UPDATE SET"
+            " seconds = seconds + (excluded.seconds - seconds) / MIN(count + 1, 4),"
+            " count = count + 1, updated_at = excluded.updated_at",
+            (definition, seconds, time.time()),
+        )
+
+    async def load_times(self) -> Mapping[str, LoadTime]:
+        """By definition."""
+        rows = await self._read("SELECT definition, seconds, count FROM load_times")
+        return {row[0]: LoadTime(row[1], row[2]) for row in rows}
+
+    # --- learned footprints --------------------------------------------------------------------------------
+
+    async def put_footprint(self, key: str, shape: str, learned: LearnedFootprint) -> None:
+        """Replace what is known of `key` (files, flags, binary) on devices of this `shape`."""
+        row = (key, shape, json.dumps(learned.bytes), learned.samples, learned.updated_at or time.time())
+        await self._write("INSERT OR REPLACE INTO footprints VALUES (?, ?, ?, ?, ?)", row)
+
+    async def footprints(self) -> Mapping[tuple[str, str], LearnedFootprint]:
+        """By (key, shape)."""
+        rows = await self._read("SELECT key, shape, bytes, samples, updated_at FROM footprints")
+        return {(row[0], row[1]): LearnedFootprint(tuple(json.loads(row[2])), row[3], row[4]) for row in rows}
+
+    async def forget_footprints(self, *, older_than: float) -> None:
+        """Drop what was not confirmed since that Unix time."""
+        await self._write("DELETE FROM footprints WHERE updated_at < ?", (older_than,))
+
+    # --- the thread ----------------------------------------------------------------------------------------
+
+    async def _in_thread(self, call: Callable[[], _T]) -> _T:
+        assert self._thread is not None, "the store is not open"
+        return await asyncio.get_running_loop().run_in_executor(self._thread, call)
+
+    async def _write(self, statement: str, row: tuple[object, ...]) -> None:
+        await self._in_thread(lambda: self._execute(statement, row))
+
+    async def _read(self, statement: str) -> list[tuple[Any, ...]]:
+        return await self._in_thread(lambda: self._execute(statement, ()))
+
+    def _execute(self, statement: str, row: tuple[object, ...]) -> list[tuple[Any, ...]]:
+        assert self._database is not None, "the store is not open"
+        try:
+            return self._database.execute(statement, row).fetchall()
+        except sqlite3.Error as error:
+            if not self.is_persistent:
+                raise
+            self._go_on_in_memory(error)
+            return self._database.execute(statement, row).fetchall()
+
+    def _go_on_in_memory(self, error: Exception) -> None:
+        _logger.warning(
+            "cannot use %s (%s): going on in memory; children of this router will not be adopted by the next",
+            self.path,
+            error,
+        )
+        self.is_persistent = False
+        on_disk, self._database = self._database, _connect(":memory:")
+        if on_disk is not None:
+            try:
+                on_disk.backup(self._database)
+            except sqlite3.Error:
+                self._database.close()
+                self._database = _connect(":memory:")
+            on_disk.close()
+        _migrate(self._database)
+
+    def _open(self) -> sqlite3.Connection:
+        if self.path is None:
+            database = _connect(":memory:")
+            _migrate(database)
+            return database
+        for _ in range(2):
+            try:
+                return _open_file(self.path)
+            except (_Unusable, sqlite3.DatabaseError) as error:
+                if isinstance(error, sqlite3.OperationalError):  # not the file's content: disk or permissions
+                    self._go_on_in_memory(error)
+                    break
+                _move_aside(self.path, error)
+            except OSError as error:
+                self._go_on_in_memory(error)
+                break
+        else:
+            self._go_on_in_memory(OSError("it is damaged and cannot be moved aside"))
+        assert self._database is not None, "in memory"
+        return self._database
+
+    def _close(self) -> None:
+        if self._database is not None:
+            self._database.close()
+            self._database = None
+
+
+class _Unusable(Exception):
+    """The file's content cannot be used; the message says why."""
+
+
+def _open_file(path: Path) -> sqlite3.Connection:
+    os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))  # sqlite would ask the umask
+    database = _connect(str(path))
+    try:
+        if database.execute("PRAGMA quick_check").fetchone() != ("ok",):
+            raise _Unusable("it is damaged")
+        _migrate(database)
+        database.execute("PRAGMA journal_mode = WAL")
+        # Safe against a crash of the router. A crash of the machine may lose a write, but also the children.
+        database.execute("PRAGMA synchronous = NORMAL")
+    except BaseException:
+        database.close()
+        raise
+    return database
+
+
+def _connect(name: str) -> sqlite3.Connection:
+    return sqlite3.connect(name, timeout=2.0, isolation_level=None, check_same_thread=False)
+
+
+def _migrate(database: sqlite3.Connection) -> None:
+    (version,) = database.execute("PRAGMA user_version").fetchone()
+    if version == 0:
+        database.executescript(f"BEGIN; {_SCHEMA} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;")
+    elif version != SCHEMA_VERSION:
+        raise _Unusable(f"its schema is version {version}, this program knows {SCHEMA_VERSION}")
+
+
+def _move_aside(path: Path, error: Exception) -> None:
+    aside = path.with_name(f"{path.name}.aside-{time.strftime('%Y%m%d-%H%M%S')}")
+    _logger.warning("cannot use %s (%s): moved to %s, beginning a new one", path, error, aside.name)
+    for suffix in ("-wal", "-shm"):
+        path.with_name(path.name + suffix).unlink(missing_ok=True)
+    path.replace(aside)
+
+
+def _record(row: Iterable[Any]) -> ProcessRecord | None:
+    values = dict(zip(_COLUMNS, row, strict=True))
+    try:
+        placement = json.loads(str(values["placement"]))
+        values["placement"] = Placement(
+            host=placement["host"],
+            footprint=placement["footprint"],
+            devices=tuple(placement["devices"]),
+            args=tuple(placement["args"]),
+            tier=placement["tier"],
+        )
+    except (ValueError, KeyError, TypeError):
+        return None
+    values["is_ready"] = bool(values["is_ready"])
+    return ProcessRecord(**values)
+
+
+_COLUMNS: Final = (
+    "instance", "model", "definition", "placement", "pid", "start_time", "boot_id", "argv_hash", "socket",
+    "log", "health_path", "is_ready", "started_at",
+)  # fmt: skip
