@@ -1,0 +1,114 @@
+"""One source of configuration, a file or the command line: its tables checked key by key against the tree."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, is_dataclass
+from pathlib import Path
+from typing import Any, Final, get_args, get_origin
+
+from router.config.nearest import KeyPath, did_you_mean, dotted, valid_keys
+from router.config.tree import Config
+from router.config.values import Wrong, absolute, convert, hints_of, shown
+
+_SECRETS: Final = frozenset({("server", "api_keys"), ("server", "admin_keys")})
+_NOT_KEYS: Final = frozenset({"source", "lines"})
+_KEYS: Final = tuple(key for key in valid_keys(Config) if key[0] not in _NOT_KEYS)
+_LEFT_OUT: Final = object()
+
+
+@dataclass(frozen=True, slots=True)
+class Reader:
+    """Turns tables into the same tables with values as the tree wants them.
+
+    What is wrong is left out and described in `problems`: `SOURCE:LINE: KEY = VALUE: REASON; WAY OUT`.
+    """
+
+    source: str
+    lines: Mapping[KeyPath, int]
+    folder: Path
+    problems: list[str]
+
+    def read(self, table: Mapping[str, Any]) -> dict[str, Any]:
+        return self._section(Config, table, ())
+
+    def describe(self, path: KeyPath, problem: str) -> str:
+        """`problem` of the key at `path`, with the line of that key or of the nearest table around it."""
+        known = (path[:length] for length in range(len(path), 0, -1))
+        line = next((self.lines[path] for path in known if path in self.lines), None)
+        where = self.source if line is None else f"{self.source}:{line}"
+        return f"{where}: {dotted(path)}{problem}"
+
+    def _section(self, cls: Any, table: Mapping[str, Any], path: KeyPath) -> dict[str, Any]:
+        hints = {name: hint for name, hint in hints_of(cls).items() if path or name not in _NOT_KEYS}
+        values: dict[str, Any] = {}
+        for key, value in table.items():
+            at = (*path, key)
+            if key in hints:
+                values[key] = self._value(hints[key], value, at)
+            else:
+                kind = "section" if isinstance(value, Mapping) else "key"
+                self._note(at, f": there is no such {kind}{did_you_mean(at, value, _KEYS)}")
+        return _without_left_out(values)
+
+    def _value(self, hint: Any, value: Any, path: KeyPath) -> Any:
+        if is_dataclass(hint):
+            return self._table(value, path, lambda: self._section(hint, value, path))
+        if get_origin(hint) is Mapping:
+            return self._table(value, path, lambda: self._entries(get_args(hint)[1], value, path))
+        try:
+            return tuple(self._secrets(value)) if path in _SECRETS else convert(hint, value, self.folder)
+        except Wrong as wrong:
+            given = "" if path in _SECRETS else f" = {shown(value)}"  # a message ends up in logs
+            self._note(path, f"{given}: {wrong}")
+            return _LEFT_OUT
+
+    def _entries(self, hint: Any, table: Mapping[str, Any], path: KeyPath) -> dict[str, Any]:
+        """A table whose keys are names."""
+        if path == ("models",):  # what stands in [models."NAME"] is the business of `router.presets`
+            tables = {name: self._table(value, (*path, name), dict) for name, value in table.items()}
+            return {name: dict(table[name]) for name in _without_left_out(tables)}
+        return _without_left_out(
+            {key: self._value(hint, value, (*path, key)) for key, value in table.items()}
+        )
+
+    def _table(self, value: Any, path: KeyPath, read: Callable[[], Any]) -> Any:
+        if isinstance(value, Mapping):
+            return read()
+        self._note(path, f" = {shown(value)}: expected a table, [{dotted(path)}]")
+        return _LEFT_OUT
+
+    def _note(self, path: KeyPath, problem: str) -> None:
+        self.problems.append(self.describe(path, problem))
+
+    def _secrets(self, value: Any) -> Iterator[str]:
+        """Keys as they are, or from where they are kept, so that the file itself can be shown to others."""
+        for number, secret in enumerate(convert(tuple[str, ...], value, self.folder), start=1):
+            match secret.partition(":"):
+                case ("env", ":", name):
+                    found = [os.environ.get(name, "").strip()]
+                    reason = f"the environment variable {name} is empty or not set"
+                case ("file", ":", name):
+                    found = _lines_of(absolute(name, self.folder))
+                    reason = f"{absolute(name, self.folder)} holds no key"
+                case _:
+                    found, reason = [secret.strip()], f"number {number} is empty"
+            if not found or not all(found):
+                raise Wrong(reason)
+            yield from found
+
+
+def _lines_of(file: Path) -> list[str]:
+    """One key per line, as in llama-server's --api-key-file; lines that begin with # are comments."""
+    try:
+        lines = [line.strip() for line in file.read_text(encoding="utf-8").splitlines()]
+    except OSError as error:
+        raise Wrong(f"{file}: {error.strerror or error}") from error
+    except UnicodeDecodeError as error:
+        raise Wrong(f"{file}: is not UTF-8 text") from error
+    return [line for line in lines if line and not line.startswith("#")]
+
+
+def _without_left_out(values: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in values.items() if value is not _LEFT_OUT}
