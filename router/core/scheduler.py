@@ -120,6 +120,11 @@ class Scheduler:
             times.append(one.kill_at)
         return min((t for t in times if t is not None), default=None)
 
+    def is_expecting_memory(self) -> bool:
+        """Whether a plan, or a model its host refused, waits for a measurement: the shell measures often."""
+        held = any(record.hold_until_measured is not None for record in self._demands.values())
+        return bool(self._plans) or held or self._books.ledger.next_deadline() is not None
+
     def snapshot(self, now: float) -> Snapshot:
         return explain.snapshot(self._books, self._ordered_demands(now), self._waits, now)
 

@@ -1,0 +1,154 @@
+"""The ring of decisions: every event the scheduler was told, with the commands it answered, in order.
+
+Logs, server-sent events, metrics and `explain` are readers of it, and `simulate` can replay it.
+Measurements and ticks that led to nothing are left out: they would push the decisions out of the ring."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from router.core.types import (
+    Acquire,
+    Adopted,
+    Command,
+    Event,
+    Exited,
+    Grant,
+    HostLost,
+    Measured,
+    Ready,
+    Refuse,
+    Release,
+    Reloaded,
+    Start,
+    Stop,
+    Tick,
+    Unload,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """`id` counts up without gaps; `at` is Unix time in seconds, `now` the scheduler's clock."""
+
+    id: int
+    at: float
+    now: float
+    event: Event
+    commands: tuple[Command, ...]
+
+
+class Journal:
+    """Keeps the newest `size` entries. A reader that falls `backlog` entries behind loses the oldest ones,
+    and sees the gap in the ids; it never holds the scheduler up.
+    """
+
+    def __init__(self, size: int = 10_000, backlog: int = 1_000) -> None:
+        self._entries: deque[Entry] = deque(maxlen=size)
+        self._backlog = backlog
+        self._next = 1
+        self._readers: set[_Reader] = set()
+
+    def record(self, now: float, event: Event, commands: list[Command]) -> Entry | None:
+        """Note what was decided. Returns None for what is not worth an entry."""
+        if not commands and isinstance(event, Measured | Tick):
+            return None
+        entry = Entry(self._next, time.time(), now, event, tuple(commands))
+        self._next += 1
+        self._entries.append(entry)
+        for reader in self._readers:
+            reader.put(entry)
+        return entry
+
+    def entries(self, after: int = 0) -> tuple[Entry, ...]:
+        """The kept entries with an id above `after`, oldest first."""
+        return tuple(entry for entry in self._entries if entry.id > after)
+
+    @contextmanager
+    def subscribe(self) -> Iterator[AsyncIterator[Entry]]:
+        """Every entry from now on, as an asynchronous iterator that ends only with its reader."""
+        reader = _Reader(self._backlog)
+        self._readers.add(reader)
+        try:
+            yield reader
+        finally:
+            self._readers.discard(reader)
+
+
+class _Reader:
+    def __init__(self, backlog: int) -> None:
+        self._entries: deque[Entry] = deque(maxlen=backlog)
+        self._filled = asyncio.Event()
+
+    def put(self, entry: Entry) -> None:
+        self._entries.append(entry)
+        self._filled.set()
+
+    def __aiter__(self) -> AsyncIterator[Entry]:
+        return self
+
+    async def __anext__(self) -> Entry:
+        while not self._entries:
+            self._filled.clear()
+            await self._filled.wait()
+        return self._entries.popleft()
+
+
+def command_words(command: Command) -> str:
+    """One command as a log line."""
+    match command:
+        case Start(instance, _, placement, evicted):
+            where = ", ".join(f"{d} {b / 2**20:.0f} MiB" for d, b in placement.footprint.items())
+            after = f" after {', '.join(evicted)} left" if evicted else ""
+            return f"start {instance} on {where}{after}"
+        case Stop(instance, cause, for_model):
+            return f"stop {instance}: {cause.value}" + (f" for {for_model}" if for_model else "")
+        case Grant(lease, instance, action):
+            return f"grant {lease} on {instance}: {action}"
+        case Refuse(lease, error):
+            return f"refuse {lease}: {error.message}"
+
+
+def event_fields(event: Event) -> dict[str, object]:
+    """An event as plain data for JSON lines: `event` is its name; what only the process knows is left out."""
+    name = type(event).__name__
+    match event:
+        case Acquire(lease, model, priority, keep_alive, size, _):
+            urgency = priority.value if priority is not None else None
+            return {
+                "event": name,
+                "lease": lease,
+                "model": model,
+                "priority": urgency,
+                "keep_alive": keep_alive,
+                "size": size,
+            }
+        case Release(lease):
+            return {"event": name, "lease": lease}
+        case Ready(instance):
+            return {"event": name, "instance": instance}
+        case Exited(instance, error, no_room):
+            return {"event": name, "instance": instance, "error": error and error.message, "no_room": no_room}
+        case Adopted(instance, model):
+            return {"event": name, "instance": instance, "model": model}
+        case Measured(free):
+            return {"event": name, "free": dict(free)}
+        case Unload(model, force):
+            return {"event": name, "model": model, "force": force}
+        case HostLost(host):
+            return {"event": name, "host": host}
+        case Reloaded(models):
+            return {"event": name, "models": sorted(models)}
+        case Tick():
+            return {"event": name}
+
+
+def entry_fields(entry: Entry) -> dict[str, object]:
+    """An entry as plain data: what `simulate` reads back, one JSON object a line."""
+    words = [command_words(command) for command in entry.commands]
+    return {"id": entry.id, "at": entry.at, "now": entry.now, **event_fields(entry.event), "commands": words}

@@ -1,0 +1,417 @@
+"""The async shell around the scheduler: carries out its commands, reports events, keeps its one timer.
+
+It decides nothing. Each child has one task for its whole life (start, ready, wait, exited), each lease is
+an `async with` whose end is always told, and a measurement is taken when a decision needs one."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Self
+
+from router.backends import Launch
+from router.core.scheduler import Scheduler
+from router.core.types import (
+    Acquire,
+    Command,
+    Device,
+    Event,
+    Exited,
+    Grant,
+    HostId,
+    InstanceId,
+    Measured,
+    Model,
+    ModelName,
+    Placement,
+    Priority,
+    Ready,
+    Refuse,
+    Release,
+    Reloaded,
+    Start,
+    State,
+    Stop,
+    Tick,
+    Unload,
+)
+from router.core.views import Explanation, Snapshot
+from router.errors import LoadFailed, RouterError, ShuttingDown
+from router.hosts import Address, Exit, Host, HostFull, Measurement
+from router.journal import Journal, command_words
+
+log = logging.getLogger("router.pool")
+
+#: What a backend makes of a model and the placement it was given. Raises RouterError.
+Launcher = Callable[[ModelName, Placement], Launch]
+
+#: While memory is on its way back it is measured this often: fast for the first second, when it usually
+#: comes.
+RETURN_POLL_SECONDS = 0.05
+SLOW_RETURN_POLL_SECONDS = 0.25
+FAST_RETURN_SECONDS = 1.0
+#: While a child loads, so that a request that comes meanwhile finds the figures fresh.
+LOAD_POLL_SECONDS = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """A granted request. `queue_seconds` passed before its model's load began, `load_seconds` until it was
+    ready.
+    """
+
+    id: str
+    model: ModelName
+    instance: InstanceId
+    address: Address
+    action: str
+    queue_seconds: float
+    load_seconds: float
+    evicted: tuple[InstanceId, ...] = ()
+
+
+@dataclass(slots=True, eq=False)
+class _Child:
+    """One Start carried out. `ended` is set when its Exited has been told."""
+
+    start: Start
+    started_at: float
+    task: asyncio.Task[None] | None = None
+    address: Address | None = None
+    stop_wanted: bool = False
+    begun: bool = False
+    ended: asyncio.Event = field(default_factory=asyncio.Event)
+
+
+class Pool:
+    """`async with Pool(...)` runs it; leaving stops every child. All methods belong to the loop it was
+    entered in.
+    """
+
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        hosts: Collection[Host],
+        launcher: Launcher,
+        journal: Journal,
+        *,
+        definitions: Mapping[ModelName, Model] | None = None,
+        measure_max_age_seconds: float = 0.1,
+        poll_seconds: float = 5.0,
+        stop_grace_seconds: Callable[[ModelName], float] = lambda _: 10.0,
+    ) -> None:
+        self._scheduler = scheduler
+        self._hosts: dict[HostId, Host] = {host.id: host for host in hosts}
+        self._launcher = launcher
+        self._definitions = dict(definitions or {})
+        self.journal = journal
+        self._max_age = measure_max_age_seconds
+        self._poll = poll_seconds
+        self._grace = stop_grace_seconds
+        self._children: dict[InstanceId, _Child] = {}
+        self._futures: dict[str, asyncio.Future[Grant]] = {}
+        self._lease_ids = itertools.count(1)
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._timer: asyncio.TimerHandle | None = None
+        self._measure_soon = asyncio.Event()
+        self._expecting_since: float | None = None
+        self._measured_at: float | None = None
+        self._closing = False
+
+    async def __aenter__(self) -> Self:
+        self._loop = asyncio.get_running_loop()
+        await self.measure()
+        self._spawn(self._measure_for_ever(), "measure")
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        """Refuse whoever waits, stop every child at once, and wait until all are gone."""
+        self._closing = True
+        if self._timer is not None:
+            self._timer.cancel()
+        for future in self._futures.values():
+            if not future.done():
+                future.set_exception(ShuttingDown("the router is shutting down", retry_after_seconds=5.0))
+        children = list(self._children.values())
+        for child in children:
+            self._begin_stop(child)
+        await asyncio.gather(*(child.ended.wait() for child in children))
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    # --- for those who serve requests ---
+
+    @asynccontextmanager
+    async def lease(
+        self,
+        model: ModelName,
+        *,
+        priority: Priority | None = None,
+        keep_alive: float | None = None,
+        size: float | None = None,
+        timeout: float | None = None,  # noqa: ASYNC109 - of the place in the queue, not of this coroutine
+    ) -> AsyncIterator[Lease]:
+        """Hold a ready instance of `model` for as long as the block runs. Raises RouterError when it is
+        refused.
+        """
+        if self._closing:
+            raise ShuttingDown("the router is shutting down", retry_after_seconds=5.0)
+        begun = self._loop.time()
+        await self._freshen(model)
+        name = f"r{next(self._lease_ids)}"
+        future: asyncio.Future[Grant] = self._loop.create_future()
+        self._futures[name] = future
+        try:
+            self.tell(Acquire(name, model, priority, keep_alive, size, timeout))
+            grant = await future
+            yield self._granted(grant, model, begun)
+        finally:
+            # Done, hung up, timed out, cancelled, granted in the very turn in which the waiter left: one
+            # line.
+            del self._futures[name]
+            self.tell(Release(name))
+
+    async def load(self, model: ModelName) -> None:
+        """Return when the model is ready. Raises RouterError. A caller that leaves does not abort what
+        others wait for.
+        """
+        async with self.lease(model):
+            pass
+
+    async def unload(self, model: ModelName, *, force: bool = False, deadline: float | None = None) -> bool:
+        """Drain and stop the model; returns when it is gone. False: there was nothing to stop."""
+        running = [child for child in self._children.values() if child.start.model == model]
+        planned = any(i.state is State.PLANNED for i in self.snapshot().of_model(model))
+        self.tell(Unload(model, force, deadline))
+        for child in running:
+            await child.ended.wait()
+        return bool(running) or planned
+
+    async def reload(
+        self, models: Mapping[ModelName, Model], devices: tuple[Device, ...] | None = None
+    ) -> None:
+        """Take new definitions: what did not change keeps serving."""
+        self._definitions = dict(models)
+        self.tell(Reloaded(models, devices))
+
+    # --- for those who look ---
+
+    def snapshot(self) -> Snapshot:
+        return self._scheduler.snapshot(self._loop.time())
+
+    def explain(self, model: ModelName) -> Explanation:
+        """Raises ModelNotFound."""
+        return self._scheduler.explain(model, self._loop.time())
+
+    def log_tail(self, instance: InstanceId, lines: int = 20) -> tuple[str, ...]:
+        child = self._children.get(instance)
+        hosts = self._hosts.values() if child is None else [self._hosts[child.start.placement.host]]
+        for host in hosts:
+            if tail := host.log_tail(instance, lines):
+                return tail
+        return ()
+
+    async def measure(self) -> None:
+        """Measure every host now and tell the scheduler."""
+        await asyncio.gather(*(self._measure(host, 0.0) for host in self._hosts.values()))
+
+    # --- the one way in ---
+
+    def tell(self, event: Event) -> None:
+        """Tell the scheduler one event and begin to carry out what it answers. Never waits."""
+        now = self._loop.time()
+        commands = self._scheduler.handle(event, now)
+        self.journal.record(now, event, commands)
+        for command in commands:
+            log.log(
+                logging.DEBUG if isinstance(command, Grant) else logging.INFO, "%s", command_words(command)
+            )
+            self._carry_out(command, now)
+        self._rearm()
+        if self._scheduler.is_expecting_memory():
+            self._measure_soon.set()
+
+    def _carry_out(self, command: Command, now: float) -> None:
+        match command:
+            case Start():
+                # Once closing, nothing is started any more: such a child only tells that it never was.
+                child = self._children[command.instance] = _Child(command, now, stop_wanted=self._closing)
+                child.task = self._spawn(self._live(child), command.instance)
+            case Stop(instance):
+                self._begin_stop(self._children[instance])
+            case Grant(lease):
+                future = self._futures[lease]
+                if not future.done():
+                    future.set_result(command)
+            case Refuse(lease, error):
+                future = self._futures[lease]
+                if not future.done():
+                    future.set_exception(error)
+
+    def _rearm(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        due = self._scheduler.next_deadline()
+        if due is not None and not self._closing:
+            self._timer = self._loop.call_at(due, self._tick)
+
+    def _tick(self) -> None:
+        # The loop may call up to its clock's resolution early: then nothing is due yet and it is set anew.
+        self.tell(Tick())
+
+    # --- a child, from birth to death ---
+
+    async def _live(self, child: _Child) -> None:
+        """The task of one child. It tells exactly one Exited, whatever happens."""
+        instance, host = child.start.instance, self._hosts[child.start.placement.host]
+        event = Exited(instance)
+        try:
+            if not child.stop_wanted:
+                child.begun = True
+                child.address = await self._start(child, host)
+                await self._measure(host, self._max_age)
+                self.tell(Ready(instance))
+                event = Exited(instance, _death(child, await host.wait(instance)))
+        except HostFull as full:
+            event = Exited(instance, full, no_room=True)
+        except RouterError as error:
+            event = Exited(instance, error)
+        except asyncio.CancelledError:
+            if not child.stop_wanted:
+                raise
+        except Exception as error:
+            log.exception("%s: its task failed", instance)
+            event = Exited(instance, LoadFailed(f"internal error: {error!r}"))
+        finally:
+            del self._children[instance]
+            self.tell(event)
+            child.ended.set()
+
+    async def _start(self, child: _Child, host: Host) -> Address:
+        start = child.start
+        definition = self._definitions.get(start.model)
+        return await host.start(
+            start.instance,
+            start.model,
+            start.placement,
+            self._launcher(start.model, start.placement),
+            definition=definition.definition if definition is not None else "",
+        )
+
+    def _begin_stop(self, child: _Child) -> None:
+        """Cancel a load (the host ends its child then), or have a ready child stopped."""
+        if child.stop_wanted:
+            return
+        child.stop_wanted = True
+        if not child.begun:
+            return  # its task sees the wish when it begins: cancelled before that it would never tell its end
+        if child.address is None:
+            assert child.task is not None, "a child has its task from the moment it is known"
+            child.task.cancel()
+        else:
+            self._spawn(self._stop(child), f"stop {child.start.instance}")
+
+    async def _stop(self, child: _Child) -> None:
+        host = self._hosts[child.start.placement.host]
+        await host.stop(child.start.instance, grace_seconds=self._grace(child.start.model))
+
+    # --- measuring ---
+
+    async def _freshen(self, model: ModelName) -> None:
+        """Before a decision that depends on memory, have figures that are fresh. A resident model needs
+        none.
+        """
+        resident = any(child.start.model == model and child.address for child in self._children.values())
+        if not resident and self._age() > self._max_age:
+            await asyncio.gather(*(self._measure(host, self._max_age) for host in self._hosts.values()))
+
+    async def _measure(self, host: Host, max_age: float) -> None:
+        try:
+            taken: Measurement = await host.measure(max_age_seconds=max_age)
+        except RouterError as error:
+            log.warning("%s cannot be measured: %s", host.id, error.message)
+            return
+        self._measured_at = taken.taken_at
+        self.tell(Measured(taken.free, taken.used, taken.taken_at))
+
+    async def _measure_for_ever(self) -> None:
+        while True:
+            self._measure_soon.clear()
+            try:
+                # Not wait_for: before Python 3.12 it loses a cancellation that meets the event.
+                async with asyncio.timeout(self._measure_interval()):
+                    await self._measure_soon.wait()
+            except TimeoutError:
+                pass
+            else:
+                # Somebody expects memory: measure, but not more often than it can change.
+                await asyncio.sleep(self._return_interval())
+            await self.measure()
+
+    def _measure_interval(self) -> float | None:
+        """Seconds until the next measurement; None with nothing loaded, so that a sleeping GPU is left
+        asleep.
+        """
+        if self._scheduler.is_expecting_memory():
+            return self._return_interval()
+        self._expecting_since = None
+        if not self._children:
+            return None
+        loading = any(child.address is None for child in self._children.values())
+        return min(LOAD_POLL_SECONDS, self._poll) if loading else self._poll
+
+    def _return_interval(self) -> float:
+        now = self._loop.time()
+        if self._expecting_since is None:
+            self._expecting_since = now
+        fast = now - self._expecting_since <= FAST_RETURN_SECONDS
+        return RETURN_POLL_SECONDS if fast else SLOW_RETURN_POLL_SECONDS
+
+    def _age(self) -> float:
+        return float("inf") if self._measured_at is None else self._loop.time() - self._measured_at
+
+    # --- small steps ---
+
+    def _granted(self, grant: Grant, model: ModelName, begun: float) -> Lease:
+        child = self._children[grant.instance]
+        assert child.address is not None, f"{grant.instance} was granted before it was ready"
+        waited = grant.action != "already_loaded"
+        queue = max(0.0, child.started_at - begun) if waited else 0.0
+        return Lease(
+            id=grant.lease,
+            model=model,
+            instance=grant.instance,
+            address=child.address,
+            action=grant.action,
+            queue_seconds=queue,
+            load_seconds=max(0.0, self._loop.time() - begun - queue) if waited else 0.0,
+            evicted=child.start.evicted if waited else (),
+        )
+
+    def _spawn(self, coroutine: Coroutine[object, object, None], name: str) -> asyncio.Task[None]:
+        """Every task of the pool is named and kept until it ends; one that fails says so."""
+        task = self._loop.create_task(coroutine, name=name)
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+        return task
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            log.error("task %s failed", task.get_name(), exc_info=task.exception())
+
+
+def _death(child: _Child, exit_: Exit) -> RouterError | None:
+    """Why a child that was ready is gone; None when it was told to go."""
+    if child.stop_wanted:
+        return None
+    return LoadFailed(
+        f"its llama-server ended: {exit_.reason}",
+        details={"log": list(exit_.log_tail), "returncode": exit_.returncode},
+    )

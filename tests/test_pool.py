@@ -1,0 +1,228 @@
+"""The shell around the scheduler: leases end on every path, children end once, nothing is left behind."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable
+
+import pytest
+
+from router.backends import Launch
+from router.core.policy import make_policy
+from router.core.scheduler import Scheduler, Settings
+from router.core.types import Exited, Model, Placement, State
+from router.errors import LoadFailed, ModelNotFound, RouterError, ShuttingDown, Unavailable
+from router.journal import Journal
+from router.pool import Pool
+from tests.fake_host import GIB, FakeHost, full
+
+
+def model(name: str, gib: float, **more: object) -> Model:
+    return Model(name, (Placement("local", {"local/cuda:0": int(gib * GIB)}),), load_seconds=0.01, **more)  # type: ignore[arg-type]
+
+
+def pool_of(host: FakeHost, *models: Model, settings: Settings | None = None, policy: str = "lru") -> Pool:
+    settings = settings or Settings(backoff_initial=0.05)
+    definitions = {m.name: m for m in models}
+    scheduler = Scheduler(definitions, (host.device,), make_policy(policy), settings)
+    return Pool(scheduler, [host], lambda _, __: Launch(("true",)), Journal(), definitions=definitions)
+
+
+async def until(condition: Callable[[], object], seconds: float = 5.0) -> None:
+    """Wait for a condition, turn by turn of the loop; fails the test after `seconds`."""
+    async with asyncio.timeout(seconds):
+        while not condition():
+            await asyncio.sleep(0.001)
+
+
+def exits(pool: Pool, instance: str) -> int:
+    events = (entry.event for entry in pool.journal.entries())
+    return sum(1 for event in events if isinstance(event, Exited) and event.instance == instance)
+
+
+async def test_a_lease_loads_the_model_and_holds_it_until_its_end() -> None:
+    host = FakeHost()
+    async with pool_of(host, model("a", 8)) as pool:
+        async with pool.lease("a") as lease:
+            assert (lease.instance, lease.action, lease.address.socket) == ("a#1", "loaded", "/run/a#1.sock")
+            assert pool.snapshot().instances[0].leases == (lease.id,)
+        async with pool.lease("a") as lease:
+            assert (lease.action, lease.queue_seconds, lease.load_seconds) == ("already_loaded", 0.0, 0.0)
+        assert pool.snapshot().instances[0].leases == ()
+    assert host.started == ["a#1"] and not host.children
+
+
+async def test_a_resident_model_is_granted_without_a_measurement() -> None:
+    host = FakeHost()
+    async with pool_of(host, model("a", 8)) as pool:
+        await pool.load("a")
+        before = host.counts["measure"]
+        async with pool.lease("a"):
+            assert host.counts["measure"] == before
+
+
+async def test_ten_simultaneous_requests_share_one_load() -> None:
+    host = FakeHost(auto_ready=False)
+    async with pool_of(host, model("a", 8)) as pool:
+        asked = [asyncio.ensure_future(pool.load("a")) for _ in range(10)]
+        await until(lambda: "a#1" in host.children)
+        host.finish_load("a#1")
+        await asyncio.gather(*asked)
+    assert host.started == ["a#1"]
+
+
+async def test_an_idle_model_makes_room_and_the_newcomer_starts_only_when_it_is_gone() -> None:
+    host = FakeHost()
+    async with pool_of(host, model("a", 14), model("b", 14)) as pool:
+        await pool.load("a")
+        async with pool.lease("b") as lease:
+            assert (lease.action, lease.evicted) == ("queued", ("a#1",))
+            assert set(host.children) == {"b#1"}
+    assert host.stopped[0] == "a#1"
+
+
+async def test_a_caller_that_leaves_does_not_abort_the_load_others_wait_for() -> None:
+    host = FakeHost(auto_ready=False)
+    async with pool_of(host, model("a", 8)) as pool:
+        first, second = (asyncio.ensure_future(pool.load("a")) for _ in range(2))
+        await until(lambda: "a#1" in host.children)
+        first.cancel()
+        await asyncio.sleep(0)
+        host.finish_load("a#1")
+        await second
+    assert first.cancelled() and host.started == ["a#1"]
+
+
+async def test_a_waiter_cancelled_in_the_turn_of_its_grant_leaves_no_lease() -> None:
+    host = FakeHost(auto_ready=False)
+    async with pool_of(host, model("a", 8)) as pool:
+        waiting = asyncio.ensure_future(pool.load("a"))
+        await until(lambda: "a#1" in host.children)
+        host.finish_load("a#1")
+        ready = lambda: any(i.state is State.READY for i in pool.snapshot().instances)
+        while not ready():
+            await asyncio.sleep(0)
+        waiting.cancel()
+        await asyncio.gather(waiting, return_exceptions=True)
+        assert pool.snapshot().instances[0].leases == ()
+
+
+async def test_a_load_that_fails_answers_all_who_waited_with_its_last_words_and_backs_off() -> None:
+    host = FakeHost(auto_ready=False)
+    async with pool_of(host, model("a", 8), settings=Settings(backoff_initial=30.0)) as pool:
+        asked = [asyncio.ensure_future(pool.load("a")) for _ in range(3)]
+        await until(lambda: "a#1" in host.children)
+        host.crash("a#1")
+        errors = await asyncio.gather(*asked, return_exceptions=True)
+        assert all(isinstance(e, LoadFailed) and e.details["log"] == ["boom"] for e in errors)
+        with pytest.raises(LoadFailed, match="the next try is in") as refused:
+            await pool.load("a")
+        assert 0 < (refused.value.retry_after_seconds or 0) <= 30
+        assert exits(pool, "a#1") == 1
+
+
+async def test_a_host_that_says_no_is_asked_again_after_a_measurement() -> None:
+    host = FakeHost()
+    host.fail_next = [full()]
+    async with pool_of(host, model("a", 8)) as pool:
+        async with pool.lease("a") as lease:
+            assert lease.instance == "a#2"
+        assert exits(pool, "a#1") == 1
+
+
+async def test_a_child_that_dies_in_service_is_replaced_on_the_next_request() -> None:
+    host = FakeHost()
+    async with pool_of(host, model("a", 8)) as pool:
+        await pool.load("a")
+        async with pool.lease("a"):
+            host.crash("a#1")
+            await until(lambda: not pool.snapshot().instances)
+        async with pool.lease("a") as lease:
+            assert lease.instance == "a#2"
+
+
+async def test_a_stop_in_the_turn_of_the_start_ends_the_child_once() -> None:
+    host = FakeHost(auto_ready=False)
+    async with pool_of(host, model("a", 8)) as pool:
+        waiting = asyncio.ensure_future(pool.load("a"))
+        while not pool.snapshot().instances:
+            await asyncio.sleep(0)
+        assert await pool.unload("a", force=True)
+        with pytest.raises(Unavailable, match="unloaded by an operator"):
+            await waiting
+        assert exits(pool, "a#1") == 1 and not host.children
+
+
+async def test_unload_drains_and_returns_when_the_model_is_gone() -> None:
+    host = FakeHost()
+    async with pool_of(host, model("a", 8)) as pool:
+        assert not await pool.unload("a")
+        async with pool.lease("a"):
+            unloading = asyncio.ensure_future(pool.unload("a"))
+            await until(lambda: pool.snapshot().instances[0].state is State.DRAINING)
+            assert host.children and not unloading.done()
+        assert await unloading
+        assert not host.children
+
+
+async def test_shutting_down_refuses_those_who_wait_and_stops_loads_and_residents() -> None:
+    host = FakeHost()
+    async with pool_of(host, model("a", 8), model("b", 8), model("c", 20)) as pool:
+        await pool.load("a")
+        host.auto_ready = False
+        loading, queued = (asyncio.ensure_future(pool.load(name)) for name in ("b", "c"))
+        await until(lambda: "b#1" in host.children and pool.snapshot().queues)
+    results = await asyncio.gather(loading, queued, return_exceptions=True)
+    assert all(isinstance(result, ShuttingDown) for result in results)
+    assert not host.children and host.started == ["a#1", "b#1"]
+    with pytest.raises(ShuttingDown):
+        await pool.load("a")
+
+
+async def test_an_unknown_model_is_refused_and_leaves_nothing() -> None:
+    async with pool_of(FakeHost(), model("alpha", 8)) as pool:
+        with pytest.raises(ModelNotFound, match="Did you mean 'alpha'"):
+            await pool.load("alhpa")
+        with pytest.raises(ModelNotFound):
+            pool.explain("alhpa")
+        assert not pool.snapshot().queues
+
+
+async def test_a_failing_measurement_and_a_failing_launch_do_not_take_the_pool_down() -> None:
+    host = FakeHost()
+    pool = pool_of(host, model("a", 8), model("b", 8))
+    broken = LoadFailed("the preset of a is wrong")
+
+    def launcher(name: str, _: Placement) -> Launch:
+        if name == "a":
+            raise broken
+        return Launch(("true",))
+
+    pool._launcher = launcher
+    async with pool:
+        with pytest.raises(LoadFailed, match="the preset of a is wrong"):
+            await pool.load("a")
+        await pool.load("b")
+
+
+async def test_a_storm_of_requests_half_of_them_cancelled_leaves_nothing_behind() -> None:
+    host = FakeHost()
+    chance = random.Random(7)
+    names = ["a", "b", "c", "d"]
+    async with pool_of(host, *(model(name, 9) for name in names)) as pool:
+
+        async def client(patience: float | None, name: str) -> None:
+            async with asyncio.timeout(patience), pool.lease(name):
+                await asyncio.sleep(chance.random() * 0.002)
+
+        patiences = [chance.random() * 0.004 if chance.random() < 0.5 else None for _ in range(1300)]
+        clients = [client(patience, chance.choice(names)) for patience in patiences]
+        results = await asyncio.gather(*clients, return_exceptions=True)
+        assert all(result is None or isinstance(result, TimeoutError | RouterError) for result in results)
+        assert sum(result is None for result in results) >= patiences.count(None) * 0.99
+        snapshot = pool.snapshot()
+        assert not snapshot.queues and not any(i.leases for i in snapshot.instances)
+        assert not any(i.state is State.PLANNED for i in snapshot.instances)
+        assert not pool._futures
+    assert not host.children and not pool._tasks
