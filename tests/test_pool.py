@@ -100,8 +100,7 @@ async def test_a_waiter_cancelled_in_the_turn_of_its_grant_leaves_no_lease() -> 
         waiting = asyncio.ensure_future(pool.load("a"))
         await until(lambda: "a#1" in host.children)
         host.finish_load("a#1")
-        ready = lambda: any(i.state is State.READY for i in pool.snapshot().instances)
-        while not ready():
+        while pool.snapshot().instances[0].state is not State.READY:
             await asyncio.sleep(0)
         waiting.cancel()
         await asyncio.gather(waiting, return_exceptions=True)

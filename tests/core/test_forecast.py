@@ -1,0 +1,48 @@
+"""What is expected of a model: measured values replace assumptions, and old ones fade."""
+
+from __future__ import annotations
+
+import pytest
+
+from router.core.forecast import RATE_HALF_LIFE_SECONDS, UNMEASURED_HOLD_SECONDS, Forecast
+
+
+def test_the_first_measured_load_replaces_the_assumption_and_later_ones_blend() -> None:
+    forecast = Forecast(load_seconds=60.0)
+    forecast.loaded(2.0)
+    assert forecast.load_seconds == 2.0
+    forecast.loaded(4.0)
+    assert 2.0 < forecast.load_seconds < 4.0
+
+
+def test_a_request_with_a_known_size_is_predicted_by_it_but_never_above_the_usual() -> None:
+    forecast = Forecast(5.0)
+    assert forecast.hold_seconds(10) == UNMEASURED_HOLD_SECONDS
+    forecast.held(10.0, size=100)
+    assert forecast.hold_seconds() == 10.0
+    assert forecast.hold_seconds(10) == pytest.approx(1.0)
+    assert forecast.hold_seconds(10_000) == 10.0
+
+
+def test_a_model_lingers_for_some_gaps_but_never_longer_than_its_own_load() -> None:
+    forecast = Forecast(load_seconds=1.0)
+    assert forecast.linger_seconds(4.0) == 0.0, "nothing is known yet"
+    forecast.came_back(0.1)
+    assert forecast.linger_seconds(4.0) == pytest.approx(0.4)
+    assert forecast.linger_seconds(100.0) == 1.0
+    assert forecast.linger_seconds(0.0) == 0.0
+
+
+def test_a_model_whose_clients_come_back_later_than_a_reload_takes_does_not_linger() -> None:
+    forecast = Forecast(load_seconds=1.0)
+    forecast.came_back(30.0)
+    assert forecast.linger_seconds(4.0) == 0.0
+
+
+def test_the_request_rate_halves_with_its_half_life() -> None:
+    forecast = Forecast(1.0)
+    for _ in range(10):
+        forecast.requested(100.0)
+    now = forecast.requests_per_second(100.0)
+    assert now > 0
+    assert forecast.requests_per_second(100.0 + RATE_HALF_LIFE_SECONDS) == pytest.approx(now / 2)

@@ -1,0 +1,102 @@
+"""The ring of decisions: bounded, readable as data and words, and never held up by a slow reader."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+
+import pytest
+
+from router.core.types import (
+    Acquire,
+    Adopted,
+    Cause,
+    Event,
+    Exited,
+    Grant,
+    HostLost,
+    Measured,
+    Placement,
+    Priority,
+    Ready,
+    Refuse,
+    Release,
+    Reloaded,
+    Start,
+    Stop,
+    Tick,
+    Unload,
+)
+from router.errors import NoRoom
+from router.journal import Journal, command_words, entry_fields
+
+PLACE = Placement("local", {"local/cuda:0": 3 << 30})
+
+
+def test_measurements_and_ticks_that_led_to_nothing_are_left_out() -> None:
+    journal = Journal()
+    assert journal.record(1.0, Tick(), []) is None
+    assert journal.record(1.0, Measured({}), []) is None
+    assert journal.record(1.0, Tick(), [Stop("a#1", Cause.EXPIRED)]) is not None
+    assert journal.record(2.0, Release("r1"), []) is not None
+    assert [entry.id for entry in journal.entries()] == [1, 2]
+    assert [entry.id for entry in journal.entries(after=1)] == [2]
+
+
+def test_the_ring_keeps_the_newest() -> None:
+    journal = Journal(size=3)
+    for number in range(10):
+        journal.record(float(number), Release(f"r{number}"), [])
+    assert [entry.id for entry in journal.entries()] == [8, 9, 10]
+
+
+async def test_a_reader_sees_all_from_its_begin_on_and_a_slow_one_sees_the_gap_in_the_ids() -> None:
+    journal = Journal(backlog=2)
+    journal.record(0.0, Release("before"), [])
+    with journal.subscribe() as reader:
+        journal.record(1.0, Release("r1"), [])
+        async with asyncio.timeout(1):
+            assert (await anext(reader)).event == Release("r1")
+        for number in range(5):
+            journal.record(2.0, Release(f"s{number}"), [])
+        async with asyncio.timeout(1):
+            assert [(await anext(reader)).id, (await anext(reader)).id] == [6, 7]
+        waiting = asyncio.ensure_future(anext(reader))
+        await asyncio.sleep(0)
+        assert not waiting.done()
+        journal.record(3.0, Release("late"), [])
+        async with asyncio.timeout(1):
+            assert (await waiting).event == Release("late")
+    assert not journal._readers
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        Acquire("r1", "a", Priority.HIGH, -1.0, 100.0),
+        Release("r1"),
+        Ready("a#1"),
+        Exited("a#1", NoRoom("full")),
+        Adopted("a#1", "a", PLACE),
+        Measured({"local/cuda:0": None}),
+        Unload("a", force=True),
+        HostLost("local"),
+        Reloaded({}),
+        Tick(),
+    ],
+)
+def test_every_event_is_plain_data_that_names_itself(event: Event) -> None:
+    entry = Journal().record(1.5, event, [Grant("r1", "a#1")])
+    assert entry is not None
+    fields = json.loads(json.dumps(entry_fields(entry)))
+    assert (fields["event"], fields["now"]) == (type(event).__name__, 1.5)
+
+
+def test_commands_read_as_one_line_each() -> None:
+    assert (
+        command_words(Start("a#1", "a", PLACE, ("b#2",)))
+        == "start a#1 on local/cuda:0 3072 MiB after b#2 left"
+    )
+    assert command_words(Stop("b#2", Cause.EVICTED, "a")) == "stop b#2: evicted for a"
+    assert command_words(Grant("r1", "a#1", "queued")) == "grant r1 on a#1: queued"
+    assert command_words(Refuse("r2", NoRoom("no room for c"))) == "refuse r2: no room for c"
