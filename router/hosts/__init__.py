@@ -14,6 +14,9 @@ from typing import Protocol
 from router.backends import Launch
 from router.core.types import Device, DeviceId, Footprint, HostId, InstanceId, ModelName, Placement
 from router.errors import RouterError
+from router.process.exits import Exit
+
+__all__ = ["Address", "Exit", "Host", "HostFull", "InstanceRecord", "Measurement"]
 
 
 class HostFull(RouterError):
@@ -29,18 +32,6 @@ class Address:
     """Where an instance answers: a Unix socket path."""
 
     socket: str
-
-
-@dataclass(frozen=True, slots=True)
-class Exit:
-    """How a child ended. `reason` decodes the signal ("killed by SIGKILL (out of memory)"); `log_tail` are
-    its last lines.
-    """
-
-    returncode: int | None
-    reason: str
-    log_tail: tuple[str, ...] = ()
-    out_of_memory: bool = False
 
 
 @dataclass(frozen=True, slots=True)

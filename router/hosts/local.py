@@ -1,0 +1,416 @@
+"""The machine the router runs on: children are processes, devices are measured, records allow adoption."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from types import TracebackType
+from typing import Final, Self
+
+from router.backends import Launch
+from router.config import MemoryConfig, StatePaths
+from router.core.types import Device, DeviceId, HostId, InstanceId, ModelName, Placement
+from router.devices import DeviceInfo, Devices, Sample
+from router.errors import LoadFailed, ShuttingDown
+from router.hosts import Address, Exit, HostFull, InstanceRecord, Measurement
+from router.hosts.room import Occupant, Room
+from router.hosts.runtime_dir import LOGS_KEPT, RuntimeDir
+from router.process import (
+    Command,
+    Health,
+    Identity,
+    LogFile,
+    NotAlive,
+    Process,
+    argv_hash,
+    find_marked,
+    get_status,
+)
+from router.store import ProcessRecord, Store
+
+_logger = logging.getLogger("router.hosts.local")
+
+#: How long leaving waits beyond the grace, before it gives up on children that even SIGKILL does not end.
+_LEAVE_SECONDS: Final = 10.0
+_ADOPTED_LOG_MAX_BYTES: Final = 16 << 20
+_ADOPTION_PROBE_SECONDS: Final = 1.0
+
+
+@dataclass(slots=True, eq=False)
+class _Child:
+    """From its reservation to its end. `gone` is set when it has been reaped, or will never be."""
+
+    record: ProcessRecord
+    occupant: Occupant
+    log: LogFile
+    answered: asyncio.Future[Address] = field(repr=False)
+    gone: asyncio.Future[Exit] = field(repr=False)
+    process: Process | None = None
+    is_unwanted: bool = False
+
+    @property
+    def address(self) -> Address:
+        return Address(self.record.socket)
+
+
+class LocalHost:
+    """An async context manager. Leaving it stops every child, in parallel and within bounds; but after
+    `hand_over` none.
+
+    `stop_grace_seconds` is the grace of that last stop. Entering raises StartupError where another router
+    works in the same runtime folder.
+    """
+
+    def __init__(
+        self,
+        devices: Devices,
+        store: Store,
+        paths: StatePaths,
+        memory: MemoryConfig = MemoryConfig(),  # noqa: B008 - frozen
+        *,
+        id: HostId = "local",  # noqa: A002 - the protocol's name
+        stop_grace_seconds: float = 10.0,
+    ) -> None:
+        self.id = id
+        self._devices = devices
+        self._store = store
+        self._runtime = RuntimeDir(paths)
+        self._room = Room(id, memory)
+        self._grace_seconds = stop_grace_seconds
+        self._children: dict[InstanceId, _Child] = {}
+        self._dead: dict[InstanceId, tuple[LogFile, Exit]] = {}
+        self._changes = 0  # starts and exits so far: a measurement from before the last one is stale
+        self._measured: tuple[int, Measurement] | None = None
+        self._sample: Sample | None = None
+        self._adopting = asyncio.Lock()
+        self._is_leaving = False
+        self._tasks = asyncio.TaskGroup()
+
+    async def __aenter__(self) -> Self:
+        self._runtime.claim()
+        await self._tasks.__aenter__()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._is_leaving = True
+        try:
+            stopping = [self.stop(instance, grace_seconds=self._grace_seconds) for instance in self._children]
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._grace_seconds + _LEAVE_SECONDS):
+                    await asyncio.gather(*stopping)
+        finally:
+            for (
+                child
+            ) in self._children.values():  # only what cannot be ended: the next router finds its record
+                if child.process is not None:
+                    child.process.leave_alone()
+            await self._tasks.__aexit__(None, None, None)
+            self._runtime.release()
+
+    # --- memory --------------------------------------------------------------------------------------------
+
+    async def devices(self) -> tuple[Device, ...]:
+        """The memory pools that the configuration leaves enabled, with their margins."""
+        sample, _ = await self._take_sample()
+        return self._room.devices(sample)
+
+    @property
+    def infos(self) -> Mapping[DeviceId, DeviceInfo]:
+        """All enabled devices as last sampled, by core id: what a backend needs to name them to a child."""
+        return self._room.infos(self._sample) if self._sample is not None else {}
+
+    async def measure(self, *, max_age_seconds: float = 0.0) -> Measurement:
+        """Live figures; older ones only if nothing was started or ended since."""
+        now = asyncio.get_running_loop().time()
+        if self._measured is not None:
+            changes, measured = self._measured
+            if changes == self._changes and now - measured.taken_at <= max_age_seconds:
+                return measured
+        _, measured = await self._take_sample()
+        return measured
+
+    async def _take_sample(self) -> tuple[Sample, Measurement]:
+        pids = {pid: child for child in self._children.values() if (pid := child.occupant.pid) is not None}
+        loading = [pid for pid, child in pids.items() if not child.occupant.is_ready]
+        changes = self._changes
+        now = asyncio.get_running_loop().time()
+        sample = await self._devices.sample(list(pids), now=now, loading=loading)
+        occupants = [child.occupant for child in self._children.values()]
+        measured = self._room.measurement(sample, occupants, self._changes)
+        self._sample, self._measured = sample, (changes, measured)
+        return sample, measured
+
+    # --- birth ---------------------------------------------------------------------------------------------
+
+    async def start(
+        self,
+        instance: InstanceId,
+        model: ModelName,
+        placement: Placement,
+        launch: Launch,
+        *,
+        definition: str = "",
+    ) -> Address:
+        """See Host. A second call for the same instance waits for what became of the first."""
+        if instance in self._children:
+            return await asyncio.shield(self._children[instance].answered)
+        if self._is_leaving:
+            raise ShuttingDown("the router is shutting down")
+        child = self._reserve(instance, model, placement, launch, definition)
+        try:
+            await self._spawn(child, launch)
+            assert child.process is not None, "spawned"
+            begun_at = asyncio.get_running_loop().time()
+            await child.process.ready(_health(launch))
+        except BaseException as error:
+            await self._fail(child, error)
+            raise
+        child.occupant.is_ready = True
+        child.answered.set_result(child.address)
+        load_seconds = asyncio.get_running_loop().time() - begun_at
+        self._tasks.create_task(self._note_ready(child, load_seconds), name=f"record {instance}")
+        return child.address
+
+    def _reserve(
+        self, instance: InstanceId, model: ModelName, placement: Placement, launch: Launch, definition: str
+    ) -> _Child:
+        """Synchronous: from here on whoever starts counts this one's need."""
+        loop = asyncio.get_running_loop()
+        socket = self._runtime.new_socket(instance)
+        log = LogFile(self._runtime.log_of(socket), launch.log_max_bytes)
+        record = ProcessRecord(
+            instance,
+            model,
+            definition,
+            placement,
+            str(socket),
+            str(log.path),
+            health_path=launch.health_path,
+            started_at=time.time(),
+        )
+        child = _Child(record, Occupant(instance, placement), log, loop.create_future(), loop.create_future())
+        self._children[instance] = child
+        return child
+
+    async def _spawn(self, child: _Child, launch: Launch) -> None:
+        await self._check_room(child)
+        await self._store.put_process(child.record)
+        if child.is_unwanted:
+            raise LoadFailed(f"{child.record.instance} was stopped before it was started")
+        socket = child.record.socket
+        command = Command(
+            argv=tuple(socket if arg == "{socket}" else arg for arg in launch.argv),
+            env=launch.env,
+            socket=Path(socket),
+            log=child.log,
+            cwd=self._runtime.path,
+            out_of_memory_texts=launch.out_of_memory_texts,
+        )
+        self._changes += 1
+        child.occupant.changes = self._changes
+        child.process = await Process.spawn(child.record.instance, command, self._tasks)
+        self._own(child)
+        await self._record_identity(child)
+
+    async def _check_room(self, child: _Child) -> None:
+        """The host's own numbers have the last word. Of those that load, only the earlier ones count: two
+        newcomers must not both step back for each other.
+        """
+        sample, measured = await self._take_sample()
+        earlier = []
+        for other in self._children.values():
+            if other is child:
+                break
+            if not other.occupant.is_ready:
+                earlier.append(other.occupant)
+        refusal = self._room.refusal(child.occupant.placement, measured, sample, earlier)
+        if refusal is not None:
+            raise HostFull(f"{child.record.model} {refusal}", retry_after_seconds=1.0)
+        child.occupant.free_before = measured.free
+
+    def _own(self, child: _Child) -> None:
+        assert child.process is not None, "owned from its birth on"
+        child.occupant.pid = child.process.pid
+        self._tasks.create_task(self._tend(child, child.process), name=f"tend {child.record.instance}")
+        if child.is_unwanted:
+            child.process.end(grace_seconds=0)
+
+    async def _tend(self, child: _Child, process: Process) -> None:
+        """Wait for its end, then forget it."""
+        ended = await process.wait()
+        self._bury(child, ended)
+        if not process.is_left_alone:
+            await self._store.delete_process(child.record.instance)
+
+    def _bury(self, child: _Child, ended: Exit) -> None:
+        self._changes += 1
+        self._children.pop(child.record.instance, None)
+        self._dead[child.record.instance] = (child.log, ended)
+        while len(self._dead) > LOGS_KEPT:
+            log, _ = self._dead.pop(next(iter(self._dead)))
+            log.path.unlink(missing_ok=True)
+        if not child.gone.done():
+            child.gone.set_result(ended)
+
+    async def _fail(self, child: _Child, error: BaseException) -> None:
+        """A start that failed or was cancelled leaves no process, no reservation, no record."""
+        if not child.answered.done():
+            told = error if isinstance(error, Exception) else LoadFailed("the start was called off")
+            child.answered.set_exception(told)
+            child.answered.exception()
+        if child.process is not None:
+            child.process.end(grace_seconds=0)
+            await asyncio.shield(child.gone)
+        else:
+            self._bury(child, Exit(None, str(error) or "the start was called off"))
+            await self._store.delete_process(child.record.instance)
+
+    async def _record_identity(self, child: _Child, *, is_ready: bool = False) -> None:
+        process = child.process
+        if process is None or process.ended:
+            return
+        child.record = replace(
+            child.record,
+            pid=process.identity.pid,
+            start_time=process.identity.start_time,
+            boot_id=process.identity.boot_id,
+            argv_hash=process.argv_hash() or "",
+            is_ready=is_ready,
+        )
+        await self._store.put_process(child.record)
+        if (
+            child.gone.done() and not process.is_left_alone
+        ):  # it died meanwhile, and its record was deleted before this one was written
+            await self._store.delete_process(child.record.instance)
+
+    async def _note_ready(self, child: _Child, load_seconds: float) -> None:
+        # Once more with its command line: a wrapper script has become llama-server only by now.
+        await self._record_identity(child, is_ready=True)
+        if child.record.definition:
+            await self._store.put_load_time(child.record.definition, load_seconds)
+
+    # --- adoption ------------------------------------------------------------------------------------------
+
+    async def instances(self) -> tuple[InstanceRecord, ...]:
+        """Children that live, those of an earlier router among them: proven by pid, start time, command line.
+
+        They are this host's from now on: `wait`, `stop` and `measure` know them. `ready` says whether they
+        answer; one that does not is for the caller to stop. What an earlier router left without a usable
+        record is ended here.
+        """
+        async with self._adopting:
+            for record in await self._store.processes():
+                if record.instance not in self._children and not await self._adopt(record):
+                    await self._store.delete_process(record.instance)
+            await self._end_strays()
+        alive = [Path(child.record.socket) for child in self._children.values()]
+        await asyncio.to_thread(self._runtime.remove_leftovers, alive)
+        return tuple(
+            _instance_record(child) for child in self._children.values() if child.process is not None
+        )
+
+    async def _adopt(self, record: ProcessRecord) -> bool:
+        if record.pid is None or record.start_time is None or argv_hash(record.pid) != record.argv_hash:
+            return False
+        loop = asyncio.get_running_loop()
+        log = LogFile(Path(record.log), _ADOPTED_LOG_MAX_BYTES)
+        identity = Identity(record.pid, record.start_time, record.boot_id)
+        command = Command(argv=(), socket=Path(record.socket), log=log, cwd=self._runtime.path)
+        try:
+            process = await Process.adopt(record.instance, identity, command, self._tasks)
+        except NotAlive:
+            return False
+        occupant = Occupant(record.instance, record.placement)
+        child = _Child(record, occupant, log, loop.create_future(), loop.create_future(), process)
+        self._children[record.instance] = child
+        self._changes += 1
+        self._own(child)
+        status = await get_status(
+            Path(record.socket), record.health_path, timeout_seconds=_ADOPTION_PROBE_SECONDS
+        )
+        occupant.is_ready = status == 200
+        child.answered.set_result(child.address)
+        return True
+
+    async def _end_strays(self) -> None:
+        """Children without a record, and what dead children have forked: nobody can vouch for them."""
+        known = {child.record.socket for child in self._children.values()}
+        for identity, marker in (await asyncio.to_thread(find_marked, f"{self._runtime.path}/")).items():
+            if Path(marker).parent == self._runtime.path and marker not in known:
+                _logger.warning("ending pid %d, left by an earlier router (%s)", identity.pid, marker)
+                with contextlib.suppress(ProcessLookupError, PermissionError):
+                    os.kill(identity.pid, signal.SIGKILL)
+
+    def hand_over(self) -> None:
+        """Let go of all children and of the runtime folder: the next router adopts them."""
+        self._is_leaving = True
+        for child in self._children.values():
+            if child.process is not None:
+                child.process.leave_alone()
+        self._runtime.release()
+
+    # --- death ---------------------------------------------------------------------------------------------
+
+    async def wait(self, instance: InstanceId) -> Exit:
+        """See Host. An instance that was never there has ended, too."""
+        child = self._children.get(instance)
+        if child is not None:
+            return await asyncio.shield(child.gone)
+        return self._dead[instance][1] if instance in self._dead else Exit(None, "was never started")
+
+    async def stop(self, instance: InstanceId, *, grace_seconds: float) -> None:
+        """See Host."""
+        child = self._children.get(instance)
+        if child is None:
+            return
+        child.is_unwanted = True
+        if child.process is not None:
+            child.process.end(grace_seconds=grace_seconds)
+        await asyncio.shield(child.gone)
+
+    async def discard(self, record: InstanceRecord, *, grace_seconds: float = 10.0) -> None:
+        """Stop a child of an earlier router that is not wanted any more."""
+        await self.stop(record.instance, grace_seconds=grace_seconds)
+
+    def log_tail(self, instance: InstanceId, lines: int = 20) -> tuple[str, ...]:
+        """See Host."""
+        path = self.log_path(instance)
+        return LogFile(path, 0).tail(lines) if path is not None else ()
+
+    def log_path(self, instance: InstanceId) -> Path | None:
+        """The child's log file, also after its death; None if it is not known (any more)."""
+        child = self._children.get(instance)
+        if child is not None:
+            return child.log.path
+        return self._dead[instance][0].path if instance in self._dead else None
+
+
+def _health(launch: Launch) -> Health:
+    return Health(
+        path=launch.health_path,
+        poll_seconds=launch.health_poll_seconds,
+        probe_timeout_seconds=launch.health_timeout_seconds,
+        stall_seconds=launch.stall_seconds,
+        timeout_seconds=launch.timeout_seconds,
+    )
+
+
+def _instance_record(child: _Child) -> InstanceRecord:
+    return InstanceRecord(
+        instance=child.record.instance,
+        model=child.record.model,
+        placement=child.record.placement,
+        definition=child.record.definition,
+        address=child.address,
+        pid=child.occupant.pid,
+        ready=child.occupant.is_ready,
+    )

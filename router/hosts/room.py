@@ -1,0 +1,146 @@
+"""What a sample of devices means for the children of this machine: bytes free and used, and whether one more
+fits.
+
+Arithmetic only. Ids are those of the core: `host/device`. Memory is counted per pool: a GPU that shares the
+machine's memory is no device of its own here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from router.config import MemoryConfig
+from router.core.types import NOTHING, Device, DeviceId, Footprint, HostId, InstanceId, Placement
+from router.devices import DeviceInfo, Sample
+from router.hosts import Measurement
+
+
+@dataclass(slots=True, eq=False)
+class Occupant:
+    """A child's claim on memory, from its reservation on.
+
+    `free_before` is what was free when it began, and `changes` the host's count of starts and exits then:
+    together they tell what it took where the driver does not say which process holds what.
+    """
+
+    instance: InstanceId
+    placement: Placement
+    is_ready: bool = False
+    pid: int | None = None
+    free_before: Mapping[DeviceId, int | None] = field(default_factory=dict)
+    changes: int = -1
+    taken: Footprint = NOTHING
+
+
+class Room:
+    """Reads samples for one host under its configuration."""
+
+    def __init__(self, host: HostId, memory: MemoryConfig) -> None:
+        self._host = host
+        self._memory = memory
+
+    def id(self, device: str) -> DeviceId:
+        return f"{self._host}/{device}"
+
+    def infos(self, sample: Sample) -> dict[DeviceId, DeviceInfo]:
+        """Every device that the configuration leaves enabled, by its id in the core."""
+        return {self.id(info.id): info for info in sample.devices.values() if self._is_enabled(info)}
+
+    def devices(self, sample: Sample) -> tuple[Device, ...]:
+        """The memory pools, for the core."""
+        return tuple(
+            Device(device, info.total_bytes, self._margin_bytes(info), info.label)
+            for device, info in self.infos(sample).items()
+            if info.pool == info.id
+        )
+
+    def measurement(self, sample: Sample, occupants: Iterable[Occupant], changes: int) -> Measurement:
+        """Free bytes per device and used bytes per child.
+
+        Where use cannot be attributed to processes, a child counts with nothing while it loads (what it took
+        is then counted twice, which is safe) and afterwards with what the device lost meanwhile. If others
+        started or ended in that time, that difference means nothing, and its reservation is taken for true.
+        """
+        free = {device.id: self._info(sample, device.id).free_bytes for device in self.devices(sample)}
+        used = {}
+        for occupant in occupants:
+            if occupant.is_ready and not occupant.taken:
+                occupant.taken = _taken(occupant, free, changes)
+            used[occupant.instance] = self._used(sample, occupant)
+        return Measurement(sample.taken_at, free, used, sample.notes)
+
+    def refusal(
+        self, newcomer: Placement, measured: Measurement, sample: Sample, loading: Iterable[Occupant]
+    ) -> str | None:
+        """Why the newcomer does not fit, given what those that load have yet to take; None if it does.
+
+        F - G - N >= M on every device of its placement; a margin of 0 switches the check off.
+        """
+        loading = tuple(loading)
+        infos = self.infos(sample)
+        for device, need in newcomer.footprint.items():
+            info = infos.get(device)
+            if info is None:
+                return f"{device} is not there, or switched off"
+            margin, free = self._margin_bytes(info), measured.free.get(device)
+            if margin == 0 or need == 0:
+                continue
+            if free is None:
+                return f"{info.label} is unhealthy: {info.error or 'it cannot be measured'}"
+            promised = sum(
+                max(
+                    0,
+                    other.placement.footprint.get(device, 0)
+                    - measured.used.get(other.instance, NOTHING).get(device, 0),
+                )
+                for other in loading
+            )
+            if free - promised - need < margin:
+                return (
+                    f"needs {_gib(need)} on {info.label}: {_gib(free)} free, {_gib(promised)} of it promised"
+                    f" to models that load, {_gib(margin)} margin"
+                )
+        return None
+
+    def _info(self, sample: Sample, device: DeviceId) -> DeviceInfo:
+        return sample.devices[device.partition("/")[2]]
+
+    def _used(self, sample: Sample, occupant: Occupant) -> Footprint:
+        told = sample.used.get(occupant.pid, {}) if occupant.pid is not None else {}
+        used: dict[DeviceId, int] = {}
+        for name in sample.devices:
+            if sample.attributed.get(name, False):
+                size = told.get(name, 0)
+            else:
+                size = occupant.taken.get(self.id(name), 0) if occupant.is_ready else 0
+            if size:
+                used[self.id(name)] = size
+        return used
+
+    def _is_enabled(self, info: DeviceInfo) -> bool:
+        return all(device.enabled for name, device in self._memory.devices.items() if _is_called(info, name))
+
+    def _margin_bytes(self, info: DeviceInfo) -> int:
+        for name, device in self._memory.devices.items():
+            if device.margin_mib is not None and _is_called(info, name):
+                return device.margin_mib << 20
+        return self._memory.margin_mib << 20
+
+
+def _taken(occupant: Occupant, free: Mapping[DeviceId, int | None], changes: int) -> Footprint:
+    if changes != occupant.changes:
+        return occupant.placement.footprint
+    taken = {}
+    for device, reserved in occupant.placement.footprint.items():
+        before, now = occupant.free_before.get(device), free.get(device)
+        taken[device] = reserved if before is None or now is None else max(0, before - now)
+    return taken
+
+
+def _is_called(info: DeviceInfo, name: str) -> bool:
+    return name.lower() in {info.id.lower(), info.uuid.lower(), info.label.lower()}
+
+
+def _gib(size: int) -> str:
+    return f"{size / 2**30:.1f} GiB"

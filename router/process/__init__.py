@@ -1,0 +1,37 @@
+"""One child from birth to death. It knows nothing of models: a command line, a socket, a log, an end.
+
+    async with asyncio.TaskGroup() as tasks:
+        process = await Process.spawn("qwen3-8b#4", Command(argv, socket, log, cwd, env), tasks)
+        await process.ready(Health())          # or LoadFailed
+        exit = await process.stop(grace_seconds=5)
+
+Whoever awaits may be cancelled at any moment: the process's own task ends the child, with all that it forked.
+"""
+
+from router.process.child import SOCKET_PATH_MAX_BYTES, Command, NotAlive, Process
+from router.process.exits import Exit
+from router.process.identity import (
+    Identity,
+    argv_hash,
+    find_marked,
+    identify,
+    is_alive,
+)
+from router.process.log import LogFile
+from router.process.probe import Health, get_status
+
+__all__ = [
+    "SOCKET_PATH_MAX_BYTES",
+    "Command",
+    "Exit",
+    "Health",
+    "Identity",
+    "LogFile",
+    "NotAlive",
+    "Process",
+    "argv_hash",
+    "find_marked",
+    "get_status",
+    "identify",
+    "is_alive",
+]

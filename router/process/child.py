@@ -1,0 +1,413 @@
+"""One child from birth to death: spawned or adopted, watched, ended with all it forked, and reaped."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import logging
+import math
+import os
+import signal
+import subprocess
+from collections.abc import Awaitable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+from router.errors import LoadFailed
+from router.process.exits import Exit, describe_exit, oom_kill_count
+from router.process.identity import MARKER, Identity, argv_hash, find_marked, identify
+from router.process.log import LogFile
+from router.process.probe import Health, NotReady, wait_ready
+from router.process.watch import ExitWatch
+
+_logger = logging.getLogger("router.process")
+
+#: sun_path of sockaddr_un has 108 bytes on Linux, one of them for the final zero (104 on macOS).
+SOCKET_PATH_MAX_BYTES: Final = 107
+_LOG_TAIL_LINES: Final = 30
+_LOOK_SECONDS: Final = 2.0
+#: Taking down a large process that the kernel has chosen may last seconds: evidence is sought that far back.
+_OOM_EVIDENCE_SECONDS: Final = 10.0
+#: How long a child may take to die of SIGKILL before its owner, itself being cancelled, gives up on it.
+_KILL_SECONDS: Final = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """What to run. `env` is the whole environment; `socket` is where the child will listen."""
+
+    argv: tuple[str, ...]
+    socket: Path
+    log: LogFile
+    cwd: Path
+    env: Mapping[str, str] = field(default_factory=dict)
+    out_of_memory_texts: tuple[str, ...] = ()
+
+
+class NotAlive(Exception):
+    """The process to adopt is gone, or its pid is somebody else's by now."""
+
+
+class Process:
+    """A live child. One task owns it from birth to death, and ends it also when everybody else was cancelled.
+
+    Made by `spawn` or `adopt`; from the next line on there is no difference but for the return code.
+    """
+
+    def __init__(self, name: str, command: Command) -> None:
+        self.name = name
+        self.socket = command.socket
+        self.log = command.log
+        self._command = command
+        self._identity: Identity | None = None
+        self._is_ours = False
+        self._loop = asyncio.get_running_loop()
+        self._born: asyncio.Future[None] = self._loop.create_future()
+        self._ended: asyncio.Future[Exit] = self._loop.create_future()
+        self._wake = asyncio.Event()
+        self._has_exited = False
+        self.is_left_alone = False
+        self._kill_at: float | None = None
+        self._termed = self._killed = False
+        self._oom_kills = _OomKills(self._loop.time())
+        self._task: asyncio.Task[None] | None = None
+
+    def __repr__(self) -> str:
+        state = "ended" if self._ended.done() else "stopping" if self._kill_at is not None else "running"
+        return f"<Process {self.name} pid {self._identity.pid if self._identity else None} {state}>"
+
+    @property
+    def identity(self) -> Identity:
+        """Pid and start time, also after the end."""
+        assert self._identity is not None, f"{self.name} was never born"
+        return self._identity
+
+    @property
+    def pid(self) -> int:
+        return self.identity.pid
+
+    @property
+    def ended(self) -> bool:
+        return self._ended.done()
+
+    def argv_hash(self) -> str | None:
+        """A hash of the command line as the kernel knows it now."""
+        return argv_hash(self.pid)
+
+    # --- birth ---------------------------------------------------------------------------------------------
+
+    @classmethod
+    async def spawn(cls, name: str, command: Command, tasks: asyncio.TaskGroup) -> Process:
+        """Start a child in a session of its own. Raises LoadFailed. Cancelling it leaves nothing behind."""
+        process = cls(name, command)
+        process._task = tasks.create_task(process._live_from_spawn(), name=f"process {name}")
+        return await process._after_birth()
+
+    @classmethod
+    async def adopt(
+        cls, name: str, identity: Identity, command: Command, tasks: asyncio.TaskGroup
+    ) -> Process:
+        """Take over a child of an earlier router. Raises NotAlive unless it is exactly the one meant."""
+        process = cls(name, command)
+        process._identity = identity
+        process._task = tasks.create_task(process._live_from_adoption(), name=f"process {name}")
+        return await process._after_birth()
+
+    async def _after_birth(self) -> Process:
+        try:
+            await asyncio.shield(self._born)
+        except asyncio.CancelledError:
+            # A spawn in its thread cannot be interrupted; the owner ends whatever comes of it.
+            self._end_by(self._loop.time())
+            if self._task is not None:
+                await asyncio.wait({self._task})
+            raise
+        return self
+
+    async def _live_from_spawn(self) -> None:
+        # In a thread: exec may wait for a disk, and closing descriptors takes a millisecond.
+        spawning = self._loop.run_in_executor(None, _spawn, self._command)
+        while not spawning.done():
+            try:
+                await asyncio.wait({spawning})
+            except asyncio.CancelledError:
+                self._end_by(self._loop.time())  # the thread cannot be interrupted; what it starts is ended
+        error = spawning.exception()
+        if error is not None:
+            self._miscarry(error if isinstance(error, LoadFailed) else LoadFailed(f"{self.name}: {error}"))
+            return
+        self._is_ours = True
+        self._identity = spawning.result()
+        await self._live()
+
+    async def _live_from_adoption(self) -> None:
+        await self._live(adopting=self.identity)
+
+    def _miscarry(self, error: Exception) -> None:
+        self._has_exited = True
+        self._born.set_exception(error)
+        self._born.exception()  # whoever spawned it may have been cancelled: then nobody else asks
+        self._ended.set_result(Exit(None, str(error)))
+
+    # --- life ----------------------------------------------------------------------------------------------
+
+    async def _live(self, adopting: Identity | None = None) -> None:
+        with contextlib.closing(ExitWatch(self.pid, self._exited)):
+            # After opening the pidfd: from here on the pid cannot come to mean another process unnoticed.
+            if adopting is not None and identify(adopting.pid) != adopting:
+                self._miscarry(NotAlive(f"pid {adopting.pid} is gone, or another process by now"))
+                return
+            self._born.set_result(None)
+            try:
+                await self._until_exit()
+            except asyncio.CancelledError:
+                if not self.is_left_alone:
+                    await self._kill()
+                    self._bury()
+                    self._clear()
+                raise
+            except Exception:
+                _logger.exception("%s: its owner failed and ends it", self.name)
+                await self._kill()
+            finally:
+                self._bury()
+        await asyncio.to_thread(self._clear)
+
+    async def _until_exit(self) -> None:
+        log_bytes, look_seconds = self.log.size(), 0.1
+        while not self._has_exited:
+            now = self._loop.time()
+            if self._kill_at is not None and now >= self._kill_at and not self._killed:
+                self._signal(signal.SIGKILL)
+            kill_at = math.inf if self._kill_at is None or self._killed else self._kill_at
+            await self._woken(min(now + look_seconds, kill_at))
+            if not self._has_exited:
+                log_bytes, look_seconds = await self._look(log_bytes, self._loop.time() - now)
+
+    async def _woken(self, deadline: float) -> None:
+        self._wake.clear()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout_at(deadline):
+                await self._wake.wait()
+
+    async def _look(self, log_bytes: int, elapsed_seconds: float) -> tuple[int, float]:
+        """Keep the log within its bound; look again before it can have doubled, at the speed it has now."""
+        self._oom_kills.look(self._loop.time())
+        size = self.log.size()
+        if size > self.log.max_bytes:
+            try:
+                await asyncio.to_thread(self.log.trim)
+            except OSError as error:
+                _logger.warning("%s: cannot cut its log: %s", self.name, error)
+        grown_per_second = max(0, size - log_bytes) / max(elapsed_seconds, 1e-3)
+        room = max(self.log.max_bytes - size, self.log.max_bytes // 4)
+        next_look = room / grown_per_second / 2 if grown_per_second else _LOOK_SECONDS
+        return self.log.size(), min(_LOOK_SECONDS, max(0.02, next_look))
+
+    def _exited(self) -> None:
+        self._has_exited = True
+        self._wake.set()
+
+    async def ready(self, health: Health) -> None:
+        """Return when it answers its health path.
+
+        Raises LoadFailed, with the last log lines, when it exits (noticed at once), hangs, or is not ready in
+        time; a child that hangs still lives then, and the caller ends it.
+        """
+        async with asyncio.TaskGroup() as tasks:
+            waiting = tasks.create_task(_caught(wait_ready(self.pid, self.socket, self.log, health)))
+            self._ended.add_done_callback(lambda _: waiting.cancel())
+        if self._ended.done():
+            raise self.load_failed(self._ended.result())
+        problem = waiting.result()
+        if problem is not None:
+            raise self.load_failed(Exit(None, problem, self.log.tail(_LOG_TAIL_LINES)))
+
+    def load_failed(self, ended: Exit) -> LoadFailed:
+        """The error for those who waited for this child."""
+        last = f"; its last line: {ended.log_tail[-1]}" if ended.log_tail else ""
+        details = {
+            "returncode": ended.returncode,
+            "reason": ended.reason,
+            "out_of_memory": ended.out_of_memory,
+            "log_tail": list(ended.log_tail),
+        }
+        return LoadFailed(f"{self.name} {ended.reason}{last}", details=details)
+
+    # --- death ---------------------------------------------------------------------------------------------
+
+    async def wait(self) -> Exit:
+        """Return when it is gone and reaped."""
+        return await asyncio.shield(self._ended)
+
+    async def stop(self, grace_seconds: float) -> Exit:
+        """SIGTERM, the grace, SIGKILL to its whole group; returns when it is gone.
+
+        A grace of 0 kills at once. A second call may shorten it. Cancelling does not call off the stop.
+        """
+        self.end(grace_seconds)
+        return await self.wait()
+
+    def end(self, grace_seconds: float) -> None:
+        """The same without waiting for it."""
+        self._end_by(self._loop.time() + grace_seconds)
+
+    async def cleared(self) -> None:
+        """Return when also what had escaped its session has been ended."""
+        if self._task is not None:
+            await asyncio.wait({self._task})
+
+    def leave_alone(self) -> None:
+        """Let go of it without ending it: the next router adopts it."""
+        self.is_left_alone = True
+        if self._task is not None:
+            self._task.cancel()
+
+    def _end_by(self, at: float) -> None:
+        if self.is_left_alone:
+            return
+        self._kill_at = at if self._kill_at is None else min(at, self._kill_at)
+        if self._identity is not None and not self._termed and at > self._loop.time():
+            self._termed = True
+            self._signal(signal.SIGTERM)
+        self._wake.set()
+
+    def _signal(self, number: signal.Signals) -> None:
+        """To the group it leads. Its number cannot be another's: a child of ours is not reaped yet."""
+        self._killed |= number == signal.SIGKILL
+        if self._has_exited or (not self._is_ours and identify(self.pid) != self.identity):
+            return
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self.pid, number)
+
+    async def _kill(self) -> None:
+        """End it though this task is being cancelled, maybe twice; bounded: it may be stuck in the kernel."""
+        self._signal(signal.SIGKILL)
+        deadline = self._loop.time() + _KILL_SECONDS
+        while not self._has_exited and self._loop.time() < deadline:
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._woken(deadline)
+
+    def _bury(self) -> None:
+        """What must be done at once when it is dead: its group, its zombie, its socket, its last words."""
+        if self._ended.done():
+            return
+        if self.is_left_alone:
+            self._ended.set_result(Exit(None, "left to the next router"))
+            return
+        if not self._has_exited:
+            _logger.error("%s: pid %d does not die of SIGKILL; it is left behind", self.name, self.pid)
+            self._ended.set_result(Exit(None, "does not die of SIGKILL (stuck in the kernel)"))
+            return
+        returncode = None
+        if self._is_ours:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(self.pid, signal.SIGKILL)  # before reaping: afterwards the number may be given away
+            returncode = _reap(self.pid)
+        with contextlib.suppress(OSError):
+            self.socket.unlink()
+        self._ended.set_result(
+            describe_exit(
+                returncode,
+                self.log.tail(_LOG_TAIL_LINES),
+                asked=self._kill_at is not None,
+                oom_kills=self._oom_kills.since_last_looks(),
+                out_of_memory_texts=self._command.out_of_memory_texts,
+            )
+        )
+
+    def _clear(self) -> None:
+        """End what escaped its group, cut its log. After the notice of its death: this reads all of /proc."""
+        for stray, marker in find_marked(str(self.socket)).items():
+            if marker == str(self.socket):
+                _logger.warning("%s left pid %d behind; killing it", self.name, stray.pid)
+                with contextlib.suppress(ProcessLookupError, PermissionError):
+                    os.kill(stray.pid, signal.SIGKILL)
+        with contextlib.suppress(OSError):
+            self.log.trim()
+
+
+class _OomKills:
+    """The kernel's count of out-of-memory kills, now against some seconds ago."""
+
+    def __init__(self, now: float) -> None:
+        self._before = self._last = oom_kill_count()
+        self._looked_at = now
+
+    def look(self, now: float) -> None:
+        if now - self._looked_at >= _OOM_EVIDENCE_SECONDS:
+            self._looked_at = now
+            self._before, self._last = self._last, oom_kill_count()
+
+    def since_last_looks(self) -> int:
+        return oom_kill_count() - self._before
+
+
+def _spawn(command: Command) -> Identity:
+    """A thread's work. Raises LoadFailed with what to do about it, OSError if the log cannot be made."""
+    if len(os.fsencode(command.socket)) > SOCKET_PATH_MAX_BYTES:
+        raise LoadFailed(
+            f"{command.socket} has more than the {SOCKET_PATH_MAX_BYTES} bytes of a socket path: "
+            "use a shorter --state-dir"
+        )
+    command.socket.unlink(missing_ok=True)
+    log = command.log.open_for_child()
+    try:
+        process = subprocess.Popen(
+            command.argv,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            env={**command.env, MARKER: str(command.socket)},
+            cwd=command.cwd,
+            close_fds=True,
+            start_new_session=True,
+            umask=0o077,
+        )
+    except OSError as error:
+        raise LoadFailed(_cannot_run(command, error)) from error
+    finally:
+        os.close(log)
+    process.returncode = 0  # we reap it through the pidfd; without this Popen would also try, and warn
+    identity = identify(process.pid, also_zombie=True)
+    assert identity is not None, "a child that nobody has reaped has a start time"
+    return identity
+
+
+def _cannot_run(command: Command, error: OSError) -> str:
+    binary = command.argv[0]
+    match error.errno:
+        case errno.ENOENT if error.filename == str(command.cwd):
+            return f"the runtime folder {command.cwd} is gone; restart the router"
+        case errno.ENOENT if Path(binary).exists():
+            return f"cannot run {binary}: its interpreter or loader is missing (built for another system?)"
+        case errno.ENOENT:
+            return f"cannot run {binary}: no such file; run bin/build-llama-server, or configure another path"
+        case errno.EACCES:
+            return f"cannot run {binary}: permission denied; make it executable (chmod +x {binary})"
+        case errno.ENOEXEC:
+            return f"cannot run {binary}: not a program for this machine; run bin/build-llama-server"
+        case errno.ETXTBSY:
+            return f"cannot run {binary}: it is being written; wait until the build is done"
+        case errno.EAGAIN | errno.ENOMEM:
+            return f"cannot run {binary}: {error.strerror}; out of processes (ulimit -u) or memory"
+        case _:
+            return f"cannot run {binary}: {error.strerror or error}"
+
+
+def _reap(pid: int) -> int | None:
+    try:
+        reaped, status = os.waitpid(pid, os.WNOHANG)
+    except ChildProcessError:  # somebody else in this process reaped it
+        return None
+    return os.waitstatus_to_exitcode(status) if reaped == pid else None
+
+
+async def _caught(waiting: Awaitable[None]) -> str | None:
+    try:
+        await waiting
+    except NotReady as problem:
+        return str(problem)
+    return None

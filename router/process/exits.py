@@ -1,0 +1,90 @@
+"""How a child ended, in words: signals decoded, the kernel's OOM killer told from a plain SIGKILL."""
+
+from __future__ import annotations
+
+import signal
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+
+@dataclass(frozen=True, slots=True)
+class Exit:
+    """How a child ended. `reason` decodes the signal ("killed by SIGSEGV"); `log_tail` are its last lines.
+
+    `returncode` is negative for a signal, None where the system does not tell (a child of an earlier router).
+    `out_of_memory`: the kernel killed it for memory, or its last lines say that an allocation failed.
+    """
+
+    returncode: int | None
+    reason: str
+    log_tail: tuple[str, ...] = ()
+    out_of_memory: bool = False
+
+
+#: What the signals mean that llama-server dies of by itself.
+_MEANINGS: Final = {
+    signal.SIGABRT: "abort",
+    signal.SIGSEGV: "segmentation fault",
+    signal.SIGBUS: "bus error; the model file may have been cut short while it was mapped",
+    signal.SIGILL: "illegal instruction; the binary was built for another CPU",
+    signal.SIGFPE: "arithmetic error",
+}
+
+
+def describe_exit(
+    returncode: int | None,
+    log_tail: tuple[str, ...],
+    *,
+    asked: bool,
+    oom_kills: int,
+    out_of_memory_texts: tuple[str, ...] = (),
+) -> Exit:
+    """Decode a return code. `asked`: we told it to end; `oom_kills`: the kernel's kills for memory lately."""
+    if returncode is None:
+        return Exit(None, "exited (a child of an earlier router: its status is not known)", log_tail)
+    by_kernel = returncode == -signal.SIGKILL and oom_kills > 0 and not asked
+    says_so = returncode != 0 and any(
+        text.lower() in line.lower() for line in log_tail for text in out_of_memory_texts
+    )
+    return Exit(returncode, _reason(returncode, by_kernel, says_so), log_tail, by_kernel or says_so)
+
+
+def _reason(returncode: int, by_kernel: bool, says_so: bool) -> str:
+    because = " (out of memory)" if by_kernel or says_so else ""
+    number = -returncode if returncode < 0 else returncode - 128 if 128 < returncode < 160 else 0
+    if number == 0:
+        return f"exited with status {returncode}{because}"
+    try:
+        name = signal.Signals(number).name
+    except ValueError:
+        name = f"signal {number}"
+    if by_kernel:
+        return f"killed by {name} (out of memory: the kernel's OOM killer chose it)"
+    meaning = _MEANINGS.get(signal.Signals(number)) if name.startswith("SIG") else None
+    return f"killed by {name}" + (because or (f" ({meaning})" if meaning else ""))
+
+
+def oom_kill_count() -> int:
+    """Processes the kernel has killed for memory so far; 0 where it does not tell.
+
+    /proc/vmstat counts kills by a cgroup's limit and by the machine's own shortage alike, but those of other
+    cgroups too: it is evidence only together with a SIGKILL that we did not send, and within seconds.
+    """
+    for counters in (Path("/proc/vmstat"), *_own_cgroup()):
+        try:
+            fields = dict(line.split() for line in counters.read_text().splitlines())
+            return int(fields["oom_kill"])
+        except (OSError, ValueError, KeyError):
+            continue
+    return 0
+
+
+def _own_cgroup() -> tuple[Path, ...]:
+    try:
+        unified = next(
+            line for line in Path("/proc/self/cgroup").read_text().splitlines() if line.startswith("0::")
+        )
+    except (OSError, StopIteration):
+        return ()
+    return (Path("/sys/fs/cgroup") / unified.removeprefix("0::").lstrip("/") / "memory.events",)

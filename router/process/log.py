@@ -1,0 +1,61 @@
+"""A child's log: a file, never a pipe (whoever writes to a dead pipe dies), private, and bounded in size."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+_TAIL_BYTES: Final = 64 << 10
+_TRIMMED: Final = b"[llama-router: the log was cut here to stay within its limit]\n"
+
+
+@dataclass(frozen=True, slots=True)
+class LogFile:
+    """The child holds the file open for appending; we only look at it, and cut it above `max_bytes`."""
+
+    path: Path
+    max_bytes: int
+
+    def open_for_child(self) -> int:
+        """A descriptor to hand to the child; the caller closes it. Raises OSError."""
+        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
+        return os.open(self.path, flags, 0o600)
+
+    def size(self) -> int:
+        """Bytes in the file now; 0 if there is none."""
+        try:
+            return self.path.stat().st_size
+        except OSError:
+            return 0
+
+    def trim(self) -> None:
+        """Keep the last quarter of `max_bytes` if the file is larger than that.
+
+        The child appends, so its next line lands at the new end. What it writes in the microseconds between
+        copy and cut is lost: the price of a child that needs no reader.
+        """
+        if self.size() <= self.max_bytes:
+            return
+        with self.path.open("rb+", buffering=0) as file:
+            tail = _read_tail(file.fileno(), self.max_bytes // 4)
+            file.truncate(0)
+            with self.path.open("ab", buffering=0) as end:
+                end.write(_TRIMMED + tail.partition(b"\n")[2])
+
+    def tail(self, lines: int) -> tuple[str, ...]:
+        """The last lines, as far as 64 KiB hold them; empty if there is no file."""
+        try:
+            with self.path.open("rb", buffering=0) as file:
+                size, data = os.fstat(file.fileno()).st_size, _read_tail(file.fileno(), _TAIL_BYTES)
+        except OSError:
+            return ()
+        if size > len(data):
+            data = data.partition(b"\n")[2]
+        return tuple(data.decode(errors="replace").splitlines()[-lines:]) if lines > 0 else ()
+
+
+def _read_tail(fd: int, length: int) -> bytes:
+    size = os.fstat(fd).st_size
+    return os.pread(fd, length, max(0, size - length))

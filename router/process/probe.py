@@ -1,0 +1,109 @@
+"""Waiting until a child is ready: its health path over the Unix socket, and whether it makes progress."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from router.process.identity import Progress, progress
+from router.process.log import LogFile
+
+_PROGRESS_SECONDS: Final = 0.5
+#: Growth below this is noise: an allocator's arena, a thread's stack.
+_NOISE_BYTES: Final = 256 << 10
+
+
+@dataclass(frozen=True, slots=True)
+class Health:
+    """How to ask, and how long to wait. `stall_seconds` without growth of log, memory or reads means hung;
+    `timeout_seconds` bounds the whole wait; `probe_timeout_seconds` one question."""
+
+    path: str = "/health"
+    poll_seconds: float = 0.02
+    probe_timeout_seconds: float = 1.0
+    stall_seconds: float = 120.0
+    timeout_seconds: float = 1800.0
+
+
+class NotReady(Exception):
+    """The child lives, but will not become ready; the message says why."""
+
+
+async def wait_ready(pid: int, socket_path: Path, log: LogFile, health: Health) -> None:
+    """Return when it answers 200. Raises NotReady when it hangs or time is up. Does not notice its death."""
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + health.timeout_seconds
+    stall = _Stall(pid, log, loop.time())
+    while True:
+        status = await get_status(socket_path, health.path, timeout_seconds=health.probe_timeout_seconds)
+        if status == 200:
+            return
+        now = loop.time()
+        idle_seconds = stall.idle_seconds(now)
+        if idle_seconds >= health.stall_seconds:
+            raise NotReady(
+                f"hung while loading: no progress in its log, memory or reads for {idle_seconds:.0f} s"
+            )
+        if now >= deadline:
+            raise NotReady(f"was not ready after {health.timeout_seconds:.0f} s")
+        await asyncio.sleep(health.poll_seconds)
+
+
+async def get_status(socket_path: Path, path: str, *, timeout_seconds: float) -> int | None:
+    """The status of one GET over a Unix socket; None if nobody answers within the time."""
+    try:
+        async with asyncio.timeout(timeout_seconds):
+            return await _get_status(socket_path, path)
+    except (OSError, ValueError):  # TimeoutError is an OSError
+        return None
+
+
+async def _get_status(socket_path: Path, path: str) -> int | None:
+    # Plain socket calls: at 50 questions a second a protocol and a transport would be most of the cost.
+    loop = asyncio.get_running_loop()
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+        connection.setblocking(False)
+        await loop.sock_connect(connection, str(socket_path))
+        request = f"GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+        await loop.sock_sendall(connection, request.encode("ascii"))
+        answer = b""
+        while len(answer) < len(b"HTTP/1.1 200"):
+            chunk = await loop.sock_recv(connection, 4096)
+            if not chunk:
+                return None
+            answer += chunk
+    version, status = answer.split(None, 2)[:2]
+    return int(status) if version.startswith(b"HTTP/") else None
+
+
+class _Stall:
+    """Remembers when a loading child last got further."""
+
+    def __init__(self, pid: int, log: LogFile, now: float) -> None:
+        self._pid, self._log = pid, log
+        self._best = Progress()
+        self._log_bytes = -1
+        self._looked_at = self._moved_at = now
+
+    def idle_seconds(self, now: float) -> float:
+        """Seconds since it last got further, looking at most twice a second."""
+        if now - self._looked_at >= _PROGRESS_SECONDS:
+            self._looked_at = now
+            if self._has_moved():
+                self._moved_at = now
+        return now - self._moved_at
+
+    def _has_moved(self) -> bool:
+        seen, best, log_bytes = progress(self._pid), self._best, self._log.size()
+        moved = (
+            log_bytes != self._log_bytes
+            or seen.resident_bytes > best.resident_bytes + _NOISE_BYTES
+            or seen.io_bytes > best.io_bytes + _NOISE_BYTES
+            or seen.major_faults > best.major_faults
+        )
+        if moved:
+            self._best, self._log_bytes = seen, log_bytes
+        return moved

@@ -1,0 +1,58 @@
+"""Learning that a process has exited, from a pidfd: without polling, and also if it is not our child."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable
+from typing import Final
+
+from router.process.identity import identify
+
+_POLL_SECONDS: Final = 0.05
+
+
+class ExitWatch:
+    """Calls `on_exit` once, from the event loop, when the process has exited (a zombie has). Must be closed.
+
+    Where there are no pidfds (macOS, a seccomp filter) it looks every 50 ms instead.
+    """
+
+    def __init__(self, pid: int, on_exit: Callable[[], None]) -> None:
+        self._pid = pid
+        self._on_exit = on_exit
+        self._loop = asyncio.get_running_loop()
+        self._timer: asyncio.TimerHandle | None = None
+        self._pidfd = _pidfd_open(pid)
+        if self._pidfd is not None:
+            self._loop.add_reader(self._pidfd, self._exited)
+        else:
+            self._poll()
+
+    def close(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self._pidfd is not None:
+            self._loop.remove_reader(self._pidfd)
+            os.close(self._pidfd)
+            self._pidfd = None
+
+    def _exited(self) -> None:
+        self.close()
+        self._on_exit()
+
+    def _poll(self) -> None:
+        if identify(self._pid) is None:
+            self._timer = self._loop.call_later(0, self._exited)
+        else:
+            self._timer = self._loop.call_later(_POLL_SECONDS, self._poll)
+
+
+def _pidfd_open(pid: int) -> int | None:
+    if not hasattr(os, "pidfd_open"):
+        return None
+    try:
+        return os.pidfd_open(pid)
+    except OSError:  # no such process any more (polling will tell), no such system call, not allowed
+        return None
