@@ -23,7 +23,7 @@ class FakeChild:
 
 
 class FakeHost:
-    """`auto_ready`: a load is over at once, else the test calls `finish_load`. `fail_next`: its next errors."""
+    """`auto_ready`: loads end at once, else when the test calls `finish_load`. `fail_next`: next errors."""
 
     def __init__(self, total_gib: float = 24.0, margin_gib: float = 1.0, *, auto_ready: bool = True) -> None:
         self.id: HostId = "local"

@@ -219,10 +219,10 @@ class Ledger:
         if known is None:
             return None
         free = self.free.get(device)
+        if known.margin <= 0:
+            return None if device in self.free and free is None else UNBOUNDED
         if free is None:
             return None
-        if known.margin <= 0:
-            return UNBOUNDED
         by_measure = free - known.margin
         by_books = known.total - known.margin
         for name, held in self._holders.items():
@@ -232,11 +232,12 @@ class Ledger:
                     by_measure -= reserved
                     by_books -= reserved
                 continue
-            used = held.used.get(device, 0)
             if name in leaving:
-                by_measure += used
+                # One whose use nobody could attribute has taken up to all it reserved: that is hoped for, not
+                # admitted.
+                by_measure += held.used.get(device, reserved)
                 continue
-            by_measure -= max(0, reserved - used)
+            by_measure -= max(0, reserved - held.used.get(device, 0))
             by_books -= reserved
         for gone in self._returning.values():
             if expected:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from itertools import groupby
 
 from router.core import refusals
-from router.core.state import Books, Instance, Record
+from router.core.state import Books, Instance, Record, Waiter
 from router.core.types import NOTHING, DeviceId, Footprint, InstanceId, Placement, State
 from router.core.victims import Leaver, Need, choose
 from router.errors import RouterError
@@ -91,8 +91,8 @@ def is_overdue(books: Books, record: Record, now: float) -> tuple[bool, float | 
     """Whether a demand has waited long enough to claim its room ahead of younger ones, and else from when
     on it will have.
     """
-    cost = books.settings.quantum * record.forecast.load_seconds
-    due = min((w.since + cost / w.priority.weight for w in record.heads()), default=None)
+    cost = record.forecast.load_seconds
+    due = min((w.since + _patience(books, w, cost) for w in record.heads()), default=None)
     return (due is not None and due <= now, due)
 
 
@@ -101,10 +101,21 @@ def overdue_at(books: Books, record: Record, victim: Instance) -> float | None:
     `quantum` times the cost of the switch, counted from the victim's own readiness at the earliest, or
     overload would end in first-come-first-served.
     """
-    drain = books.record_of(victim).forecast.hold_seconds()
-    cost = books.settings.quantum * (drain + record.forecast.load_seconds)
+    cost = books.record_of(victim).forecast.hold_seconds() + record.forecast.load_seconds
     ready = victim.ready_at if victim.ready_at is not None else victim.since
-    return min((max(w.since, ready) + cost / w.priority.weight for w in record.heads()), default=None)
+    return min(
+        (max(w.since, ready) + _patience(books, w, cost) for w in record.heads()),
+        default=None,
+    )
+
+
+def _patience(books: Books, waiter: Waiter, cost: float) -> float:
+    """Seconds of waiting that outweigh a switch of that cost: the quantum, but no more than half of what
+    the waiter can wait at all (else a costly switch would never come before its deadline), and never less
+    than the cost.
+    """
+    budget = max(cost, (waiter.deadline - waiter.since) / 2)
+    return min(books.settings.quantum * cost / waiter.priority.weight, budget)
 
 
 def slots_missing(books: Books, *, before: int | None = None) -> int:

@@ -395,12 +395,10 @@ class Scheduler:
             if model.replica_max <= 1 and model.replicas <= 1:
                 continue
             if self._wants_replica(record, now):
-                for place in sorted(model.placements, key=lambda p: p.tier):
-                    one = self._new_instance(record, place, frozenset(), now)
-                    if self._room_is_real(one):
-                        self._start(one, now)
-                        break
-                    self._cancel(one)
+                places = sorted(model.placements, key=lambda p: p.tier)
+                place = next((p for p in places if self._has_room_beside(model, p)), None)
+                if place is not None:
+                    self._start(self._new_instance(record, place, frozenset(), now), now)
 
     # --- steps of the pass ---
 
@@ -438,6 +436,13 @@ class Scheduler:
         self._books.instances[one.id] = record.instances[one.id] = self._plans[one.id] = one
         self._books.ledger.claim(one.id, place.footprint, one.order)
         return one
+
+    def _has_room_beside(self, model: Model, place: Placement) -> bool:
+        """Whether a further instance fits beside all there are, now."""
+        limit = self._books.settings.models_max
+        if limit > 0 and len(self._books.instances) + 1 > limit:
+            return False
+        return not any(self._books.conflicts(model)) and self._books.ledger.fits(place.footprint)
 
     def _room_is_real(self, one: Instance) -> bool:
         books = self._books
@@ -560,7 +565,9 @@ class Scheduler:
         del one.leases[held.lease]
         one.last_used = now
         one.completed += 1
-        record.failures, record.retry_at, record.last_error = 0, None, None
+        if one.ready_at is not None and one.ready_at >= record.failed_at:
+            # A replica that keeps failing is not forgiven for what the first instance serves.
+            record.failures, record.retry_at, record.last_error = 0, None, None
         record.forecast.held(now - held.granted_at, held.size)
         self._note_idle(record, now)
 
@@ -618,6 +625,7 @@ class Scheduler:
     def _count_failure(self, record: Record, error: RouterError | None, now: float) -> None:
         settings = self._books.settings
         record.failures += 1
+        record.failed_at = now
         record.last_error = error
         pause = settings.backoff_initial * 2.0 ** min(record.failures - 1, 32)
         record.retry_at = now + min(pause, settings.backoff_max)

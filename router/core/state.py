@@ -120,6 +120,7 @@ class Record:
     waiting: int = 0
     last_idle_at: float | None = None
     failures: int = 0
+    failed_at: float = 0.0
     retry_at: float | None = None
     last_error: RouterError | None = None
     hold_until_measured: float | None = None
