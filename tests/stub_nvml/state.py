@@ -44,6 +44,7 @@ class StubGpu:
     total: int = 24 << 30
     reserved: int = 512 << 20
     used: int = 0  # by nobody that can be listed
+    gfx: int = 0  # by a process that only the graphics list knows
     util: int = 0
     temp: int = 40
     cc: str = "8.6"
@@ -100,7 +101,7 @@ class StubNvml:
     def _write(self) -> None:
         lines = [f"{key}={getattr(self.state, key)}" for key in _GLOBALS]
         for gpu in self.state.gpus:
-            lines.append("gpu\t" + "\t".join(f"{key}={getattr(gpu, key)}" for key in _GPU_KEYS))
+            lines += ["gpu\t" + "\t".join(f"{key}={getattr(gpu, key)}" for key in _GPU_KEYS)]
         temporary = self.folder / f".devices.{os.getpid()}.{next(_serial)}"
         temporary.write_text("\n".join([*lines, ""]))
         temporary.rename(self.folder / "devices")
@@ -191,14 +192,17 @@ def hold_allocation(
 
 def free_bytes(folder: str | os.PathLike[str], index: int) -> int:
     """What is free on a device now, late returns counted as used: what an allocation is measured against."""
-    state = read_state(Path(folder))
-    gpu = state.gpus[index]
-    return gpu.total - gpu.reserved - gpu.used - sum(b for _, b in allocations(folder, index, state.lag_ms))
+    gpu = read_state(folder).gpus[index]
+    held = sum(size for _, size in allocations(folder, index))
+    return gpu.total - gpu.reserved - gpu.used - gpu.gfx - held
 
 
-def allocations(folder: str | os.PathLike[str], index: int, lag_ms: int = 0) -> list[tuple[int, int]]:
+def allocations(
+    folder: str | os.PathLike[str], index: int, *, living_only: bool = False
+) -> list[tuple[int, int]]:
     """(pid, bytes) on a device; pid 0 for what a dead process held and is not yet reported as free."""
     folder = Path(folder)
+    lag_ms = read_state(folder).lag_ms
     now_ms = time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1_000_000
     found = []
     for path in sorted((folder / "alloc").iterdir()):
@@ -215,7 +219,7 @@ def allocations(folder: str | os.PathLike[str], index: int, lag_ms: int = 0) -> 
         with contextlib.suppress(FileNotFoundError):
             if now_ms - int(path.name.partition(".")[0]) >= lag_ms:
                 path.unlink()
-            else:
+            elif not living_only:
                 found += [(0, size) for size in _held(path, index)]
     return found
 
