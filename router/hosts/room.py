@@ -30,7 +30,7 @@ class Occupant:
     pid: int | None = None
     free_before: Mapping[DeviceId, int | None] = field(default_factory=dict)
     changes: int = -1
-    taken: Footprint = NOTHING
+    taken: Footprint = field(default_factory=dict)
 
 
 class Room:

@@ -1,0 +1,100 @@
+"""Where the llama-server binary is, and what it says of itself and of the devices it sees."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final
+
+from router.errors import StartupError
+
+_ASK_SECONDS: Final = 20.0
+
+#: What a child inherits. Keys and tokens stay here, and LLAMA_ARG_* that would change its settings.
+INHERITED: Final = re.compile(
+    r"PATH|HOME|USER|LOGNAME|SHELL|LANG|LANGUAGE|TZ|TMPDIR|TEMP|TMP|LC_.+|XDG_CACHE_HOME|XDG_RUNTIME_DIR"
+    r"|LD_LIBRARY_PATH|LD_PRELOAD|DYLD_.+|SYSTEMROOT"
+    r"|CUDA_.+|NVIDIA_.+|NCCL_.+|HIP_.+|HSA_.+|ROCM_.+|ROCR_.+|ROCBLAS_.+|HIPBLASLT_.+|AMD_.+|GPU_.+"
+    r"|VK_.+|VULKAN_.+|MESA_.+|RADV_.+|DRI_PRIME|GGML_.+|ONEAPI_.+|SYCL_.+|ZE_.+|ZES_.+|MUSA_.+|METAL_.+|MTL_.+"
+    r"|OMP_.+|GOMP_.+|KMP_.+|MKL_.+|OPENBLAS_.+|BLIS_.+|MALLOC_.+"
+)
+
+
+def find_binary(configured: str | Path | None = None, environ: Mapping[str, str] = os.environ) -> Path:
+    """The llama-server to use: configured, else $LLAMA_SERVER, else on PATH, else the newest finished build.
+
+    Raises StartupError, also when a named one cannot be run: another would silently be used otherwise.
+    """
+    for origin, named in (("paths.llama_server", configured), ("$LLAMA_SERVER", environ.get("LLAMA_SERVER"))):
+        if named:
+            found = shutil.which(named, path=environ.get("PATH"))
+            if found is None:
+                raise StartupError(f"{origin} is {named}, which is not a program that can be run")
+            return Path(found).absolute()
+    on_path = shutil.which("llama-server", path=environ.get("PATH", os.defpath))
+    if on_path is not None:
+        return Path(on_path).absolute()
+    built = [path for path in _builds(environ) if os.access(path, os.X_OK) and path.is_file()]
+    if not built:
+        raise StartupError(
+            "no llama-server: not configured, not in $LLAMA_SERVER, not on $PATH, none built;"
+            " run bin/build-llama-server, or set paths.llama_server"
+        )
+    return max(built, key=lambda path: path.stat().st_mtime)
+
+
+def _builds(environ: Mapping[str, str]) -> list[Path]:
+    cache = environ.get("XDG_CACHE_HOME", "")
+    base = Path(cache) if cache.startswith("/") else Path(environ.get("HOME") or Path.home()) / ".cache"
+    folder = base / "llama-router" / "llama-server"
+    # A build in progress lives in building-*; only what is finished is renamed.
+    finished = [path for path in folder.glob("*") if not path.name.startswith("building-")]
+    return [path for entry in finished for path in entry.glob("**/llama-server")]
+
+
+async def version(binary: Path) -> str:
+    """What it says of itself: "0.6.0-dev (build 11434, commit unknown)". Raises StartupError."""
+    said = await _ask(binary, "--version")
+    found = re.search(r"^version: (.+)$", said, re.MULTILINE)
+    if found is None:
+        raise StartupError(f"{binary} is no llama-server: --version says {said.strip()[:200]!r}")
+    return found[1].strip()
+
+
+async def list_devices(binary: Path) -> str:
+    """What `--list-devices` prints. It touches every GPU: seconds, and some hundred MiB for that time."""
+    return await _ask(binary, "--list-devices", visible=True)
+
+
+async def _ask(binary: Path, flag: str, *, visible: bool = False) -> str:
+    env = {name: value for name, value in os.environ.items() if INHERITED.fullmatch(name)}
+    if not visible:
+        env["CUDA_VISIBLE_DEVICES"] = ""
+    try:
+        process = await asyncio.create_subprocess_exec(
+            binary,
+            flag,
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.STDOUT,
+            env=env,
+        )
+    except OSError as error:
+        raise StartupError(f"cannot run {binary}: {error.strerror or error}") from error
+    try:
+        async with asyncio.timeout(_ASK_SECONDS):
+            output, _ = await process.communicate()
+    except TimeoutError:
+        raise StartupError(f"{binary} {flag} gave no answer within {_ASK_SECONDS:.0f} s") from None
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+    if process.returncode != 0:
+        said = output.decode(errors="replace").strip()[-500:]
+        raise StartupError(f"{binary} {flag} ended with status {process.returncode}: {said}")
+    return output.decode(errors="replace")

@@ -1,0 +1,293 @@
+"""llama-server: its command line and environment, from the settings of a model and where it is placed."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+from typing import Final, Literal
+
+from router.backends import Launch
+from router.backends.llama_binary import INHERITED, find_binary, list_devices, version
+from router.config import ChildConfig
+from router.devices import DeviceInfo
+from router.errors import ModelUnusable
+from router.presets.options import spelling_of_arg
+
+#: One of these in the last log lines of a child that died: it wanted memory that was not there.
+OUT_OF_MEMORY_TEXTS: Final = (
+    "out of memory",
+    "OutOfDeviceMemory",
+    "cudaMalloc failed",
+    "hipMalloc failed",
+    "failed to allocate",
+    "unable to allocate",
+    "cannot allocate memory",
+    "std::bad_alloc",
+)
+
+__all__ = ["OUT_OF_MEMORY_TEXTS", "LlamaServerSettings", "find_binary", "launch", "list_devices", "version"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LlamaServerSettings:
+    """How one model is run; what a preset left open, estimate and configuration have filled in. None: the default.
+
+    `ctx_size` 0 is the context of the training, `cache_ram_mib` -1 no limit.
+    `placement_args` come from the estimate of where it goes (-ngl, -ts, -ot ...) and replace what the settings
+    say. `args` are the preset's, those of the configuration among them. `spec_type` is needed for an ordinary
+    draft model ("draft-simple"): llama-server recognises only the special kinds by itself.
+    """
+
+    name: str
+    model: Path
+    ctx_size: int
+    n_gpu_layers: int | Literal["all"] = "all"
+    parallel: int = 1
+    kv_unified: bool = True
+    cache_ram_mib: int = 0
+    mmproj: Path | None = None
+    mmproj_offload: bool | None = None
+    draft_model: Path | None = None
+    draft_n_gpu_layers: int | Literal["all"] | None = None
+    spec_type: str | None = None
+    lora: tuple[Path, ...] = ()
+    split_mode: str | None = None
+    tensor_split: tuple[float, ...] = ()
+    main_gpu: int | None = None
+    cache_type_k: str | None = None
+    cache_type_v: str | None = None
+    flash_attn: str | None = None
+    batch_size: int | None = None
+    ubatch_size: int | None = None
+    swa_full: bool = False
+    kv_offload: bool | None = None
+    cpu_moe: bool = False
+    n_cpu_moe: int | None = None
+    n_cpu_ffn: int | None = None
+    override_tensor: tuple[str, ...] = ()
+    embedding: bool = False
+    reranking: bool = False
+    pooling: str | None = None
+    placement_args: tuple[str, ...] = ()
+    args: tuple[str, ...] = ()
+    env: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+
+
+def launch(
+    settings: LlamaServerSettings,
+    devices: Sequence[DeviceInfo],
+    *,
+    binary: Path,
+    environ: Mapping[str, str],
+    child: ChildConfig = ChildConfig(),  # noqa: B008 - frozen
+    extra_args: Sequence[str] = (),
+) -> Launch:
+    """How to start it on these devices: the first becomes CUDA0. Without a GPU, on the CPU.
+
+    `environ` is the router's own environment, of which little is passed on. Raises ModelUnusable for arguments
+    or variables that would take the child out of the router's hands.
+    """
+    masks = _masks(settings.name, devices)
+    return Launch(
+        argv=(str(binary), *_argv(settings, devices, extra_args)),
+        env=_environment(settings, environ, masks),
+        health_path="/health",
+        health_poll_seconds=child.health_poll_ms / 1000,
+        health_timeout_seconds=child.health_timeout_ms / 1000,
+        stall_seconds=child.startup_stall_seconds,
+        timeout_seconds=child.startup_timeout_seconds,
+        log_max_bytes=child.log_max_mib << 20,
+        out_of_memory_texts=OUT_OF_MEMORY_TEXTS,
+    )
+
+
+# --- the command line -------------------------------------------------------------------------------------
+
+
+def _argv(
+    settings: LlamaServerSettings, devices: Sequence[DeviceInfo], extra_args: Sequence[str]
+) -> list[str]:
+    own = ["--host", "{socket}", "--alias", settings.name, "-m", str(settings.model), "--no-ui", "--slots"]
+    own += ["--metrics", "--log-colors", "off", "--fit", "off"]
+    tensor_split = "tensor-split" in _options(settings.placement_args) or bool(settings.tensor_split)
+    assert len(_gpus(devices)) < 2 or tensor_split or settings.split_mode == "none", (
+        "several devices need a tensor split: without one llama-server divides by what is free at that moment"
+    )
+    memory = _without(_memory_args(settings, _gpus(devices)), _options(settings.placement_args))
+    further = [*settings.args, *extra_args]
+    _refuse(settings.name, further)
+    return [*own, *_device_args(devices), *memory, *settings.placement_args, *_model_args(settings), *further]
+
+
+def _memory_args(settings: LlamaServerSettings, gpus: Sequence[DeviceInfo]) -> list[list[str]]:
+    """What decides memory and place, always explicit: the defaults depend on what is free at that moment."""
+    groups = [
+        ["-c", str(settings.ctx_size)],
+        ["-np", str(settings.parallel)],
+        ["-kvu" if settings.kv_unified else "-no-kvu"],
+        ["-cram", str(settings.cache_ram_mib)],
+        ["-ngl", str(settings.n_gpu_layers) if gpus else "0"],
+    ]
+    groups += _optional("-sm", settings.split_mode if gpus else None)
+    groups += _optional("-ts", ",".join(f"{share:g}" for share in settings.tensor_split) if gpus else None)
+    groups += _optional("-mg", settings.main_gpu if gpus else None)
+    groups += _optional("-ctk", settings.cache_type_k)
+    groups += _optional("-ctv", settings.cache_type_v)
+    groups += _optional("-fa", settings.flash_attn)
+    groups += _optional("-b", settings.batch_size)
+    groups += _optional("-ub", settings.ubatch_size)
+    groups += _optional("-ncmoe", settings.n_cpu_moe)
+    groups += _optional("-ncffn", settings.n_cpu_ffn)
+    groups += _optional("-ot", ",".join(settings.override_tensor))
+    groups += [["--swa-full"]] if settings.swa_full else []
+    groups += [["-cmoe"]] if settings.cpu_moe else []
+    groups += [["-nkvo"]] if settings.kv_offload is False else []
+    return groups
+
+
+def _model_args(settings: LlamaServerSettings) -> list[str]:
+    """What else is opened, and what it is for."""
+    args: list[str] = []
+    if settings.mmproj is not None:
+        args += ["--mmproj", str(settings.mmproj)]
+        args += ["--no-mmproj-offload"] if settings.mmproj_offload is False else []
+    if settings.draft_model is not None:
+        args += ["-md", str(settings.draft_model)]
+        args += [] if settings.draft_n_gpu_layers is None else ["-ngld", str(settings.draft_n_gpu_layers)]
+    args += [] if settings.spec_type is None else ["--spec-type", settings.spec_type]
+    for path in settings.lora:
+        args += ["--lora", _csv(str(path))]
+    args += ["--embedding"] if settings.embedding else []
+    args += ["--reranking"] if settings.reranking else []
+    args += [] if settings.pooling is None else ["--pooling", settings.pooling]
+    return args
+
+
+def _optional(flag: str, value: object) -> list[list[str]]:
+    return [] if value is None or value == "" else [[flag, str(value)]]
+
+
+def _without(groups: list[list[str]], replaced: Collection[str]) -> list[str]:
+    return [arg for group in groups if not _options(group) & set(replaced) for arg in group]
+
+
+def _options(args: Sequence[str]) -> set[str]:
+    """The options that occur in arguments, by their one name."""
+    found = (spelling_of_arg(arg) for arg in args if arg.startswith("-"))
+    return {spelling.option.name for spelling in found if spelling is not None}
+
+
+def _csv(text: str) -> str:
+    """llama-server reads paths of adapters as a line of comma separated values."""
+    return '"' + text.replace('"', '""') + '"' if "," in text or '"' in text else text
+
+
+#: Refused beyond what is refused in presets: these are fields of the settings, and counted by the estimate.
+_SETTLED: Final = frozenset(
+    {
+        "ctx-size",
+        "parallel",
+        "n-gpu-layers",
+        "tensor-split",
+        "split-mode",
+        "main-gpu",
+        "device",
+        "model",
+        "alias",
+    }
+    | {"hf-repo", "hf-file", "hf-repo-draft", "kv-unified", "cache-ram"}
+)
+
+
+def _refuse(name: str, args: Sequence[str]) -> None:
+    for arg in args:
+        spelling = spelling_of_arg(arg.partition("=")[0]) if arg.startswith("-") else None
+        if spelling is None:
+            continue
+        if spelling.option.refused is not None:
+            raise ModelUnusable(f"{name}: {arg} cannot be given to llama-server: {spelling.option.refused}")
+        if spelling.option.name in _SETTLED:
+            raise ModelUnusable(
+                f"{name}: {arg} cannot stand in args: the router counts its memory; set it as a key"
+            )
+
+
+# --- devices and environment ------------------------------------------------------------------------------
+
+
+def _gpus(devices: Sequence[DeviceInfo]) -> list[DeviceInfo]:
+    return [device for device in devices if device.kind != "host"]
+
+
+def _masks(name: str, devices: Sequence[DeviceInfo]) -> dict[str, str]:
+    """Which GPUs the process can see. A mask, not only -dev: on each GPU it sees, CUDA may take 550 MiB.
+
+    Never both families: ROCm obeys CUDA_VISIBLE_DEVICES too, by its own numbers.
+    """
+    gpus = _gpus(devices)
+    kinds = {device.kind for device in gpus}
+    if len(kinds) > 1:
+        raise ModelUnusable(
+            f"{name}: one llama-server cannot run on {' and '.join(sorted(kinds))} devices at once"
+        )
+    uuids = ",".join(device.uuid for device in gpus)
+    match next(iter(kinds), "host"):
+        case "cuda" | "host":
+            return {"CUDA_VISIBLE_DEVICES": uuids, "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
+        case "rocm":
+            return {"ROCR_VISIBLE_DEVICES": uuids}
+        case _:
+            return {}
+
+
+def _device_args(devices: Sequence[DeviceInfo]) -> list[str]:
+    gpus = _gpus(devices)
+    if not gpus:
+        return ["-dev", "none"]
+    return ["-dev", ",".join(device.uuid for device in gpus)] if gpus[0].kind not in ("cuda", "rocm") else []
+
+
+_VISIBILITY: Final = (
+    "CUDA_VISIBLE_DEVICES",
+    "HIP_VISIBLE_DEVICES",
+    "ROCR_VISIBLE_DEVICES",
+    "GPU_DEVICE_ORDINAL",
+)
+_REFUSED_VARIABLES: Final = re.compile(
+    r"(?P<place>(CUDA|HIP|ROCR)_VISIBLE_DEVICES|GPU_DEVICE_ORDINAL|CUDA_DEVICE_ORDER)"
+    r"|(?P<setting>LLAMA_ARG_.+|LLAMA_API_KEY|MTMD_BACKEND_DEVICE)"
+    r"|(?P<role>LLAMA_SERVER_ROUTER_PORT|LLAMA_SERVER_CHILD_MODE|AIP_MODE)"
+    r"|(?P<memory>GGML_CUDA_ENABLE_UNIFIED_MEMORY)"
+)
+_REFUSALS: Final = {
+    "place": "the router chooses the devices; set the key `devices`",
+    "setting": "it is a setting of llama-server; set it as a key or in args",
+    "role": "it changes what llama-server listens to",
+    "memory": "memory that moves between GPU and host cannot be counted",
+}
+
+
+def _environment(
+    settings: LlamaServerSettings, environ: Mapping[str, str], masks: Mapping[str, str]
+) -> dict[str, str]:
+    for variable in settings.env:
+        refused = _REFUSED_VARIABLES.fullmatch(variable)
+        if refused is not None:
+            reason = _REFUSALS[refused.lastgroup or ""]
+            raise ModelUnusable(f"{settings.name}: {variable} cannot be set for llama-server: {reason}")
+    inherited = {
+        name: value
+        for name, value in environ.items()
+        if INHERITED.fullmatch(name) and not _REFUSED_VARIABLES.fullmatch(name)
+    }
+    if not masks:  # a device known by its name in llama-server's own list: as the router itself sees it
+        inherited |= {name: environ[name] for name in _VISIBILITY if name in environ}
+    fixed = {
+        "GGML_NO_BACKTRACE": "1",  # an abort would fork a debugger, which holds the memory for seconds
+        "XDG_CONFIG_HOME": os.devnull,  # no config.ini of the user: it may ask for keys or TLS
+    }
+    return {**inherited, **fixed, **settings.env, **masks}
