@@ -21,7 +21,7 @@ ensure_environment() {
 # What was found last time is taken again while nothing has changed that decides it: a start must not wait for a search.
 find_llama_server() {
     local memo=$venv/llama-server.found config=$1 circumstances="" name known path=""
-    for name in llama-server nvcc hipcc glslc; do circumstances+="$(type -P "$name"):"; done
+    for name in llama-server nvcc hipcc glslc; do circumstances+="$(type -P "$name" || :):"; done
     for name in /dev/nvidiactl /dev/kfd /dev/dri /dev/dxg; do [[ ! -e $name ]] || circumstances+="$name:"; done
     circumstances+="${LLAMA_SERVER:-}:${LLAMA_CMAKE_ARGS:-}:${XDG_CACHE_HOME:-$HOME}:$config"
     [[ ! -r $memo ]] || { IFS= read -r known && IFS= read -r path; } <"$memo" || known=""
