@@ -94,6 +94,343 @@ def make_llama(
     return write_gguf(path, "llama", kv, tensors, seed=seed, sparse=sparse, shards=shards)
 
 
+def make_gemma3(
+    path: Path | str,
+    *,
+    name: str = "tiny-gemma3",
+    seed: int = 0,
+    n_layers: int = 6,
+    n_embd: int = 64,
+    n_ff: int = 128,
+    n_heads: int = 4,
+    n_heads_kv: int = 2,
+    head: int = 16,
+    n_vocab: int = MIN_VOCAB,
+    n_ctx_train: int = 4096,
+    n_swa: int = 512,
+    weight_type: str = "f32",
+    sparse: bool = False,
+    extra: Mapping[str, KvValue] | None = None,
+) -> Path:
+    """Tied embeddings and sliding-window attention: every sixth layer is full, the others see `n_swa`
+    tokens."""
+    tensors = _embedding_tensors(n_embd, n_vocab, True, weight_type)
+    for i in range(n_layers):
+        tensors += _attention(i, n_embd, n_heads * head, n_heads_kv * head, weight_type)
+        tensors += _qk_norms(i, head)
+        tensors += [Tensor(f"blk.{i}.post_attention_norm.weight", (n_embd,), fill="ones")]
+        tensors += _feed_forward(i, n_embd, n_ff, weight_type)
+        tensors += [Tensor(f"blk.{i}.post_ffw_norm.weight", (n_embd,), fill="ones")]
+    kv = _common("gemma3", name, n_layers, n_embd, n_ff, n_heads, n_heads_kv, n_ctx_train, weight_type)
+    kv |= {
+        "gemma3.attention.key_length": head,
+        "gemma3.attention.value_length": head,
+        "gemma3.attention.sliding_window": n_swa,
+    }
+    return write_gguf(
+        path, "gemma3", kv | spm_vocabulary(n_vocab) | dict(extra or {}), tensors, seed=seed, sparse=sparse
+    )
+
+
+def make_qwen3(
+    path: Path | str,
+    *,
+    name: str = "tiny-qwen3",
+    seed: int = 0,
+    n_layers: int = 2,
+    n_embd: int = 64,
+    n_ff: int = 128,
+    n_heads: int = 4,
+    n_heads_kv: int = 2,
+    head: int = 32,
+    n_vocab: int = MIN_VOCAB,
+    n_ctx_train: int = 2048,
+    n_experts: int = 0,
+    n_experts_used: int = 2,
+    n_ff_expert: int = 32,
+    tied: bool = True,
+    weight_type: str = "f32",
+    sparse: bool = False,
+    extra: Mapping[str, KvValue] | None = None,
+) -> Path:
+    """Heads wider than n_embd / n_heads and tied embeddings; with `n_experts` the mixture-of-experts
+    qwen3moe."""
+    arch = "qwen3moe" if n_experts else "qwen3"
+    tensors = _embedding_tensors(n_embd, n_vocab, tied, weight_type)
+    for i in range(n_layers):
+        tensors += _attention(i, n_embd, n_heads * head, n_heads_kv * head, weight_type) + _qk_norms(i, head)
+        if n_experts:
+            tensors += [Tensor(f"blk.{i}.ffn_norm.weight", (n_embd,), fill="ones")]
+            tensors += _experts(i, n_embd, n_ff_expert, n_experts, weight_type)
+        else:
+            tensors += _feed_forward(i, n_embd, n_ff, weight_type)
+    kv = _common(arch, name, n_layers, n_embd, n_ff, n_heads, n_heads_kv, n_ctx_train, weight_type)
+    kv |= {f"{arch}.attention.key_length": head, f"{arch}.attention.value_length": head}
+    if n_experts:
+        kv |= _expert_keys(arch, n_experts, n_experts_used, n_ff_expert)
+    return write_gguf(
+        path, arch, kv | spm_vocabulary(n_vocab) | dict(extra or {}), tensors, seed=seed, sparse=sparse
+    )
+
+
+def make_deepseek2(
+    path: Path | str,
+    *,
+    name: str = "tiny-mla",
+    seed: int = 0,
+    n_layers: int = 3,
+    n_embd: int = 64,
+    n_ff: int = 128,
+    n_heads: int = 4,
+    q_rank: int = 32,
+    kv_rank: int = 32,
+    head_nope: int = 16,
+    head_rope: int = 16,
+    head_value: int = 16,
+    n_dense: int = 1,
+    n_experts: int = 4,
+    n_experts_used: int = 2,
+    n_experts_shared: int = 1,
+    n_ff_expert: int = 32,
+    n_vocab: int = MIN_VOCAB,
+    n_ctx_train: int = 2048,
+    weight_type: str = "f32",
+    sparse: bool = False,
+    extra: Mapping[str, KvValue] | None = None,
+) -> Path:
+    """Multi-head latent attention: one compressed key per cell and no values; experts after `n_dense`
+    layers."""
+    tensors = _embedding_tensors(n_embd, n_vocab, False, weight_type)
+    head_key = head_nope + head_rope
+    for i in range(n_layers):
+        tensors += [
+            Tensor(f"blk.{i}.attn_norm.weight", (n_embd,), fill="ones"),
+            Tensor(f"blk.{i}.attn_q_a_norm.weight", (q_rank,), fill="ones"),
+            Tensor(f"blk.{i}.attn_kv_a_norm.weight", (kv_rank,), fill="ones"),
+            Tensor(f"blk.{i}.attn_q_a.weight", (n_embd, q_rank), weight_type),
+            Tensor(f"blk.{i}.attn_q_b.weight", (q_rank, n_heads * head_key), weight_type),
+            Tensor(f"blk.{i}.attn_kv_a_mqa.weight", (n_embd, kv_rank + head_rope), weight_type),
+            Tensor(f"blk.{i}.attn_k_b.weight", (head_nope, kv_rank, n_heads), "f32"),
+            Tensor(f"blk.{i}.attn_v_b.weight", (kv_rank, head_value, n_heads), weight_type),
+            Tensor(f"blk.{i}.attn_output.weight", (n_heads * head_value, n_embd), weight_type),
+        ]
+        if i < n_dense:
+            tensors += _feed_forward(i, n_embd, n_ff, weight_type)
+            continue
+        shared = n_ff_expert * n_experts_shared
+        tensors += [Tensor(f"blk.{i}.ffn_norm.weight", (n_embd,), fill="ones")]
+        tensors += _experts(i, n_embd, n_ff_expert, n_experts, weight_type)
+        tensors += [
+            Tensor(f"blk.{i}.ffn_gate_shexp.weight", (n_embd, shared), weight_type),
+            Tensor(f"blk.{i}.ffn_up_shexp.weight", (n_embd, shared), weight_type),
+            Tensor(f"blk.{i}.ffn_down_shexp.weight", (shared, n_embd), weight_type),
+        ]
+    kv = _common("deepseek2", name, n_layers, n_embd, n_ff, n_heads, 1, n_ctx_train, weight_type)
+    kv |= _expert_keys("deepseek2", n_experts, n_experts_used, n_ff_expert)
+    kv |= {
+        "deepseek2.leading_dense_block_count": n_dense,
+        "deepseek2.expert_shared_count": n_experts_shared,
+        "deepseek2.attention.q_lora_rank": q_rank,
+        "deepseek2.attention.kv_lora_rank": kv_rank,
+        "deepseek2.attention.key_length": kv_rank + head_rope,
+        "deepseek2.attention.value_length": kv_rank,
+        "deepseek2.attention.key_length_mla": head_key,
+        "deepseek2.attention.value_length_mla": head_value,
+        "deepseek2.rope.dimension_count": head_rope,
+    }
+    return write_gguf(
+        path, "deepseek2", kv | spm_vocabulary(n_vocab) | dict(extra or {}), tensors, seed=seed, sparse=sparse
+    )
+
+
+def make_mamba2(
+    path: Path | str,
+    *,
+    name: str = "tiny-mamba2",
+    seed: int = 0,
+    n_layers: int = 2,
+    n_embd: int = 64,
+    d_conv: int = 4,
+    d_state: int = 16,
+    head: int = 16,
+    n_groups: int = 1,
+    n_vocab: int = MIN_VOCAB,
+    n_ctx_train: int = 4096,
+    weight_type: str = "f32",
+    sparse: bool = False,
+) -> Path:
+    """A recurrent model: a fixed state for every sequence, and no cache that grows with the context."""
+    d_inner = 2 * n_embd
+    tensors = _embedding_tensors(n_embd, n_vocab, True, weight_type)
+    for i in range(n_layers):
+        tensors += _mamba2(i, n_embd, d_inner, d_conv, d_state, d_inner // head, n_groups, weight_type)
+    kv = _common("mamba2", name, n_layers, n_embd, 0, 0, 0, n_ctx_train, weight_type)
+    kv |= _ssm_keys("mamba2", d_inner, d_conv, d_state, d_inner // head, n_groups)
+    return write_gguf(path, "mamba2", kv | spm_vocabulary(n_vocab), tensors, seed=seed, sparse=sparse)
+
+
+def make_granite_hybrid(
+    path: Path | str,
+    *,
+    name: str = "tiny-hybrid",
+    seed: int = 0,
+    n_layers: int = 4,
+    attention_every: int = 4,
+    n_embd: int = 64,
+    n_ff: int = 128,
+    n_heads: int = 4,
+    n_heads_kv: int = 2,
+    d_conv: int = 4,
+    d_state: int = 16,
+    head_ssm: int = 16,
+    n_groups: int = 1,
+    n_vocab: int = MIN_VOCAB,
+    n_ctx_train: int = 4096,
+    weight_type: str = "f32",
+    sparse: bool = False,
+) -> Path:
+    """A hybrid: recurrent layers, and attention in the last of every `attention_every` layers."""
+    d_inner = 2 * n_embd
+    head = n_embd // n_heads
+    heads_kv = [n_heads_kv if (i + 1) % attention_every == 0 else 0 for i in range(n_layers)]
+    tensors = _embedding_tensors(n_embd, n_vocab, False, weight_type)
+    for i, kv_heads in enumerate(heads_kv):
+        if kv_heads:
+            tensors += _attention(i, n_embd, n_heads * head, kv_heads * head, weight_type)
+        else:
+            tensors += _mamba2(
+                i, n_embd, d_inner, d_conv, d_state, d_inner // head_ssm, n_groups, weight_type
+            )
+        tensors += _feed_forward(i, n_embd, n_ff, weight_type)
+    kv = _common("granitehybrid", name, n_layers, n_embd, n_ff, n_heads, heads_kv, n_ctx_train, weight_type)
+    kv |= _ssm_keys("granitehybrid", d_inner, d_conv, d_state, d_inner // head_ssm, n_groups)
+    return write_gguf(path, "granitehybrid", kv | spm_vocabulary(n_vocab), tensors, seed=seed, sparse=sparse)
+
+
+def make_bert(
+    path: Path | str,
+    *,
+    name: str = "tiny-embedding",
+    seed: int = 0,
+    n_layers: int = 2,
+    n_embd: int = 64,
+    n_ff: int = 128,
+    n_heads: int = 4,
+    n_ctx_train: int = 512,
+    n_vocab: int = 256,
+    weight_type: str = "f32",
+    sparse: bool = False,
+) -> Path:
+    """An embedding model without a KV cache (start the server with --embedding), pooling by mean."""
+    words = [word.lstrip("▁") for word in _WORDS if len(word) > 2]
+    tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    # llama.cpp's WordPiece marks the start of a word with ▁ and its continuation with nothing.
+    tokens += ["▁" + text for text in [*string.ascii_lowercase, *string.digits, *words]]
+    tokens += [*string.ascii_lowercase, *string.digits]
+    tokens += [f"[unused{i}]" for i in range(n_vocab - len(tokens))]
+    tensors = [
+        Tensor("token_embd.weight", (n_embd, n_vocab), weight_type),
+        Tensor("token_types.weight", (n_embd, 2), "f32"),
+        Tensor("position_embd.weight", (n_embd, n_ctx_train), "f32"),
+        Tensor("token_embd_norm.weight", (n_embd,), fill="ones"),
+        Tensor("token_embd_norm.bias", (n_embd,), fill="zeros"),
+    ]
+    for i in range(n_layers):
+        for part, shape in (
+            ("attn_q", (n_embd, n_embd)),
+            ("attn_k", (n_embd, n_embd)),
+            ("attn_v", (n_embd, n_embd)),
+            ("attn_output", (n_embd, n_embd)),
+            ("ffn_up", (n_embd, n_ff)),
+            ("ffn_down", (n_ff, n_embd)),
+        ):
+            tensors.append(Tensor(f"blk.{i}.{part}.weight", shape, weight_type))
+            tensors.append(Tensor(f"blk.{i}.{part}.bias", shape[1:], fill="zeros"))
+        for part in ("attn_output_norm", "layer_output_norm"):
+            tensors.append(Tensor(f"blk.{i}.{part}.weight", (n_embd,), fill="ones"))
+            tensors.append(Tensor(f"blk.{i}.{part}.bias", (n_embd,), fill="zeros"))
+    kv = _common("bert", name, n_layers, n_embd, n_ff, n_heads, n_heads, n_ctx_train, weight_type)
+    kv |= {
+        "bert.attention.layer_norm_epsilon": 1e-12,
+        "bert.attention.causal": False,
+        "bert.pooling_type": 1,
+        "tokenizer.ggml.model": "bert",
+        "tokenizer.ggml.pre": "jina-v2-en",
+        "tokenizer.ggml.tokens": tokens,
+        "tokenizer.ggml.token_type": [3] * 5 + [1] * (len(tokens) - 5),
+        "tokenizer.ggml.token_type_count": 2,
+        "tokenizer.ggml.padding_token_id": 0,
+        "tokenizer.ggml.unknown_token_id": 1,
+        "tokenizer.ggml.cls_token_id": 2,
+        "tokenizer.ggml.bos_token_id": 2,
+        "tokenizer.ggml.seperator_token_id": 3,
+        "tokenizer.ggml.mask_token_id": 4,
+    }
+    return write_gguf(path, "bert", kv, tensors, seed=seed, sparse=sparse)
+
+
+def make_mmproj(
+    path: Path | str,
+    *,
+    name: str = "tiny-mmproj",
+    seed: int = 0,
+    n_layers: int = 2,
+    n_embd: int = 64,
+    n_ff: int = 128,
+    n_heads: int = 4,
+    image_size: int = 64,
+    patch_size: int = 16,
+    projection: int = 64,
+) -> Path:
+    """A LLaVA projector (CLIP encoder and two-layer MLP) for a text model whose n_embd is `projection`."""
+    n_patches = (image_size // patch_size) ** 2
+    tensors = [
+        Tensor("v.class_embd", (n_embd,)),
+        Tensor("v.patch_embd.weight", (patch_size, patch_size, 3, n_embd)),
+        Tensor("v.position_embd.weight", (n_embd, n_patches + 1)),
+        Tensor("v.pre_ln.weight", (n_embd,), fill="ones"),
+        Tensor("v.pre_ln.bias", (n_embd,), fill="zeros"),
+        Tensor("mm.0.weight", (n_embd, projection)),
+        Tensor("mm.0.bias", (projection,), fill="zeros"),
+        Tensor("mm.2.weight", (projection, projection)),
+        Tensor("mm.2.bias", (projection,), fill="zeros"),
+    ]
+    for i in range(n_layers):
+        parts = {
+            "attn_q": (n_embd, n_embd),
+            "attn_k": (n_embd, n_embd),
+            "attn_v": (n_embd, n_embd),
+            "attn_out": (n_embd, n_embd),
+            "ffn_up": (n_embd, n_ff),
+            "ffn_down": (n_ff, n_embd),
+        }
+        for part, shape in parts.items():
+            tensors.append(Tensor(f"v.blk.{i}.{part}.weight", shape))
+            tensors.append(Tensor(f"v.blk.{i}.{part}.bias", shape[1:], fill="zeros"))
+        for part in ("ln1", "ln2"):
+            tensors.append(Tensor(f"v.blk.{i}.{part}.weight", (n_embd,), fill="ones"))
+            tensors.append(Tensor(f"v.blk.{i}.{part}.bias", (n_embd,), fill="zeros"))
+    kv: dict[str, KvValue] = {
+        "general.type": "mmproj",
+        "general.name": name,
+        "general.file_type": 0,
+        "clip.has_vision_encoder": True,
+        "clip.projector_type": "mlp",
+        "clip.use_gelu": True,
+        "clip.vision.embedding_length": n_embd,
+        "clip.vision.feed_forward_length": n_ff,
+        "clip.vision.block_count": n_layers,
+        "clip.vision.attention.head_count": n_heads,
+        "clip.vision.attention.layer_norm_epsilon": 1e-5,
+        "clip.vision.projection_dim": projection,
+        "clip.vision.image_size": image_size,
+        "clip.vision.patch_size": patch_size,
+        "clip.vision.image_mean": [0.5, 0.5, 0.5],
+        "clip.vision.image_std": [0.5, 0.5, 0.5],
+    }
+    return write_gguf(path, "clip", kv, tensors, seed=seed)
+
+
 # --- parts shared by the architectures --------------------------------------------------------------------
 
 
@@ -173,6 +510,67 @@ def _feed_forward(i: int, n_embd: int, n_ff: int, weight_type: str) -> list[Tens
         Tensor(f"blk.{i}.ffn_up.weight", (n_embd, n_ff), weight_type),
         Tensor(f"blk.{i}.ffn_down.weight", (n_ff, n_embd), weight_type),
     ]
+
+
+def _qk_norms(i: int, head: int) -> list[Tensor]:
+    return [
+        Tensor(f"blk.{i}.attn_q_norm.weight", (head,), fill="ones"),
+        Tensor(f"blk.{i}.attn_k_norm.weight", (head,), fill="ones"),
+    ]
+
+
+def _experts(i: int, n_embd: int, n_ff: int, n_experts: int, weight_type: str) -> list[Tensor]:
+    return [
+        Tensor(f"blk.{i}.ffn_gate_inp.weight", (n_embd, n_experts)),
+        Tensor(f"blk.{i}.ffn_gate_exps.weight", (n_embd, n_ff, n_experts), weight_type),
+        Tensor(f"blk.{i}.ffn_up_exps.weight", (n_embd, n_ff, n_experts), weight_type),
+        Tensor(f"blk.{i}.ffn_down_exps.weight", (n_ff, n_embd, n_experts), weight_type),
+    ]
+
+
+def _expert_keys(arch: str, n_experts: int, n_used: int, n_ff: int) -> dict[str, KvValue]:
+    return {
+        f"{arch}.expert_count": n_experts,
+        f"{arch}.expert_used_count": n_used,
+        f"{arch}.expert_feed_forward_length": n_ff,
+    }
+
+
+def _mamba2(
+    i: int,
+    n_embd: int,
+    d_inner: int,
+    d_conv: int,
+    d_state: int,
+    n_heads: int,
+    n_groups: int,
+    weight_type: str,
+) -> list[Tensor]:
+    conv = d_inner + 2 * n_groups * d_state
+    return [
+        Tensor(f"blk.{i}.attn_norm.weight", (n_embd,), fill="ones"),
+        Tensor(f"blk.{i}.ssm_in.weight", (n_embd, d_inner + conv + n_heads), weight_type),
+        Tensor(f"blk.{i}.ssm_conv1d.weight", (d_conv, conv)),
+        Tensor(f"blk.{i}.ssm_conv1d.bias", (conv,), fill="zeros"),
+        Tensor(f"blk.{i}.ssm_dt.bias", (n_heads,), fill="zeros"),
+        # Negative in a trained model, where the state must fade; zero keeps it, which is stable enough here.
+        Tensor(f"blk.{i}.ssm_a", (1, n_heads), fill="zeros"),
+        Tensor(f"blk.{i}.ssm_d", (1, n_heads), fill="ones"),
+        Tensor(f"blk.{i}.ssm_norm.weight", (d_inner // n_groups, n_groups), fill="ones"),
+        Tensor(f"blk.{i}.ssm_out.weight", (d_inner, n_embd), weight_type),
+    ]
+
+
+def _ssm_keys(
+    arch: str, d_inner: int, d_conv: int, d_state: int, n_heads: int, n_groups: int
+) -> dict[str, KvValue]:
+    return {
+        f"{arch}.ssm.inner_size": d_inner,
+        f"{arch}.ssm.conv_kernel": d_conv,
+        f"{arch}.ssm.state_size": d_state,
+        f"{arch}.ssm.time_step_rank": n_heads,
+        f"{arch}.ssm.group_count": n_groups,
+    }
 
 
 def _ff_for_size(approx_mib: float, weight_type: str, *, n_layers: int, n_embd: int, n_vocab: int) -> int:
