@@ -114,6 +114,7 @@ def test_another_llama_server_is_noticed(checkout, tmp_path):
     config.write_text('[paths]\nllama_server = "./llama-server"\n')
     assert checkout.run("--config", str(config))["server"] == str(other)
     assert checkout.run(f"--config={config}")["server"] == str(other)
+    assert checkout.run("-c", str(config), "--", "-c", "4096", "-h")["server"] == str(other)
     assert checkout.run(LLAMA_ROUTER_CONFIG=str(config))["server"] == str(other)
     other.unlink()
     done = checkout.try_run("--config", str(config))
