@@ -54,11 +54,13 @@ def find_llama_server() -> Path | None:
 def run_and_read(server: Path, model: Path, args: Sequence[str], folder: Path) -> Reported:
     """Start `server` with `model` and `args` until it listens, read its buffers, stop it."""
     log_path = folder / "server.log"
-    argv = [str(server), "-m", str(model), "--host", str(folder / "s.sock"), "-lv", "4", "--fit", "off",
-    *args] environment = {**os.environ, "GGML_NO_BACKTRACE": "1"} with log_path.open("wb") as log,
-    subprocess.Popen(
-        argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment
-    ) as process:
+    argv = [str(server), "-m", str(model), "--host", str(folder / "s.sock"), "-lv", "4", "--fit", "off"]
+    argv += args
+    environment = {**os.environ, "GGML_NO_BACKTRACE": "1"}
+    with (
+        log_path.open("wb") as log,
+        subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment) as process,
+    ):
         try:
             deadline = time.monotonic() + LOAD_DEADLINE_SECONDS
             while "listening on" not in log_path.read_text(errors="replace"):
@@ -83,7 +85,9 @@ def parse_log(log: str, status: str = "") -> Reported:
         # The compute buffer is reserved again when settings change: the last one counts. Shards and caches
         # add up.
         sums[name] = float(mib) if name in ("compute", "encoder") else sums.get(name, 0.0) + float(mib)
-    resident = {key: int(kib) * 1024 for key, kib in re.findall(r"^(Rss\w+):\s+(\d+) kB", status, re.MULTILINE)}
+    resident = {
+        key: int(kib) * 1024 for key, kib in re.findall(r"^(Rss\w+):\s+(\d+) kB", status, re.MULTILINE)
+    }
     return Reported(
         weights=round(sums.get("model", 0.0) * MIB),
         repacked=round(sums.get("repacked", 0.0) * MIB),
