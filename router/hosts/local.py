@@ -319,8 +319,10 @@ class LocalHost:
         )
 
     async def _adopt(self, record: ProcessRecord) -> bool:
-        if record.pid is None or record.start_time is None or argv_hash(record.pid) != record.argv_hash:
+        if record.pid is None or record.start_time is None:
             return False
+        if record.is_ready and argv_hash(record.pid) != record.argv_hash:
+            return False  # while it loads it may still be the script that becomes llama-server
         loop = asyncio.get_running_loop()
         log = LogFile(Path(record.log), _ADOPTED_LOG_MAX_BYTES)
         identity = Identity(record.pid, record.start_time, record.boot_id)

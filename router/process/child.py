@@ -27,7 +27,7 @@ _logger = logging.getLogger("router.process")
 #: sun_path of sockaddr_un has 108 bytes on Linux, one of them for the final zero (104 on macOS).
 SOCKET_PATH_MAX_BYTES: Final = 107
 _LOG_TAIL_LINES: Final = 30
-_LOOK_SECONDS: Final = 2.0
+_LOOK_SECONDS: Final = 0.5
 #: Taking down a large process that the kernel has chosen may last seconds: evidence is sought that far back.
 _OOM_EVIDENCE_SECONDS: Final = 10.0
 #: How long a child may take to die of SIGKILL before its owner, itself being cancelled, gives up on it.
@@ -361,7 +361,7 @@ def _spawn(command: Command) -> Identity:
             stdout=log,
             stderr=log,
             env={**command.env, MARKER: str(command.socket)},
-            cwd=command.cwd,
+            cwd=str(command.cwd),
             close_fds=True,
             start_new_session=True,
             umask=0o077,

@@ -39,16 +39,18 @@ class LogFile:
         if self.size() <= self.max_bytes:
             return
         with self.path.open("rb+", buffering=0) as file:
-            tail = _read_tail(file.fileno(), self.max_bytes // 4)
+            tail, end = _read_tail(file.fileno(), self.max_bytes // 4)
+            while more := os.pread(file.fileno(), _TAIL_BYTES, end):  # what came while we read
+                tail, end = (tail + more)[-self.max_bytes // 4 :], end + len(more)
             file.truncate(0)
-            with self.path.open("ab", buffering=0) as end:
-                end.write(_TRIMMED + tail.partition(b"\n")[2])
+            with self.path.open("ab", buffering=0) as newest:
+                newest.write(_TRIMMED + tail.partition(b"\n")[2])
 
     def tail(self, lines: int) -> tuple[str, ...]:
         """The last lines, as far as 64 KiB hold them; empty if there is no file."""
         try:
             with self.path.open("rb", buffering=0) as file:
-                size, data = os.fstat(file.fileno()).st_size, _read_tail(file.fileno(), _TAIL_BYTES)
+                data, size = _read_tail(file.fileno(), _TAIL_BYTES)
         except OSError:
             return ()
         if size > len(data):
@@ -56,6 +58,8 @@ class LogFile:
         return tuple(data.decode(errors="replace").splitlines()[-lines:]) if lines > 0 else ()
 
 
-def _read_tail(fd: int, length: int) -> bytes:
+def _read_tail(fd: int, length: int) -> tuple[bytes, int]:
+    """The last bytes, and where they end."""
     size = os.fstat(fd).st_size
-    return os.pread(fd, length, max(0, size - length))
+    data = os.pread(fd, length, max(0, size - length))
+    return data, max(0, size - length) + len(data)

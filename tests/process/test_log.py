@@ -1,0 +1,71 @@
+from __future__ import annotations
+
+import os
+
+from router.process import LogFile
+
+
+def write(log: LogFile, data: bytes) -> None:
+    fd = log.open_for_child()
+    try:
+        os.write(fd, data)
+    finally:
+        os.close(fd)
+
+
+def test_the_tail_is_the_last_whole_lines(tmp_path):
+    log = LogFile(tmp_path / "log", 1 << 20)
+    assert log.tail(5) == ()
+    write(log, b"".join(b"line %d\n" % i for i in range(100_000)))
+    assert log.tail(2) == ("line 99998", "line 99999")
+    assert log.tail(0) == ()
+    everything = log.tail(1_000_000)
+    assert all(line.startswith("line ") for line in everything), "no half line at the beginning"
+
+
+def test_what_is_no_text_does_not_hurt(tmp_path):
+    log = LogFile(tmp_path / "log", 1 << 20)
+    write(log, b"\xff\xfe\x00 broken\nand no end")
+    assert log.tail(5)[1] == "and no end"
+
+
+def test_a_log_within_its_limit_is_not_touched(tmp_path):
+    log = LogFile(tmp_path / "log", 1000)
+    write(log, b"x" * 1000)
+    log.trim()
+    assert log.size() == 1000
+
+
+def test_trimming_keeps_the_newest_lines_and_the_child_goes_on_at_the_end(tmp_path):
+    log = LogFile(tmp_path / "log", 4000)
+    fd = log.open_for_child()
+    try:
+        os.write(fd, b"".join(b"line %04d\n" % i for i in range(1000)))
+        log.trim()
+        assert log.size() <= 4000
+        os.write(fd, b"line after\n")
+    finally:
+        os.close(fd)
+    lines = log.tail(1000)
+    assert lines[0].startswith("[llama-router: the log was cut here")
+    assert lines[1:] == (*(f"line {i:04d}" for i in range(1000 - len(lines) + 2, 1000)), "line after")
+
+
+def test_one_endless_line_is_cut_too(tmp_path):
+    log = LogFile(tmp_path / "log", 4000)
+    write(log, b"x" * 100_000)
+    log.trim()
+    assert log.size() <= 4000
+
+
+def test_a_log_is_private_and_a_link_is_not_followed(tmp_path):
+    log = LogFile(tmp_path / "log", 4000)
+    os.close(log.open_for_child())
+    assert log.path.stat().st_mode & 0o777 == 0o600
+    (tmp_path / "link").symlink_to(tmp_path / "elsewhere")
+    try:
+        LogFile(tmp_path / "link", 4000).open_for_child()
+    except OSError:
+        pass
+    else:
+        raise AssertionError("followed a link")

@@ -1,0 +1,68 @@
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+
+import pytest
+
+from router.process import get_status
+
+Talk = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+
+
+@contextlib.asynccontextmanager
+async def serving(socket: Path, talk: Talk) -> AsyncIterator[None]:
+    async def close_after(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            await talk(reader, writer)
+        finally:
+            writer.close()
+
+    server = await asyncio.start_unix_server(close_after, socket)
+    async with server:
+        yield
+
+
+async def asked(socket: Path, *chunks: bytes) -> int | None:
+    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"GET /health HTTP/1.1\r\n")
+        for chunk in chunks:
+            writer.write(chunk)
+            await writer.drain()
+
+    async with serving(socket, talk):
+        return await get_status(socket, "/health", timeout_seconds=10)
+
+
+@pytest.mark.parametrize(
+    ("chunks", "status"),
+    [
+        ((b"HTTP/1.1 200 OK\r\n\r\n",), 200),
+        ((b"HTTP/1.1 503 Service Unavailable\r\n\r\nloading",), 503),
+        ((b"HTTP", b"/1.1 2", b"00 OK\r\n\r\n"), 200),
+        ((b"HTTP/1.1 200",), 200),
+        ((b"",), None),
+        ((b"HTTP/1.1 2",), None),
+        ((b"SSH-2.0-OpenSSH_9.2p1\r\n",), None),
+        ((b"HTTP/1.1 OK 200\r\n\r\n",), None),
+        ((b"\x00" * 100,), None),
+    ],
+)
+async def test_the_status_is_read_from_whatever_comes(tmp_path, chunks, status):
+    assert await asked(tmp_path / "s.sock", *chunks) == status
+
+
+async def test_nobody_there_is_no_status(tmp_path):
+    assert await get_status(tmp_path / "none.sock", "/health", timeout_seconds=10) is None
+    (tmp_path / "file.sock").write_text("no socket")
+    assert await get_status(tmp_path / "file.sock", "/health", timeout_seconds=10) is None
+
+
+async def test_a_peer_that_never_answers_costs_only_its_time(tmp_path):
+    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read()
+
+    async with serving(tmp_path / "s.sock", talk):
+        assert await get_status(tmp_path / "s.sock", "/health", timeout_seconds=0.05) is None
