@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from router.core import planner
 from router.core.planner import Plan, Reject, Wait
 from router.core.refusals import gib
+from router.core.situation import Situation
 from router.core.state import Books, Held, Instance, Record, Waiter
 from router.core.types import NOTHING, Footprint, InstanceId, ModelName, Placement, State
 from router.core.views import DeviceView, Explanation, InstanceView, ModelView, QueueView, Snapshot
@@ -72,7 +73,7 @@ def explain(books: Books, record: Record, wait: Wait | None, now: float) -> Expl
     if record.model.error is not None:
         sentences.append(f"It cannot be loaded: {record.model.error.message}.")
     elif not record.has_coming():
-        match planner.plan(books, record, now):
+        match planner.plan(Situation(books, now), record):
             case Plan(place, stop, drain):
                 placement, evict = place, stop + drain
                 where = _and(

@@ -94,10 +94,10 @@ class Ledger:
 
     def measure(
         self, free: Mapping[DeviceId, int | None], used: Mapping[InstanceId, Footprint], at: float, now: float
-    ) -> None:
-        """Take a measurement whose sampling began at `at`. An older one than the last is ignored."""
+    ) -> bool:
+        """Take a measurement whose sampling began at `at`. An older one than the last is ignored: False."""
         if self.measured_at is not None and at < self.measured_at:
-            return
+            return False
         self.measured_at = at
         self.free.update({d: f for d, f in free.items() if d in self.devices})
         for name, bytes_ in used.items():
@@ -107,12 +107,15 @@ class Ledger:
                 self._raise_to_used(held)
         for name, gone in list(self._returning.items()):
             self._see_return(name, gone, at, now)
+        return True
 
-    def expire(self, now: float) -> None:
-        """Give up waiting for memory that did not come back: from now on it is simply not free."""
-        for name, gone in list(self._returning.items()):
-            if gone.deadline <= now:
-                del self._returning[name]
+    def expire(self, now: float) -> bool:
+        """Give up waiting for memory that did not come back: from now on it is simply not free. True if
+        some was."""
+        late = [name for name, gone in self._returning.items() if gone.deadline <= now]
+        for name in late:
+            del self._returning[name]
+        return bool(late)
 
     def replace_devices(self, devices: Iterable[Device]) -> None:
         self.devices = {d.id: d for d in devices}
@@ -138,6 +141,12 @@ class Ledger:
                 return False
         return True
 
+    def expected_room(
+        self, device: DeviceId, *, leaving: Collection[InstanceId], before: int | None = None
+    ) -> int | None:
+        """Bytes a newcomer may take once the `leaving` are gone and all that is on its way back has come."""
+        return self._room(device, leaving=leaving, before=before, expected=True)
+
     def shortfall(
         self, footprint: Footprint, *, leaving: Collection[InstanceId], before: int | None = None
     ) -> dict[DeviceId, int]:
@@ -146,7 +155,7 @@ class Ledger:
         for device, need in footprint.items():
             if need <= 0:
                 continue
-            room = self._room(device, leaving=leaving, before=before, expected=True)
+            room = self.expected_room(device, leaving=leaving, before=before)
             missing = need - (room if room is not None else 0)
             if missing > 0:
                 short[device] = missing

@@ -15,6 +15,7 @@ from router.core.forecast import Forecast
 from router.core.ledger import Ledger
 from router.core.planner import Claim, Plan, Reject, Wait
 from router.core.policy import Policy
+from router.core.situation import Situation
 from router.core.state import Books, Held, Instance, Record, Settings, Waiter
 from router.core.types import (
     Acquire,
@@ -76,6 +77,10 @@ class Scheduler:
         self._plans: dict[InstanceId, Instance] = {}
         self._waits: dict[ModelName, Wait] = {}
         self._wake: float | None = None
+        # Something happened that may change what can be planned. Most events (a grant, one of several
+        # leases given back) cannot, and planning every demand anew for each would cost more than all the
+        # rest.
+        self._dirty = True
         self._commands: list[Command] = []
 
     # --- the four calls ---
@@ -173,6 +178,8 @@ class Scheduler:
         books.leases[event.lease] = waiter  # 7
         record.join(waiter)
         self._demands[event.model] = record
+        if len(record.lines[waiter.priority]) == 1:
+            self._dirty = True
         heapq.heappush(self._deadlines, (waiter.deadline, waiter.order, waiter.lease))
 
     def _released(self, event: Release, now: float) -> None:
@@ -191,6 +198,7 @@ class Scheduler:
         if one is None or one.state is not State.STARTING:
             return  # it was told to stop while it loaded
         one.move(State.READY)
+        self._dirty = True
         one.ready_at = one.last_used = now
         assert one.started_at is not None, "it was STARTING"
         self._books.record_of(one).forecast.loaded(now - one.started_at)
@@ -218,7 +226,8 @@ class Scheduler:
 
     def _measured(self, event: Measured, now: float) -> None:
         at = event.at if event.at is not None else now
-        self._books.ledger.measure(event.free, event.used, at, now)
+        if self._books.ledger.measure(event.free, event.used, at, now):
+            self._dirty = True
         for record in self._demands.values():
             if record.hold_until_measured is not None and record.hold_until_measured <= at:
                 record.hold_until_measured = None
@@ -226,6 +235,7 @@ class Scheduler:
     def _adopted(self, event: Adopted, now: float) -> None:
         if event.instance in self._books.instances:
             return
+        self._dirty = True
         record = self._books.records.get(event.model)
         if record is None:
             # It is ours to end, so it is ours to count until it has ended.
@@ -272,11 +282,13 @@ class Scheduler:
                     self._remove(one, now)
                 else:
                     self._cancel(one)
+        self._dirty = True
         self._books.ledger.lose(
             d for d, known in self._books.ledger.devices.items() if known.host == event.host
         )
 
     def _reloaded(self, event: Reloaded, now: float) -> None:
+        self._dirty = True
         if event.devices is not None:
             self._books.ledger.replace_devices(event.devices)
         for name, record in list(self._books.records.items()):
@@ -300,18 +312,17 @@ class Scheduler:
 
     def _bring_up_to_date(self, now: float) -> None:
         self._refuse_overdue(now)
-        self._books.ledger.expire(now)
+        if self._books.ledger.expire(now) or (self._wake is not None and self._wake <= now):
+            self._dirty = True
         self._end_what_is_over(now)
-        if not self._demands and not self._plans:
-            self._wake = None
-            self._waits.clear()
-            self._add_replicas(now)
-            return
-        self._drop_forsaken_plans()
-        self._grant_waiters(now)
-        self._start_plans(now)
-        self._plan_demands(now)
-        self._start_plans(now)
+        if self._demands or self._plans:
+            self._drop_forsaken_plans()
+            self._grant_waiters(now)
+        if self._dirty:
+            self._dirty = False
+            self._start_plans(now)
+            self._plan_demands(now)
+            self._start_plans(now)
         self._add_replicas(now)
 
     def _refuse_overdue(self, now: float) -> None:
@@ -367,17 +378,19 @@ class Scheduler:
         self._wake = None
         ahead: list[Claim] = []
         waits: dict[ModelName, Wait] = {}
+        seen = Situation(self._books, now)
         for record in self._ordered_demands(now):
             if record.has_coming():
                 continue
             if record.hold_until_measured is not None:
                 waits[record.model.name] = Wait("measure")
                 continue
-            decision = planner.plan(self._books, record, now, ahead)
+            decision = planner.plan(seen, record, ahead)
             match decision:
                 case Plan():
                     record.starved_since = None
                     self._book(record, decision, now)
+                    seen = Situation(self._books, now)
                 case Reject(error):
                     record.starved_since = None
                     self._refuse_all(record, error)
@@ -410,8 +423,8 @@ class Scheduler:
         self._wake_at(wait.until)
         if not self._books.policy.evicts:
             return
-        overdue, due = planner.is_overdue(self._books, record, now)
-        if not overdue:
+        due = planner.claims_at(record, self._books.settings.quantum)
+        if due is not None and due > now:
             self._wake_at(due)
         elif wait.placement is not None and wait.kind == "busy":
             ahead.append(Claim(record, wait.placement))
@@ -459,17 +472,16 @@ class Scheduler:
         meanwhile.
         """
         books = self._books
-        if planner.slots_missing(books, before=one.order):
+        stay = [
+            o for o in books.instances.values() if not o.is_leaving and (o.is_live or o.order < one.order)
+        ]
+        limit = books.settings.models_max
+        if limit > 0 and len(stay) + 1 > limit:
             return False
-        if any(
-            not rival.is_leaving and (rival.is_live or rival.order < one.order)
-            for rival in books.conflicts(one.model)
-        ):
+        if any(rival in stay for rival in books.conflicts(one.model)):
             return False
-        short = books.ledger.shortfall(
-            one.placement.footprint, leaving=planner.leaving(books), before=one.order
-        )
-        return not short
+        leaving = {o.id for o in books.instances.values() if o.is_leaving}
+        return not books.ledger.shortfall(one.placement.footprint, leaving=leaving, before=one.order)
 
     def _start(self, one: Instance, now: float) -> None:
         one.move(State.STARTING)
@@ -483,6 +495,7 @@ class Scheduler:
         assert plan.state is State.PLANNED, f"{plan.id} is no plan any more"
         self._books.ledger.forget(plan.id)
         self._delete(plan)
+        self._dirty = True
         wanted: set[InstanceId] = set().union(*(other.victims for other in self._plans.values()))
         for victim in sorted(plan.victims - wanted):
             one = self._books.instances.get(victim)
@@ -492,6 +505,7 @@ class Scheduler:
 
     def _stop(self, one: Instance, cause: Cause, for_model: ModelName | None = None) -> None:
         one.move(State.STOPPING)
+        self._dirty = True
         one.cause, one.for_model, one.kill_at = cause, for_model, None
         if cause is Cause.EVICTED:
             record = self._books.record_of(one)
@@ -501,6 +515,7 @@ class Scheduler:
 
     def _drain(self, one: Instance, cause: Cause, for_model: ModelName | None = None) -> None:
         one.move(State.DRAINING)
+        self._dirty = True
         one.cause, one.for_model = cause, for_model
         one.drain_end = max((held.expected_end for held in one.leases.values()), default=self._now)
 
@@ -524,6 +539,7 @@ class Scheduler:
         """The child is gone: its leases live on without it until their own ends."""
         self._books.ledger.exited(one.id, now)
         self._delete(one)
+        self._dirty = True
         for held in one.leases.values():
             held.instance = None
         self._note_idle(self._books.record_of(one), now)
@@ -563,6 +579,7 @@ class Scheduler:
             return
         record = self._books.record_of(one)
         del one.leases[held.lease]
+        self._dirty = self._dirty or not one.leases
         one.last_used = now
         one.completed += 1
         if one.ready_at is not None and one.ready_at >= record.failed_at:
@@ -575,6 +592,7 @@ class Scheduler:
         record = self._books.records[waiter.model]
         record.leave(waiter)
         del self._books.leases[waiter.lease]
+        self._dirty = True
         if not record.waiting:
             record.starved_since = record.hold_until_measured = None
             self._demands.pop(waiter.model, None)

@@ -136,7 +136,7 @@ class Cause(Enum):
     SHUTDOWN = "shutdown"
 
 
-# --- events -------------------------------------------------------------------------------------------------
+# --- events ---
 
 
 @dataclass(frozen=True, slots=True)
@@ -239,7 +239,7 @@ Event: TypeAlias = (
 )
 
 
-# --- commands -----------------------------------------------------------------------------------------------
+# --- commands ---
 
 
 @dataclass(frozen=True, slots=True)
