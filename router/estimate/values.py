@@ -1,0 +1,165 @@
+"""The words of an estimate: how a model is to be loaded, onto what, and the bytes that this takes, term by
+term."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Literal
+
+from router.gguf import GgufMetadata
+
+MIB = 1 << 20
+GIB = 1 << 30
+
+DEFAULT_CTX_SIZE = 8192
+GPU_CONTEXT_BYTES = 600 * MIB
+"""What a process takes on every GPU it touches before its first buffer, until it is learned for the card:
+CUDA's primary context is 120 to 550 MiB (llama.cpp pull request 20595), lazily loaded kernels and cuBLAS add
+tens."""
+PROCESS_BYTES = 200 * MIB
+"""Anonymous memory of a llama-server beside its buffers; 10 to 40 MiB when ready, more with a long prompt."""
+
+SplitMode = Literal["layer", "row", "none", "tensor"]
+Tier = Literal["gpu", "split", "partial", "host"]
+ALL_TIERS: frozenset[Tier] = frozenset(("gpu", "split", "partial", "host"))
+
+
+@dataclass(frozen=True, slots=True)
+class LoadSettings:
+    """The settings of a llama-server that decide its memory; the defaults are llama-server's own."""
+
+    ctx_size: int | Literal["auto"] | None = None
+    """-c, for all slots together. None: 8192, or the training context if that is smaller. "auto": all that
+    fits."""
+    n_gpu_layers: int | Literal["all"] = "all"
+    parallel: int | None = None
+    """-np. None: four slots that share one cache, as llama-server chooses by itself."""
+    kv_unified: bool | None = None
+    """-kvu. None: one cache for all slots only when `parallel` is None too."""
+    tensor_split: tuple[float, ...] | None = None
+    split_mode: SplitMode = "layer"
+    main_gpu: int = 0
+    override_tensor: tuple[str, ...] = ()
+    """-ot, each `REGEX=BUFFER`; the first that matches a tensor's name decides."""
+    cpu_moe: bool = False
+    n_cpu_moe: int = 0
+    n_cpu_ffn: int = 0
+    cache_type_k: str = "f16"
+    cache_type_v: str = "f16"
+    flash_attn: Literal["auto", "on", "off"] = "auto"
+    batch: int = 2048
+    ubatch: int = 512
+    swa_full: bool = False
+    kv_offload: bool = True
+    op_offload: bool = True
+    repack: bool = True
+    embedding: bool = False
+    cache_ram_bytes: int = 0
+    """-cram, which llama-router always passes; llama-server alone would take 8192 MiB."""
+    ctx_checkpoints: int = 32
+    devices: tuple[str, ...] | None = None
+    """The GPUs it may be placed on, by id. None: any."""
+
+    @property
+    def n_slots(self) -> int:
+        return max(1, self.parallel if self.parallel is not None else 4)
+
+    @property
+    def is_unified(self) -> bool:
+        return self.kv_unified if self.kv_unified is not None else self.parallel is None
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceBudget:
+    """One pool of memory. The host's id ends in `/host`; every other device is a GPU.
+
+    `total_bytes` is what a model could ever have (less what the driver reserves), `free_bytes` what it could
+    have now. `context_bytes` is what a process takes there before its first buffer; None for the default of
+    its kind.
+    """
+
+    id: str
+    kind: str
+    total_bytes: int
+    free_bytes: int
+    margin_bytes: int = 0
+    context_bytes: int | None = None
+
+    @property
+    def is_host(self) -> bool:
+        return self.id.endswith("/host")
+
+    @property
+    def overhead_bytes(self) -> int:
+        if self.context_bytes is not None:
+            return self.context_bytes
+        return PROCESS_BYTES if self.is_host else GPU_CONTEXT_BYTES
+
+
+@dataclass(frozen=True, slots=True)
+class Companions:
+    """What is loaded beside the model: a multimodal projector, a draft model, LoRA adapters (by file
+    size)."""
+
+    mmproj: GgufMetadata | None = None
+    draft: GgufMetadata | None = None
+    draft_settings: LoadSettings = field(default_factory=LoadSettings)
+    """Only placement and cache types matter; slots, batches and context are those of the target."""
+    lora_bytes: tuple[int, ...] = ()
+    mmproj_offload: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Term:
+    """One summand of an estimate: `bytes` on `device`, and in words how they come about.
+
+    `kind` is one of weights, repacked (anonymous copies of weights on the host; the mapped originals are
+    then cold and not counted), kv, state, compute, output, mmproj, draft, lora, context, process, cache,
+    checkpoints, unknown.
+    """
+
+    device: str
+    kind: str
+    bytes: int
+    explanation: str
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """Bytes per device, and the terms they are the sums of. `is_guess` when the header was not understood."""
+
+    terms: tuple[Term, ...]
+    footprint: Mapping[str, int] = field(hash=False)
+    is_guess: bool = False
+
+    @classmethod
+    def of(cls, terms: Iterable[Term], *, is_guess: bool = False) -> Estimate:
+        kept = tuple(term for term in terms if term.bytes > 0)
+        sums: dict[str, int] = {}
+        for term in kept:
+            sums[term.device] = sums.get(term.device, 0) + term.bytes
+        return cls(kept, MappingProxyType(sums), is_guess)
+
+    def bytes_of(self, *kinds: str, device: str | None = None) -> int:
+        """The sum of the terms of these kinds, on one device or on all."""
+        return sum(t.bytes for t in self.terms if t.kind in kinds and device in (None, t.device))
+
+
+@dataclass(frozen=True, slots=True)
+class EstimatedPlacement:
+    """One way to load the model: on which devices, with which explicit flags, at which cost.
+
+    `devices` are the GPUs in the order in which the child must see them (`CUDA_VISIBLE_DEVICES`), or the
+    host alone. `tensor_split` are whole layers per GPU, the output counting as one; empty unless there are
+    several.
+    """
+
+    tier: int
+    devices: tuple[str, ...]
+    n_gpu_layers: int
+    tensor_split: tuple[int, ...]
+    ctx_size: int
+    footprint: Mapping[str, int] = field(hash=False)
+    estimate: Estimate
