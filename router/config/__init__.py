@@ -11,29 +11,40 @@ disables that model alone.
 from __future__ import annotations
 
 from router.config.load import find_config, load_config, parse_override
-from router.config.state_paths import StatePaths, state_paths
+from router.config.state_paths import StatePaths, models_dirs, state_paths
 from router.config.toml_lines import toml_lines
 from router.config.tree import (
     ChildConfig,
     Config,
+    Context,
+    Count,
     DeviceConfig,
+    Layers,
     MemoryConfig,
     PathsConfig,
+    Positive,
     SchedulerConfig,
+    Seconds,
     ServerConfig,
 )
 
 __all__ = [
     "ChildConfig",
     "Config",
+    "Context",
+    "Count",
     "DeviceConfig",
+    "Layers",
     "MemoryConfig",
     "PathsConfig",
+    "Positive",
     "SchedulerConfig",
+    "Seconds",
     "ServerConfig",
     "StatePaths",
     "find_config",
     "load_config",
+    "models_dirs",
     "parse_override",
     "state_paths",
     "toml_lines",

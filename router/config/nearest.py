@@ -32,6 +32,11 @@ def did_you_mean(path: KeyPath, value: Any, keys: Collection[KeyPath]) -> str:
     return f"; [{dotted(section)}] has {', '.join(known[-1] for known in here)}" if here and section else ""
 
 
+def nearest_of(key: str, keys: Collection[str]) -> str | None:
+    """The one of `keys` that is nearest to `key`, if any is near."""
+    return next(iter(difflib.get_close_matches(key, keys, n=1)), None)
+
+
 def valid_keys(cls: Any, path: KeyPath = ()) -> Iterator[KeyPath]:
     """Every key of a tree of dataclasses; `*` stands for any name."""
     for name, hint in hints_of(cls).items():

@@ -71,6 +71,13 @@ def state_paths(config: Config) -> StatePaths:
     return StatePaths(state_dir, _short_enough(runtime_dir))
 
 
+def models_dirs(config: Config) -> tuple[Path, ...]:
+    """The folders to look for models in: those of `paths.models_dirs`, else llama-router/models in
+    $XDG_DATA_HOME.
+    """
+    return config.paths.models_dirs or (_xdg("XDG_DATA_HOME", ".local/share") / "llama-router" / "models",)
+
+
 def _xdg(variable: str, default: str) -> Path:
     """A base directory of the XDG specification, which says to ignore a relative one."""
     value = os.environ.get(variable, "")

@@ -40,8 +40,16 @@ def convert(hint: Any, value: Any, folder: Path) -> Any:
 
 
 def absolute(text: str, folder: Path) -> Path:
-    """`~`, `$NAME` and relative paths resolved, links not: a link is a name that somebody chose."""
-    return Path(os.path.normpath(folder / Path(os.path.expandvars(text)).expanduser()))
+    """`~`, `$NAME` and relative paths resolved, links not: a link is a name that somebody chose.
+
+    Raises Wrong.
+    """
+    if not text.strip() or "\0" in text:
+        raise Wrong("expected a path")
+    try:
+        return Path(os.path.normpath(folder / Path(os.path.expandvars(text)).expanduser()))
+    except RuntimeError as error:  # ~nobody
+        raise Wrong(str(error)) from error
 
 
 def shown(value: Any) -> str:
@@ -73,12 +81,9 @@ def _not_one_of(choices: list[str], value: str, *, has_numbers: bool) -> str:
 
 
 def _path(text: object, folder: Path) -> Path:
-    if not isinstance(text, str) or not text.strip() or "\0" in text:
+    if not isinstance(text, str):
         raise Wrong("expected a path")
-    try:
-        return absolute(text, folder)
-    except RuntimeError as error:  # ~nobody
-        raise Wrong(str(error)) from error
+    return absolute(text, folder)
 
 
 def _is_optional(hint: Any) -> bool:

@@ -1,0 +1,178 @@
+"""One preset file, TOML or INI, as layers; [models] of config.toml is read as such a file too.
+
+In TOML, [defaults] holds for all models, [models."NAME"] for one, [families.NAME] for those that `match`.
+The keys are the fields of `ModelPreset`; any other option of llama-server is set in the table `flags`, by
+its name, or in the list `args`, as on a command line.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from router.config import Config, toml_lines
+from router.config.nearest import KeyPath, dotted, nearest_of
+from router.presets.family import Family
+from router.presets.ini import DEFAULTS, IniSection, parse_ini
+from router.presets.layer import FIELDS, Layer, LayerReader
+
+_NOT_FOR_ALL: Final = frozenset({"model", "hf_repo", "hf_file", "mmproj", "aliases", "description"})
+_TABLES: Final = ("defaults", "families", "models")
+_MATCHING: Final = ("match", "architectures")
+
+
+@dataclass(slots=True)
+class PresetFile:
+    """`problems` are those that concern more than one model; those of one model are in its layer."""
+
+    defaults: list[Layer] = field(default_factory=list)
+    families: list[Family] = field(default_factory=list)
+    models: dict[str, Layer] = field(default_factory=dict)
+    problems: list[str] = field(default_factory=list)
+
+    @property
+    def layers(self) -> tuple[Layer, ...]:
+        return (*self.defaults, *(family.layer for family in self.families), *self.models.values())
+
+
+def read_preset_file(path: Path) -> PresetFile:
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        return PresetFile(problems=[f"{path}: {error.strerror or error}"])
+    except UnicodeDecodeError as error:
+        return PresetFile(problems=[f"{path}: is not UTF-8 text (byte {error.start})"])
+    if path.suffix.lower() == ".ini":
+        return _read_ini(path, text)
+    if path.suffix.lower() == ".toml":
+        return _read_toml(path, text)
+    return PresetFile(problems=[f"{path}: a preset file is named .toml or .ini"])
+
+
+def _read_ini(path: Path, text: str) -> PresetFile:
+    ini = parse_ini(text)
+    file = PresetFile(problems=[f"{path}:{line}: {problem}" for line, problem in ini.problems.items()])
+    for name, section in ini.sections.items():
+        layer = _ini_layer(path, section)
+        if name == DEFAULTS:
+            file.problems += [*layer.problems, *not_for_all(layer, f"{path}:{section.line}: [*]")]
+            file.defaults.append(layer)
+        else:
+            file.models[name] = layer
+    return file
+
+
+def _ini_layer(path: Path, section: IniSection) -> Layer:
+    # llama.cpp takes relative paths from the working directory, rarely what the author of the file had in
+    # mind.
+    reader = LayerReader((Path.cwd(), path.parent), f"{path}:{section.line}", is_ini=True)
+    for line, problem in section.problems.items():
+        reader.problem(f"{path}:{line}", problem)
+    for entry in section.entries:
+        if entry.key != "version":
+            reader.set_option(entry.key, entry.value, f"{path}:{entry.line}")
+    return reader.layer()
+
+
+def _read_toml(path: Path, text: str) -> PresetFile:
+    try:
+        document = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        return PresetFile(problems=[f"{path}: {error}"])
+    file = PresetFile()
+    tables = _Tables(path, str(path), toml_lines(text))
+    for key, value in document.items():
+        if key not in _TABLES or not isinstance(value, dict):
+            hint = f"; did you mean [models.{dotted((key,))}]?" if isinstance(value, dict) else ""
+            file.problems.append(
+                f"{tables.at((key,))}: {dotted((key,))}: a preset file has the tables "
+                f"[defaults], [families.NAME] and [models.NAME]{hint}"
+            )
+        elif key == "defaults":
+            layer = tables.layer((key,), value)
+            file.problems += [*layer.problems, *not_for_all(layer, f"{tables.at((key,))}: [defaults]")]
+            file.defaults.append(layer)
+        elif key == "families":
+            for name, table in value.items():
+                file.families.append(tables.family((key, name), table, file.problems))
+        else:
+            file.models |= {name: tables.layer((key, name), table) for name, table in value.items()}
+    return file
+
+
+def inline_presets(config: Config) -> PresetFile:
+    source = config.source or Path.cwd() / "config.toml"
+    tables = _Tables(source, str(config.source or "config.toml"), config.lines)
+    return PresetFile(
+        models={name: tables.layer(("models", name), table) for name, table in config.models.items()}
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Tables:
+    """The tables of one TOML file."""
+
+    path: Path
+    source: str
+    lines: Mapping[KeyPath, int]
+
+    def at(self, path: KeyPath) -> str:
+        line = next((self.lines[path[:n]] for n in range(len(path), 0, -1) if path[:n] in self.lines), None)
+        return f"{self.source}:{line}" if line is not None else self.source
+
+    def layer(self, path: KeyPath, table: Any) -> Layer:
+        reader = LayerReader((self.path.parent,), self.at(path))
+        if not isinstance(table, Mapping):
+            reader.problem(self.at(path), f"{dotted(path)}: expected a table, [{dotted(path)}]")
+            return reader.layer()
+        for key, value in table.items():
+            where = self.at((*path, key))
+            if key == "flags":
+                self._flags(reader, path, value)
+            elif key == "args":
+                if isinstance(value, list | tuple) and all(isinstance(each, str) for each in value):
+                    reader.set_args(value, where)
+                else:
+                    reader.problem(where, "args: expected a list of strings")
+            elif key in FIELDS:
+                reader.set_field(key, value, where)
+            else:
+                near = nearest_of(key, (*FIELDS, "flags"))
+                hint = f"; did you mean {near}?" if near else "; options of llama-server belong into flags"
+                reader.problem(where, f"{dotted((*path, key))}: there is no such setting{hint}")
+        return reader.layer()
+
+    def family(self, path: KeyPath, table: Any, problems: list[str]) -> Family:
+        settings = dict(table) if isinstance(table, Mapping) else {}
+        patterns: dict[str, tuple[str, ...]] = {}
+        for key in _MATCHING:
+            value = settings.pop(key, [])
+            if not isinstance(value, list) or not all(isinstance(each, str) and each for each in value):
+                problems.append(
+                    f"{self.at((*path, key))}: {dotted((*path, key))}: expected a list of strings"
+                )
+                value = []
+            patterns[key] = tuple(value)
+        layer = self.layer(path, settings if isinstance(table, Mapping) else table)
+        problems += [*layer.problems, *not_for_all(layer, f"{self.at(path)}: [{dotted(path)}]")]
+        if not any(patterns.values()):
+            problems.append(
+                f"{self.at(path)}: [{dotted(path)}] matches nothing: it needs match or architectures"
+            )
+        return Family(path[-1], patterns["match"], patterns["architectures"], layer)
+
+    def _flags(self, reader: LayerReader, path: KeyPath, flags: Any) -> None:
+        where = self.at((*path, "flags"))
+        if not isinstance(flags, Mapping):
+            reader.problem(where, "flags: expected a table, such as { temp = 0.7 }")
+            return
+        for name, value in flags.items():
+            reader.set_option(name, value, self.at((*path, "flags", name)))
+
+
+def not_for_all(layer: Layer, where: str) -> Iterator[str]:
+    for key in sorted(_NOT_FOR_ALL & layer.fields.keys()):
+        yield f"{where}: {key} can only be set for a single model"

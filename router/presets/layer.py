@@ -1,0 +1,318 @@
+"""One section of settings, from wherever it came: fields of a preset, arguments, and what is wrong with it.
+
+Presets are made of layers, one above the other (`merge`). What decides memory and place becomes a field
+however it is written (`ctx_size`, `-c`, `LLAMA_ARG_CTX_SIZE`): who counts bytes need not read arguments.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Final, TypeAlias
+
+from router.config.values import Wrong, absolute, convert, hints_of, shown
+from router.presets.options import Spelling, nearest_option, spelling_of, spelling_of_arg
+from router.presets.preset import ModelPreset
+
+FIELDS: Final[Mapping[str, Any]] = MappingProxyType(
+    {name: hint for name, hint in hints_of(ModelPreset).items() if name not in ("name", "error", "origin")}
+)
+_TRUE: Final = frozenset({"on", "enabled", "true", "1"})
+_FALSE: Final = frozenset({"off", "disabled", "false", "0"})
+_NOT_SET: Final = object()
+_EITHER: Final = (
+    ("model", {"hf_repo", "hf_file"}),
+    ("hf_repo", {"model", "hf_file"}),
+    ("draft_model", {"draft_hf_repo"}),
+    ("draft_hf_repo", {"draft_model"}),
+)
+_PATHS: Final = frozenset({"model", "mmproj", "draft_model", "lora"})
+
+Tokens: TypeAlias = tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """`args` are groups of tokens by option name, so that a layer above can replace those of one below."""
+
+    fields: Mapping[str, Any] = field(default_factory=dict)
+    args: Mapping[str, Tokens] = field(default_factory=dict)
+    problems: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+    origin: str | None = None
+
+
+def merge(layers: Iterable[Layer]) -> Layer:
+    """The layers as one, later above earlier. Values replace; `env` and arguments do so entry by entry."""
+    fields: dict[str, Any] = {}
+    args: dict[str, Tokens] = {}
+    problems: list[str] = []
+    warnings: list[str] = []
+    origin = None
+    for layer in layers:
+        for here, there in _EITHER:  # naming a model in one way takes back what names it in another
+            if here in layer.fields:
+                fields = {key: value for key, value in fields.items() if key not in there}
+        env = {**fields.get("env", {}), **layer.fields.get("env", {})}
+        fields |= {**layer.fields, "env": env}
+        for key, tokens in layer.args.items():
+            args.pop(key, None)
+            args[key] = tokens
+        problems += layer.problems
+        warnings += layer.warnings
+        origin = layer.origin or origin
+    return Layer(fields, args, tuple(problems), tuple(warnings), origin)
+
+
+class LayerReader:
+    """Collects one section; what is wrong becomes a problem and is left out.
+
+    A relative path is relative to the first of `folders` where it exists, else to the last of them. `is_ini`:
+    as in llama.cpp's presets a later setting replaces an earlier one, and what is not for presets is left out
+    with a warning; otherwise both are problems.
+    """
+
+    def __init__(self, folders: Sequence[Path], origin: str | None = None, *, is_ini: bool = False) -> None:
+        self._folders = folders
+        self._origin = origin
+        self._is_ini = is_ini
+        self._fields: dict[str, Any] = {}
+        self._args: dict[str, Tokens] = {}
+        self._problems: list[str] = []
+        self._warnings: list[str] = []
+
+    def layer(self) -> Layer:
+        problems, warnings = tuple(self._problems), tuple(self._warnings)
+        return Layer(self._fields, self._args, problems, warnings, self._origin)
+
+    def problem(self, where: str, text: str) -> None:
+        self._problems.append(f"{where}: {text}")
+
+    def set_field(self, key: str, value: Any, where: str) -> None:
+        """A setting by the name of a field: `ctx_size = 8192`."""
+        with self._noting(where, key, value):
+            self._put(key, value)
+
+    def set_option(self, name: str, value: Any, where: str) -> None:
+        """A setting by any name of a llama-server option: `ngl = 9`, `no-jinja = true`, `LLAMA_ARG_BATCH =
+        9`.
+        """
+        spelling = spelling_of(name)
+        if spelling is None:
+            near = nearest_option(name)
+            hint = f"; did you mean {near}?" if near else ""
+            return self.problem(where, f"{name}: llama-server has no such option{hint}")
+        with self._noting(where, name, value):
+            self._args |= self._option(spelling, _text(value), where)
+        return None
+
+    def set_args(self, args: Sequence[str], where: str) -> None:
+        """Arguments as on a command line. What is unknown is passed on: llama-server may be newer than
+        this.
+        """
+        rest = list(args)
+        groups: dict[str, Tokens] = {}
+        while rest:
+            arg = rest.pop(0)
+            spelling = spelling_of_arg(arg)
+            count = spelling.values if spelling is not None else _values_of_unknown(rest)
+            values, rest = rest[:count], rest[count:]
+            if len(values) < count:
+                self.problem(where, f"args: {arg} needs a value")
+                continue
+            group = self._unknown(arg, values, where) if spelling is None else {}
+            if spelling is not None and count == 2:
+                group = {spelling.option.name: (spelling.option.args[-1], *values)}
+            elif spelling is not None:
+                with self._noting(where, f"args: {arg}", values[0] if values else True):
+                    group = self._option(spelling, values[0] if values else "true", where)
+            for name, tokens in group.items():  # some options mean more when they are given more than once
+                groups[name] = groups.get(name, ()) + tokens
+        self._args |= groups
+
+    # --- one setting ---
+
+    def _unknown(self, arg: str, values: Sequence[str], where: str) -> dict[str, Tokens]:
+        if not arg.startswith("-"):
+            self.problem(where, f"args: {arg!r} belongs to no option")
+            return {}
+        near = nearest_option(arg)
+        hint = f"; did you mean --{near}?" if near else ""
+        self._warnings.append(f"{where}: args: {arg} is unknown and passed on as it is{hint}")
+        return {arg: (arg, *values)}
+
+    def _option(self, spelling: Spelling, text: str, where: str) -> dict[str, Tokens]:
+        """Set the field that the option is; what has no field comes back as arguments."""
+        option = spelling.option
+        if spelling.switch is not None:
+            mode = spelling.switch[not _boolean(text)]
+            return {option.name: (option.args[-1], mode)} if mode is not None else {}
+        if option.values == 0:
+            text = "true" if _boolean(text) != spelling.is_negation else "false"
+        if option.name in _SETTERS:
+            key, parse = _SETTERS[option.name]
+            value = parse(text)
+            if value is not _NOT_SET:
+                self._put(key, value)
+            return {}
+        if option.refused is not None:
+            if not self._is_ini:
+                raise Wrong(f"is not for presets: {option.refused}")
+            self._warnings.append(f"{where}: {option.name} is left out: {option.refused}")
+            return {}
+        if option.values:
+            return {option.name: (option.args[-1], self._absolute(text) if option.is_path else text)}
+        return {option.name: option.args[-1:] if text == "true" else option.negations[-1:]}
+
+    def _put(self, key: str, value: Any) -> None:
+        if key in _PATHS and isinstance(value, str) and value:
+            value = self._absolute(value)
+        elif key in _PATHS and isinstance(value, list | tuple):
+            value = [self._absolute(item) if isinstance(item, str) else item for item in value]
+        converted = convert(FIELDS[key], value, self._folders[-1])
+        if not self._is_ini and self._fields.get(key, converted) != converted:
+            raise Wrong(f"is already set to {shown(self._fields[key])} in this section")
+        self._fields[key] = converted
+
+    def _absolute(self, text: str) -> str:
+        candidates = [str(absolute(text, folder)) for folder in self._folders]
+        return next((path for path in candidates if os.path.exists(path)), candidates[-1])  # noqa: PTH110
+
+    @contextmanager
+    def _noting(self, where: str, key: str, value: Any) -> Iterator[None]:
+        try:
+            yield
+        except Wrong as wrong:
+            self.problem(where, f"{key} = {shown(value)}: {wrong}")
+
+
+def _values_of_unknown(rest: Sequence[str]) -> int:
+    """How many tokens follow an option of which we do not know how many it wants: up to the next option."""
+    is_option = (token.startswith("-") and not re.match(r"-[\d.]", token) for token in rest)
+    return next((number for number, found in enumerate(is_option) if found), len(rest))
+
+
+# --- values as text ---------------------------------------------------------------------------------------
+
+
+def _text(value: Any) -> str:
+    match value:
+        case bool():
+            return "true" if value else "false"
+        case str():
+            return value
+        case int() | float():
+            return repr(value)
+        case Mapping():
+            return json.dumps(value, ensure_ascii=False, default=str)
+        case list() | tuple() if all(isinstance(item, str | int | float) for item in value):
+            return ",".join(_text(item) for item in value)
+    raise Wrong("expected a text, a number, true or false, a list of them, or a table for JSON")
+
+
+def _boolean(text: str) -> bool:
+    if text.lower() in _TRUE:
+        return True
+    if text.lower() in _FALSE:
+        return False
+    raise Wrong("expected on or off")
+
+
+def _number(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise Wrong("expected a whole number") from None
+
+
+def _slots(text: str) -> Any:
+    return _NOT_SET if _number(text) == -1 else _number(text)  # -1: llama-server chooses, and so do we
+
+
+def _layers(text: str) -> int | str:
+    if text in ("auto", "-1"):
+        return "auto"
+    return "all" if text in ("all", "-2") else _number(text)
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in text.split(",") if part.strip())
+
+
+def _shares(text: str) -> tuple[float, ...]:
+    try:
+        return tuple(float(part) for part in re.split(r"[,/]+", text) if part.strip())
+    except ValueError:
+        raise Wrong("expected numbers, such as 3,1") from None
+
+
+def _switch(text: str) -> str:
+    if text in ("auto", "-1"):
+        return "auto"
+    return "on" if _boolean(text) else "off"
+
+
+def _seconds(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise Wrong("expected a number of seconds") from None
+
+
+def _ignored(_text: str) -> Any:
+    return _NOT_SET
+
+
+#: What becomes a field however it is written: option -> field, and how its text is read.
+_SETTERS: Final[Mapping[str, tuple[str, Callable[[str], Any]]]] = MappingProxyType(
+    {
+        "model": ("model", str),
+        "hf-repo": ("hf_repo", str),
+        "hf-file": ("hf_file", str),
+        "mmproj": ("mmproj", str),
+        "mmproj-auto": ("mmproj_auto", _boolean),
+        "model-draft": ("draft_model", str),
+        "hf-repo-draft": ("draft_hf_repo", str),
+        "lora": ("lora", _names),
+        "alias": ("aliases", _names),
+        "tags": ("tags", _names),
+        "ctx-size": ("ctx_size", _number),
+        "parallel": ("parallel", _slots),
+        "kv-unified": ("kv_unified", _boolean),
+        "batch-size": ("batch_size", _number),
+        "ubatch-size": ("ubatch_size", _number),
+        "cache-type-k": ("cache_type_k", str),
+        "cache-type-v": ("cache_type_v", str),
+        "flash-attn": ("flash_attn", _switch),
+        "swa-full": ("swa_full", _boolean),
+        "cache-ram": ("cache_ram_mib", _number),
+        "n-gpu-layers": ("n_gpu_layers", _layers),
+        "split-mode": ("split_mode", str),
+        "tensor-split": ("tensor_split", _shares),
+        "main-gpu": ("main_gpu", _number),
+        "device": ("devices", _names),
+        "cpu-moe": ("cpu_moe", _boolean),
+        "n-cpu-moe": ("n_cpu_moe", _number),
+        "n-cpu-ffn": ("n_cpu_ffn", _number),
+        "override-tensor": ("override_tensor", _names),
+        "kv-offload": ("kv_offload", _boolean),
+        "op-offload": ("op_offload", _boolean),
+        "repack": ("repack", _boolean),
+        "mmproj-offload": ("mmproj_offload", _boolean),
+        "spec-type": ("spec_type", str),
+        "n-gpu-layers-draft": ("draft_n_gpu_layers", _layers),
+        "embeddings": ("embedding", _boolean),
+        "reranking": ("reranking", _boolean),
+        "pooling": ("pooling", str),
+        "load-on-startup": ("load_on_startup", _boolean),
+        "stop-timeout": ("stop_grace_seconds", _seconds),
+        "sleep-idle-seconds": ("ttl_seconds", _seconds),  # what it is for, done without a sleeping child
+        "dedup-cache-models": ("", _ignored),  # always so: the catalog lists no file twice
+    }
+)

@@ -1,0 +1,134 @@
+"""Preset files, shipped families and [models] of config.toml put together: the settings of each model."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from types import MappingProxyType
+
+from router.config import Config
+from router.errors import ConfigError
+from router.presets.family import Family
+from router.presets.files import inline_presets, read_preset_file
+from router.presets.layer import Layer, LayerReader, merge
+from router.presets.preset import ModelPreset
+
+
+@dataclass(frozen=True, slots=True)
+class Presets:
+    """All settings there are. `warnings` are for people: what was left out, and why.
+
+    From bottom to top: [child] of the configuration, shipped families, [defaults] and [*], families of preset
+    files, sections of single models, [models] of config.toml; in each the later file above the earlier.
+    """
+
+    child: Layer = field(default_factory=Layer)
+    shipped: tuple[Family, ...] = ()
+    defaults: tuple[Layer, ...] = ()
+    families: tuple[Family, ...] = ()
+    models: Mapping[str, tuple[Layer, ...]] = field(default_factory=lambda: MappingProxyType({}))
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The models that have a section of their own."""
+        return tuple(self.models)
+
+    def for_model(
+        self, name: str, *also: str, section: str | None = None, architecture: str | None = None
+    ) -> ModelPreset:
+        """The settings of the model `name`, complete.
+
+        `also` are other names it has (of its file, of its repository), which count for families only;
+        `section` is the section to take where that is not called `name`; `architecture` is that of its file.
+        """
+        names = (name, *also)
+        own = self.models.get(section if section is not None else name, ())
+        layer = merge(
+            [
+                self.child,
+                *(family.layer for family in self.shipped if family.has(names, architecture)),
+                *self.defaults,
+                *(family.layer for family in self.families if family.has(names, architecture)),
+                *own,
+            ]
+        )
+        args = tuple(token for tokens in layer.args.values() for token in tokens)
+        fields = {**layer.fields, "env": MappingProxyType(dict(layer.fields.get("env", {})))}
+        preset = ModelPreset(name=name, args=args, **fields)
+        problems = [*layer.problems, *_contradictions(preset)]
+        return replace(
+            preset,
+            replica_max=max(preset.replicas, preset.replica_max),
+            error="; ".join(problems) or None,
+            origin=merge(own).origin,
+        )
+
+
+def load_presets(config: Config, shipped_dir: Path | None = None) -> Presets:
+    """Read the preset files of `config`, and the families in `shipped_dir` (None: those shipped with the
+    router).
+
+    A section of a model that is wrong disables that model alone: its preset has an `error`. Raises
+    ConfigError, with a line per problem, for what concerns more than one model: a file that cannot be
+    read, settings for all models, settings outside of any section, [child] args.
+    """
+    files = [read_preset_file(path) for path in config.paths.presets]
+    shipped = [
+        read_preset_file(path) for path in sorted((shipped_dir or shipped_presets_dir()).glob("*.toml"))
+    ]
+    child = _child(config)
+    problems = [problem for file in (*shipped, *files) for problem in file.problems] + list(child.problems)
+    if problems:
+        raise ConfigError("\n".join(problems))
+    models: dict[str, tuple[Layer, ...]] = {}
+    with_inline = (*files, inline_presets(config))
+    for file in with_inline:
+        for name, layer in file.models.items():
+            models[name] = (*models.get(name, ()), layer)
+    layers = [child, *(layer for file in with_inline for layer in file.layers)]
+    return Presets(
+        child=child,
+        shipped=tuple(family for file in shipped for family in file.families),
+        defaults=tuple(layer for file in files for layer in file.defaults),
+        families=tuple(family for file in files for family in file.families),
+        models=MappingProxyType(models),
+        warnings=tuple(warning for layer in layers for warning in layer.warnings),
+    )
+
+
+def shipped_presets_dir() -> Path:
+    """Where the router's own presets are: beside the package in a checkout, else where pip puts data
+    files.
+    """
+    checkout = Path(__file__).resolve().parents[2]
+    is_checkout = (checkout / "config.toml").is_file() and (checkout / "presets").is_dir()
+    return checkout / "presets" if is_checkout else Path(sys.prefix) / "share" / "llama-router" / "presets"
+
+
+def _child(config: Config) -> Layer:
+    child, line = config.child, config.lines.get(("child", "args"))
+    reader = LayerReader((Path.cwd(),))
+    reader.set_args(child.args, (f"{config.source}:{line}: " if line else "") + "child")
+    fields = {
+        "ctx_size": child.ctx_size,
+        "parallel": child.parallel,
+        "kv_unified": child.kv_unified,
+        "cache_ram_mib": child.cache_ram_mib,
+        "n_gpu_layers": child.n_gpu_layers,
+        "stop_grace_seconds": child.stop_grace_seconds,
+        "env": child.env,
+    }
+    from_args = reader.layer()
+    return replace(from_args, fields=fields | dict(from_args.fields))
+
+
+def _contradictions(preset: ModelPreset) -> Iterator[str]:
+    if preset.model is not None and preset.hf_repo is not None:
+        yield "model and hf_repo name two models; one of them must go"
+    if preset.draft_model is not None and preset.draft_hf_repo is not None:
+        yield "draft_model and draft_hf_repo name two models; one of them must go"
+    if preset.hf_file is not None and preset.hf_repo is None:
+        yield "hf_file needs hf_repo"
