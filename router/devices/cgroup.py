@@ -4,7 +4,7 @@ ancestors)."""
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,14 +102,13 @@ def _own_and_ancestors(own: str, mount_root: str, mount_point: str, root: Path) 
     point stands for it.
     """
     top = root / mount_point.lstrip("/")
-    path = PurePosixPath(own)
-    try:
-        below = path.relative_to(mount_root)
-    except ValueError:
-        below = path.relative_to("/") if mount_root == "/" else PurePosixPath()
-    if ".." in below.parts:
-        below = PurePosixPath()
-    return [top.joinpath(*below.parts[:depth]) for depth in range(len(below.parts), -1, -1)]
+    path, mounted = _parts(own), _parts(mount_root)
+    below = path[len(mounted) :] if path[: len(mounted)] == mounted and ".." not in path else []
+    return [top.joinpath(*below[:depth]) for depth in range(len(below), -1, -1)]
+
+
+def _parts(path: str) -> list[str]:
+    return [part for part in path.split("/") if part]
 
 
 def _lines(path: Path) -> list[str]:

@@ -90,8 +90,9 @@ class Nvidia:
         }
         devices = {device: self._device(device, gpu) for device, gpu in gpus.items()}
         self._known |= {device: info for device, info in devices.items() if info.error is None}
+        missing = "; ".join(reading.broken) or "the driver does not list it any more"
         for device, info in self._known.items():
-            devices.setdefault(device, unhealthy(info, "the driver does not list it any more"))
+            devices.setdefault(device, unhealthy(info, missing))
         if reading.broken or any(info.error is not None for info in devices.values()):
             self.line.renew()
         else:

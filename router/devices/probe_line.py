@@ -23,7 +23,8 @@ class LineTiming:
     without a question until the driver is closed; between the beginnings of two sessions."""
 
     answer_seconds: float = 2.0
-    start_seconds: float = 15.0
+    start_seconds: float = 60.0
+    patience_seconds: float = 15.0
     idle_seconds: float = 60.0
     renew_seconds: float = 30.0
 
@@ -70,7 +71,7 @@ class ProbeLine:
 
     async def ask(self, *, keep: bool = True) -> Reading:
         """A reading that begins now. Raises ProbeFailed, after the answer's timeout at the latest but for the
-        very first start and one after a rest, which have `start_seconds`. Without `keep` it does not delay
+        very first start and one after a rest, which have `patience_seconds`. Without `keep` it does not delay
         the next rest."""
         self._is_asked = True
         try:
@@ -136,10 +137,10 @@ class ProbeLine:
                 raise self._failure or ProbeFailed("the driver is being opened")
             self._begin_start()
         assert self._starting is not None, "begun above"
-        if self._failure is not None and self._failure.is_absent:
-            patience = 0.0
-        else:
-            patience = self._timing.answer_seconds if self._failures else self._timing.start_seconds
+        patience = self._timing.patience_seconds
+        if self._failures:
+            is_absent = self._failure is not None and self._failure.is_absent
+            patience = 0.0 if is_absent else min(patience, self._timing.answer_seconds)
         await asyncio.wait({self._starting}, timeout=patience)
         if self._probe is None:
             raise self._failure or ProbeFailed("the driver is being opened")
@@ -161,14 +162,17 @@ class ProbeLine:
         except ProbeFailed as failed:
             self._fail_to_start(failed)
         except TimeoutError:
-            late = f"the driver could not be opened within {self._timing.start_seconds:.0f} s"
+            late = f"the driver could not be opened within {self._timing.start_seconds:.1f} s"
             self._fail_to_start(ProbeFailed(late))
         else:
             old, self._probe, probe = self._probe, probe, None
             self._failure = None
             self._started += 1
+            self.is_resting = False
             if old is not None:
                 self._end(old)
+            if self._idle is None:  # it took longer than a rest takes to come
+                self._rest_later()
         finally:
             self._starting = None
             if probe is not None:

@@ -40,11 +40,15 @@ class Devices:
 
     `list_devices` returns what `llama-server --list-devices` prints (stdout, better with stderr); it is asked
     at most every `list_interval_seconds`, and only where no GPU was found in another way. `enabled` switches
-    sources off by name (`SOURCES`). `probe_timeout_seconds` bounds how long any source may hold up a sample,
-    but for the first opening of a driver (`start_timeout_seconds`). `idle_seconds` without need: the driver
-    is closed. `renew_seconds`: sessions with a driver that fails begin at most that often. `environ`, `root`
-    and `probe_argv` are for tests: the environment whose masks are obeyed, where /proc and /sys are, and what
-    to run in the place of the probe.
+    sources off by name (`SOURCES`).
+
+    `probe_timeout_seconds` bounds how long any source may hold up a sample. Only the opening of the NVIDIA
+    driver, the first time and after a rest, is waited for longer (`start_patience_seconds`); it may take
+    `start_timeout_seconds` in all, in the background. `idle_seconds` without need: the driver is closed.
+    `renew_seconds`: sessions with a driver that fails begin at most that often.
+
+    `environ`, `root`, `probe_argv` and `host` are for tests: the environment whose masks are obeyed, where
+    /proc and /sys are, what to run in the place of the probe, and what reads the machine's own memory.
     """
 
     def __init__(
@@ -53,7 +57,8 @@ class Devices:
         list_devices: Callable[[], Awaitable[str]] | None = None,
         probe_timeout_seconds: float = 2.0,
         enabled: Mapping[str, bool] | None = None,
-        start_timeout_seconds: float = 15.0,
+        start_timeout_seconds: float = 60.0,
+        start_patience_seconds: float = 15.0,
         idle_seconds: float = 60.0,
         renew_seconds: float = 30.0,
         list_interval_seconds: float = 10.0,
@@ -70,7 +75,9 @@ class Devices:
         environ = os.environ if environ is None else environ
         is_on = dict.fromkeys(SOURCES, True) | dict(enabled or {})
         assert set(is_on) == set(SOURCES), f"unknown among {sorted(is_on)}: there are {SOURCES}"
-        timing = LineTiming(probe_timeout_seconds, start_timeout_seconds, idle_seconds, renew_seconds)
+        timing = LineTiming(
+            probe_timeout_seconds, start_timeout_seconds, start_patience_seconds, idle_seconds, renew_seconds
+        )
         self._nvidia = (
             Nvidia(self._tasks, environ=environ, argv=probe_argv, timing=timing, root=root)
             if is_on["nvml"]
@@ -103,6 +110,8 @@ class Devices:
     ) -> None:
         for task in self._flying:
             task.cancel()
+        if self._flying:
+            await asyncio.wait(self._flying)
         if self._nvidia is not None:
             await self._nvidia.line.close()
         if self._listed is not None:

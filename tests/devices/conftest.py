@@ -21,7 +21,9 @@ from tests.stub_nvml.state import StubGpu, StubNvml
 GIB = 1 << 30
 MIB = 1 << 20
 
-A = StubGpu("GPU-aaaaaaaa-0000", "NVIDIA GeForce RTX 3090", "00000000:01:00.0", 24 * GIB, 400 * MIB, util=7, temp=41)
+A = StubGpu(
+    "GPU-aaaaaaaa-0000", "NVIDIA GeForce RTX 3090", "00000000:01:00.0", 24 * GIB, 400 * MIB, util=7, temp=41
+)
 B = StubGpu("GPU-bbbbbbbb-0000", "NVIDIA RTX A4000", "00000000:02:00.0", 16 * GIB, 300 * MIB, util=0, temp=35)
 
 #: Long enough for a busy machine, far too short for the 30 s a stuck call takes.
@@ -33,28 +35,42 @@ def stub(tmp_path: Path) -> StubNvml:
     return StubNvml(tmp_path / "stub", A, B)
 
 
-@pytest.fixture(params=["shared object", "no compiler"])
-def probe(request: pytest.FixtureRequest, stub: StubNvml) -> dict[str, Any]:
-    """The arguments of Devices that lead it to the stub, in both of its forms."""
+def _options(stub: StubNvml, library: Path | None) -> dict[str, Any]:
+    """The arguments of Devices that lead it to the stub; without a library to the form that needs no
+    compiler."""
     environ = {k: v for k, v in os.environ.items() if not k.endswith("_VISIBLE_DEVICES")}
-    options: dict[str, Any] = {"enabled": {"amd": False}, "renew_seconds": 0.1}
-    if request.param == "no compiler":
-        options["probe_argv"] = (sys.executable, "-P", "-m", "tests.stub_nvml.probe")
-        options["environ"] = environ | library_environment(stub.folder, None)
-        return options
-    library = build()
+    options: dict[str, Any] = {
+        "enabled": {"amd": False},
+        "renew_seconds": 0.1,
+        "environ": environ | library_environment(stub.folder, library),
+    }
     if library is None:
-        pytest.skip("no C compiler")
-    options["environ"] = environ | library_environment(stub.folder, library)
+        options["probe_argv"] = (sys.executable, "-P", "-m", "tests.stub_nvml.probe")
     return options
 
 
+@pytest.fixture(params=["shared object", "no compiler"])
+def each_probe(request: pytest.FixtureRequest, stub: StubNvml) -> dict[str, Any]:
+    """Both forms of the stub, for what each of them must be able to show."""
+    library = build() if request.param == "shared object" else None
+    if library is None and request.param == "shared object":
+        pytest.skip("no C compiler")
+    return _options(stub, library)
+
+
 @pytest.fixture
-def shared_object(probe: dict[str, Any]) -> dict[str, Any]:
-    """For what only the real loader and a real crash can show, or what needs to be shown once."""
-    if "probe_argv" in probe:
-        pytest.skip("shown with the shared object")
-    return probe
+def probe(stub: StubNvml) -> dict[str, Any]:
+    """The shared object, or where there is no compiler the other form."""
+    return _options(stub, build())
+
+
+@pytest.fixture
+def shared_object(stub: StubNvml) -> dict[str, Any]:
+    """For what only the real loader can show."""
+    library = build()
+    if library is None:
+        pytest.skip("no C compiler")
+    return _options(stub, library)
 
 
 @pytest.fixture
@@ -75,9 +91,7 @@ async def look(devices: Devices, *pids: int, **options: Any) -> Sample:
         return await devices.sample(pids, now=time.monotonic(), **options)
 
 
-async def look_until(
-    devices: Devices, is_so: Callable[[Sample], bool], *pids: int, **options: Any
-) -> Sample:
+async def look_until(devices: Devices, is_so: Callable[[Sample], bool], *pids: int, **options: Any) -> Sample:
     """Samples until it is so. Fails with the last sample when that takes too long."""
     end = time.monotonic() + DEADLINE_SECONDS
     while not is_so(sample := await look(devices, *pids, **options)):

@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from tests.devices.conftest import A, B, GIB, MIB, look, look_until, until
+from tests.devices.conftest import GIB, MIB, A, B, look, look_until, until
 from tests.stub_nvml.state import StubGpu, StubNvml, hold_allocation
 
 CUDA_A, CUDA_B = f"cuda:{A.uuid}", f"cuda:{B.uuid}"
 
 
-async def test_every_gpu_is_known_by_its_uuid_with_name_size_and_health(probe, open_devices):
-    sample = await look(await open_devices(**probe))
+async def test_every_gpu_is_known_by_its_uuid_with_name_size_and_health(each_probe, open_devices):
+    sample = await look(await open_devices(**each_probe))
     assert list(sample.devices) == ["host", CUDA_A, CUDA_B]
     first = sample.devices[CUDA_A]
     assert first.kind == "cuda"
@@ -30,20 +30,20 @@ async def test_every_gpu_is_known_by_its_uuid_with_name_size_and_health(probe, o
     assert sample.notes == ()
 
 
-async def test_the_drivers_reserve_is_neither_free_nor_ever_to_be_had(probe, open_devices, stub):
+async def test_the_drivers_reserve_is_neither_free_nor_ever_to_be_had(each_probe, open_devices, stub):
     stub.gpu(0, used=3 * GIB)
-    sample = await look(await open_devices(**probe))
+    sample = await look(await open_devices(**each_probe))
     assert sample.devices[CUDA_A].total_bytes == 24 * GIB - 400 * MIB
     assert sample.devices[CUDA_A].reserved_bytes == 400 * MIB
     assert sample.devices[CUDA_A].free_bytes == 21 * GIB - 400 * MIB
     assert sample.devices[CUDA_B].free_bytes == sample.devices[CUDA_B].total_bytes == 16 * GIB - 300 * MIB
 
 
-async def test_an_old_driver_is_asked_in_the_old_ways(probe, open_devices, stub, children):
+async def test_an_old_driver_is_asked_in_the_old_ways(each_probe, open_devices, stub, children):
     stub.change(old_driver=1)
     pid = children().pid
     with_memory = hold_allocation(stub.folder, {0: 2 * GIB}, pid)
-    sample = await look(await open_devices(**probe), pid)
+    sample = await look(await open_devices(**each_probe), pid)
     # Only the new way tells the driver's reserve from the capacity; what is free is the same in both.
     assert sample.devices[CUDA_A].total_bytes == 24 * GIB
     assert sample.devices[CUDA_A].free_bytes == 22 * GIB - 400 * MIB
@@ -53,9 +53,9 @@ async def test_an_old_driver_is_asked_in_the_old_ways(probe, open_devices, stub,
 
 
 async def test_what_a_process_holds_is_told_per_device_and_comes_back_when_it_is_gone(
-    probe, open_devices, stub, children
+    each_probe, open_devices, stub, children
 ):
-    devices = await open_devices(**probe)
+    devices = await open_devices(**each_probe)
     ours, other = children().pid, children().pid
     held = hold_allocation(stub.folder, {0: 5 * GIB, 1: 1 * GIB}, ours)
     stranger = hold_allocation(stub.folder, {0: 2 * GIB}, other)
@@ -106,13 +106,15 @@ async def test_an_index_may_change_and_the_identity_does_not(probe, open_devices
 class TestMig:
     CARD = replace(A, name="NVIDIA A100-SXM4-40GB", mig=1)
     ONE = StubGpu("MIG-11111111-0000", "NVIDIA A100-SXM4-40GB MIG 1g.5gb", A.pci, 5 * GIB, 64 * MIB, parent=0)
-    TWO = StubGpu("MIG-22222222-0000", "NVIDIA A100-SXM4-40GB MIG 2g.10gb", A.pci, 10 * GIB, 64 * MIB, parent=0)
+    TWO = StubGpu(
+        "MIG-22222222-0000", "NVIDIA A100-SXM4-40GB MIG 2g.10gb", A.pci, 10 * GIB, 64 * MIB, parent=0
+    )
 
-    async def test_a_card_in_mig_mode_is_its_instances(self, probe, open_devices, stub, children):
+    async def test_a_card_in_mig_mode_is_its_instances(self, each_probe, open_devices, stub, children):
         stub.change(gpus=(self.CARD, B, self.ONE, self.TWO))
         pid = children().pid
         held = hold_allocation(stub.folder, {self.TWO.uuid: 3 * GIB}, pid)
-        sample = await look(await open_devices(**probe), pid)
+        sample = await look(await open_devices(**each_probe), pid)
         one, two = f"cuda:{self.ONE.uuid}", f"cuda:{self.TWO.uuid}"
         assert list(sample.devices) == ["host", one, two, CUDA_B]
         assert sample.devices[two].label == "cuda:0.1 NVIDIA A100-SXM4-40GB MIG 2g.10gb"
@@ -136,11 +138,11 @@ class TestUnifiedMemory:
     """A GPU without memory of its own draws from the machine's, and says so by its pool."""
 
     @pytest.mark.parametrize("says", [{"memerr": 3}, {"total": 0, "reserved": 0}, {"name": "NVIDIA GB10"}])
-    async def test_its_free_memory_is_the_hosts(self, probe, open_devices, stub, children, says):
+    async def test_its_free_memory_is_the_hosts(self, each_probe, open_devices, stub, children, says):
         stub.gpu(0, **says)
         pid = children().pid
         held = hold_allocation(stub.folder, {0: 2 * GIB}, pid)
-        sample = await look(await open_devices(**probe), pid)
+        sample = await look(await open_devices(**each_probe), pid)
         device, host = sample.devices[CUDA_A], sample.devices["host"]
         assert device.pool == "host"
         assert device.error is None
@@ -155,23 +157,25 @@ class TestUnifiedMemory:
 
 
 class TestVisibleDevices:
-    async def test_the_router_keeps_to_the_gpus_it_was_started_with(self, shared_object, open_devices):
-        shared_object["environ"]["CUDA_VISIBLE_DEVICES"] = "GPU-bbbb"
-        sample = await look(await open_devices(**shared_object))
+    async def test_the_router_keeps_to_the_gpus_it_was_started_with(self, probe, open_devices):
+        probe["environ"]["CUDA_VISIBLE_DEVICES"] = "GPU-bbbb"
+        sample = await look(await open_devices(**probe))
         assert list(sample.devices) == ["host", CUDA_B]
 
-    async def test_an_index_is_kept_as_the_uuid_it_meant(self, shared_object, open_devices, stub):
-        shared_object["environ"] |= {"CUDA_VISIBLE_DEVICES": "1", "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
-        devices = await open_devices(**shared_object)
+    async def test_an_index_is_kept_as_the_uuid_it_meant(self, probe, open_devices, stub):
+        probe["environ"] |= {"CUDA_VISIBLE_DEVICES": "1", "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
+        devices = await open_devices(**probe, idle_seconds=0.1)
         assert list((await look(devices)).devices) == ["host", CUDA_B]
         # With the first card gone the other one becomes number 0; it is still the one that was meant.
+        await until(lambda: not devices.probe_pids)
         stub.change(gpus=(B,))
-        sample = await look_until(devices, lambda s: s.devices[CUDA_B].label.startswith("cuda:0 "))
+        sample = await look(devices)
         assert list(sample.devices) == ["host", CUDA_B]
+        assert sample.devices[CUDA_B].label == "cuda:0 NVIDIA RTX A4000"
 
-    async def test_an_empty_mask_hides_all(self, shared_object, open_devices):
-        shared_object["environ"]["CUDA_VISIBLE_DEVICES"] = ""
-        assert list((await look(await open_devices(**shared_object))).devices) == ["host"]
+    async def test_an_empty_mask_hides_all(self, probe, open_devices):
+        probe["environ"]["CUDA_VISIBLE_DEVICES"] = ""
+        assert list((await look(await open_devices(**probe))).devices) == ["host"]
 
 
 class TestFaults:
@@ -210,9 +214,9 @@ class TestFaults:
 
     @pytest.mark.parametrize(("code", "words"), [(15, "lost"), (16, "reset"), (999, "unknown error")])
     async def test_a_lost_gpu_is_out_alone_and_comes_back_by_itself(
-        self, probe, open_devices, stub, children, code, words
+        self, each_probe, open_devices, stub, children, code, words
     ):
-        devices = await open_devices(**probe)
+        devices = await open_devices(**each_probe)
         pid = children().pid
         held = hold_allocation(stub.folder, {0: 1 * GIB, 1: 2 * GIB}, pid)
         healthy = await look(devices, pid)
@@ -269,7 +273,9 @@ class TestFaults:
         sample = await look(devices)
         assert CUDA_A not in sample.devices
         assert sample.devices[CUDA_B].error is None
-        assert sample.notes == ("NVML: device 0: GPU is lost (it fell off the bus, or its driver was unloaded)",)
+        assert sample.notes == (
+            "NVML: device 0: GPU is lost (it fell off the bus, or its driver was unloaded)",
+        )
         stub.gpu(0, err=0)
         sample = await look_until(devices, lambda s: CUDA_A in s.devices)
         assert sample.devices[CUDA_A].error is None
@@ -287,12 +293,12 @@ class TestProcessList:
 
     @pytest.mark.parametrize("fault", [{"procerr": 999}, {"procna": 1}, {"proczero": 1}])
     async def test_an_unusable_list_says_so_and_gives_no_figures(
-        self, probe, open_devices, stub, children, fault
+        self, each_probe, open_devices, stub, children, fault
     ):
         stub.gpu(0, **fault)
         pid = children().pid
         held = hold_allocation(stub.folder, {0: 4 * GIB, 1: 1 * GIB}, pid)
-        sample = await look(await open_devices(**probe), pid)
+        sample = await look(await open_devices(**each_probe), pid)
         assert sample.devices[CUDA_A].error is None
         assert sample.devices[CUDA_A].free_bytes == 20 * GIB - 400 * MIB
         assert not sample.attributed[CUDA_A]
@@ -328,10 +334,10 @@ class TestProcessList:
 
 
 async def test_memory_that_returns_late_is_not_free_before_it_is(
-    shared_object, open_devices, stub: StubNvml, children
+    probe, open_devices, stub: StubNvml, children
 ):
     stub.change(lag_ms=300)
-    devices = await open_devices(**shared_object)
+    devices = await open_devices(**probe)
     pid = children().pid
     held = hold_allocation(stub.folder, {0: 4 * GIB}, pid)
     await look(devices, pid)
