@@ -72,8 +72,8 @@ def _block_bytes(shape: ModelShape, settings: LoadSettings, layout: Layout, n_to
 
 
 def _attention_bytes(shape: ModelShape, settings: LoadSettings, layout: Layout, n_tokens: int) -> int:
-    """The residual, queries, keys, values and their product; without flash attention the scores too, in
-    F32."""
+    """The residual, queries, keys, values and their product; without
+    flash attention the scores too, in F32."""
     has_flash = uses_flash_attention(shape, settings)
     size = (
         4 * n_tokens * max(3 * shape.n_embd + _heads_width(shape, layer, has_flash) for layer in shape.layers)
@@ -122,8 +122,8 @@ def _mask_bytes(shape: ModelShape, settings: LoadSettings, layout: Layout, n_tok
 
 
 def _cells_seen(shape: ModelShape, settings: LoadSettings, layout: Layout) -> list[int]:
-    """How many cells a token may attend to, for each kind of cache; without a cache the tokens of its
-    step."""
+    """How many cells a token may attend to, for each kind of cache;
+    without a cache the tokens of its step."""
     if not shape.has_cache:
         return [ubatch(settings, layout.ctx_size)]
     size = cells(shape, settings, layout.ctx_size)
@@ -138,8 +138,8 @@ def _has_overrides(plan: WeightPlan) -> bool:
 def _op_offload_terms(
     settings: LoadSettings, layout: Layout, plan: WeightPlan, devices: list[str]
 ) -> Iterator[Term]:
-    """Weights of the host that a GPU borrows for large batches (op offload): the largest part of a layer at
-    once."""
+    """Weights of the host that a GPU borrows for large batches (op
+    offload): the largest part of a layer at once."""
     if not settings.op_offload or not layout.gpus:
         return
     borrowed = [

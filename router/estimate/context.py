@@ -46,8 +46,8 @@ def default_ctx_size(shape: ModelShape) -> int:
 
 
 def cells(shape: ModelShape, settings: LoadSettings, ctx_size: int) -> Cells:
-    """Cells of the caches. `ctx_size` is shared by all slots, or divided among them unless the cache is
-    unified."""
+    """Cells of the caches. `ctx_size` is shared by all slots, or
+    divided among them unless the cache is unified."""
     n_slots = settings.n_slots
     full = _pad256(ctx_size) if settings.is_unified else _pad256(_pad256(ctx_size) // n_slots)
     window = shape.n_swa * (n_slots if settings.is_unified else 1) + ubatch(settings, ctx_size)
@@ -88,8 +88,8 @@ def cell_bytes(shape: ModelShape, layer: Layer, settings: LoadSettings) -> int:
 
 
 def row_bytes(cache_type: str, n: int) -> int:
-    """Bytes of `n` values in a cache of that type. Raises ValueError for a type llama-server does not
-    have."""
+    """Bytes of `n` values in a cache of that type. Raises ValueError
+    for a type llama-server does not have."""
     if cache_type not in CACHE_TYPES:
         raise ValueError(f"cache type {cache_type!r} is none of {', '.join(CACHE_TYPES)}")
     block_bytes, block = CACHE_TYPES[cache_type]
@@ -134,8 +134,8 @@ def _state_terms(shape: ModelShape, settings: LoadSettings, devices: list[str]) 
 
 
 def _checkpoint_terms(shape: ModelShape, settings: LoadSettings, layout: Layout) -> Iterator[Term]:
-    """Copies, on the host, of what cannot be rolled back: recurrent states, and caches of a sliding
-    window."""
+    """Copies, on the host, of what cannot be rolled back: recurrent
+    states, and caches of a sliding window."""
     if settings.embedding or settings.ctx_checkpoints <= 0 or not shape.has_cache:
         return
     one = sum(state_bytes(shape) for layer in shape.layers if layer.is_recurrent)

@@ -15,8 +15,8 @@ _MAX_PATCHES = 16_384
 
 
 def overhead_terms(settings: LoadSettings, layout: Layout) -> Iterator[Term]:
-    """What no buffer of llama.cpp accounts for: GPU contexts, the process itself, the prompt cache it may
-    fill."""
+    """What no buffer of llama.cpp accounts for: GPU contexts, the
+    process itself, the prompt cache it may fill."""
     for gpu in layout.gpus:
         yield Term(gpu.id, "context", gpu.overhead_bytes, f"the process's context on a {gpu.kind} device")
     yield Term(layout.host.id, "process", layout.host.overhead_bytes, "the process beside its buffers")

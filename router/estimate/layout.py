@@ -11,8 +11,8 @@ from router.estimate.values import DeviceBudget
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """One assignment to estimate. `gpus` in the order in which the child sees them; none: everything on the
-    host."""
+    """One assignment to estimate. `gpus` in the order in which the
+    child sees them; none: everything on the host."""
 
     host: DeviceBudget
     gpus: tuple[DeviceBudget, ...]

@@ -31,8 +31,8 @@ class Layer:
 
 @dataclass(frozen=True, slots=True)
 class ModelShape:
-    """The dimensions of a model. `layers` are those it runs; `n_layers_all` counts its prediction layers
-    too."""
+    """The dimensions of a model. `layers` are those it runs;
+    `n_layers_all` counts its prediction layers too."""
 
     architecture: str
     layers: tuple[Layer, ...]
@@ -53,8 +53,8 @@ class ModelShape:
     ssm_inner: int
     ssm_conv: int
     ssm_projection: int
-    """Values per token of a state-space layer: its inner size, its convolution, the projection it begins
-    with."""
+    """Values per token of a state-space layer: its inner size, its
+    convolution, the projection it begins with."""
 
     @property
     def is_mla(self) -> bool:

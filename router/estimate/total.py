@@ -49,8 +49,8 @@ class Prepared:
 
 
 def estimate(prepared: Prepared, layout: Layout) -> Estimate:
-    """What the model takes in this layout, per device and term by term. Pure arithmetic, about a
-    millisecond."""
+    """What the model takes in this layout, per device and term by
+    term. Pure arithmetic, about a millisecond."""
     return Estimate.of(_terms(prepared, layout), is_guess=prepared.shape is None)
 
 
@@ -80,8 +80,8 @@ def _model_terms(prepared: Prepared, layout: Layout) -> Iterator[Term]:
 
 
 def _guess_terms(metadata: GgufMetadata, layout: Layout) -> Iterator[Term]:
-    """Of a header that is not understood only the size is known: the file, 5 % and 1 GiB, shared as layers
-    are."""
+    """Of a header that is not understood only the size is known: the
+    file, 5 % and 1 GiB, shared as layers are."""
     total = metadata.file_size_bytes * 21 // 20 + GIB
     is_on_host = layout.host.id in layer_devices(layout, 1)
     shares = [] if is_on_host else split_shares(layout)
@@ -93,8 +93,8 @@ def _guess_terms(metadata: GgufMetadata, layout: Layout) -> Iterator[Term]:
 
 
 def _draft_settings(settings: LoadSettings, companions: Companions) -> LoadSettings:
-    """A draft model serves the slots of the target at its context, with placement and cache types of its
-    own."""
+    """A draft model serves the slots of the target at its context,
+    with placement and cache types of its own."""
     own = companions.draft_settings
     return replace(
         settings,

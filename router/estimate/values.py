@@ -31,8 +31,8 @@ class LoadSettings:
     """The settings of a llama-server that decide its memory; the defaults are llama-server's own."""
 
     ctx_size: int | Literal["auto"] | None = None
-    """-c, for all slots together. None: 8192, or the training context if that is smaller. "auto": all that
-    fits."""
+    """-c, for all slots together. None: 8192, or the training context
+    if that is smaller. "auto": all that fits."""
     n_gpu_layers: int | Literal["all"] = "all"
     parallel: int | None = None
     """-np. None: four slots that share one cache, as llama-server chooses by itself."""
@@ -100,8 +100,8 @@ class DeviceBudget:
 
 @dataclass(frozen=True, slots=True)
 class Companions:
-    """What is loaded beside the model: a multimodal projector, a draft model, LoRA adapters (by file
-    size)."""
+    """What is loaded beside the model: a multimodal projector, a
+    draft model, LoRA adapters (by file size)."""
 
     mmproj: GgufMetadata | None = None
     draft: GgufMetadata | None = None

@@ -45,14 +45,14 @@ class _Sum:
 
 @dataclass(frozen=True, slots=True)
 class WeightPlan:
-    """Sums of tensor bytes by slot and buffer: computed once for a model and its overrides, used for many
-    layouts."""
+    """Sums of tensor bytes by slot and buffer: computed once for a model
+    and its overrides, used for many layouts."""
 
     sums: Mapping[tuple[int, str | None], _Sum] = field(hash=False)
     n_layers: int
     tied: TensorInfo | None
-    """The embedding matrix that serves as the output matrix too, and is loaded twice where that is
-    elsewhere."""
+    """The embedding matrix that serves as the output matrix too, and
+    is loaded twice where that is elsewhere."""
 
 
 def plan_weights(metadata: GgufMetadata, shape: ModelShape, settings: LoadSettings) -> WeightPlan:
@@ -145,8 +145,8 @@ def _tied_terms(plan: WeightPlan, settings: LoadSettings, layout: Layout, output
 
 
 def _slot(name: str, shape: ModelShape) -> int | None:
-    """The slot of a tensor: a layer, the output (n_layers_all), INPUT, or None when llama.cpp does not load
-    it."""
+    """The slot of a tensor: a layer, the output (n_layers_all), INPUT,
+    or None when llama.cpp does not load it."""
     match = _BLOCK.match(name)
     if match is not None:
         layer = int(match[1])
@@ -177,8 +177,8 @@ def _add(sums: dict[tuple[int, str | None], _Sum], slot: int, buffer: str | None
 
 
 def _on_gpu(tensor: TensorInfo) -> int:
-    """Bytes in a CUDA buffer: the last row of a quantised matrix is padded to 512 values, the whole to 128
-    B."""
+    """Bytes in a CUDA buffer: the last row of a quantised matrix is
+    padded to 512 values, the whole to 128 B."""
     size = tensor.bytes
     known = GGML_TYPES.get(tensor.ggml_type)
     if known is not None and known[1] > 1 and tensor.shape:
