@@ -20,6 +20,7 @@ from router.core.types import (
     Exited,
     Grant,
     HostLost,
+    Learned,
     Measured,
     Ready,
     Refuse,
@@ -144,6 +145,8 @@ def event_fields(event: Event) -> dict[str, object]:
             return {"event": name, "host": host}
         case Reloaded(models):
             return {"event": name, "models": sorted(models)}
+        case Learned(model):
+            return {"event": name, "model": model.name}
         case Tick():
             return {"event": name}
 

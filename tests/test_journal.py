@@ -15,7 +15,9 @@ from router.core.types import (
     Exited,
     Grant,
     HostLost,
+    Learned,
     Measured,
+    Model,
     Placement,
     Priority,
     Ready,
@@ -82,6 +84,7 @@ async def test_a_reader_sees_all_from_its_begin_on_and_a_slow_one_sees_the_gap_i
         Unload("a", force=True),
         HostLost("local"),
         Reloaded({}),
+        Learned(Model("a", (PLACE,))),
         Tick(),
     ],
 )

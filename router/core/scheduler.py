@@ -8,7 +8,9 @@ the commands, in the order in which they were decided. Nothing here waits, reads
 from __future__ import annotations
 
 import heapq
+import math
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 
 from router.core import explain, planner, refusals
 from router.core.forecast import Forecast
@@ -28,6 +30,7 @@ from router.core.types import (
     Grant,
     HostLost,
     InstanceId,
+    Learned,
     LeaseId,
     Measured,
     Model,
@@ -48,6 +51,8 @@ from router.errors import RouterError
 
 __all__ = ["Scheduler", "Settings"]
 
+#: How much more is reserved for a model that ran out of memory while it loaded.
+OUT_OF_MEMORY_FACTOR = 1.15
 #: Reasons to drain that outlive the plan of whoever wanted the room.
 _FINAL = (Cause.UNLOADED, Cause.RELOADED)
 
@@ -108,6 +113,8 @@ class Scheduler:
                 self._host_lost(event, now)
             case Reloaded():
                 self._reloaded(event, now)
+            case Learned():
+                self._learned(event)
             case Tick():
                 pass
         self._bring_up_to_date(now)
@@ -200,14 +207,15 @@ class Scheduler:
         one.move(State.READY)
         self._dirty = True
         one.ready_at = one.last_used = now
+        self._books.record_of(one).enlarged = False
         assert one.started_at is not None, "it was STARTING"
         self._books.record_of(one).forecast.loaded(now - one.started_at)
         if event.footprint is not None:
             self._books.ledger.settle(one.id, event.footprint)
 
     def _exited(self, event: Exited, now: float) -> None:
-        """1 refused by its host for memory, 2 died while loading, 3 died in service before it served
-        anyone, 4 ended as told.
+        """1 refused by its host for memory, 2 wanted more than was reserved: once more, with more, 3 died
+        while loading, 4 died in service before it served anyone, 5 ended as told.
         """
         one = self._books.instances.get(event.instance)
         if one is None:
@@ -217,17 +225,23 @@ class Scheduler:
         self._remove(one, now)
         if event.no_room and was is State.STARTING:
             record.hold_until_measured = now  # 1
+        elif was is State.STARTING and event.out_of_memory and self._enlarge(record):
+            record.hold_until_measured = now  # 2
         elif was is State.STARTING:
-            self._count_failure(record, event.error, now)  # 2
+            self._count_failure(record, event.error, now)  # 3
             self._refuse_failed(record, event.error, now)
         elif was in (State.READY, State.DRAINING) and one.completed == 0:
-            self._count_failure(record, event.error, now)  # 3
-        self._forget_vanished(record)  # 4
+            self._count_failure(record, event.error, now)  # 4
+        self._forget_vanished(record)  # 5
 
     def _measured(self, event: Measured, now: float) -> None:
         at = event.at if event.at is not None else now
         if self._books.ledger.measure(event.free, event.used, at, now):
             self._dirty = True
+        for name, footprint in event.reserve.items():
+            one = self._books.instances.get(name)
+            if one is not None and one.state in (State.READY, State.DRAINING):
+                self._books.ledger.settle(name, footprint)
         for record in self._demands.values():
             if record.hold_until_measured is not None and record.hold_until_measured <= at:
                 record.hold_until_measured = None
@@ -308,6 +322,12 @@ class Scheduler:
             if name not in self._books.records:
                 self._books.records[name] = Record(model, Forecast(model.load_seconds))
 
+    def _learned(self, event: Learned) -> None:
+        record = self._books.records.get(event.model.name)
+        if record is not None and record.model.definition == event.model.definition:
+            record.model = event.model
+            self._dirty = True
+
     # --- the pass ---
 
     def _bring_up_to_date(self, now: float) -> None:
@@ -315,6 +335,8 @@ class Scheduler:
         if self._books.ledger.expire(now) or (self._wake is not None and self._wake <= now):
             self._dirty = True
         self._end_what_is_over(now)
+        if self._dirty and self._books.settings.yield_to_others:
+            self._yield_to_others(now)
         if self._demands or self._plans:
             self._drop_forsaken_plans()
             self._grant_waiters(now)
@@ -344,6 +366,19 @@ class Scheduler:
                     self._stop(one, one.cause, one.for_model)
             elif (expires := self._books.expires_at(one)) is not None and expires <= now:
                 self._stop(one, Cause.EXPIRED)
+
+    def _yield_to_others(self, now: float) -> None:
+        """Another program took memory and the margin is broken: give up idle models until it is whole
+        again."""
+        for device, known in self._books.ledger.devices.items():
+            while known.margin > 0:
+                seen = Situation(self._books, now)
+                room = seen.room(device)
+                holders = [one.leaver for one in seen.idle if one.leaver.frees.get(device, 0) > 0]
+                if room is None or room >= 0 or not holders:
+                    break
+                first = min(holders, key=lambda leaver: (leaver.group, leaver.rank, leaver.id))
+                self._stop(self._books.instances[first.id], Cause.YIELDED)
 
     def _drop_forsaken_plans(self) -> None:
         """A plan nobody waits for any more is given up; the victims it only drained serve on."""
@@ -647,6 +682,23 @@ class Scheduler:
         record.last_error = error
         pause = settings.backoff_initial * 2.0 ** min(record.failures - 1, 32)
         record.retry_at = now + min(pause, settings.backoff_max)
+
+    def _enlarge(self, record: Record) -> bool:
+        """Reserve more on the next try; False if that was done already, or no empty machine could hold
+        it then."""
+        if record.enlarged:
+            return False
+        larger = tuple(
+            replace(
+                place, footprint={d: math.ceil(b * OUT_OF_MEMORY_FACTOR) for d, b in place.footprint.items()}
+            )
+            for place in record.model.placements
+        )
+        if all(self._books.ledger.impossible(place.footprint) for place in larger):
+            return False
+        record.enlarged = True
+        record.model = replace(record.model, placements=larger)
+        return True
 
     def _note_return(self, record: Record, now: float) -> None:
         """Learn how long the model was idle before it was asked for again."""

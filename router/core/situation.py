@@ -97,7 +97,8 @@ class Situation:
         return max(0, len(self.books.instances.keys() - left) + newcomers - limit)
 
     def at_most(self, device: DeviceId) -> int:
-        """Bytes that all idle and busy ones together could give back: a bound to rule most placements out by."""
+        """Bytes that all idle and busy ones together could give back: a bound to rule most placements
+        out by."""
         if device not in self._at_most:
             leavers = [one.leaver for one in self.idle] + [leaver for _, leaver in self.busy]
             self._at_most[device] = sum(leaver.frees.get(device, 0) for leaver in leavers)

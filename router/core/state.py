@@ -41,6 +41,7 @@ class Settings:
     backoff_max: float = 60.0
     unload_deadline: float = 60.0
     placement: str = "best-fit"
+    yield_to_others: bool = False
 
 
 @dataclass(slots=True, eq=False)
@@ -121,6 +122,7 @@ class Record:
     last_idle_at: float | None = None
     failures: int = 0
     failed_at: float = 0.0
+    enlarged: bool = False
     retry_at: float | None = None
     last_error: RouterError | None = None
     hold_until_measured: float | None = None

@@ -174,12 +174,14 @@ class Ready:
 @dataclass(frozen=True, slots=True)
 class Exited:
     """The child is gone (or never came up): exactly one per Start. `no_room`: the host refused to start it
-    for memory; that is nobody's fault, and the plan is made again from its next measurement.
+    for memory; that is nobody's fault, and the plan is made again from its next measurement. `out_of_memory`:
+    it wanted more than was reserved for it; it is tried once more with a larger reservation.
     """
 
     instance: InstanceId
     error: RouterError | None = None
     no_room: bool = False
+    out_of_memory: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,12 +198,14 @@ class Adopted:
 class Measured:
     """What a host measured. `free` is per device (None = the device is unhealthy: nothing is admitted
     there), `used` per instance; sampling began at `at` (processes first, memory second, so that an
-    allocation in between errs to the safe side).
+    allocation in between errs to the safe side). `reserve` corrects reservations by what was learned: growth
+    that is still expected, or an estimate that was too high.
     """
 
     free: Mapping[DeviceId, int | None]
     used: Mapping[InstanceId, Footprint] = field(default_factory=dict)
     at: float | None = None
+    reserve: Mapping[InstanceId, Footprint] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,12 +234,19 @@ class Reloaded:
 
 
 @dataclass(frozen=True, slots=True)
+class Learned:
+    """The same model, the same definition, with placements that were corrected by measurement."""
+
+    model: Model
+
+
+@dataclass(frozen=True, slots=True)
 class Tick:
     """Time has passed: `next_deadline()` is due."""
 
 
 Event: TypeAlias = (
-    Acquire | Release | Ready | Exited | Adopted | Measured | Unload | HostLost | Reloaded | Tick
+    Acquire | Release | Ready | Exited | Adopted | Measured | Unload | HostLost | Reloaded | Learned | Tick
 )
 
 
