@@ -23,7 +23,7 @@ find_llama_server() {
     local memo=$venv/llama-server.found config=$1 circumstances="" name known path=""
     for name in llama-server nvcc hipcc glslc; do circumstances+="$(type -P "$name" || :):"; done
     for name in /dev/nvidiactl /dev/kfd /dev/dri /dev/dxg; do [[ ! -e $name ]] || circumstances+="$name:"; done
-    circumstances+="${LLAMA_SERVER:-}:${LLAMA_CMAKE_ARGS:-}:${XDG_CACHE_HOME:-$HOME}:$config"
+    circumstances+="${LLAMA_SERVER:-}:${LLAMA_CMAKE_ARGS:-}:${XDG_CACHE_HOME:-~}:$config"
     [[ ! -r $memo ]] || { IFS= read -r known && IFS= read -r path; } <"$memo" || known=""
     if [[ ${known:-} == "$circumstances" && -x $path && ! $root/bin/build-llama-server -nt $memo ]] &&
         [[ -z $config || ! $config -nt $memo ]]; then
