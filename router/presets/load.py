@@ -37,12 +37,19 @@ class Presets:
         return tuple(self.models)
 
     def for_model(
-        self, name: str, *also: str, section: str | None = None, architecture: str | None = None
+        self,
+        name: str,
+        *also: str,
+        section: str | None = None,
+        architecture: str | None = None,
+        pooling: str | None = None,
     ) -> ModelPreset:
         """The settings of the model `name`, complete.
 
         `also` are other names it has (of its file, of its repository), which count for families only;
-        `section` is the section to take where that is not called `name`; `architecture` is that of its file.
+        `section` is the section to take where that is not called `name`. `architecture` and `pooling` are
+        what its file says: one with a pooling was made for embeddings ("rank": for reranking), and is used so
+        unless the settings say otherwise.
         """
         names = (name, *also)
         own = self.models.get(section if section is not None else name, ())
@@ -56,7 +63,7 @@ class Presets:
             ]
         )
         args = tuple(token for tokens in layer.args.values() for token in tokens)
-        fields = {**layer.fields, "env": MappingProxyType(dict(layer.fields.get("env", {})))}
+        fields = {**_use(pooling), **layer.fields, "env": MappingProxyType(dict(layer.fields.get("env", {})))}
         preset = ModelPreset(name=name, args=args, **fields)
         problems = [*layer.problems, *_contradictions(preset)]
         return replace(
@@ -123,6 +130,12 @@ def _child(config: Config) -> Layer:
     }
     from_args = reader.layer()
     return replace(from_args, fields=fields | dict(from_args.fields))
+
+
+def _use(pooling: str | None) -> dict[str, bool]:
+    if pooling is None or pooling == "none":
+        return {}
+    return {"reranking": True} if pooling == "rank" else {"embedding": True}
 
 
 def _contradictions(preset: ModelPreset) -> Iterator[str]:

@@ -1,0 +1,69 @@
+"""Name or alias -> model: all that folders, the Hugging Face cache and presets offer, at one moment."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Final
+
+from router.catalog.entry import CatalogEntry
+from router.catalog.names import canonical_id
+from router.catalog.scan import scan
+from router.config import Config
+from router.errors import ModelNotFound
+from router.presets import Presets, load_presets
+
+MAX_NAMES_SHOWN: Final = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Catalog:
+    """`entries` by id, in the order presets, folders, cache. `warnings` are for people."""
+
+    entries: Mapping[str, CatalogEntry] = field(default_factory=lambda: MappingProxyType({}))
+    warnings: tuple[str, ...] = ()
+    _ids: Mapping[str, str] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        ids = {alias: entry.id for entry in self.entries.values() for alias in entry.aliases}
+        object.__setattr__(self, "_ids", ids | {name: name for name in self.entries})
+
+    @staticmethod
+    def scan(config: Config, presets: Presets | None = None) -> Catalog:
+        """Look at all sources. Blocks on the disk: call it in a thread.
+
+        A model that cannot be run is an entry with an `error`. `presets` are those of `config` where they
+        have not been read already; reading them raises ConfigError, and nothing else does.
+        """
+        warnings: list[str] = []
+        entries = scan(config, presets if presets is not None else load_presets(config), warnings)
+        return Catalog(MappingProxyType({entry.id: entry for entry in entries}), tuple(warnings))
+
+    def resolve(self, name: str) -> CatalogEntry:
+        """The model called `name`, by id or alias; the quantisation after a colon may be in small letters.
+
+        An entry with an `error` is found like any other. Raises ModelNotFound, which says what there is.
+        """
+        found = self._ids.get(name) or self._ids.get(canonical_id(name))
+        if found is None:
+            raise ModelNotFound(self._not_found(name))
+        return self.entries[found]
+
+    @staticmethod
+    def fingerprint(entry: CatalogEntry) -> str:
+        """A hash of all that decides how the model runs: two catalogs that agree on it need no reload of
+        it.
+        """
+        return entry.fingerprint
+
+    def _not_found(self, name: str) -> str:
+        shown = name if len(name) <= 100 else name[:97] + "..."
+        names = [entry.id for entry in self.entries.values() if not entry.hidden]
+        if not names:
+            return f"model {shown!r} not found; there are no models yet"
+        near = difflib.get_close_matches(shown, self._ids, n=1)
+        suggestion = f"; did you mean {near[0]!r}?" if near else ""
+        more = f" and {len(names) - MAX_NAMES_SHOWN} more" if len(names) > MAX_NAMES_SHOWN else ""
+        return f"model {shown!r} not found{suggestion}; there are: {', '.join(names[:MAX_NAMES_SHOWN])}{more}"

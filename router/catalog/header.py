@@ -1,0 +1,116 @@
+"""A glance at a GGUF file: is it one, and what do its first keys say. For a list of hundreds;
+`router.gguf` reads all.
+"""
+
+from __future__ import annotations
+
+import stat
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from router.gguf import POOLING_TYPES
+
+GLANCE_BYTES: Final = 1 << 16
+_STRING, _ARRAY = 8, 9
+_SIZES: Final = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
+
+
+class Unusable(Exception):
+    """Why a file cannot be used, in words that follow its path."""
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """What stands before the vocabulary; None where the file does not say, or not so early. `kind` is
+    general.type.
+    """
+
+    architecture: str | None = None
+    name: str | None = None
+    kind: str | None = None
+    pooling: str | None = None
+
+
+def glance(path: Path) -> Header:
+    """Read the beginning of `path`. Raises Unusable: gone, unreadable, not a GGUF of a version that
+    llama.cpp loads.
+    """
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise Unusable("is not a regular file")  # opening a pipe would block
+        with path.open("rb", buffering=0) as file:
+            data = file.read(GLANCE_BYTES)
+    except FileNotFoundError:
+        raise Unusable("is gone") from None
+    except OSError as error:
+        raise Unusable(f"cannot be read: {error.strerror or error}") from error
+    if len(data) < 24 or data[:4] != b"GGUF":
+        raise Unusable("is empty" if not data else "is not a GGUF file")
+    (version,) = struct.unpack_from("<I", data, 4)
+    if version not in (2, 3):
+        big_endian = version & 0xFFFF == 0
+        raise Unusable("is big-endian" if big_endian else f"has GGUF version {version}, not 2 or 3")
+    return _header(_first_keys(data))
+
+
+def _header(keys: dict[str, str | int]) -> Header:
+    def text(key: str) -> str | None:
+        value = keys.get(key)
+        return value if isinstance(value, str) else None
+
+    architecture = text("general.architecture")
+    pooling = keys.get(f"{architecture}.pooling_type")
+    return Header(
+        architecture=architecture,
+        name=text("general.name"),
+        kind=text("general.type"),
+        pooling=POOLING_TYPES.get(pooling) if isinstance(pooling, int) else None,
+    )
+
+
+def _first_keys(data: bytes) -> dict[str, str | int]:
+    """The strings and 32-bit numbers among the keys that are complete in `data`. Whatever is odd ends the
+    reading.
+    """
+    (n_keys,) = struct.unpack_from("<Q", data, 16)
+    keys: dict[str, str | int] = {}
+    at = 24
+    try:
+        for _ in range(min(n_keys, 1024)):
+            key, at = _string(data, at)
+            (kind,) = struct.unpack_from("<I", data, at)
+            at += 4
+            if kind == _STRING:
+                keys[key], at = _string(data, at)
+            elif kind == _ARRAY:
+                at = _skip_array(data, at)
+            else:
+                if kind in (4, 5):
+                    (keys[key],) = struct.unpack_from("<I", data, at)
+                at += _SIZES[kind]
+    except (struct.error, KeyError, IndexError):
+        pass
+    return keys
+
+
+def _string(data: bytes, at: int) -> tuple[str, int]:
+    (length,) = struct.unpack_from("<Q", data, at)
+    end = at + 8 + length
+    if end > len(data):
+        raise IndexError
+    return data[at + 8 : end].decode("utf-8", "replace"), end
+
+
+def _skip_array(data: bytes, at: int) -> int:
+    kind, count = struct.unpack_from("<IQ", data, at)
+    at += 12
+    if kind != _STRING:
+        end: int = at + count * _SIZES[kind]
+        if end > len(data):
+            raise IndexError
+        return end
+    for _ in range(count):
+        _, at = _string(data, at)
+    return at

@@ -1,0 +1,122 @@
+"""The GGUF files of the Hugging Face cache, as `llama-server -hf` and huggingface_hub keep them.
+
+models--ORG--REPO/refs/main names a commit, and snapshots/COMMIT/ has its files, usually links into blobs/.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+
+from router.catalog.candidate import Candidate
+from router.catalog.names import GgufName, choose_model, choose_sibling, parse_name
+
+_COMMIT = re.compile(r"[0-9a-fA-F]{40}")
+_REPO = re.compile(r"(?=.{3,256}$)\w+(?:[.-]\w+)*/\w+(?:[.-]\w+)*", re.ASCII)
+
+
+def hf_cache_dir(environ: Mapping[str, str] = os.environ) -> Path:
+    """Where the cache is; llama.cpp's order of variables (huggingface_hub knows all but the first)."""
+    for variable, below in (
+        ("LLAMA_CACHE", ""),
+        ("HF_HUB_CACHE", ""),
+        ("HUGGINGFACE_HUB_CACHE", ""),
+        ("HF_HOME", "hub"),
+        ("XDG_CACHE_HOME", "huggingface/hub"),
+    ):
+        if value := environ.get(variable, ""):
+            return Path(value).expanduser().absolute() / below
+    return Path(environ.get("HOME") or Path.home()) / ".cache" / "huggingface" / "hub"
+
+
+@dataclass(frozen=True, slots=True)
+class Repository:
+    """One repository at the commit that `main` names. `names` are paths inside `snapshot`, sorted."""
+
+    id: str
+    snapshot: Path
+    names: tuple[GgufName, ...]
+
+    def candidate(self, model: GgufName, name: str) -> Candidate:
+        mmproj = choose_sibling((file for file in self.names if file.is_mmproj), model)
+        return Candidate(
+            name,
+            "hf_cache",
+            tuple(self.snapshot / part for part in model.shards),
+            mmproj=self.snapshot / mmproj.path if mmproj else None,
+        )
+
+    def models(self) -> Iterator[Candidate]:
+        """`repo:TAG` for each quantisation; a file whose name tells none is left out, as llama.cpp does."""
+        seen = set()
+        for name in self.names:
+            if name.is_model and name.index == 1 and name.tag and name.tag not in seen:
+                seen.add(name.tag)
+                yield self.candidate(name, f"{self.id}:{name.tag}")
+
+
+@dataclass(frozen=True, slots=True)
+class HfCache:
+    repositories: Mapping[str, Repository] = field(default_factory=lambda: MappingProxyType({}))
+
+    def models(self) -> Iterator[Candidate]:
+        for repository in self.repositories.values():
+            yield from repository.models()
+
+    def find(self, hf_repo: str, hf_file: str | None, name: str) -> Candidate | None:
+        """What `-hf hf_repo -hff hf_file` would run, if it has been downloaded."""
+        repo, _, tag = hf_repo.partition(":")
+        repository = self.repositories.get(repo)
+        if repository is None:
+            return None
+        if hf_file is not None:
+            model = next((file for file in repository.names if file.path == hf_file), None)
+        else:
+            model = choose_model(repository.names, tag)
+        return repository.candidate(model, name) if model is not None else None
+
+
+def scan_hf_cache(folder: Path, warnings: list[str]) -> HfCache:
+    """All repositories in `folder` that have GGUF files. A cache that does not exist is empty."""
+    repositories: dict[str, Repository] = {}
+    try:
+        entries = sorted(entry.name for entry in folder.iterdir())
+    except FileNotFoundError:
+        return HfCache()
+    except OSError as error:
+        warnings.append(f"{folder}: {error.strerror or error}")
+        return HfCache()
+    for entry in entries:
+        repo = entry.removeprefix("models--").replace("--", "/")
+        if not entry.startswith("models--") or not _REPO.fullmatch(repo):
+            continue
+        commit = _commit(folder / entry / "refs")
+        if commit is not None and (names := _gguf_names(folder / entry / "snapshots" / commit)):
+            repositories[repo] = Repository(repo, folder / entry / "snapshots" / commit, names)
+    return HfCache(MappingProxyType(repositories))
+
+
+def _commit(refs: Path) -> str | None:
+    """The commit of `main`, else of the first branch there is."""
+    try:
+        branches = sorted(refs.iterdir(), key=lambda branch: (branch.name != "main", branch.name))
+    except OSError:
+        return None
+    for branch in branches:
+        try:
+            commit = branch.read_text(encoding="ascii").partition("\n")[0].strip()
+        except (OSError, UnicodeDecodeError):
+            continue
+        if _COMMIT.fullmatch(commit):
+            return commit
+    return None
+
+
+def _gguf_names(snapshot: Path) -> tuple[GgufName, ...]:
+    walk = os.walk(snapshot)  # does not follow links to folders
+    paths = (Path(root, file).relative_to(snapshot).as_posix() for root, _, files in walk for file in files)
+    return tuple(filter(None, map(parse_name, sorted(paths))))

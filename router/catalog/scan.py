@@ -1,0 +1,205 @@
+"""One look at all sources of models: what was found meets what was configured."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Final
+
+from router.catalog.candidate import Candidate, Stamp, examine, stamp_of
+from router.catalog.entry import CatalogEntry
+from router.catalog.hf_cache import HfCache, hf_cache_dir, scan_hf_cache
+from router.catalog.models_dir import scan_models_dir
+from router.catalog.names import canonical_id, parse_name
+from router.config import Config, models_dirs
+from router.config.nearest import nearest_of
+from router.presets import ModelPreset, Presets
+
+_NAME: Final = re.compile(r"(?!\s)[^\x00-\x1f\x7f\ud800-\udfff]{1,256}(?<!\s)")
+
+
+def scan(config: Config, presets: Presets, warnings: list[str]) -> Iterable[CatalogEntry]:
+    """The entries of a catalog: models with a section of their own, then those of folders, then the
+    cache's.
+    """
+    warnings.extend(presets.warnings)
+    found = _Found()
+    for folder in models_dirs(config):
+        if config.paths.models_dirs or folder.is_dir():  # the default folder need not exist
+            found.add(scan_models_dir(folder, warnings), warnings)
+    cache = scan_hf_cache(hf_cache_dir(), warnings) if config.paths.hf_cache else HfCache()
+    found.add(cache.models(), warnings)
+    entries = _Entries(presets, cache)
+    for section in presets.names:
+        if is_name(section):
+            entries.add_section(section, found)
+        else:
+            warnings.append(f"{section!r}: left out: it cannot be the name of a model")
+    for candidate in found.by_id.values():
+        if candidate.id not in entries.by_id:
+            entries.add(candidate)
+    entries.drop_duplicates_of_the_cache()
+    return entries.with_aliases(warnings)
+
+
+def is_name(name: str) -> bool:
+    """Whether a model may be called that: no control characters, and nothing that leads out of a folder."""
+    return bool(_NAME.fullmatch(name)) and all(part not in ("", ".", "..") for part in name.split("/"))
+
+
+class _Found:
+    """What is in folders and in the cache, by id and by further names."""
+
+    def __init__(self) -> None:
+        self.by_id: dict[str, Candidate] = {}
+        self._also: dict[str, str] = {}
+
+    def add(self, candidates: Iterable[Candidate], warnings: list[str]) -> None:
+        for candidate in candidates:
+            file, name = candidate.files[0], candidate.id
+            if not is_name(name):
+                warnings.append(f"{str(file)!r}: left out: {name!r} cannot be the name of a model")
+            elif name in self.by_id:
+                first = self.by_id[name].files[0]
+                warnings.append(f"{file}: left out: {first} has the name {name!r} already")
+            else:
+                self.by_id[name] = candidate
+                self._also |= dict.fromkeys(candidate.also, name)
+
+    def get(self, section: str) -> Candidate | None:
+        """The model that a section is about: by id, another name, or the cache's spelling of it."""
+        names = (section, self._also.get(section, ""), canonical_id(section))
+        return next((self.by_id[name] for name in names if name in self.by_id), None)
+
+
+class _Entries:
+    """Puts entries together. `_names` are the names of each besides its id."""
+
+    def __init__(self, presets: Presets, cache: HfCache) -> None:
+        self.by_id: dict[str, CatalogEntry] = {}
+        self._names: dict[str, list[str]] = {}
+        self._presets = presets
+        self._cache = cache
+        self._sections: set[str] = set()
+
+    def add_section(self, section: str, found: _Found) -> None:
+        """A model with settings of its own. They may name its file; else it is one that was found."""
+        candidate = found.get(section)
+        name = candidate.id if candidate else section
+        if name in self.by_id:  # another section has spelt the same quantisation differently
+            name, candidate = section, None
+        error = None
+        preset = self._presets.for_model(name, section=section)
+        if preset.model is not None:
+            candidate, error = _from_path(name, preset.model)
+        elif preset.hf_repo is not None:
+            in_cache = self._cache.find(preset.hf_repo, preset.hf_file, name)
+            candidate = replace(in_cache, source="preset") if in_cache else None
+            error = None if candidate else _not_downloaded(preset.hf_repo, preset.hf_file)
+        elif candidate is None:
+            near = nearest_of(section, found.by_id.keys())
+            hint = f"did you mean {near!r}?" if near else "set model or hf_repo"
+            error = f"{preset.origin}: no folder and no cache has a model called {section!r}; {hint}"
+        self._sections.add(name)
+        self._names[name] = [section]
+        if candidate is not None:
+            self.add(candidate, section=section, error=error)
+        else:
+            reasons = "; ".join(filter(None, (preset.error, error)))
+            self.by_id[name] = CatalogEntry(id=name, source="preset", preset=preset, error=reasons)
+
+    def add(self, candidate: Candidate, *, section: str | None = None, error: str | None = None) -> None:
+        examined = examine(candidate.files)
+        header = examined.header
+        names = [candidate.files[0].stem, *filter(None, (header.name,))]
+        preset = self._presets.for_model(
+            candidate.id, *names, section=section, architecture=header.architecture, pooling=header.pooling
+        )
+        preset, companions, problems = self._with_companions(preset, candidate)
+        self._names.setdefault(candidate.id, []).extend(candidate.also)
+        self.by_id[candidate.id] = CatalogEntry(
+            id=candidate.id,
+            source=candidate.source,
+            preset=preset,
+            path=candidate.files[0],
+            files=candidate.files,
+            mmproj=preset.mmproj,
+            size_bytes=examined.size_bytes,
+            error="; ".join(filter(None, (preset.error, error or examined.error, *problems))) or None,
+            removable=candidate.source == "hf_cache",
+            architecture=header.architecture,
+            gguf_name=header.name,
+            stamps=(*examined.stamps, *companions),
+        )
+
+    def _with_companions(
+        self, preset: ModelPreset, candidate: Candidate
+    ) -> tuple[ModelPreset, list[Stamp], list[str]]:
+        """The other files a model is run with, as configured, else as found beside it; and what is wrong."""
+        problems = []
+        mmproj = preset.mmproj or (candidate.mmproj if preset.mmproj_auto else None)
+        draft = preset.draft_model or candidate.draft
+        if preset.draft_hf_repo is not None:
+            in_cache = self._cache.find(preset.draft_hf_repo, None, candidate.id)
+            draft = in_cache.files[0] if in_cache else None
+            if in_cache is None:
+                problems.append(f"its draft {_not_downloaded(preset.draft_hf_repo, None)}")
+        stamps = []
+        companions = [("projector", mmproj), ("draft", draft), *(("adapter", each) for each in preset.lora)]
+        for what, file in companions:
+            if file is not None and (stamp := stamp_of(file)):
+                stamps.append(stamp)
+            elif file is not None:
+                problems.append(f"its {what} {file} is gone")
+        return replace(preset, model=candidate.files[0], mmproj=mmproj, draft_model=draft), stamps, problems
+
+    def drop_duplicates_of_the_cache(self) -> None:
+        """A file of the cache that a preset or a folder offers too is one model; the cache's id becomes an
+        alias.
+        """
+        by_file = {
+            entry.stamps[0][0]: entry.id
+            for entry in reversed(self.by_id.values())
+            if entry.source != "hf_cache" and entry.path is not None and entry.stamps
+        }
+        for entry in list(self.by_id.values()):
+            if entry.source == "hf_cache" and entry.id not in self._sections and entry.stamps:
+                same = by_file.get(entry.stamps[0][0])
+                if same is not None:
+                    del self.by_id[entry.id]
+                    self._names[same].append(entry.id)
+
+    def with_aliases(self, warnings: list[str]) -> Iterator[CatalogEntry]:
+        """A name is one model's: an alias that is taken is left out, whoever comes later."""
+        taken: dict[str, str] = {}
+        for entry in self.by_id.values():
+            aliases = []
+            for alias in dict.fromkeys((*entry.preset.aliases, *self._names.get(entry.id, ()))):
+                if alias == entry.id or taken.get(alias) == entry.id:
+                    continue
+                owner = alias if alias in self.by_id else taken.get(alias)
+                if owner is not None or not is_name(alias):
+                    reason = f"{owner!r} has that name" if owner is not None else "it cannot be a name"
+                    warnings.append(f"{entry.id}: alias {alias!r} is left out: {reason}")
+                    continue
+                taken[alias] = entry.id
+                aliases.append(alias)
+            yield replace(entry, aliases=tuple(aliases))
+
+
+def _from_path(name: str, path: Path) -> tuple[Candidate, str | None]:
+    """A model that its settings name by file: all its parts, and why it cannot be that file."""
+    file = parse_name(path.name)
+    if file is None or file.count == 1:
+        return Candidate(name, "preset", (path,)), None
+    if file.index > 1:
+        part = f"{path} is part {file.index} of {file.count}"
+        return Candidate(name, "preset", (path,)), f"{part}; give the first part, {file.shards[0]}"
+    return Candidate(name, "preset", tuple(path.with_name(part) for part in file.shards)), None
+
+
+def _not_downloaded(hf_repo: str, hf_file: str | None) -> str:
+    what = f"{hf_repo} {hf_file}" if hf_file else hf_repo
+    return f"{what} has not been downloaded: llama-router pull {hf_repo}"
