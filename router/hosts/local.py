@@ -135,15 +135,16 @@ class LocalHost:
             changes, measured = self._measured
             if changes == self._changes and now - measured.taken_at <= max_age_seconds:
                 return measured
-        _, measured = await self._take_sample()
+        # While there are no children a driver is left asleep: `start` wakes it, and has the last word.
+        _, measured = await self._take_sample(wake=bool(self._children))
         return measured
 
-    async def _take_sample(self) -> tuple[Sample, Measurement]:
+    async def _take_sample(self, *, wake: bool = True) -> tuple[Sample, Measurement]:
         pids = {pid: child for child in self._children.values() if (pid := child.occupant.pid) is not None}
         loading = [pid for pid, child in pids.items() if not child.occupant.is_ready]
         changes = self._changes
         now = asyncio.get_running_loop().time()
-        sample = await self._devices.sample(list(pids), now=now, loading=loading)
+        sample = await self._devices.sample(list(pids), now=now, loading=loading, wake=wake)
         occupants = [child.occupant for child in self._children.values()]
         measured = self._room.measurement(sample, occupants, self._changes)
         self._sample, self._measured = sample, (changes, measured)
@@ -216,7 +217,8 @@ class LocalHost:
             out_of_memory_texts=launch.out_of_memory_texts,
         )
         self._changes += 1
-        child.occupant.changes = self._changes
+        is_alone = all(other.occupant.is_ready for other in self._children.values() if other is not child)
+        child.occupant.changes = self._changes if is_alone else None
         child.process = await Process.spawn(child.record.instance, command, self._tasks)
         self._own(child)
         await self._record_identity(child)

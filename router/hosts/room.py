@@ -20,8 +20,8 @@ from router.hosts import Measurement
 class Occupant:
     """A child's claim on memory, from its reservation on.
 
-    `free_before` is what was free when it began, and `changes` the host's count of starts and exits then:
-    together they tell what it took where the driver does not say which process holds what.
+    `free_before` is what was free when it began, `changes` the host's count of starts and exits then (None if
+    another was loading): together they tell what it took where the driver does not say who holds what.
     """
 
     instance: InstanceId
@@ -29,7 +29,7 @@ class Occupant:
     is_ready: bool = False
     pid: int | None = None
     free_before: Mapping[DeviceId, int | None] = field(default_factory=dict)
-    changes: int = -1
+    changes: int | None = None
     taken: Footprint = field(default_factory=dict)
 
 
@@ -139,7 +139,9 @@ def _taken(occupant: Occupant, free: Mapping[DeviceId, int | None], changes: int
 
 
 def _is_called(info: DeviceInfo, name: str) -> bool:
-    return name.lower() in {info.id.lower(), info.uuid.lower(), info.label.lower()}
+    """A label begins with a short name: "cuda:0 NVIDIA GeForce RTX 3090"."""
+    names = (info.id, info.uuid, info.label, info.label.partition(" ")[0])
+    return name.lower() in {one.lower() for one in names if one}
 
 
 def _gib(size: int) -> str:

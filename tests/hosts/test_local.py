@@ -1,0 +1,392 @@
+"""The local host: it passes what every host must, and its children outlive it if they shall."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from router.backends import Launch
+from router.config import DeviceConfig, MemoryConfig
+from router.core.types import InstanceId, Placement
+from router.errors import LoadFailed, ShuttingDown, StartupError
+from router.hosts import Address, HostFull
+from router.hosts.local import LocalHost
+from router.process import get_status, identify, is_alive
+from router.store import ProcessRecord
+from tests.devices.conftest import A, B
+from tests.hosts import conformance
+from tests.hosts.conftest import FIRST, GIB, MEMORY, MIB, SECOND, on_first
+from tests.process.traces import eventually, wait_until
+from tests.stub_nvml.state import Stranger
+
+ROOM = (
+    A.total - A.reserved - GIB
+)  # what may be had on the first GPU: less the driver's reserve and the margin
+
+
+@dataclasses.dataclass
+class LocalSubject:
+    host: LocalHost
+    fake: Callable[..., Launch]
+
+    def placement(self, share: float) -> Placement:
+        return on_first(int(ROOM * share) // MIB * MIB)
+
+    def launch(self, placement: Placement, *, load_seconds: float = 0.0, fails: bool = False) -> Launch:
+        flags = ("--alloc-mib", str(placement.footprint[FIRST] // MIB), "--load-seconds", str(load_seconds))
+        return self.fake(*flags, *(["--crash-during-load"] if fails else []))
+
+    async def kill(self, instance: InstanceId) -> None:
+        pids = {record.instance: record.pid for record in await self.host.instances()}
+        os.kill(pids[instance] or 0, signal.SIGKILL)
+
+    async def answers(self, address: Address) -> bool:
+        return await get_status(Path(address.socket), "/health", timeout_seconds=10) == 200
+
+
+@pytest.mark.parametrize("check", conformance.CHECKS, ids=lambda check: check.__name__)
+async def test_it_is_a_host(host, fake, check):
+    await check(LocalSubject(host, fake))
+
+
+async def start(host, fake, instance="a#1", size=4 * GIB, *flags, **how):
+    launch = fake("--alloc-mib", str(size // MIB), *flags, **how)
+    return await host.start(
+        instance, instance.partition("#")[0], on_first(size), launch, definition="first definition"
+    )
+
+
+def pid_of(records):
+    (record,) = records
+    assert record.pid is not None
+    return record.pid
+
+
+# --- memory -----------------------------------------------------------------------------------------------
+
+
+async def test_margins_and_disabled_devices_are_as_configured(open_host):
+    named = {"cuda:0": DeviceConfig(margin_mib=3), B.uuid: DeviceConfig(enabled=False)}
+    async with open_host(MemoryConfig(margin_mib=7, devices=named)) as host:
+        devices = {device.id: device for device in await host.devices()}
+        assert set(devices) == {FIRST, "local/host"} == set((await host.measure()).free)
+        assert devices[FIRST].margin == 3 * MIB
+        assert devices["local/host"].margin == 7 * MIB
+        assert devices[FIRST].total == A.total - A.reserved
+        assert SECOND not in host.infos
+        assert host.infos[FIRST].uuid == A.uuid
+
+
+async def test_memory_of_strangers_is_respected(host, fake, stub):
+    stranger = Stranger(stub.folder, {0: 10 * GIB})
+    try:
+        with pytest.raises(HostFull, match=r"a needs 16\.0 GiB on cuda:0 .*: 13\.6 GiB free"):
+            await start(host, fake, size=16 * GIB)
+    finally:
+        stranger.close()
+    await start(host, fake, size=16 * GIB)
+
+
+async def test_without_a_margin_nothing_is_checked(open_host, fake):
+    async with open_host(MemoryConfig(margin_mib=0)) as host:
+        with pytest.raises(LoadFailed, match="out of memory") as failed:
+            await start(host, fake, size=30 * GIB)
+        assert failed.value.details["out_of_memory"] is True
+        assert (await host.wait("a#1")).out_of_memory
+
+
+async def test_nothing_is_started_on_a_device_that_is_lost(host, fake, stub):
+    await host.devices()
+    stub.gpu(0, err=15)
+    with pytest.raises(HostFull, match="is unhealthy"):
+        await start(host, fake)
+    assert (await host.measure()).free[FIRST] is None
+
+
+async def test_nothing_is_started_on_a_device_that_is_not_there(host, fake):
+    with pytest.raises(HostFull, match="local/cuda:9 is not there"):
+        await host.start("a#1", "a", Placement("local", {"local/cuda:9": 1}), fake())
+
+
+async def test_a_split_must_fit_on_both_devices(host, fake):
+    both = {FIRST: 4 * GIB, SECOND: 15 * GIB}
+    with pytest.raises(HostFull, match="on cuda:1"):
+        await host.start("a#1", "a", Placement("local", both), fake())
+    both[SECOND] = 4 * GIB
+    flags = ("--alloc-mib", "4096,2048")
+    await host.start("a#2", "a", Placement("local", both), fake(*flags, devices=(A.uuid, B.uuid)))
+    used = (await host.measure()).used["a#2"]
+    assert (used[FIRST], used[SECOND]) == (4 * GIB // 10 * 10, 2 * GIB // 10 * 10)
+
+
+async def eventually_has(read, is_so):
+    async with asyncio.timeout(30):
+        while not is_so(await read()):
+            await asyncio.sleep(0.005)
+
+
+async def test_what_a_loading_child_has_yet_to_take_is_promised(host, fake):
+    """The first takes its 14 GiB in ten steps; at no step may the 9 GiB of the second seem free."""
+    loading = asyncio.ensure_future(start(host, fake, "a#1", 14 * GIB, "--load-seconds", "0.6"))
+    refused = 0
+    await eventually_has(host.instances, len)
+    while not loading.done():
+        with contextlib.suppress(HostFull):
+            await start(host, fake, f"b#{refused}", 9 * GIB)
+            raise AssertionError("there was never room for both")
+        refused += 1
+    await loading
+    assert refused > 2
+
+
+async def test_without_attribution_a_child_counts_with_what_its_device_lost(host, fake, stub):
+    stub.change(hide_pids=1)
+    await start(host, fake, "a#1", 4 * GIB)
+    first = (await host.measure()).used["a#1"]
+    assert first[FIRST] == pytest.approx(4 * GIB, rel=0.01)
+    overlapping = [start(host, fake, f"b#{i}", 3 * GIB, "--load-seconds", "0.2") for i in range(2)]
+    await asyncio.gather(*overlapping)
+    used = (await host.measure()).used
+    assert used["b#0"][FIRST] == used["b#1"][FIRST] == 3 * GIB, "nothing better is known than the reservation"
+
+
+# --- life -------------------------------------------------------------------------------------------------
+
+
+async def test_leaving_stops_all_children_at_once_and_those_that_load_too(open_host, fake, paths):
+    loop = asyncio.get_running_loop()
+    async with open_host(stop_grace_seconds=0.5) as host:
+        for i in range(4):
+            await start(host, fake, f"a#{i}", GIB, "--ignore-sigterm", "--double-fork")
+        loading = asyncio.ensure_future(start(host, fake, "b#1", GIB, "--hang-load", "--ignore-sigterm"))
+        while len(await host.instances()) < 5:
+            await asyncio.sleep(0.01)
+        leaving_at = loop.time()
+    assert loop.time() - leaving_at < 4 * 0.5 + 10, "one grace for all, not one each"
+    with pytest.raises(LoadFailed):
+        await loading
+    with pytest.raises(ShuttingDown):
+        await start(host, fake, "c#1", GIB)
+    assert not list(paths.runtime_dir.glob("*.sock"))
+
+
+async def test_only_one_router_works_on_a_state_folder(host, open_host):
+    with pytest.raises(StartupError, match=rf"another llama-router \(pid {os.getpid()}\) works in"):
+        async with open_host():
+            pass
+
+
+async def test_a_name_of_any_shape_makes_a_short_and_safe_path(host, fake, paths):
+    names = ("../../etc/passwd#1", "a/b/c#2", "é" * 300 + "#3", ".#4", "-rf *; $(reboot)#5")
+    addresses = [await start(host, fake, name, 100 * MIB) for name in names]
+    assert {Path(address.socket).parent for address in addresses} == {paths.runtime_dir}
+    assert all(len(Path(address.socket).name) < 40 for address in addresses)
+    logs = [host.log_path(name) for name in names]
+    assert all(log is not None and log.parent == paths.logs_dir for log in logs)
+
+
+async def test_what_is_left_of_dead_routers_is_cleared_away(host, fake, paths):
+    (paths.runtime_dir / "stale.sock").touch()
+    for i in range(100):
+        (paths.logs_dir / f"old-{i}.log").touch()
+    await start(host, fake)
+    await host.instances()
+    assert [path.name for path in paths.runtime_dir.glob("*.sock")] == [
+        Path((await host.instances())[0].address.socket).name
+    ]
+    assert len(list(paths.logs_dir.glob("old-*.log"))) == 64
+    assert host.log_path("a#1").exists()
+
+
+async def test_load_times_are_kept(host, fake, store):
+    await start(host, fake, "a#1", GIB, "--load-seconds", "0.1")
+    await eventually_has(store.load_times, lambda times: "first definition" in times)
+    assert (await store.load_times())["first definition"].seconds >= 0.1
+
+
+# --- adoption ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+async def earlier(open_host, fake, store):
+    """Leaves a child behind, as a router does that is replaced; yields its record and pid."""
+    async with open_host() as host:
+        address = await start(host, fake)
+        await eventually_has(store.processes, lambda records: records[0].is_ready)
+        pid = pid_of(await host.instances())
+        host.hand_over()
+    identity = identify(pid)
+    assert identity is not None
+    yield address, identity
+    with contextlib.suppress(ChildProcessError, ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)  # in these tests every router is this process
+
+
+async def test_a_child_handed_over_is_found_serving(earlier, open_host, store):
+    address, identity = earlier
+    async with open_host() as host:
+        (record,) = await host.instances()
+        assert (record.instance, record.model, record.definition) == ("a#1", "a", "first definition")
+        assert (record.address, record.pid, record.ready) == (address, identity.pid, True)
+        assert record.placement == on_first(4 * GIB)
+        assert await get_status(Path(address.socket), "/health", timeout_seconds=10) == 200
+        assert (await host.measure()).used["a#1"][FIRST] == 4 * GIB // 10 * 10
+        assert "model loaded" in host.log_tail("a#1")[-1]
+        waiting = asyncio.ensure_future(host.wait("a#1"))
+        await host.discard(record)
+        assert (await waiting).returncode is None
+        assert await store.processes() == ()
+
+
+async def test_an_adopted_child_is_stopped_with_the_host(earlier, open_host):
+    _, identity = earlier
+    async with open_host() as host:
+        await host.instances()
+    assert not is_alive(identity)
+
+
+async def test_a_record_whose_pid_is_a_strangers_is_forgotten_and_the_stranger_left_alone(
+    open_host, store, paths
+):
+    stranger = subprocess.Popen(["/bin/sleep", "1000"])
+    try:
+        async with open_host() as host:
+            identity = identify(stranger.pid)
+            assert identity is not None
+            record = record_of(paths, identity, start_time=identity.start_time - 1)
+            await store.put_process(record)
+            assert await host.instances() == ()
+            assert await store.processes() == ()
+            # The same process by its start, but with another command line than the child had:
+            record = record_of(paths, identity, start_time=identity.start_time, argv_hash="another")
+            await store.put_process(record)
+            assert await host.instances() == ()
+        assert stranger.poll() is None
+    finally:
+        stranger.kill()
+        stranger.wait()
+
+
+def record_of(paths, identity, **changes):
+    record = ProcessRecord(
+        "a#1",
+        "a",
+        "d",
+        on_first(GIB),
+        socket=str(paths.runtime_dir / "a.sock"),
+        log=str(paths.logs_dir / "a.log"),
+        pid=identity.pid,
+        boot_id=identity.boot_id,
+        is_ready=True,
+    )
+    return dataclasses.replace(record, **changes)
+
+
+async def test_a_dead_childs_record_is_forgotten(earlier, open_host, store):
+    _, identity = earlier
+    os.kill(identity.pid, signal.SIGKILL)
+    os.waitpid(identity.pid, 0)
+    async with open_host() as host:
+        assert await host.instances() == ()
+        assert await store.processes() == ()
+
+
+async def test_a_child_without_a_record_is_ended(earlier, open_host, store):
+    _, identity = earlier
+    await store.delete_process("a#1")
+    async with open_host() as host:
+        assert await host.instances() == ()
+    wait_until(lambda: not is_alive(identity), "nobody would ever have ended it")
+
+
+async def test_a_child_that_does_not_answer_is_found_but_not_called_ready(earlier, open_host):
+    _, identity = earlier
+    os.kill(identity.pid, signal.SIGSTOP)
+    async with open_host() as host:
+        (record,) = await host.instances()
+        assert not record.ready
+        await host.discard(record, grace_seconds=0.1)
+    assert not is_alive(identity)
+
+
+ROUTER = """
+import asyncio, sys
+from pathlib import Path
+from router.backends import Launch
+from router.config import MemoryConfig, StatePaths
+from router.core.types import Placement
+from router.devices import Devices
+from router.hosts.local import LocalHost
+from router.store import Store
+from tests.fake_binary import FAKE
+from tests.process.traces import ENVIRON
+
+async def main(state, run, *flags):
+    paths = StatePaths(Path(state), Path(run))
+    argv = (sys.executable, "-SE", str(FAKE), "--host", "{socket}")
+    async with (
+        Devices(enabled={"nvml": False, "amd": False}) as devices,
+        Store(paths.database) as store,
+        LocalHost(devices, store, paths, MemoryConfig(margin_mib=0)) as host,
+    ):
+        place = Placement("local", {"local/host": 1 << 20})
+        await host.start("ready#1", "ready", place, Launch(argv, ENVIRON), definition="d")
+        hanging = Launch((*argv, "--hang-load"), ENVIRON)
+        loading = asyncio.ensure_future(host.start("loading#1", "loading", place, hanging, definition="d"))
+        while len(await host.instances()) < 2 or not any(r.is_ready for r in await store.processes()):
+            await asyncio.sleep(0.01)
+        print(*(record.pid for record in await host.instances()), flush=True)
+        await asyncio.sleep(1e6)
+
+asyncio.run(main(*sys.argv[1:]))
+"""
+
+
+async def test_children_of_a_router_that_was_killed_are_found_by_the_next(open_host, paths):
+    router = subprocess.Popen(
+        [sys.executable, "-c", ROUTER, str(paths.state_dir), str(paths.runtime_dir)],
+        stdout=subprocess.PIPE,
+        cwd=Path(__file__).parents[2],
+        text=True,
+    )
+    assert router.stdout is not None
+    identities = [identify(int(pid)) for pid in router.stdout.readline().split()]
+    router.kill()
+    router.communicate()
+    assert all(identity is not None and is_alive(identity) for identity in identities)
+    async with open_host(MEMORY) as host:
+        records = {record.instance: record for record in await host.instances()}
+        assert {name: record.ready for name, record in records.items()} == {
+            "ready#1": True,
+            "loading#1": False,
+        }
+        assert [records["ready#1"].pid, records["loading#1"].pid] == [i.pid for i in identities if i]
+    assert not any(is_alive(identity) for identity in identities if identity)
+
+
+async def test_no_child_is_lost_when_the_host_is_cancelled_at_any_moment(open_host, fake, store, paths):
+    async def router():
+        async with open_host(stop_grace_seconds=0.2) as host:
+            await asyncio.gather(
+                start(host, fake, "a#1", GIB, "--load-seconds", "0.05"),
+                start(host, fake, "b#1", GIB, "--ignore-sigterm"),
+            )
+            await host.stop("a#1", grace_seconds=1)
+
+    for delay_ms in (0, 30, 100, 150, 200, 250, 300, 400, 600):
+        running = asyncio.ensure_future(router())
+        await asyncio.wait({running}, timeout=delay_ms / 1000)
+        running.cancel()
+        await asyncio.wait({running})
+        await eventually(lambda: not list(paths.runtime_dir.glob("*.sock")), "a socket is left")
+        assert await store.processes() == ()

@@ -1,0 +1,196 @@
+"""A real sqlite file: what is written is read again, and nothing that happens to the disk stops the store."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from router.core.types import Placement
+from router.store import SCHEMA_VERSION, LearnedFootprint, ProcessRecord, Store
+
+PLACEMENT = Placement(
+    "local", {"local/cuda:GPU-1": 5 << 30, "local/host": 7}, ("local/cuda:GPU-1",), ("-ngl", "9"), 2
+)
+RECORD = ProcessRecord(
+    "qwen3-8b#4",
+    "qwen3-8b",
+    "definition",
+    PLACEMENT,
+    "/run/a.sock",
+    "/state/a.log",
+    pid=17,
+    start_time=12345,
+    boot_id="boot",
+    argv_hash="hash",
+    is_ready=True,
+    started_at=1000.5,
+)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "router.sqlite"
+
+
+async def test_a_record_comes_back_as_it_was_written(path):
+    async with Store(path) as store:
+        await store.put_process(RECORD)
+    async with Store(path) as store:
+        assert await store.processes() == (RECORD,)
+
+
+async def test_a_record_is_replaced_and_forgotten_by_its_instance(path):
+    async with Store(path) as store:
+        await store.put_process(dataclasses.replace(RECORD, pid=None, start_time=None, is_ready=False))
+        await store.put_process(RECORD)
+        await store.put_process(dataclasses.replace(RECORD, instance="older#1", started_at=1.0))
+        assert [record.instance for record in await store.processes()] == ["older#1", "qwen3-8b#4"]
+        await store.delete_process("older#1")
+        await store.delete_process("nobody#1")
+        assert await store.processes() == (RECORD,)
+
+
+async def test_load_times_follow_what_is_measured_now(path):
+    async with Store(path) as store:
+        for seconds in (10.0, 20.0):
+            await store.put_load_time("d", seconds)
+        assert (await store.load_times())["d"].seconds == 15.0
+        for _ in range(20):
+            await store.put_load_time("d", 2.0)
+        assert (await store.load_times())["d"].seconds == pytest.approx(2.0, abs=0.1)
+        assert (await store.load_times())["d"].count == 22
+
+
+async def test_footprints_are_known_by_key_and_shape(path):
+    learned = LearnedFootprint((5 << 30, 6 << 30), samples=3)
+    async with Store(path) as store:
+        await store.put_footprint("key", "2x24G", learned)
+        await store.put_footprint("key", "1x48G", LearnedFootprint((11 << 30,), 1, updated_at=10.0))
+    async with Store(path) as store:
+        footprints = await store.footprints()
+        assert footprints["key", "2x24G"] == learned
+        assert footprints["key", "1x48G"].bytes == (11 << 30,)
+        await store.forget_footprints(older_than=11.0)
+        assert set(await store.footprints()) == {("key", "2x24G")}
+
+
+async def test_what_was_written_survives_the_death_of_the_writer(path):
+    script = f"""
+import asyncio, os, signal
+from pathlib import Path
+from router.store import Store
+from tests.test_store import RECORD
+async def main():
+    async with Store(Path({str(path)!r})) as store:
+        await store.put_process(RECORD)
+        os.kill(os.getpid(), signal.SIGKILL)
+asyncio.run(main())
+"""
+    died = subprocess.run([sys.executable, "-c", script], cwd=Path(__file__).parents[1])
+    assert died.returncode == -signal.SIGKILL
+    async with Store(path) as store:
+        assert await store.processes() == (RECORD,)
+
+
+async def test_the_file_is_private(path):
+    async with Store(path) as store:
+        await store.put_process(RECORD)
+        for file in path.parent.iterdir():
+            assert file.stat().st_mode & 0o777 == 0o600, file
+
+
+@pytest.mark.parametrize("damage", ["no database", "torn", "newer"])
+async def test_a_file_that_cannot_be_used_is_moved_aside_and_a_new_one_begun(path, damage, caplog):
+    async with Store(path) as store:
+        for i in range(200):
+            await store.put_process(dataclasses.replace(RECORD, instance=f"a#{i}"))
+    match damage:
+        case "no database":
+            path.write_bytes(b"this is no database\n" * 1000)
+        case "torn":
+            data = bytearray(path.read_bytes())
+            data[4096:] = os.urandom(len(data) - 4096)
+            path.write_bytes(data)
+        case "newer":
+            with sqlite3.connect(path) as database:
+                database.execute(f"PRAGMA user_version = {SCHEMA_VERSION + 1}")
+            database.close()
+    before = path.read_bytes()
+    async with Store(path) as store:
+        assert store.is_persistent
+        assert await store.processes() == ()
+        await store.put_process(RECORD)
+    async with Store(path) as store:
+        assert await store.processes() == (RECORD,)
+    (aside,) = path.parent.glob("router.sqlite.aside-*")
+    assert aside.read_bytes() == before
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert str(path) in caplog.text
+
+
+async def test_a_folder_that_cannot_be_written_leaves_a_store_in_memory(tmp_path, caplog):
+    (tmp_path / "file").touch()
+    async with Store(tmp_path / "file" / "router.sqlite") as store:
+        assert not store.is_persistent
+        await store.put_process(RECORD)
+        assert await store.processes() == (RECORD,)
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+
+
+async def test_a_disk_that_fills_up_is_told_once_and_nothing_known_is_lost(path, caplog):
+    async with Store(path) as store:
+        await store.put_process(RECORD)
+        await store._in_thread(lambda: store._execute("PRAGMA max_page_count = 1", ()))
+        for i in range(300):
+            await store.put_process(dataclasses.replace(RECORD, instance=f"filling#{i}"))
+        assert not store.is_persistent
+        records = await store.processes()
+        assert len(records) == 301
+        assert RECORD in records
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert "full" in caplog.text
+
+
+async def test_a_file_that_turns_read_only_is_told_once(path, caplog):
+    async with Store(path) as store:
+        await store.put_process(RECORD)
+        await store._in_thread(lambda: store._execute("PRAGMA query_only = 1", ()))
+        await store.put_load_time("d", 1.0)
+        await store.put_load_time("d", 1.0)
+        assert (await store.load_times())["d"].count == 2
+        assert await store.processes() == (RECORD,)
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+
+
+async def test_a_record_of_another_program_is_left_out(path):
+    async with Store(path) as store:
+        await store.put_process(RECORD)
+        await store.put_process(dataclasses.replace(RECORD, instance="odd#1"))
+        await store._in_thread(
+            lambda: store._execute("UPDATE processes SET placement = '[]' WHERE instance = 'odd#1'", ())
+        )
+        assert await store.processes() == (RECORD,)
+
+
+async def test_a_store_without_a_path_lives_in_memory():
+    async with Store(None) as store:
+        await store.put_process(RECORD)
+        assert await store.processes() == (RECORD,)
+        assert not store.is_persistent
+
+
+async def test_two_stores_on_one_file_do_not_block_each_other_for_long(path):
+    async with Store(path) as first, Store(path) as second:
+        for i in range(20):
+            await first.put_load_time("a", float(i))
+            await second.put_load_time("b", float(i))
+        assert first.is_persistent
+        assert second.is_persistent
+        assert {name: time.count for name, time in (await first.load_times()).items()} == {"a": 20, "b": 20}
