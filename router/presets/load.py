@@ -57,13 +57,14 @@ class Presets:
             [
                 self.child,
                 *(family.layer for family in self.shipped if family.has(names, architecture)),
+                _use(pooling),
                 *self.defaults,
                 *(family.layer for family in self.families if family.has(names, architecture)),
                 *own,
             ]
         )
         args = tuple(token for tokens in layer.args.values() for token in tokens)
-        fields = {**_use(pooling), **layer.fields, "env": MappingProxyType(dict(layer.fields.get("env", {})))}
+        fields = {**layer.fields, "env": MappingProxyType(dict(layer.fields.get("env", {})))}
         preset = ModelPreset(name=name, args=args, **fields)
         problems = [*layer.problems, *_contradictions(preset)]
         return replace(
@@ -132,10 +133,11 @@ def _child(config: Config) -> Layer:
     return replace(from_args, fields=fields | dict(from_args.fields))
 
 
-def _use(pooling: str | None) -> dict[str, bool]:
+def _use(pooling: str | None) -> Layer:
+    """What the file says of itself: it knows better than its name, which is all that a family goes by."""
     if pooling is None or pooling == "none":
-        return {}
-    return {"reranking": True} if pooling == "rank" else {"embedding": True}
+        return Layer()
+    return Layer({"reranking": pooling == "rank", "embedding": pooling != "rank"})
 
 
 def _contradictions(preset: ModelPreset) -> Iterator[str]:
