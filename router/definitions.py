@@ -1,0 +1,304 @@
+"""A catalog entry and the devices become the core's Model, and a placement of it becomes a Launch.
+
+`define` reads headers and does arithmetic: it blocks, and is called in a thread. What it makes is
+immutable; a reload makes another one, and the scheduler compares definitions by their hash.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+from typing import Literal
+
+from router.backends import Launch
+from router.backends.llama_server import LlamaServerSettings, launch
+from router.catalog import Catalog, CatalogEntry
+from router.config import Config
+from router.core.types import Device, DeviceId, Model, ModelName, Placement, Priority
+from router.devices import DeviceInfo
+from router.errors import ModelUnusable, RouterError
+from router.estimate.placing import placements
+from router.estimate.values import (
+    Companions,
+    DeviceBudget,
+    EstimatedPlacement,
+    LoadSettings,
+)
+from router.gguf import GgufError, GgufMetadata, read_gguf
+from router.presets import ModelPreset
+
+MIB = 1 << 20
+#: What a load is expected to take before one was measured: a process start, and the file at a plain SSD's
+#: pace.
+START_SECONDS = 1.0
+READ_BYTES_PER_SECOND = 1 << 30
+#: Tiers from here on leave layers on the host: they are offered only when no better one is possible at all.
+FIRST_SLOW_TIER = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Definition:
+    """One model, ready to be scheduled and launched. `metadata` and `estimates` are None and () when it
+    is unusable."""
+
+    entry: CatalogEntry
+    model: Model
+    metadata: GgufMetadata | None = None
+    estimates: tuple[EstimatedPlacement, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Definitions:
+    """All models by their canonical names, and the way to start them."""
+
+    by_name: Mapping[ModelName, Definition]
+    infos: Mapping[DeviceId, DeviceInfo]
+    config: Config
+    binary: Path
+    environ: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}), repr=False)
+    extra_args: tuple[str, ...] = ()
+
+    @property
+    def models(self) -> dict[ModelName, Model]:
+        return {name: definition.model for name, definition in self.by_name.items()}
+
+    def launch(self, name: ModelName, placement: Placement) -> Launch:
+        """How to start `name` where it was placed. Raises RouterError for a model that cannot be run."""
+        definition = self.by_name.get(name)
+        if definition is None:
+            raise ModelUnusable(f"{name} is not in the catalog any more")
+        settings = _server_settings(definition, placement)
+        devices = [self.infos[device] for device in placement.devices if device in self.infos]
+        return launch(
+            settings,
+            devices,
+            binary=self.binary,
+            environ=self.environ,
+            child=self.config.child,
+            extra_args=self.extra_args,
+        )
+
+
+def define(
+    catalog: Catalog,
+    config: Config,
+    devices: Sequence[Device],
+    infos: Mapping[DeviceId, DeviceInfo],
+    *,
+    binary: Path,
+    environ: Mapping[str, str],
+    extra_args: Sequence[str] = (),
+) -> Definitions:
+    """Read every header and place every model. A model that cannot be run is defined with its error, not
+    left out."""
+    budgets = tuple(_budget(device, infos.get(device.id), config) for device in devices)
+    how = f"{_identity(binary)} {config.child} {tuple(extra_args)}"
+    return Definitions(
+        {
+            name: _define(name, entry, catalog.fingerprint(entry) + how, budgets, config)
+            for name, entry in catalog.entries.items()
+        },
+        infos,
+        config,
+        binary,
+        environ,
+        tuple(extra_args),
+    )
+
+
+# --- one model ---
+
+
+def _define(
+    name: ModelName, entry: CatalogEntry, how: str, budgets: Sequence[DeviceBudget], config: Config
+) -> Definition:
+    hashed = hashlib.sha256(how.encode()).hexdigest()[:16]
+    try:
+        metadata, companions = _read(entry)
+        found = _placed(entry.preset, metadata, companions, budgets, config)
+    except (RouterError, GgufError, OSError, ValueError) as error:
+        unusable = (
+            error if isinstance(error, RouterError) else ModelUnusable(f"{name} cannot be loaded: {error}")
+        )
+        return Definition(entry, _model(name, entry, (), hashed, config, unusable))
+    return Definition(entry, _model(name, entry, found, hashed, config, None), metadata, found)
+
+
+def _read(entry: CatalogEntry) -> tuple[GgufMetadata, Companions]:
+    if entry.error is not None:
+        raise ModelUnusable(f"{entry.id} cannot be loaded: {entry.error}")
+    assert entry.path is not None, f"{entry.id} has neither a file nor an error"
+    preset = entry.preset
+    companions = Companions(
+        mmproj=read_gguf(entry.mmproj) if entry.mmproj is not None else None,
+        draft=read_gguf(preset.draft_model) if preset.draft_model is not None else None,
+        draft_settings=LoadSettings(n_gpu_layers=_layers(preset.draft_n_gpu_layers)),
+        lora_bytes=tuple(path.stat().st_size for path in preset.lora),
+        mmproj_offload=preset.mmproj_offload is not False,
+    )
+    return read_gguf(entry.path), companions
+
+
+def _placed(
+    preset: ModelPreset,
+    metadata: GgufMetadata,
+    companions: Companions,
+    budgets: Sequence[DeviceBudget],
+    config: Config,
+) -> tuple[EstimatedPlacement, ...]:
+    """Best first; those that leave layers on the host only where nothing better is possible."""
+    settings, preference = _load_settings(preset, budgets), config.scheduler.placement
+    found = placements(metadata, settings, budgets, preference, companions=companions)
+    fast = tuple(place for place in found if place.tier < FIRST_SLOW_TIER)
+    # Too large for this machine: the scheduler refuses it, with the numbers of what it would take.
+    return (
+        fast
+        or found
+        or placements(metadata, settings, budgets, preference, companions=companions, must_fit=False)
+    )
+
+
+def _model(
+    name: ModelName,
+    entry: CatalogEntry,
+    found: Sequence[EstimatedPlacement],
+    definition: str,
+    config: Config,
+    error: RouterError | None,
+) -> Model:
+    preset = entry.preset
+    groups = {f"preset:{group}" for group in preset.exclusive}
+    for number, members in enumerate(config.scheduler.exclusive):
+        if {name, *entry.aliases} & set(members):
+            groups.add(f"exclusive:{number}")
+    return Model(
+        name=name,
+        placements=tuple(_placement(place) for place in found),
+        definition=definition,
+        ttl=preset.ttl_seconds,
+        pinned=preset.pinned,
+        priority=Priority(preset.priority),
+        replicas=preset.replicas,
+        replica_max=max(preset.replicas, preset.replica_max),
+        target_inflight=preset.target_inflight or 0,
+        exclusive=frozenset(groups),
+        load_seconds=START_SECONDS + entry.size_bytes / READ_BYTES_PER_SECOND,
+        error=error,
+    )
+
+
+def _placement(place: EstimatedPlacement) -> Placement:
+    args = ["-c", str(place.ctx_size), "-ngl", str(place.n_gpu_layers)]
+    if place.tensor_split:
+        args += ["-ts", ",".join(str(layers) for layers in place.tensor_split)]
+    host = place.devices[0].partition("/")[0]
+    return Placement(host, dict(place.footprint), place.devices, tuple(args), place.tier)
+
+
+# --- values from one vocabulary to the next ---
+
+
+def _budget(device: Device, info: DeviceInfo | None, config: Config) -> DeviceBudget:
+    kind = info.kind if info is not None else "other"
+    free = info.free_bytes if info is not None and info.free_bytes is not None else 0
+    overhead = None if kind == "host" else config.memory.context_overhead_mib * MIB
+    return DeviceBudget(device.id, kind, device.total, free, device.margin, overhead)
+
+
+def _load_settings(preset: ModelPreset, budgets: Sequence[DeviceBudget]) -> LoadSettings:
+    plain = LoadSettings()  # llama-server's own defaults, for what the preset leaves to it
+    return LoadSettings(
+        ctx_size=preset.ctx_size,
+        n_gpu_layers=_layers(preset.n_gpu_layers),
+        parallel=preset.parallel,
+        kv_unified=preset.kv_unified,
+        tensor_split=preset.tensor_split or None,
+        split_mode=preset.split_mode or plain.split_mode,
+        main_gpu=preset.main_gpu or 0,
+        override_tensor=preset.override_tensor,
+        cpu_moe=preset.cpu_moe,
+        n_cpu_moe=preset.n_cpu_moe or 0,
+        n_cpu_ffn=preset.n_cpu_ffn or 0,
+        cache_type_k=preset.cache_type_k or plain.cache_type_k,
+        cache_type_v=preset.cache_type_v or plain.cache_type_v,
+        flash_attn=preset.flash_attn or plain.flash_attn,
+        batch=preset.batch_size or plain.batch,
+        ubatch=preset.ubatch_size or plain.ubatch,
+        swa_full=bool(preset.swa_full),
+        kv_offload=preset.kv_offload is not False,
+        embedding=preset.embedding or preset.reranking,
+        cache_ram_bytes=max(0, preset.cache_ram_mib or 0) * MIB,
+        devices=_chosen(preset, budgets),
+    )
+
+
+def _chosen(preset: ModelPreset, budgets: Sequence[DeviceBudget]) -> tuple[DeviceId, ...] | None:
+    """The devices a preset names, by id, UUID or label part. Raises ModelUnusable for one that is not
+    there."""
+    if not preset.devices:
+        return None
+    chosen = []
+    for name in preset.devices:
+        match = next(
+            (b.id for b in budgets if name in (b.id, b.id.partition("/")[2], b.id.rpartition(":")[2])), None
+        )
+        if match is None:
+            there = ", ".join(b.id.partition("/")[2] for b in budgets)
+            raise ModelUnusable(f"{preset.name}: device {name!r} is not on this machine; there are: {there}")
+        chosen.append(match)
+    return tuple(chosen)
+
+
+def _layers(layers: int | Literal["all", "auto"] | None) -> int | Literal["all"]:
+    return layers if isinstance(layers, int) else "all"
+
+
+def _server_settings(definition: Definition, placement: Placement) -> LlamaServerSettings:
+    entry, preset = definition.entry, definition.entry.preset
+    assert entry.path is not None, f"{entry.id} was placed without a file"
+    return LlamaServerSettings(
+        name=entry.id,
+        model=entry.path,
+        ctx_size=int(placement.args[placement.args.index("-c") + 1]),
+        n_gpu_layers=int(placement.args[placement.args.index("-ngl") + 1]),
+        parallel=preset.parallel or 1,
+        kv_unified=preset.kv_unified is not False,
+        cache_ram_mib=preset.cache_ram_mib or 0,
+        mmproj=entry.mmproj,
+        mmproj_offload=preset.mmproj_offload,
+        draft_model=preset.draft_model,
+        draft_n_gpu_layers=None if preset.draft_n_gpu_layers == "auto" else preset.draft_n_gpu_layers,
+        spec_type="draft-simple" if preset.draft_model is not None else None,
+        lora=preset.lora,
+        split_mode=preset.split_mode,
+        main_gpu=preset.main_gpu,
+        cache_type_k=preset.cache_type_k,
+        cache_type_v=preset.cache_type_v,
+        flash_attn=preset.flash_attn,
+        batch_size=preset.batch_size,
+        ubatch_size=preset.ubatch_size,
+        swa_full=bool(preset.swa_full),
+        kv_offload=preset.kv_offload,
+        cpu_moe=preset.cpu_moe,
+        n_cpu_moe=preset.n_cpu_moe,
+        n_cpu_ffn=preset.n_cpu_ffn,
+        override_tensor=preset.override_tensor,
+        embedding=preset.embedding,
+        reranking=preset.reranking,
+        pooling=preset.pooling,
+        placement_args=placement.args,
+        args=preset.args,
+        env=preset.env,
+    )
+
+
+def _identity(binary: Path) -> str:
+    """A binary that was replaced runs a model differently: its models are started anew after a reload."""
+    try:
+        found = binary.resolve().stat()
+    except OSError:
+        return str(binary)
+    return f"{binary.resolve()} {found.st_size} {found.st_mtime_ns}"
