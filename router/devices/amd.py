@@ -14,6 +14,7 @@ from typing import Final
 from router.devices.amd_processes import bytes_per_process
 from router.devices.attribution import Attribution, Listing
 from router.devices.found import Found, Trees, unhealthy
+from router.devices.kernel_files import lines, number, numbered, text
 from router.devices.power import all_asleep
 from router.devices.types import HOST, DeviceInfo
 from router.devices.visible import visible_amd
@@ -65,11 +66,11 @@ class Amd:
         pids = frozenset[int]().union(*trees.values())
         sizes: dict[str, dict[int, int] | None] = {}
         devices: dict[str, DeviceInfo] = {}
-        for number, card in enumerate(cards):
+        for place, card in enumerate(cards):
             gpu_id = card.node.gpu_id if card.node is not None else None
             heap = "gtt" if _prefers_host(card) else "vram"
             sizes[card.id] = bytes_per_process(self._root, card.pci, gpu_id, heap, pids)
-            devices[card.id] = self._device(card, number)
+            devices[card.id] = self._device(card, place)
         for device, info in self._known.items():
             devices.setdefault(device, unhealthy(info, "the driver does not list it any more"))
         return self._found(devices, sizes, trees, pids)
@@ -77,21 +78,21 @@ class Amd:
     def _visible(self, cards: list[_Card]) -> list[_Card]:
         return [cards[i] for i in visible_amd(self._environ, [card.uuid for card in cards])]
 
-    def _device(self, card: _Card, number: int) -> DeviceInfo:
+    def _device(self, card: _Card, place: int) -> DeviceInfo:
         asleep = all_asleep([card.pci], self._root)
         is_on_host = _prefers_host(card)
         heap = "gtt" if is_on_host else "vram"
         gfx = card.node.gfx if card.node is not None else ""
-        name = _text(card.path / "product_name") or f"AMD {gfx or 'GPU'}"
+        name = text(card.path / "product_name") or f"AMD {gfx or 'GPU'}"
         info = DeviceInfo(
             id=card.id,
             kind="rocm",
-            label=f"rocm:{number} {name}",
+            label=f"rocm:{place} {name}",
             uuid=card.uuid,
             total_bytes=0,
             free_bytes=None,
             reserved_bytes=0,
-            utilisation_percent=None if asleep else _number(card.path / "gpu_busy_percent"),
+            utilisation_percent=None if asleep else number(card.path / "gpu_busy_percent"),
             temperature_celsius=None if asleep else _temperature(card.path),
             error=None,
             pool=HOST if is_on_host else card.id,
@@ -100,8 +101,8 @@ class Amd:
             compute_capability=gfx,
             asleep=asleep,
         )
-        total = _number(card.path / f"mem_info_{heap}_total")
-        used = _number(card.path / f"mem_info_{heap}_used")
+        total = number(card.path / f"mem_info_{heap}_total")
+        used = number(card.path / f"mem_info_{heap}_used")
         if total is None or used is None:
             return unhealthy(self._known.get(card.id, info), "the driver does not tell its memory")
         self._known[card.id] = replace(info, total_bytes=total, free_bytes=max(0, total - used))
@@ -145,7 +146,7 @@ def _prefers_host(card: _Card) -> bool:
     device, one pool. The layout of `gpu_metrics` tells an APU: revision 2 and 3 are theirs, 1 is that of
     cards.
     """
-    vram, gtt = _number(card.path / "mem_info_vram_total"), _number(card.path / "mem_info_gtt_total")
+    vram, gtt = number(card.path / "mem_info_vram_total"), number(card.path / "mem_info_gtt_total")
     if vram is None or gtt is None or vram >= gtt:
         return False
     try:
@@ -163,12 +164,12 @@ def _cards(root: Path) -> list[_Card]:
     drm = root / "sys/class/drm"
     for entry in sorted(drm.iterdir()) if drm.is_dir() else ():
         path = entry / "device"
-        if not re.fullmatch(r"card\d+", entry.name) or _text(path / "vendor") != _VENDOR:
+        if not re.fullmatch(r"card\d+", entry.name) or text(path / "vendor") != _VENDOR:
             continue
         if not (path / "mem_info_vram_total").exists():
             continue  # not driven by amdgpu
         pci = _pci(path)
-        unique_id = (_text(path / "unique_id") or "").removeprefix("0x").lower()
+        unique_id = (text(path / "unique_id") or "").removeprefix("0x").lower()
         # Some devices that have none say zero.
         cards[pci] = _Card(path, pci, unique_id if unique_id.strip("0") else "", nodes.get(pci))
     return sorted(cards.values(), key=lambda card: (card.node.ordinal if card.node else len(nodes), card.pci))
@@ -178,14 +179,8 @@ def _nodes(root: Path) -> dict[str, _Node]:
     """The GPUs of the compute topology by PCI address. `location_id` is bus, device and function."""
     topology = root / "sys/class/kfd/kfd/topology/nodes"
     found: dict[str, _Node] = {}
-    try:
-        entries = sorted(
-            (entry for entry in topology.iterdir() if entry.name.isdigit()), key=lambda e: int(e.name)
-        )
-    except OSError:
-        return {}
-    for entry in entries:
-        gpu_id = _text(entry / "gpu_id")
+    for entry in (topology / str(name) for name in sorted(numbered(topology))):
+        gpu_id = text(entry / "gpu_id")
         if gpu_id in (None, "", "0"):
             continue  # a CPU
         values = _properties(entry / "properties")
@@ -196,7 +191,7 @@ def _nodes(root: Path) -> dict[str, _Node]:
 
 
 def _properties(path: Path) -> dict[str, int]:
-    pairs = (line.split() for line in _lines(path))
+    pairs = (line.split() for line in lines(path))
     return {pair[0]: int(pair[1]) for pair in pairs if len(pair) == 2 and pair[1].isdigit()}
 
 
@@ -206,7 +201,7 @@ def _gfx(version: int) -> str:
 
 
 def _pci(path: Path) -> str:
-    for line in _lines(path / "uevent"):
+    for line in lines(path / "uevent"):
         key, _, value = line.partition("=")
         if key == "PCI_SLOT_NAME":
             return value.strip().lower()
@@ -215,23 +210,7 @@ def _pci(path: Path) -> str:
 
 def _temperature(path: Path) -> int | None:
     for sensor in sorted(path.glob("hwmon/hwmon*/temp1_input")):
-        millidegrees = _number(sensor)
+        millidegrees = number(sensor)
         if millidegrees is not None:
             return millidegrees // 1000
     return None
-
-
-def _text(path: Path) -> str | None:
-    try:
-        return path.read_text(errors="replace").strip()
-    except OSError:
-        return None
-
-
-def _lines(path: Path) -> list[str]:
-    return (_text(path) or "").splitlines()
-
-
-def _number(path: Path) -> int | None:
-    text = _text(path) or ""
-    return int(text) if text.isascii() and text.isdigit() else None

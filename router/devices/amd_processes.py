@@ -7,6 +7,8 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Final
 
+from router.devices.kernel_files import lines, number, numbered
+
 #: fdinfo keys of a heap, the new name and the one it replaced; sizes are in KiB.
 _KEYS: Final = ("drm-resident-{heap}", "drm-memory-{heap}")
 
@@ -23,8 +25,8 @@ def bytes_per_process(
     listing = root / "sys/class/kfd/kfd/proc"
     has_source = heap == "vram" and gpu_id is not None and listing.is_dir()
     if has_source:
-        for pid in _numbered(listing):
-            held = _number(listing / str(pid) / f"vram_{gpu_id}")
+        for pid in numbered(listing):
+            held = number(listing / str(pid) / f"vram_{gpu_id}")
             if held is not None:
                 sizes[pid] = held
     for pid in pids:
@@ -38,38 +40,21 @@ def bytes_per_process(
 def _clients(process: Path, pci: str, heap: str) -> Iterator[tuple[str, int]]:
     """(client, bytes) for every render node the process has open on that card. Duplicated descriptors are one
     client."""
-    for fd in _numbered(process / "fd"):
+    for fd in numbered(process / "fd"):
         try:
             target = (process / "fd" / str(fd)).readlink()
-            lines = (process / "fdinfo" / str(fd)).read_text().splitlines() if _is_gpu(target) else []
         except OSError:
             continue  # closed meanwhile, or not ours to read
-        values = {key: value.strip() for key, _, value in (line.partition(":") for line in lines)}
+        if not str(target).startswith("/dev/dri/"):
+            continue
+        told = lines(process / "fdinfo" / str(fd))
+        values = {key: value.strip() for key, _, value in (line.partition(":") for line in told)}
         if values.get("drm-pdev", "").lower() == pci:
             size = max(_kib(values.get(key.format(heap=heap), "")) for key in _KEYS)
             yield values.get("drm-client-id", str(fd)), size
-
-
-def _is_gpu(target: Path) -> bool:
-    return str(target).startswith("/dev/dri/")
 
 
 def _kib(text: str) -> int:
     number, _, unit = text.partition(" ")
     scale = {"": 1, "KiB": 1 << 10, "MiB": 1 << 20}.get(unit.strip(), 0)
     return int(number) * scale if number.isdigit() else 0
-
-
-def _numbered(folder: Path) -> list[int]:
-    try:
-        return [int(entry.name) for entry in folder.iterdir() if entry.name.isdigit()]
-    except OSError:
-        return []
-
-
-def _number(path: Path) -> int | None:
-    try:
-        text = path.read_text().strip()
-    except OSError:
-        return None
-    return int(text) if text.isdigit() else None

@@ -6,6 +6,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from router.devices.kernel_files import lines, number
+
 
 @dataclass(frozen=True, slots=True)
 class Limit:
@@ -55,8 +57,8 @@ def memory_limits(root: Path = Path("/")) -> list[Limit]:
 
 
 def _limits_of(directory: Path, flavour: _Flavour) -> list[Limit]:
-    limits = [value for name in flavour.limits if (value := _number(directory / name)) is not None]
-    usage = _number(directory / flavour.usage)
+    limits = [value for name in flavour.limits if (value := number(directory / name)) is not None]
+    usage = number(directory / flavour.usage)
     if not limits or usage is None:
         return []
     stat = _stat(directory / "memory.stat")
@@ -68,7 +70,7 @@ def _limits_of(directory: Path, flavour: _Flavour) -> list[Limit]:
 def _own_groups(root: Path) -> tuple[str | None, str | None]:
     """The paths of this process in the v1 memory hierarchy and in the v2 one."""
     v1 = v2 = None
-    for line in _lines(root / "proc/self/cgroup"):
+    for line in lines(root / "proc/self/cgroup"):
         number, _, rest = line.partition(":")
         controllers, _, path = rest.partition(":")
         if number == "0" and not controllers:
@@ -82,7 +84,7 @@ def _mounts(root: Path) -> list[tuple[_Flavour, str, str]]:
     """(version, the group that is mounted, where), from mountinfo: `... root mountpoint opts - type source
     superopts`."""
     found = []
-    for line in _lines(root / "proc/self/mountinfo"):
+    for line in lines(root / "proc/self/mountinfo"):
         left, dash, right = line.partition(" - ")
         fields, kind = left.split(), right.split()
         if not dash or len(fields) < 5 or len(kind) < 3:
@@ -111,25 +113,9 @@ def _parts(path: str) -> list[str]:
     return [part for part in path.split("/") if part]
 
 
-def _lines(path: Path) -> list[str]:
-    try:
-        return path.read_text(errors="replace").splitlines()
-    except OSError:
-        return []
-
-
-def _number(path: Path) -> int | None:
-    """The integer in a file; None when there is no file or it says `max`."""
-    try:
-        text = path.read_text().strip()
-    except (OSError, UnicodeDecodeError):
-        return None
-    return int(text) if text.isascii() and text.isdigit() else None
-
-
 def _stat(path: Path) -> dict[str, int]:
     stat = {}
-    for line in _lines(path):
+    for line in lines(path):
         key, _, value = line.partition(" ")
         if value.isascii() and value.isdigit():
             stat[key] = int(value)

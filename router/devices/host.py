@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 
 from router.devices.cgroup import memory_limits
-from router.devices.process_memory import HostUse, host_use, process_trees
+from router.devices.process_memory import HostUse, Processes
 from router.devices.types import HOST, DeviceInfo
 
 
@@ -45,13 +45,14 @@ class HostMemory:
     ) -> None:
         self._root = root
         self._memory = memory
+        self._processes = Processes(root)
 
     def trees(self, pids: Collection[int]) -> dict[int, frozenset[int]]:
-        return process_trees(pids, self._root)
+        return self._processes.trees(pids)
 
     def read(self, trees: Mapping[int, Collection[int]], loading: Collection[int] = ()) -> HostReading:
         """Processes first, memory second: an allocation in between then errs to the safe side."""
-        use = host_use(trees, loading, self._root)
+        use = self._processes.use(trees, loading)
         total, available = self._memory()
         limits = memory_limits(self._root)
         total = min([total, *(limit.limit_bytes for limit in limits)])

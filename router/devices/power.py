@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection
 from pathlib import Path
 
+from router.devices.kernel_files import text
+
 
 def all_asleep(addresses: Collection[str], root: Path = Path("/")) -> bool:
     """True where every one of them is in runtime suspend (a laptop's GPU that nobody uses), and there is one.
@@ -12,12 +14,6 @@ def all_asleep(addresses: Collection[str], root: Path = Path("/")) -> bool:
     To open the driver, or to ask it anything, resumes such a GPU, and it stays up for seconds after the last
     file on it was closed. This attribute is the kernel's own bookkeeping and costs nothing.
     """
-    statuses = [_status(address, root) for address in addresses]
+    devices = root / "sys/bus/pci/devices"
+    statuses = [text(devices / address / "power/runtime_status") for address in addresses]
     return bool(statuses) and all(status in ("suspended", "suspending") for status in statuses)
-
-
-def _status(address: str, root: Path) -> str:
-    try:
-        return (root / "sys/bus/pci/devices" / address / "power/runtime_status").read_text().strip()
-    except OSError:
-        return ""

@@ -83,7 +83,8 @@ class Probe(asyncio.SubprocessProtocol):
         """A reading that begins now. Raises ProbeFailed after the timeout, or where the process died."""
         self._serial += 1
         request = Request(self._serial, timeout_seconds * _PATIENCE)
-        self._stdin.write(msgspec.json.encode(request) + b"\n")
+        if not self._stdin.is_closing():  # if it is, its end will be read below, and says more
+            self._stdin.write(msgspec.json.encode(request) + b"\n")
         try:
             async with asyncio.timeout(timeout_seconds):
                 while (reading := await self._read(Reading)).id != request.id:

@@ -132,7 +132,7 @@ class Devices:
         that wait at the same time share one sample with all their pids in it. `now` is the caller's clock.
         With `wake=False` (a status page, a poll while idle) the NVIDIA driver is not opened, nor kept open,
         where none of the pids works on it. `loading`: those of the pids that are not ready yet; their
-        file-backed pages are left out (see `host_use`).
+        file-backed pages are left out (see `Processes.use`).
         """
         flight = self._boarding
         if flight is None:

@@ -185,11 +185,7 @@ def test_without_any_source_nothing_is_attributed_and_memory_is_still_told(machi
 class TestApu:
     """Its memory is a carve-out and a window (GTT) into the machine's own; the kernel uses the larger one."""
 
-    SMALL: ClassVar[dict[str, Any]] = {
-        "vram": (512 * MIB, 300 * MIB),
-        "gtt": (15 * GIB, 1 * GIB),
-        "metrics": 2,
-    }
+    SMALL: ClassVar[dict[str, Any]] = {"vram": (512 * MIB, 0), "gtt": (15 * GIB, 1 * GIB), "metrics": 2}
 
     def test_with_a_small_carve_out_it_draws_from_the_host(self, machine):
         machine.card(0, "0000:c5:00.0", **self.SMALL)

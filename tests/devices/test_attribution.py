@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from router.devices.attribution import UNEXPLAINED_BYTES, Attribution, Listing
@@ -59,6 +59,7 @@ def test_a_device_that_cannot_say_what_is_taken_is_judged_by_its_list_alone():
 sizes = st.dictionaries(st.integers(1, 9), st.none() | st.integers(0, 9 * GIB))
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.none() | sizes, st.integers(0, 99 * GIB), st.sets(st.integers(1, 9)))))
 def test_a_missing_or_empty_size_of_ours_is_never_believed(history):
     attribution = Attribution()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from router.devices.listed import parse_devices
@@ -66,6 +66,7 @@ names = st.from_regex(r"[A-Za-z]{1,8}[0-9]{1,2}", fullmatch=True)
 descriptions = st.text("ab ()[]:,|MiB free 0123456789é日", min_size=1).map(str.strip)
 
 
+@settings(deadline=None)
 @given(st.dictionaries(names, st.tuples(descriptions, st.integers(1, 2**24), st.integers(0, 2**24))))
 def test_whatever_a_description_holds_the_numbers_are_read_from_the_end(devices):
     # One description each, so that no two are taken for one card.
@@ -78,6 +79,7 @@ def test_whatever_a_description_holds_the_numbers_are_read_from_the_end(devices)
     assert bool(found) == bool(devices)
 
 
+@settings(deadline=None)
 @given(st.text())
 def test_any_text_is_read_without_an_error(text):
     for device in parse_devices(text):

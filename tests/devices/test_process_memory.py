@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from router.devices.process_memory import host_use, process_trees, read_process
+from router.devices.process_memory import HostUse, Processes, ProcessMemory
 from tests.devices.conftest import until
 
 MIB = 1 << 20
@@ -37,6 +37,15 @@ def process(
     (base / "maps").write_text(maps)
 
 
+def use_of(root: Path, *pids: int, loading: tuple[int, ...] = ()) -> HostUse:
+    processes = Processes(root)
+    return processes.use(processes.trees(pids), loading)
+
+
+def read_process(pid: int, root: Path = Path("/")) -> ProcessMemory | None:
+    return Processes(root).read(pid)
+
+
 def mapping(inode: int, mib: int, path: str = "/models/m.gguf", dev: str = "08:02") -> str:
     end = 0x7F0000000000 + mib * MIB
     return f"7f0000000000-{end:x} r--s 00000000 {dev} {inode} {path}\n"
@@ -44,7 +53,7 @@ def mapping(inode: int, mib: int, path: str = "/models/m.gguf", dev: str = "08:0
 
 def test_private_and_file_backed_memory_are_both_held(root):
     process(root, 5, anon=170, file=1205, maps=mapping(7, 1200) + mapping(8, 5, "/usr/lib/libc.so.6"))
-    use = host_use(process_trees([5], root), root=root)
+    use = use_of(root, 5)
     assert use.used == {5: (170 + 1205) * MIB}
     assert use.hot_bytes == 1205 * MIB
     assert use.is_complete
@@ -53,7 +62,7 @@ def test_private_and_file_backed_memory_are_both_held(root):
 def test_a_file_that_two_have_mapped_is_counted_once_for_the_one_with_more_of_it(root):
     process(root, 5, anon=10, file=1000, maps=mapping(7, 4000))
     process(root, 6, anon=20, file=3000, maps=mapping(7, 4000))
-    use = host_use(process_trees([5, 6], root), root=root)
+    use = use_of(root, 5, 6)
     assert use.used == {5: 10 * MIB, 6: (20 + 3000) * MIB}
     assert use.hot_bytes == 3000 * MIB
 
@@ -61,7 +70,7 @@ def test_a_file_that_two_have_mapped_is_counted_once_for_the_one_with_more_of_it
 def test_the_same_inode_on_another_disk_is_another_file(root):
     process(root, 5, file=1000, maps=mapping(7, 4000, dev="08:02"))
     process(root, 6, file=3000, maps=mapping(7, 4000, dev="08:03"))
-    assert host_use(process_trees([5, 6], root), root=root).hot_bytes == 4000 * MIB
+    assert use_of(root, 5, 6).hot_bytes == 4000 * MIB
 
 
 def test_what_is_resident_is_shared_out_over_the_files_by_their_size(root):
@@ -79,9 +88,25 @@ def test_what_has_a_name_but_no_disk_is_no_file(root):
     assert memory.mapped == {("08:02", "7"): 100 * MIB}
 
 
+def test_the_maps_are_read_again_when_something_was_mapped(root):
+    processes = Processes(root)
+    process(root, 5, file=100, maps=mapping(7, 100))
+    status, maps = root / "proc/5/status", root / "proc/5/maps"
+    told = status.read_text()
+    status.write_text(told + "VmSize:\t  1000 kB\n")
+    processes.use({5: {5}})
+    maps.write_text(mapping(8, 100))
+    unchanged = processes.read(5)
+    status.write_text(told + "VmSize:\t  2000 kB\n")
+    changed = processes.read(5)
+    assert unchanged is not None
+    assert changed is not None
+    assert [*unchanged.mapped, *changed.mapped] == [("08:02", "7"), ("08:02", "8")]
+
+
 def test_locked_pages_are_held_but_were_never_available(root):
     process(root, 5, anon=10, file=1000, locked=800, maps=mapping(7, 1000))
-    use = host_use(process_trees([5], root), root=root)
+    use = use_of(root, 5)
     assert use.used == {5: 1010 * MIB}
     assert use.hot_bytes == 200 * MIB
 
@@ -89,7 +114,7 @@ def test_locked_pages_are_held_but_were_never_available(root):
 def test_the_pages_a_loading_child_streams_through_are_left_out(root):
     process(root, 5, anon=10, file=9000, maps=mapping(7, 9000))
     process(root, 6, anon=20, file=1000, maps=mapping(8, 1000))
-    use = host_use(process_trees([5, 6], root), loading=[5], root=root)
+    use = use_of(root, 5, 6, loading=(5,))
     assert use.used == {5: 10 * MIB, 6: 1020 * MIB}
     assert use.hot_bytes == 1000 * MIB
 
@@ -100,14 +125,14 @@ def test_a_tree_is_counted_whole(root):
     process(root, 7, anon=4, children="8")
     process(root, 8, anon=8)
     process(root, 9, anon=16)
-    trees = process_trees([5, 9], root)
+    trees = Processes(root).trees([5, 9])
     assert trees == {5: {5, 6, 7, 8}, 9: {9}}
-    assert host_use(trees, root=root).used == {5: 15 * MIB, 9: 16 * MIB}
+    assert Processes(root).use(trees).used == {5: 15 * MIB, 9: 16 * MIB}
 
 
 def test_who_is_gone_holds_nothing(root):
-    assert process_trees([5], root) == {5: frozenset()}
-    use = host_use({5: frozenset({5})}, root=root)
+    assert Processes(root).trees([5]) == {5: frozenset()}
+    use = Processes(root).use({5: frozenset({5})})
     assert use.used == {}
     assert use.is_complete
 
@@ -115,11 +140,11 @@ def test_who_is_gone_holds_nothing(root):
 def test_a_zombie_holds_nothing(root):
     process(root, 5)
     (root / "proc/5/status").write_text("Name:\tllama-server\nState:\tZ (zombie)\nThreads:\t1\n")
-    assert host_use(process_trees([5], root), root=root).used == {5: 0}
+    assert use_of(root, 5).used == {5: 0}
 
 
 def test_where_processes_cannot_be_told_apart_that_is_said(tmp_path):
-    use = host_use({5: frozenset({5})}, root=tmp_path)
+    use = Processes(tmp_path).use({5: frozenset({5})})
     assert use.used == {}
     assert not use.is_complete
 
@@ -157,7 +182,7 @@ def test_a_real_mapped_file_is_counted_once_for_two_real_processes(tmp_path, map
     assert memory is not None
     if memory.file_bytes < size:
         pytest.skip("the temporary folder is in memory: its files are no page cache")
-    use = host_use(process_trees(pids))
+    use = use_of(Path("/"), *pids)
     private = [read.anonymous_bytes for pid in pids if (read := read_process(pid)) is not None]
     assert size <= sum(use.used.values()) - sum(private) < 2 * size
     assert size <= use.hot_bytes < 2 * size
@@ -168,4 +193,4 @@ async def test_a_real_tree_is_found_by_the_kernels_own_lists(children):
     parent: psutil.Popen = children("sh", "-c", "sh -c 'sleep 600 & wait' & sleep 600 & wait")
     await until(lambda: len(parent.children(recursive=True)) == 3)
     members = {parent.pid, *(child.pid for child in parent.children(recursive=True))}
-    assert process_trees([parent.pid]) == {parent.pid: members}
+    assert Processes().trees([parent.pid]) == {parent.pid: members}
