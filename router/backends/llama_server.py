@@ -34,12 +34,12 @@ __all__ = ["OUT_OF_MEMORY_TEXTS", "LlamaServerSettings", "find_binary", "launch"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LlamaServerSettings:
-    """How one model is run; what a preset left open, estimate and configuration have filled in. None: the default.
+    """How one model is run: what a preset left open, estimate and configuration have filled in.
 
-    `ctx_size` 0 is the context of the training, `cache_ram_mib` -1 no limit.
-    `placement_args` come from the estimate of where it goes (-ngl, -ts, -ot ...) and replace what the settings
-    say. `args` are the preset's, those of the configuration among them. `spec_type` is needed for an ordinary
-    draft model ("draft-simple"): llama-server recognises only the special kinds by itself.
+    None is llama-server's default; `ctx_size` 0 the context of the training; `cache_ram_mib` -1 no limit.
+    `placement_args` come from the estimate of where it goes (-ngl, -ts, -ot ...) and replace what the
+    settings say. `args` are the preset's, those of the configuration among them. `spec_type` is needed for an
+    ordinary draft model ("draft-simple"): llama-server recognises only the special kinds by itself.
     """
 
     name: str
@@ -86,10 +86,10 @@ def launch(
     child: ChildConfig = ChildConfig(),  # noqa: B008 - frozen
     extra_args: Sequence[str] = (),
 ) -> Launch:
-    """How to start it on these devices: the first becomes CUDA0. Without a GPU, on the CPU.
+    """How to start it on these devices, of which the first becomes CUDA0; without a GPU, on the CPU.
 
-    `environ` is the router's own environment, of which little is passed on. Raises ModelUnusable for arguments
-    or variables that would take the child out of the router's hands.
+    `environ` is the router's own environment, of which little is passed on. Raises ModelUnusable for
+    arguments or variables that would take the child out of the router's hands.
     """
     masks = _masks(settings.name, devices)
     return Launch(
@@ -186,7 +186,7 @@ def _csv(text: str) -> str:
     return '"' + text.replace('"', '""') + '"' if "," in text or '"' in text else text
 
 
-#: Refused beyond what is refused in presets: these are fields of the settings, and counted by the estimate.
+#: Refused beyond what presets refuse: these are fields of the settings, and counted by the estimate,
 _SETTLED: Final = frozenset(
     {
         "ctx-size",
@@ -201,6 +201,8 @@ _SETTLED: Final = frozenset(
     }
     | {"hf-repo", "hf-file", "hf-repo-draft", "kv-unified", "cache-ram"}
 )
+#: and a child that sleeps takes its memory back without asking.
+_SLEEP: Final = "sleep-idle-seconds"
 
 
 def _refuse(name: str, args: Sequence[str]) -> None:
@@ -210,6 +212,8 @@ def _refuse(name: str, args: Sequence[str]) -> None:
             continue
         if spelling.option.refused is not None:
             raise ModelUnusable(f"{name}: {arg} cannot be given to llama-server: {spelling.option.refused}")
+        if spelling.option.name == _SLEEP:
+            raise ModelUnusable(f"{name}: {arg} cannot be given to llama-server: use ttl_seconds")
         if spelling.option.name in _SETTLED:
             raise ModelUnusable(
                 f"{name}: {arg} cannot stand in args: the router counts its memory; set it as a key"

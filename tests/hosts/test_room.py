@@ -1,0 +1,140 @@
+"""The arithmetic of a host, without processes or devices."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from router.config import DeviceConfig, MemoryConfig
+from router.core.types import Placement
+from router.devices import DeviceInfo, Sample
+from router.hosts.room import Occupant, Room
+
+GIB = 1 << 30
+GPU, HOST = "local/cuda:GPU-1", "local/host"
+
+
+def info(device: str, free: int | None = 20 * GIB, pool: str = "", error: str | None = None) -> DeviceInfo:
+    return DeviceInfo(
+        id=device,
+        kind=device.partition(":")[0],
+        label=f"{device.partition(':')[0]}:0 A Card",
+        uuid=device.partition(":")[2],
+        total_bytes=24 * GIB,
+        free_bytes=free,
+        reserved_bytes=0,
+        utilisation_percent=None,
+        temperature_celsius=None,
+        error=error,
+        pool=pool or device,
+    )
+
+
+def sample(*devices: DeviceInfo, used=None, attributed=True) -> Sample:
+    return Sample(
+        1.0, {d.id: d for d in devices}, used or {}, {d.id: attributed for d in devices}, ("a note",)
+    )
+
+
+def room(**memory) -> Room:
+    return Room("local", MemoryConfig(**{"margin_mib": 1024, **memory}))
+
+
+def occupant(size: int, instance: str = "a#1", **fields) -> Occupant:
+    return Occupant(instance, Placement("local", {GPU: size}), **fields)
+
+
+def refusal(need: int, one: Sample, *loading: Occupant, **memory) -> str | None:
+    house = room(**memory)
+    measured = house.measurement(one, loading, 0)
+    return house.refusal(Placement("local", {GPU: need}), measured, one, loading)
+
+
+def test_it_fits_to_the_last_byte_and_no_further():
+    one = sample(info("cuda:GPU-1"))
+    assert refusal(19 * GIB, one) is None
+    assert refusal(19 * GIB + 1, one) is not None
+
+
+def test_what_a_loading_child_has_taken_is_not_promised_any_more():
+    loading = occupant(10 * GIB, pid=7)
+    assert refusal(9 * GIB + 1, sample(info("cuda:GPU-1")), loading) is not None
+    taken = sample(info("cuda:GPU-1", free=14 * GIB), used={7: {"cuda:GPU-1": 6 * GIB}})
+    assert refusal(9 * GIB, taken, loading) is None
+    assert refusal(9 * GIB + 1, taken, loading) is not None
+
+
+def test_a_child_that_took_more_than_it_reserved_gives_nothing_back():
+    greedy = occupant(1 * GIB, pid=7)
+    one = sample(info("cuda:GPU-1", free=14 * GIB), used={7: {"cuda:GPU-1": 6 * GIB}})
+    assert refusal(13 * GIB, one, greedy) is None
+    assert refusal(13 * GIB + 1, one, greedy) is not None
+
+
+def test_without_attribution_what_it_took_while_loading_counts_twice():
+    one = sample(info("cuda:GPU-1", free=14 * GIB), attributed=False)
+    assert refusal(3 * GIB, one, occupant(10 * GIB, pid=7)) is None
+    assert refusal(3 * GIB + 1, one, occupant(10 * GIB, pid=7)) is not None
+
+
+def test_a_margin_of_zero_admits_everything_and_a_need_of_zero_always_fits():
+    assert refusal(1000 * GIB, sample(info("cuda:GPU-1", free=0)), margin_mib=0) is None
+    assert refusal(1000 * GIB, sample(info("cuda:GPU-1", free=None)), margin_mib=0) is None
+    assert refusal(0, sample(info("cuda:GPU-1", free=None))) is None
+
+
+def test_an_unhealthy_device_refuses_with_its_reason():
+    lost = sample(info("cuda:GPU-1", free=None, error="GPU is lost"))
+    assert refusal(1, lost) == "cuda:0 A Card is unhealthy: GPU is lost"
+
+
+@pytest.mark.parametrize("name", ["cuda:GPU-1", "GPU-1", "gpu-1", "cuda:0", "cuda:0 A Card"])
+def test_a_device_is_configured_by_any_of_its_names(name):
+    one = sample(info("cuda:GPU-1"), info("host"))
+    own_margin = room(devices={name: DeviceConfig(margin_mib=5)}).devices(one)
+    assert {device.id: device.margin for device in own_margin} == {GPU: 5 << 20, HOST: 1024 << 20}
+    switched_off = room(devices={name: DeviceConfig(enabled=False)})
+    assert [device.id for device in switched_off.devices(one)] == [HOST]
+    assert set(switched_off.measurement(one, (), 0).free) == {HOST}
+    assert (
+        refusal(1, one, devices={name: DeviceConfig(enabled=False)}) == f"{GPU} is not there, or switched off"
+    )
+
+
+def test_a_gpu_that_shares_the_machines_memory_is_no_pool_of_its_own():
+    one = sample(info("cuda:GPU-1", pool="host"), info("host"), used={7: {"host": 3}})
+    assert [device.id for device in room().devices(one)] == [HOST]
+    assert set(room().infos(one)) == {GPU, HOST}, "but children are told of it"
+    measured = room().measurement(one, [occupant(1, pid=7)], 0)
+    assert measured.used == {"a#1": {HOST: 3}}
+
+
+def test_without_attribution_a_ready_child_counts_with_what_the_device_lost():
+    ready = occupant(5 * GIB, pid=7, is_ready=True, free_before={GPU: 20 * GIB}, changes=3)
+    one = sample(info("cuda:GPU-1", free=14 * GIB), attributed=False)
+    assert room().measurement(one, [ready], 3).used["a#1"] == {GPU: 6 * GIB}
+    later = replace_free(one, 1 * GIB)
+    assert room().measurement(later, [ready], 4).used["a#1"] == {GPU: 6 * GIB}, "once known, it stays"
+
+
+@pytest.mark.parametrize("changes", [2, None])
+def test_without_attribution_and_with_company_the_reservation_is_taken_for_true(changes):
+    ready = occupant(5 * GIB, pid=7, is_ready=True, free_before={GPU: 20 * GIB}, changes=changes)
+    one = sample(info("cuda:GPU-1", free=3 * GIB), attributed=False)
+    assert room().measurement(one, [ready], 3).used["a#1"] == {GPU: 5 * GIB}
+
+
+def test_where_a_stranger_gave_memory_back_meanwhile_nothing_is_taken():
+    ready = occupant(5 * GIB, pid=7, is_ready=True, free_before={GPU: 2 * GIB}, changes=3)
+    one = sample(info("cuda:GPU-1", free=14 * GIB), attributed=False)
+    assert room().measurement(one, [ready], 3).used["a#1"] == {}
+
+
+def test_notes_and_time_are_passed_on():
+    measured = room().measurement(sample(info("host")), (), 0)
+    assert (measured.taken_at, measured.notes) == (1.0, ("a note",))
+
+
+def replace_free(one: Sample, free: int) -> Sample:
+    return replace(one, devices={"cuda:GPU-1": info("cuda:GPU-1", free=free)})
