@@ -92,15 +92,11 @@ def _heads_width(shape: ModelShape, layer: Layer, has_flash: bool) -> int:
 
 
 def _state_space_bytes(shape: ModelShape, settings: LoadSettings, n_tokens: int) -> int:
-    """A Mamba-2 block: all projections and one state of every slot, or fewer of them and three states."""
+    """A Mamba-2 block: its projection, convolution and scan, and two copies of the state of every slot."""
     if not shape.has_state:
         return 0
-    states = settings.n_slots * state_bytes(shape)
-    residual = 3 * shape.n_embd
-    return max(
-        4 * n_tokens * (shape.ssm_projection + 2 * shape.ssm_conv + 3 * shape.ssm_inner + residual) + states,
-        4 * n_tokens * (shape.ssm_projection + shape.ssm_conv + 2 * shape.ssm_inner + residual) + 3 * states,
-    )
+    width = shape.ssm_projection + 2 * shape.ssm_conv + 3 * shape.ssm_inner + 3 * shape.n_embd
+    return 4 * n_tokens * width + 2 * settings.n_slots * state_bytes(shape)
 
 
 def _output_bytes(shape: ModelShape, settings: LoadSettings, layout: Layout, n_tokens: int) -> int:

@@ -25,8 +25,9 @@ _MAX_OUTPUT_BYTES = 1 << 20
 
 _FLAGS_WITH_VALUE = frozenset((
     "-c", "--ctx-size", "-np", "--parallel", "-b", "--batch-size", "-ub", "--ubatch-size",
-    "-ngl", "--gpu-layers", "--n-gpu-layers", "-ts", "--tensor-split", "-sm", "--split-mode", "-mg",
-    "--main-gpu", "-dev", "--device", "-ot", "--override-tensor", "-ncmoe", "--n-cpu-moe", "-ncffn", "--n-cpu-ffn",
+    "-ngl", "--gpu-layers", "--n-gpu-layers", "-ts", "--tensor-split", "-sm", "--split-mode",
+    "-mg", "--main-gpu", "-dev", "--device", "-ot", "--override-tensor",
+    "-ncmoe", "--n-cpu-moe", "-ncffn", "--n-cpu-ffn",
     "-ctk", "--cache-type-k", "-ctv", "--cache-type-v", "-fa", "--flash-attn", "-lm", "--load-mode",
     "--rope-scaling", "--rope-scale", "--rope-freq-base", "--rope-freq-scale", "--yarn-orig-ctx",
     "--override-kv",

@@ -20,7 +20,10 @@ _BUFFER = re.compile(r"\b(\w+):\s+(\S+)\s+(model |KV |RS |compute |output )buffe
 
 @dataclass(frozen=True, slots=True)
 class Reported:
-    """Bytes by kind of buffer, rounded by the server to 0.01 MiB; and resident memory once it listens."""
+    """Bytes by kind of buffer, of all models it loaded; and resident memory once it listens.
+
+    The server rounds each to 0.01 MiB.
+    """
 
     weights: int
     repacked: int
@@ -82,9 +85,7 @@ def parse_log(log: str, status: str = "") -> Reported:
             name = "repacked"
         elif name == "compute" and function == "reserve_compute_meta":
             name = "encoder"
-        # The compute buffer is reserved again when settings change: the last one counts. Shards and caches
-        # add up.
-        sums[name] = float(mib) if name in ("compute", "encoder") else sums.get(name, 0.0) + float(mib)
+        sums[name] = sums.get(name, 0.0) + float(mib)
     resident = {
         key: int(kib) * 1024 for key, kib in re.findall(r"^(Rss\w+):\s+(\d+) kB", status, re.MULTILINE)
     }
