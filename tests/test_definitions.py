@@ -1,0 +1,146 @@
+"""From files and settings to what the scheduler places and a host launches."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from router.catalog import Catalog
+from router.config import Config, load_config
+from router.core.types import Device, Placement, Priority
+from router.definitions import Definitions, define
+from router.devices import DeviceInfo
+from router.errors import ModelUnusable
+from tests.make_gguf import make_llama
+
+GIB = 1 << 30
+HOST, SMALL, LARGE = "local/host", "local/cuda:GPU-small", "local/cuda:GPU-large"
+
+
+def info(device: str, gib: float) -> DeviceInfo:
+    name = device.partition("/")[2]
+    kind = "host" if name == "host" else "cuda"
+    size = int(gib * GIB)
+    return DeviceInfo(name, kind, name, name.partition(":")[2], size, size, 0, None, None, None, name)
+
+
+def machine(**gib: float) -> dict[str, DeviceInfo]:
+    names = {"host": HOST, "small": SMALL, "large": LARGE}
+    return {names[key]: info(names[key], size) for key, size in gib.items()}
+
+
+@pytest.fixture
+def models(tmp_path: Path) -> Path:
+    folder = tmp_path / "models"
+    folder.mkdir()
+    make_llama(folder / "tiny.gguf", name="tiny")
+    return folder
+
+
+def defined(
+    models: Path, infos: dict[str, DeviceInfo], text: str = "", binary: str = "/bin/true"
+) -> Definitions:
+    source = models.parent / "config.toml"
+    source.write_text(f'[paths]\nmodels_dirs = ["{models}"]\nhf_cache = false\n{text}')
+    config: Config = load_config(source)
+    margin = config.memory.margin_mib << 20
+    devices = [Device(name, one.total_bytes, margin, one.label) for name, one in infos.items()]
+    environ = {"PATH": "/usr/bin", "LLAMA_API_KEY": "secret"}
+    return define(Catalog.scan(config), config, devices, infos, binary=Path(binary), environ=environ)
+
+
+def test_a_model_is_offered_on_every_gpu_that_could_hold_it_and_not_on_the_host_beside_them(
+    models: Path,
+) -> None:
+    model = defined(models, machine(host=32, small=8, large=24)).models["tiny"]
+    assert {place.devices for place in model.placements} == {(SMALL,), (LARGE,)}
+    assert all(place.host == "local" and place.tier == 0 for place in model.placements)
+    assert all(place.footprint[place.devices[0]] > 600 << 20 for place in model.placements), "a CUDA context"
+
+
+def test_without_a_gpu_it_goes_to_the_host(models: Path) -> None:
+    definitions = defined(models, machine(host=32))
+    (place,) = definitions.models["tiny"].placements
+    assert (place.devices, set(place.footprint)) == ((HOST,), {HOST})
+    argv = definitions.launch("tiny", place).argv
+    assert argv[argv.index("-ngl") + 1] == "0" and argv[argv.index("-dev") + 1] == "none"
+
+
+def test_a_launch_shows_the_child_only_the_devices_it_was_placed_on_and_no_secret(models: Path) -> None:
+    definitions = defined(models, machine(host=32, small=8, large=24))
+    place = next(p for p in definitions.models["tiny"].placements if p.devices == (LARGE,))
+    launch = definitions.launch("tiny", place)
+    assert launch.env["CUDA_VISIBLE_DEVICES"] == "GPU-large"
+    assert "LLAMA_API_KEY" not in launch.env
+    pairs = dict(zip(launch.argv, launch.argv[1:], strict=False))
+    assert (pairs["--alias"], pairs["--fit"], pairs["--host"]) == ("tiny", "off", "{socket}")
+    assert launch.argv.count("-c") == launch.argv.count("-ngl") == 1, "said once"
+
+
+def test_context_is_8192_or_the_training_context_and_a_preset_may_say_otherwise(models: Path) -> None:
+    make_llama(models / "long.gguf", name="long", n_ctx_train=65536)
+    text = "[models.tiny]\nctx_size = 512\nparallel = 1\n"
+    definitions = defined(models, machine(host=32), text)
+
+    def context(name: str) -> str:
+        args = definitions.models[name].placements[0].args
+        return args[args.index("-c") + 1]
+
+    assert (context("long"), context("tiny")) == ("8192", "512")
+
+
+def test_what_the_scheduler_alone_uses_does_not_change_the_definition_and_what_the_child_sees_does(
+    models: Path,
+) -> None:
+    plain = defined(models, machine(host=32)).models["tiny"]
+    text = '[models.tiny]\nttl_seconds = 60\npinned = true\npriority = "high"\n'
+    text += "replicas = 2\ntarget_inflight = 3\n"
+    ruled = defined(models, machine(host=32), text).models["tiny"]
+    assert (ruled.ttl, ruled.pinned, ruled.priority) == (60.0, True, Priority.HIGH)
+    assert (ruled.replicas, ruled.replica_max, ruled.target_inflight) == (2, 2, 3)
+    assert ruled.definition == plain.definition
+    text = "[models.tiny]\nctx_size = 512\n"
+    assert defined(models, machine(host=32), text).models["tiny"].definition != plain.definition
+    assert (
+        defined(models, machine(host=32), binary="/bin/false").models["tiny"].definition != plain.definition
+    )
+
+
+def test_models_that_exclude_each_other_share_a_group(models: Path) -> None:
+    make_llama(models / "other.gguf", name="other")
+    make_llama(models / "third.gguf", name="third")
+    text = '[scheduler]\nexclusive = [["tiny", "other"]]\n[models.third]\nexclusive = ["mine"]\n'
+    found = defined(models, machine(host=32), text).models
+    assert found["tiny"].exclusive & found["other"].exclusive
+    assert not found["third"].exclusive & found["tiny"].exclusive
+    assert found["third"].exclusive
+
+
+def test_a_broken_file_is_a_model_with_an_error_beside_the_others(models: Path) -> None:
+    whole = (models / "tiny.gguf").read_bytes()
+    (models / "half.gguf").write_bytes(whole[: len(whole) // 2])
+    definitions = defined(models, machine(host=32))
+    error = definitions.models["half"].error
+    assert isinstance(error, ModelUnusable) and "half cannot be loaded" in error.message
+    assert definitions.models["tiny"].error is None
+
+
+def test_a_model_too_large_for_any_device_keeps_placements_that_say_how_large(models: Path) -> None:
+    model = defined(models, machine(host=1.1)).models["tiny"]
+    assert model.error is None and model.placements
+    assert model.placements[0].footprint[HOST] + GIB > 1.1 * GIB
+
+
+def test_a_device_that_is_not_there_is_named_with_those_that_are(models: Path) -> None:
+    text = '[models.tiny]\ndevices = ["GPU-none"]\n'
+    error = defined(models, machine(host=32, small=8), text).models["tiny"].error
+    assert error is not None and "GPU-none" in error.message and "cuda:GPU-small" in error.message
+    chosen = defined(models, machine(host=32, small=8, large=24), text.replace("GPU-none", "GPU-small"))
+    assert {p.devices for p in chosen.models["tiny"].placements} == {(SMALL,)}
+
+
+def test_a_model_that_left_the_catalog_cannot_be_launched(models: Path) -> None:
+    definitions = defined(models, machine(host=32))
+    with pytest.raises(ModelUnusable, match="not in the catalog"):
+        definitions.launch("gone", Placement("local", {}))
