@@ -1,0 +1,37 @@
+"""The HTTP surface: one file per family of endpoints, each with its `ROUTES`, put together here.
+
+To add an endpoint, write a handler and a Route in its family's file; a new family is named in `FAMILIES`."""
+
+from __future__ import annotations
+
+from aiohttp import web
+
+from router.api import explain, health, models, openai, vram
+from router.api.context import CONTEXT, Context, Known
+from router.api.cors import ORIGINS, answer_pages, mark_answer
+from router.api.errors import tell_errors
+from router.api.keys import ACCESS, KEYS, Keys, check_key
+from router.config import ServerConfig
+
+FAMILIES = (openai, models, vram, explain, health)
+
+__all__ = ["CONTEXT", "FAMILIES", "Context", "Known", "application"]
+
+
+def application(server: ServerConfig) -> web.Application:
+    """Every endpoint, with its keys and limits. Whoever starts it sets `app[CONTEXT]` before the first
+    request."""
+    app = web.Application(
+        middlewares=[tell_errors, answer_pages, check_key], client_max_size=server.max_body_mib << 20
+    )
+    app[KEYS] = Keys(server.api_keys, server.admin_keys)
+    app[ORIGINS] = frozenset(server.cors_origins)
+    app[ACCESS] = {
+        # A GET answers HEAD as well, as RFC 9110 (9.1) asks of every server.
+        app.router.add_route(method, route.path, route.handler): route.access
+        for family in FAMILIES
+        for route in family.ROUTES
+        for method in (("GET", "HEAD") if route.method == "GET" else (route.method,))
+    }
+    app.on_response_prepare.append(mark_answer)
+    return app

@@ -1,0 +1,61 @@
+"""What the handlers work with: the rooms below, put together by `router.app`, replaced by tests."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from dataclasses import dataclass, field
+from typing import Protocol, Self
+
+from aiohttp import web
+
+from router.api.listing import Card, make_cards
+from router.catalog import Catalog
+from router.config import Config
+from router.core.types import ModelName
+from router.definitions import Definitions
+from router.pool import Pool
+from router.proxy import Proxy
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """The models as last looked for: their names, what they are, and how they are shown. Replaced as one."""
+
+    catalog: Catalog
+    definitions: Definitions
+    cards: Mapping[ModelName, Card]
+
+    @classmethod
+    def of(cls, catalog: Catalog, definitions: Definitions) -> Self:
+        """Reads headers: call it in a thread."""
+        return cls(catalog, definitions, make_cards(definitions))
+
+
+class Spawn(Protocol):
+    """Starts a named task that somebody owns and ends."""
+
+    def __call__(self, coroutine: Coroutine[object, object, None], *, name: str) -> asyncio.Task[None]: ...
+
+
+@dataclass(slots=True)
+class Context:
+    """`reload` looks for models anew and replaces `known`; `spawn` starts a task that outlives its
+    request."""
+
+    config: Config
+    known: Known
+    pool: Pool
+    reload: Callable[[], Awaitable[None]]
+    spawn: Spawn
+    proxy: Proxy = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.proxy = Proxy(self.pool)
+
+    def name_of(self, name: str) -> ModelName:
+        """The canonical name of a model or alias. Raises ModelNotFound, which tells the names there are."""
+        return self.known.catalog.resolve(name).id
+
+
+CONTEXT = web.AppKey("context", Context)

@@ -1,0 +1,95 @@
+"""Whatever goes wrong in a request becomes one JSON object in OpenAI's shape: translated here, once."""
+
+from __future__ import annotations
+
+import difflib
+import logging
+import math
+from collections.abc import Mapping
+
+from aiohttp import web
+
+from router.api.answer import json_response
+from router.api.route import Handler
+from router.errors import InvalidRequest, RouterError, Unauthorized
+from router.proxy import ACCOUNT, error_body
+
+log = logging.getLogger("router.api")
+
+
+class PathNotFound(RouterError):
+    """No endpoint has this path."""
+
+    status = 404
+    type = "not_found_error"
+    code = "path_not_found"
+
+
+class MethodNotAllowed(InvalidRequest):
+    """The path exists, with other methods."""
+
+    status = 405
+    code = "method_not_allowed"
+
+
+class BodyTooLarge(InvalidRequest):
+    """The body is larger than `server.max_body_mib`."""
+
+    status = 413
+    code = "body_too_large"
+
+
+def error_response(error: RouterError, headers: Mapping[str, str] | None = None) -> web.Response:
+    response = json_response(error_body(error), status=error.status)
+    response.headers.update(headers or {})
+    if error.retry_after_seconds is not None:
+        # Whole seconds (RFC 9110, 10.2.3), rounded up: a client that comes too early comes twice.
+        response.headers["Retry-After"] = str(max(1, math.ceil(error.retry_after_seconds)))
+    if isinstance(error, Unauthorized):
+        response.headers["WWW-Authenticate"] = "Bearer"
+    return response
+
+
+@web.middleware
+async def tell_errors(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """The outermost middleware. What failed after an answer had begun cannot be told in it, and ends the
+    connection."""
+    try:
+        return await handler(request)
+    except RouterError as error:
+        failure, headers = error, dict[str, str]()
+    except web.HTTPException as error:
+        failure, headers = _translated(request, error)
+    except ConnectionError:
+        raise  # the client is gone
+    except Exception:
+        log.exception("%s %s failed", request.method, request.rel_url.raw_path)
+        failure, headers = RouterError("internal error; the router's log has more"), {}
+    if request.writer.output_size > 0:
+        raise ConnectionResetError("the answer had begun") from failure
+    if (account := request.get(ACCOUNT)) is not None:
+        headers = {**headers, **account.headers()}
+    return error_response(failure, headers)
+
+
+def _translated(request: web.Request, error: web.HTTPException) -> tuple[RouterError, dict[str, str]]:
+    match error:
+        case web.HTTPNotFound():
+            return _unknown_path(request), {}
+        case web.HTTPMethodNotAllowed():
+            allowed = ", ".join(sorted(error.allowed_methods))
+            message = f"{request.rel_url.raw_path} takes {allowed}, not {request.method}"
+            return MethodNotAllowed(message), {"Allow": allowed}
+        case web.HTTPRequestEntityTooLarge():
+            limit = f"{request.client_max_size >> 20} MiB (server.max_body_mib)"
+            # The rest of the body is not worth reading.
+            return BodyTooLarge(f"the body is larger than {limit}"), {"Connection": "close"}
+        case _:
+            return InvalidRequest(error.reason), {}
+
+
+def _unknown_path(request: web.Request) -> RouterError:
+    known = sorted({r.canonical for r in request.app.router.resources()})
+    near = difflib.get_close_matches(request.path, known, n=1, cutoff=0.6)
+    hint = f" Did you mean {near[0]}?" if near else ""
+    return PathNotFound(f"there is no {request.rel_url.raw_path} here.{hint}")

@@ -1,0 +1,43 @@
+"""Why a model is where it is, and what would happen if it were asked for: in words and as data."""
+
+from __future__ import annotations
+
+from aiohttp import web
+
+from router.api.answer import json_response
+from router.api.context import CONTEXT
+from router.api.route import Route
+from router.core.views import Explanation
+from router.errors import InvalidRequest
+
+
+async def explain(request: web.Request) -> web.Response:
+    """`?model=NAME`; only the words with `?format=text` or `Accept: text/plain`."""
+    name = request.query.get("model", "")
+    if not name:
+        raise InvalidRequest("name a model: GET /explain?model=NAME")
+    context = request.app[CONTEXT]
+    explanation = context.pool.explain(context.name_of(name))
+    if request.query.get("format") == "text" or request.headers.get("Accept") == "text/plain":
+        return web.Response(text=explanation.text + "\n")
+    return json_response(_body(explanation, context.pool.snapshot().now))
+
+
+def _body(explanation: Explanation, now: float) -> dict[str, object]:
+    evicted_at = explanation.last_evicted_at
+    placement = explanation.placement
+    return {
+        "model": explanation.model,
+        "state": explanation.state,
+        "text": explanation.text,
+        "waiting": explanation.waiting,
+        "waits_for": explanation.waits_for,
+        "would_evict": explanation.would_evict,
+        "placement": None if placement is None else dict(placement.footprint),
+        "shortfall": dict(explanation.shortfall),
+        "last_evicted_for": explanation.last_evicted_for,
+        "last_evicted_seconds_ago": None if evicted_at is None else round(now - evicted_at, 3),
+    }
+
+
+ROUTES = (Route("GET", "/explain", explain),)

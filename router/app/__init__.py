@@ -1,0 +1,17 @@
+"""The composition root: from a Config to a running router, and back to nothing.
+
+`parts`       every part with its owner, in the order in which they are opened
+`looking`     the models: defined at the start, and anew on a reload
+`background`  tasks that outlive the request they came with
+`requests`    those in flight, counted, so that a shutdown can wait for them
+`listening`   the sockets: bound before everything else, so that a second router on the same port gives up
+              before it touches anything; listening after everything else
+`serving`     from the first request to the last
+"""
+
+from __future__ import annotations
+
+from router.app.parts import build
+from router.app.serving import run
+
+__all__ = ["build", "run"]

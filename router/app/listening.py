@@ -1,0 +1,71 @@
+"""The ground a server stands on: its sockets, and as many files as it may have."""
+
+from __future__ import annotations
+
+import errno
+import resource
+import socket
+from contextlib import suppress
+
+from router.config import ServerConfig
+from router.errors import StartupError
+
+
+def bind(server: ServerConfig) -> tuple[socket.socket, ...]:
+    """Sockets on every address of `server.host`, not listening yet. Raises StartupError that says what
+    to do."""
+    try:
+        found = socket.getaddrinfo(server.host, server.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except OSError as error:
+        raise StartupError(f"cannot listen on {server.host!r}: {error.strerror or error}") from error
+    bound: list[socket.socket] = []
+    try:
+        for family, address in dict.fromkeys((family, address) for family, _, _, _, address in found):
+            # With port 0 the first address draws one, and the others take the same.
+            port = bound[0].getsockname()[1] if bound else server.port
+            bound.append(_bound(family, (str(address[0]), port)))
+    except OSError as error:
+        for one in bound:
+            one.close()
+        raise StartupError(_bind_words(server, error)) from error
+    return tuple(bound)
+
+
+def url_of(bound: socket.socket) -> str:
+    host, port = bound.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def _bound(family: int, address: tuple[str, int]) -> socket.socket:
+    made = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        made.bind(address)
+    except OSError:
+        made.close()
+        raise
+    return made
+
+
+def _bind_words(server: ServerConfig, error: OSError) -> str:
+    where = f"{server.host}:{server.port}"
+    match error.errno:
+        case errno.EADDRINUSE:
+            return (
+                f"cannot listen on {where}: another program does already; stop it, or choose another --port"
+            )
+        case errno.EACCES:
+            return f"cannot listen on {where}: ports below 1024 need privileges; choose another --port"
+        case _:
+            return f"cannot listen on {where}: {error.strerror or error}"
+
+
+def allow_many_files() -> None:
+    """A request has two sockets, and 1024 files, the usual soft limit, are soon used up: take what may
+    be taken."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        with suppress(ValueError, OSError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

@@ -1,0 +1,71 @@
+"""The models: looked for and defined at the start, and anew on a reload."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from router.api import Context, Known
+from router.catalog import Catalog
+from router.config import Config
+from router.core.types import Device
+from router.definitions import define
+from router.errors import RouterError
+from router.hosts.local import LocalHost
+
+log = logging.getLogger("router.app")
+
+
+class Models:
+    """Finds out what there is: reads the configuration, looks at the disk, asks the host for its devices."""
+
+    def __init__(self, read_config: Callable[[], Config], host: LocalHost, binary: Path) -> None:
+        self._read_config = read_config
+        self._host = host
+        self._binary = binary
+        self._reloading = asyncio.Lock()
+
+    async def define(self, config: Config, catalog: Catalog) -> tuple[Known, tuple[Device, ...]]:
+        devices = await self._host.devices()
+        return await asyncio.to_thread(self._know, config, catalog, devices), devices
+
+    async def reload(self, context: Context) -> None:
+        """Look again: what did not change keeps serving. Raises ConfigError, and then all stays as it was.
+
+        Sections that decide how the router itself was built take effect with its next start.
+        """
+        async with self._reloading:
+            config = _applicable(context.config, await asyncio.to_thread(self._read_config))
+            catalog = await asyncio.to_thread(Catalog.scan, config)
+            known, devices = await self.define(config, catalog)
+            context.config, context.known = config, known
+            await context.pool.reload(known.definitions.models, devices)
+            log.info("reloaded: %d models", len(known.definitions.by_name))
+
+    async def try_reload(self, context: Context) -> None:
+        """As `reload`, when nobody waits to be told of a mistake."""
+        try:
+            await self.reload(context)
+        except RouterError as error:
+            log.error("not reloaded, all stays as it was: %s", error.message)
+
+    def _know(self, config: Config, catalog: Catalog, devices: Sequence[Device]) -> Known:
+        """Reads headers: a thread's work."""
+        for warning in catalog.warnings:
+            log.warning("%s", warning)
+        definitions = define(
+            catalog, config, devices, self._host.infos, binary=self._binary, environ=dict(os.environ)
+        )
+        return Known.of(catalog, definitions)
+
+
+def _applicable(old: Config, new: Config) -> Config:
+    for section in ("server", "memory", "scheduler"):
+        if getattr(old, section) != getattr(new, section):
+            log.warning("[%s] has changed; that takes effect when the router is started again", section)
+    paths = replace(new.paths, state_dir=old.paths.state_dir, llama_server=old.paths.llama_server)
+    return replace(new, server=old.server, memory=old.memory, scheduler=old.scheduler, paths=paths)

@@ -1,0 +1,152 @@
+"""Every part with its owner: `PARTS` in the order in which they are opened; a shutdown is that list read
+backwards."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from aiohttp import web
+
+from router import api
+from router.api import CONTEXT, Context
+from router.api.access_log import note_access
+from router.app.background import BACKGROUND, Background
+from router.app.models import Models
+from router.app.requests import REQUESTS, Requests, count_requests
+from router.backends.llama_server import list_devices
+from router.catalog import Catalog
+from router.config import Config, MemoryConfig, SchedulerConfig, StatePaths
+from router.core.policy import make_policy
+from router.core.scheduler import Scheduler, Settings
+from router.core.types import ModelName
+from router.devices import Devices
+from router.hosts.local import LocalHost
+from router.journal import Journal
+from router.pool import Pool
+from router.store import Store
+
+
+@dataclass(frozen=True, slots=True)
+class Setup:
+    """What is settled before anything is opened. `read_config` reads the configuration anew, for a reload."""
+
+    config: Config
+    catalog: Catalog
+    paths: StatePaths
+    binary: Path
+    read_config: Callable[[], Config]
+
+
+SETUP = web.AppKey("setup", Setup)
+STORE = web.AppKey("store", Store)
+DEVICES = web.AppKey("devices", Devices)
+HOST = web.AppKey("host", LocalHost)
+MODELS = web.AppKey("models", Models)
+POOL = web.AppKey("pool", AsyncExitStack)
+
+
+def build(setup: Setup) -> web.Application:
+    """The whole router as an application that is not started yet."""
+    app = api.application(setup.config.server)
+    app[SETUP], app[REQUESTS], app[BACKGROUND] = setup, Requests(), Background()
+    app.middlewares.insert(1, count_requests)  # within the one that tells errors
+    if setup.config.server.access_log:
+        app.middlewares.insert(0, note_access)
+    app.cleanup_ctx.extend(PARTS)
+    app.on_shutdown.append(_close_pool)
+    return app
+
+
+@asynccontextmanager
+async def _store(app: web.Application) -> AsyncIterator[None]:
+    async with Store(app[SETUP].paths.database) as app[STORE]:
+        yield
+
+
+@asynccontextmanager
+async def _devices(app: web.Application) -> AsyncIterator[None]:
+    async with Devices(list_devices=lambda: list_devices(app[SETUP].binary)) as app[DEVICES]:
+        yield
+
+
+@asynccontextmanager
+async def _host(app: web.Application) -> AsyncIterator[None]:
+    setup = app[SETUP]
+    grace = setup.config.child.stop_grace_seconds
+    host = LocalHost(app[DEVICES], app[STORE], setup.paths, setup.config.memory, stop_grace_seconds=grace)
+    async with host as app[HOST]:
+        # What an earlier router left holds memory that nobody would count.
+        async with asyncio.TaskGroup() as stopping:
+            for leftover in await host.instances():
+                stopping.create_task(host.stop(leftover.instance, grace_seconds=grace))
+        yield
+
+
+@asynccontextmanager
+async def _background(app: web.Application) -> AsyncIterator[None]:
+    async with app[BACKGROUND]:
+        yield
+
+
+@asynccontextmanager
+async def _pool(app: web.Application) -> AsyncIterator[None]:
+    setup, host = app[SETUP], app[HOST]
+    config = setup.config
+    models = app[MODELS] = Models(setup.read_config, host, setup.binary)
+    known, devices = await models.define(config, setup.catalog)
+    policy = make_policy(config.scheduler.policy, config.scheduler.ttl_seconds)
+    pool = Pool(
+        Scheduler(known.definitions.models, devices, policy, _settings(config.scheduler, config.memory)),
+        [host],
+        lambda model, placement: app[CONTEXT].known.definitions.launch(model, placement),  # noqa: PLW0108 - a reload replaces them
+        Journal(),
+        definitions=known.definitions.models,
+        measure_max_age_seconds=config.memory.measure_max_age_ms / 1000,
+        poll_seconds=config.memory.poll_seconds,
+        stop_grace_seconds=lambda model: _stop_grace_seconds(app[CONTEXT], model),
+    )
+    # A shutdown closes it early (`_close_pool`), and then there is nothing left for this to close.
+    async with AsyncExitStack() as app[POOL]:
+        await app[POOL].enter_async_context(pool)
+        context = Context(config, known, pool, lambda: models.reload(context), app[BACKGROUND].spawn)
+        app[CONTEXT] = context
+        for name, definition in known.definitions.by_name.items():
+            if definition.entry.preset.load_on_startup:
+                app[BACKGROUND].spawn(pool.load(name), name=f"load {name} on startup")
+        yield
+
+
+PARTS: Final = (_store, _devices, _host, _background, _pool)
+
+
+async def _close_pool(app: web.Application) -> None:
+    """Stop the children while their clients are still connected, so that every stream ends with a word."""
+    if POOL in app:
+        await app[POOL].aclose()
+
+
+def _settings(scheduler: SchedulerConfig, memory: MemoryConfig) -> Settings:
+    return Settings(
+        models_max=scheduler.models_max,
+        queue_limit=scheduler.queue_limit,
+        queue_timeout=scheduler.queue_timeout_seconds,
+        quantum=scheduler.quantum,
+        linger=scheduler.linger,
+        recovery=memory.recovery_seconds,
+        foreign_wait=memory.foreign_wait_seconds,
+        backoff_initial=scheduler.backoff_initial_seconds,
+        backoff_max=scheduler.backoff_max_seconds,
+        unload_deadline=scheduler.unload_deadline_seconds,
+        placement=scheduler.placement,
+    )
+
+
+def _stop_grace_seconds(context: Context, model: ModelName) -> float:
+    definition = context.known.definitions.by_name.get(model)
+    own = definition.entry.preset.stop_grace_seconds if definition is not None else None
+    return own if own is not None else context.config.child.stop_grace_seconds

@@ -1,0 +1,37 @@
+"""`llama-router models`: every model the router knows, also those it cannot use, with the reason."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from router.cli.client import Client, client_options, print_json
+from router.cli.words import gib, print_table
+
+
+@click.command()
+@client_options
+@click.option("--reload", is_flag=True, help="Look for models anew first.")
+def models(url: str, api_key: str | None, as_json: bool, reload: bool) -> None:
+    """List the models and what state they are in."""
+    listed = Client(url, api_key).get("/models", {"reload": "1"} if reload else None)["data"]
+    if as_json:
+        print_json(listed)
+        return
+    if not listed:
+        click.echo("The router knows no model.")
+        return
+    print_table(("MODEL", "STATUS", "SIZE", "SOURCE", "NOTE"), [_row(model) for model in listed])
+
+
+def _row(model: dict[str, Any]) -> tuple[str, ...]:
+    status = model["status"]
+    aliases = f"also {', '.join(model['aliases'])}" if model["aliases"] else ""
+    return (
+        model["id"],
+        "failed" if status.get("failed") else status["value"],
+        gib(model.get("meta", {}).get("size")),
+        model["source"],
+        status.get("error") or aliases,
+    )

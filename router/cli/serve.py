@@ -1,0 +1,92 @@
+"""`llama-router serve`: the router itself, in the foreground."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+#: Command-line option -> key of config.toml; the configuration checks the values.
+_KEYS = {
+    "host": "server.host",
+    "port": "server.port",
+    "api_key": "server.api_keys",
+    "models_dir": "paths.models_dirs",
+    "models_preset": "paths.presets",
+    "state_dir": "paths.state_dir",
+    "models_max": "scheduler.models_max",
+    "policy": "scheduler.policy",
+    "memory_margin": "memory.margin_mib",
+}
+
+
+class PassThrough(click.Command):
+    """Hands everything after `--` on as it stands; click alone would take a stray word before it for the
+    same."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        own, *rest = _split(args)
+        ctx.meta["child_args"] = rest
+        return super().parse_args(ctx, list(own))
+
+
+def _split(args: list[str]) -> tuple[Any, ...]:
+    if "--" not in args:
+        return (args,)
+    at = args.index("--")
+    return (args[:at], *args[at + 1 :])
+
+
+@click.command(cls=PassThrough, options_metavar="[OPTIONS] [-- LLAMA_SERVER_ARGS...]")
+@click.option("--config", "-c", type=click.Path(path_type=Path), help="The configuration file.")
+@click.option("--host", help="The address to listen on. [127.0.0.1]")
+@click.option("--port", type=int, help="The port to listen on. [8080]")
+@click.option("--models-dir", multiple=True, help="A folder with GGUF files; may be repeated.")
+@click.option(
+    "--models-preset", multiple=True, help="A preset file, TOML or llama.cpp's INI; may be repeated."
+)
+@click.option("--models-max", type=int, help="Never more models loaded than this; 0: as many as fit.")
+@click.option("--memory-margin", type=int, metavar="MIB", help="What stays free on each device; 0: no check.")
+@click.option("--policy", help="Who leaves for a newcomer: lru, no-evict, ttl, lru-ttl, cost.")
+@click.option(
+    "--api-key", multiple=True, help='A key that clients need, or "env:NAME", "file:PATH"; may be repeated.'
+)
+@click.option(
+    "--no-autoload", is_flag=True, help="A request does not load its model; POST /models/load does."
+)
+@click.option("--state-dir", help="Where sockets, logs and the database are kept.")
+@click.pass_context
+def serve(ctx: click.Context, /, config: Path | None, no_autoload: bool, **options: Any) -> None:
+    """Serve every model that is found. What stands after -- goes to every llama-server."""
+    # Here and not above: the other commands must not wait for a web server to be imported.
+    from router.app import run
+    from router.cli.first_model import find_models
+    from router.config import Config, load_config
+
+    overrides = _overrides(options, no_autoload, ctx.meta["child_args"])
+
+    def read_config() -> Config:
+        return load_config(config, overrides)
+
+    logging.basicConfig(
+        level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
+    )
+    read = read_config()
+    run(read, find_models(read, say=click.echo), read_config, say=click.echo)
+
+
+def _overrides(options: dict[str, Any], no_autoload: bool, child_args: list[str]) -> dict[str, object]:
+    overrides: dict[str, object] = {}
+    for option, value in options.items():
+        if isinstance(value, tuple) and value:
+            overrides[_KEYS[option]] = list(value)
+        elif not isinstance(value, tuple) and value is not None:
+            overrides[_KEYS[option]] = value
+    if no_autoload:
+        overrides["scheduler.autoload"] = False
+    if child_args:
+        overrides["child.args"] = child_args
+    return overrides
