@@ -61,7 +61,7 @@ def compute_terms(
 def _block_bytes(shape: ModelShape, settings: LoadSettings, layout: Layout, n_tokens: int) -> int:
     """The widest point within a block: feed-forward, experts, attention, or the state space."""
     n_embd, n_ff, n_used = shape.n_embd, shape.n_ff_expert, shape.n_expert_used
-    dense = 3 * shape.n_ff_max + 5 * n_embd
+    dense = (3 if shape.is_gated else 2) * shape.n_ff_max + 5 * n_embd
     experts = max(n_used * (2 * n_embd + 2 * n_ff), n_used * 3 * n_ff + 5 * n_embd)
     masks = _mask_bytes(shape, settings, layout, n_tokens)
     return max(

@@ -44,6 +44,8 @@ class ModelShape:
     mla_key_length: int
     """Keys per head before compression, with multi-head latent attention; else 0."""
     has_cache: bool
+    is_gated: bool
+    """The feed-forward layer multiplies by a gate, as nearly all do but BERT and its time."""
     n_expert_used: int
     n_ff_expert: int
     conv_state: int
@@ -103,6 +105,7 @@ def read_shape(metadata: GgufMetadata) -> ModelShape | None:
         n_swa=_window(keys) if any(layer.is_swa for layer in layers) else 0,
         mla_key_length=mla_key,
         has_cache=metadata.architecture not in arch.NO_CACHE,
+        is_gated=_is_gated(metadata, layers),
         n_expert_used=n_used,
         n_ff_expert=n_ff_expert or (max(layer.n_ff for layer in layers) if n_used else 0),
         conv_state=conv_state,
@@ -237,6 +240,14 @@ def _index_lengths(keys: _Keys, n: int) -> list[int]:
     n_dense = keys.integer("leading_dense_block_count") if keys.architecture == "minimax-m3" else 0
     types = keys.per_layer("attention.indexer.types", n)
     return [length if i >= n_dense and (not types or types[i]) else 0 for i in range(n)]
+
+
+def _is_gated(metadata: GgufMetadata, layers: tuple[Layer, ...]) -> bool:
+    by_name = {tensor.name: tensor for tensor in metadata.tensors}
+    up = by_name.get("blk.0.ffn_up.weight")
+    if up is None or "blk.0.ffn_gate.weight" in by_name:
+        return True
+    return len(up.shape) > 1 and up.shape[1] > layers[0].n_ff  # gate and value fused, as in phi3
 
 
 def _state_sizes(keys: _Keys, n_embd: int, layers: tuple[Layer, ...]) -> tuple[int, int]:
