@@ -3,8 +3,9 @@ second."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from typing import Final
 
 from router.core.types import Device, DeviceId, Model, ModelName, Placement
@@ -75,21 +76,25 @@ class Machine:
         }
 
     def placements(self, spec: Spec) -> tuple[Placement, ...]:
-        """Every single device that can hold it; if none can, one split over the fewest devices, largest
-        first."""
+        """Every single device that can hold it; if none can, a split over every set of the fewest
+        devices that do, each taking its share of their room."""
         rooms = {device.id: device.total - device.margin for device in self.devices}
-        singles = [d for d, room in rooms.items() if spec.size_bytes <= room]
-        if singles:
-            return tuple(Placement(HOST, {d: spec.size_bytes}, (d,)) for d in singles)
-        chosen: list[DeviceId] = []
-        for device in sorted(rooms, key=lambda d: -rooms[d]):
-            chosen.append(device)
-            room = sum(rooms[d] for d in chosen)
-            if spec.size_bytes <= room:
-                split = {d: spec.size_bytes * rooms[d] // room for d in chosen}
-                split[chosen[0]] += spec.size_bytes - sum(split.values())
-                return (Placement(HOST, split, tuple(chosen)),)
+        for count in range(1, len(rooms) + 1):
+            found = [
+                Placement(HOST, _split(spec.size_bytes, chosen, rooms), chosen)
+                for chosen in combinations(rooms, count)
+                if spec.size_bytes <= sum(rooms[device] for device in chosen)
+            ]
+            if found:
+                return tuple(found)
         raise ValueError(f"{spec.name} ({spec.size_bytes / GIB:.1f} GiB) fits no placement of this machine")
+
+
+def _split(size: int, chosen: Sequence[DeviceId], rooms: Mapping[DeviceId, int]) -> Mapping[DeviceId, int]:
+    room = sum(rooms[device] for device in chosen)
+    split = {device: size * rooms[device] // room for device in chosen}
+    split[max(chosen, key=lambda device: rooms[device])] += size - sum(split.values())
+    return split
 
 
 def card(name: str, gib: float, margin_gib: float = 0.5) -> Device:

@@ -23,9 +23,15 @@ def test_a_model_may_run_on_every_single_device_that_holds_it():
 def test_a_model_too_large_for_one_device_is_split_without_losing_a_byte():
     two = machine(devices=(12, 24), huge=30)
     (placement,) = two.models()["huge"].placements
-    assert placement.devices == ("sim/gpu1", "sim/gpu0")
+    assert placement.devices == ("sim/gpu0", "sim/gpu1")
     assert sum(placement.footprint.values()) == 30 * GIB
     assert placement.footprint["sim/gpu1"] == 20 * GIB
+
+
+def test_a_split_takes_no_more_devices_than_it_needs_and_may_take_any_of_them():
+    four = machine(devices=(24, 24, 24, 12), huge=40)
+    pairs = [p.devices for p in four.models()["huge"].placements]
+    assert pairs == [("sim/gpu0", "sim/gpu1"), ("sim/gpu0", "sim/gpu2"), ("sim/gpu1", "sim/gpu2")]
 
 
 def test_a_model_that_fits_nowhere_is_named():
