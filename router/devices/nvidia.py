@@ -1,9 +1,9 @@
-"""NVIDIA GPUs: what the probe reads, made into devices that keep their identity when one is lost or
-asleep."""
+"""NVIDIA GPUs: what the probe reads, made into devices that stay who they are when one is lost or asleep."""
 
 from __future__ import annotations
 
 import asyncio
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -19,11 +19,15 @@ from router.devices.types import HOST, DeviceInfo
 from router.devices.visible import Candidate, visible
 
 
-def probe_command() -> tuple[tuple[str, ...], dict[str, str]]:
-    """(argv, additions to the environment) of the probe: the very code that runs here, whatever the working
-    directory."""
-    package = Path(__file__).resolve().parents[2]
-    return (sys.executable, "-P", "-m", "router.devices.nvml_probe"), {"PYTHONPATH": str(package)}
+def probe_argv() -> tuple[str, ...]:
+    return (sys.executable, "-P", "-m", "router.devices.nvml_probe")
+
+
+def probe_environ(environ: Mapping[str, str]) -> dict[str, str]:
+    """So that the probe is the very code that runs here, installed or not, whatever the working directory."""
+    own = str(Path(__file__).resolve().parents[2])
+    path = [own, environ["PYTHONPATH"]] if environ.get("PYTHONPATH") else [own]
+    return {**environ, "PYTHONPATH": os.pathsep.join(path)}
 
 
 class Nvidia:
@@ -38,12 +42,7 @@ class Nvidia:
         timing: LineTiming | None = None,
         root: Path = Path("/"),
     ) -> None:
-        own_argv, additions = probe_command()
-        own_path = (
-            additions["PYTHONPATH"] + ":" + environ["PYTHONPATH"] if environ.get("PYTHONPATH") else None
-        )
-        probe_environ = {**environ, "PYTHONPATH": own_path or additions["PYTHONPATH"]}
-        self.line = ProbeLine(tasks, argv or own_argv, probe_environ, timing or LineTiming())
+        self.line = ProbeLine(tasks, argv or probe_argv(), probe_environ(environ), timing or LineTiming())
         self._environ = environ
         self._root = root
         self._known: dict[str, DeviceInfo] = {}
@@ -77,8 +76,7 @@ class Nvidia:
         """Is there a process that is new, or that held memory of these devices when last seen?"""
         return any(pid not in self._last.used or self._last.used[pid] for pid in trees)
 
-    # --- the driver answered
-    # ------------------------------------------------------------------------------------------
+    # --- the driver answered --------------------------------------------------------------------------------
 
     def _from_reading(self, reading: Reading, trees: Trees) -> Found:
         notes: list[str] = [f"NVML: {broken}" for broken in reading.broken]
@@ -148,8 +146,7 @@ class Nvidia:
         ]
         return attributed, doubts
 
-    # --- it did not, or was not asked
-    # ---------------------------------------------------------------------------------
+    # --- it did not, or was not asked -----------------------------------------------------------------------
 
     def _without_answer(self, why: str) -> Found:
         return all_unhealthy(Found(self._known), why, why)

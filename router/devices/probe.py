@@ -145,8 +145,7 @@ class Probe(asyncio.SubprocessProtocol):
             else f"the probe was killed ({name})"
         )
 
-    # --- what the event loop calls
-    # --------------------------------------------------------------------------------
+    # --- what the event loop calls --------------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.SubprocessTransport, transport)  # uvloop's is no subclass of it

@@ -19,8 +19,9 @@ _END_SECONDS: Final = 2.0
 
 @dataclass(frozen=True, slots=True)
 class LineTiming:
-    """Seconds: for one answer; for a driver to open (the first time 1-3 s per GPU without persistence mode);
-    without a question until the driver is closed; between the beginnings of two sessions."""
+    """Seconds: for one answer; for a driver to be opened (1-3 s per GPU without persistence mode), and how
+    long of that a sample waits while nothing is known to be wrong; without need until the driver is closed;
+    between the beginnings of two sessions."""
 
     answer_seconds: float = 2.0
     start_seconds: float = 60.0
@@ -70,9 +71,11 @@ class ProbeLine:
         return self._probe.driver if self._probe is not None else ""
 
     async def ask(self, *, keep: bool = True) -> Reading:
-        """A reading that begins now. Raises ProbeFailed, after the answer's timeout at the latest but for the
-        very first start and one after a rest, which have `patience_seconds`. Without `keep` it does not delay
-        the next rest."""
+        """A reading that begins now, or ProbeFailed. Without `keep` it does not delay the next rest.
+
+        It takes `answer_seconds` at most, and as much again where a dead probe is replaced. Only the first
+        start and one after a rest may take `patience_seconds`.
+        """
         self._is_asked = True
         try:
             try:
@@ -90,9 +93,11 @@ class ProbeLine:
                 self._rest_later()
 
     def renew(self) -> None:
-        """Something is wrong with this session: opens another one beside it, at most every `renew_seconds`,
-        and longer the more often that did not help. This one goes on being asked until the new one has come
-        up."""
+        """Something is wrong with this session: opens another beside it, which replaces it once it has come
+        up.
+
+        At most every `renew_seconds`, and up to eight times as long where that did not help before.
+        """
         if self._starting is None and asyncio.get_running_loop().time() >= self._not_before:
             self._failures += 1
             self._begin_start()

@@ -94,11 +94,12 @@ class Processes:
                 if memory is None:
                     continue
                 used[pid] = used.get(pid, 0) + memory.anonymous_bytes
+                # Locked pages left the lists that MemAvailable is made of: used, but not to be taken off again.
+                pinned = min(memory.locked_bytes, memory.file_bytes)
                 if pid in loading:
+                    used[pid] += pinned
                     continue
-                # Locked pages left the lists that MemAvailable is made of: they are used, not to be taken off
-                # again.
-                locked += min(memory.locked_bytes, memory.file_bytes)
+                locked += pinned
                 for key, share in memory.file_shares().items():
                     if share > holders.get(key, (0, 0))[0]:
                         holders[key] = (share, pid)

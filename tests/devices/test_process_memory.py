@@ -119,6 +119,13 @@ def test_the_pages_a_loading_child_streams_through_are_left_out(root):
     assert use.hot_bytes == 1000 * MIB
 
 
+def test_pages_that_a_loading_child_has_locked_are_there_to_stay(root):
+    process(root, 5, anon=10, file=9000, locked=3000, maps=mapping(7, 9000))
+    use = use_of(root, 5, loading=(5,))
+    assert use.used == {5: 3010 * MIB}
+    assert use.hot_bytes == 0
+
+
 def test_a_tree_is_counted_whole(root):
     process(root, 5, anon=1, children="6 7 ")
     process(root, 6, anon=2)
