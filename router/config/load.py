@@ -119,7 +119,7 @@ def _split(key: str) -> list[str]:
     while isinstance(node, dict) and len(node) == 1:
         ((part, node),) = node.items()
         parts.append(part)
-    return parts
+    return parts if node == 0 else key.split(".")  # else it is a comment, or more than a key
 
 
 def _plain(value: object) -> object:

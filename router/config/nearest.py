@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import json
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import is_dataclass
 from typing import Any, TypeAlias, get_args, get_origin
@@ -14,7 +15,7 @@ KeyPath: TypeAlias = tuple[str, ...]
 
 def dotted(path: Sequence[str]) -> str:
     """A path as TOML writes it: parts that are not bare keys are quoted."""
-    return ".".join(part if _is_bare(part) else f'"{part}"' for part in path)
+    return ".".join(part if _is_bare(part) else json.dumps(part, ensure_ascii=False) for part in path)
 
 
 def did_you_mean(path: KeyPath, value: Any, keys: Collection[KeyPath]) -> str:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import difflib
 import math
 import os
+from collections.abc import Mapping
 from dataclasses import fields
+from functools import cache
 from pathlib import Path
-from types import NoneType, UnionType
+from types import MappingProxyType, NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import msgspec
@@ -17,10 +19,15 @@ class Wrong(Exception):
     """A value that is not what its key wants: the reason, without the key and the value."""
 
 
-def hints_of(cls: Any) -> dict[str, Any]:
+def hints_of(cls: Any) -> Mapping[str, Any]:
     """The fields of a dataclass with their types, bounds included."""
+    return _hints_of(cls)
+
+
+@cache
+def _hints_of(cls: Any) -> Mapping[str, Any]:
     hints = get_type_hints(cls, include_extras=True)
-    return {each.name: hints[each.name] for each in fields(cls)}
+    return MappingProxyType({each.name: hints[each.name] for each in fields(cls)})
 
 
 def convert(hint: Any, value: Any, folder: Path) -> Any:
