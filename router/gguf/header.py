@@ -1,11 +1,8 @@
-"""The header of a GGUF file, read in milliseconds and without trust: keys and tensor sizes, never a weight.
+"""The header of one GGUF file, read without trust: every count is checked against a budget before anything is
+allocated or looped over, so that memory and time are bounded for any input.
 
-Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md; the limits below are tighter than
-llama.cpp's, and far from anything a real model has. Memory stays within a few MiB beyond what is kept, time
-is linear in the header, and both are bounded for any input: every count is checked against a budget before
-anything is allocated or looped over.
-
-`read_gguf` blocks on the disk: call it in a thread.
+Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md. The limits are tighter than llama.cpp's,
+and far from anything a real model has.
 """
 
 from __future__ import annotations
@@ -15,12 +12,12 @@ import re
 import stat
 import struct
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import BinaryIO
 
-Scalar = int | float | bool | str
-KvValue = Scalar | tuple[Scalar, ...]
+from router.gguf.metadata import GgufError, KvValue, Scalar, TensorInfo
+from router.gguf.tables import GGML_TYPES
 
 MAX_KEYS = 8192
 MAX_TENSORS = 32_768
@@ -34,240 +31,7 @@ MAX_KEPT_STRING_BYTES_TOTAL = 4 << 20
 MAX_KEY_BYTES = 65_535
 MAX_TENSOR_NAME_BYTES = 255
 MAX_DIMENSIONS = 8
-MAX_SHARDS = 1024
 _WINDOW_BYTES = 1 << 20
-
-GGML_TYPES: Mapping[int, tuple[str, int, int]] = {
-    # id: (name, weights per block, bytes per block), from ggml_type and gguf.constants.GGML_QUANT_SIZES
-    0: ("F32", 1, 4), 1: ("F16", 1, 2), 2: ("Q4_0", 32, 18), 3: ("Q4_1", 32, 20), 6: ("Q5_0", 32, 22),
-    7: ("Q5_1", 32, 24), 8: ("Q8_0", 32, 34), 9: ("Q8_1", 32, 36), 10: ("Q2_K", 256, 84),
-    11: ("Q3_K", 256, 110), 12: ("Q4_K", 256, 144), 13: ("Q5_K", 256, 176), 14: ("Q6_K", 256, 210),
-    15: ("Q8_K", 256, 292), 16: ("IQ2_XXS", 256, 66), 17: ("IQ2_XS", 256, 74), 18: ("IQ3_XXS", 256, 98),
-    19: ("IQ1_S", 256, 50), 20: ("IQ4_NL", 32, 18), 21: ("IQ3_S", 256, 110), 22: ("IQ2_S", 256, 82),
-    23: ("IQ4_XS", 256, 136), 24: ("I8", 1, 1), 25: ("I16", 1, 2), 26: ("I32", 1, 4), 27: ("I64", 1, 8),
-    28: ("F64", 1, 8), 29: ("IQ1_M", 256, 56), 30: ("BF16", 1, 2), 34: ("TQ1_0", 256, 54),
-    35: ("TQ2_0", 256, 66), 39: ("MXFP4", 32, 17), 40: ("NVFP4", 64, 36), 41: ("Q1_0", 128, 18),
-    42: ("Q2_0", 64, 18),
-}  # fmt: skip
-
-FILE_TYPES: Mapping[int, str] = {
-    # llama_ftype (general.file_type): the label people know a quantisation by
-    0: "F32", 1: "F16", 2: "Q4_0", 3: "Q4_1", 7: "Q8_0", 8: "Q5_0", 9: "Q5_1", 10: "Q2_K", 11: "Q3_K_S",
-    12: "Q3_K_M", 13: "Q3_K_L", 14: "Q4_K_S", 15: "Q4_K_M", 16: "Q5_K_S", 17: "Q5_K_M", 18: "Q6_K",
-    19: "IQ2_XXS", 20: "IQ2_XS", 21: "Q2_K_S", 22: "IQ3_XS", 23: "IQ3_XXS", 24: "IQ1_S", 25: "IQ4_NL",
-    26: "IQ3_S", 27: "IQ3_M", 28: "IQ2_S", 29: "IQ2_M", 30: "IQ4_XS", 31: "IQ1_M", 32: "BF16", 36: "TQ1_0",
-    37: "TQ2_0", 38: "MXFP4", 39: "NVFP4", 40: "Q1_0", 41: "Q2_0",
-}  # fmt: skip
-
-POOLING_TYPES: Mapping[int, str] = {0: "none", 1: "mean", 2: "cls", 3: "last", 4: "rank"}
-
-
-class GgufError(ValueError):
-    """The file cannot be used as a GGUF: says which file, what is wrong with it, and at which byte."""
-
-
-class TensorInfo(NamedTuple):
-    """One tensor as the header describes it. `shape` is ggml's: the fastest dimension first."""
-
-    name: str
-    shape: tuple[int, ...]
-    ggml_type: int
-    bytes: int
-
-    @property
-    def type_name(self) -> str:
-        """ggml's name of the type, or `type N` for one that this table does not know."""
-        known = GGML_TYPES.get(self.ggml_type)
-        return known[0] if known else f"type {self.ggml_type}"
-
-    @property
-    def n_elements(self) -> int:
-        n = 1
-        for dimension in self.shape:
-            n *= dimension
-        return n
-
-
-@dataclass(frozen=True, slots=True)
-class GgufMetadata:
-    """What the header of a model says, the shards of a split model merged (keys are those of the first).
-
-    `kv` leaves out arrays longer than MAX_KEPT_ARRAY and strings longer than MAX_KEPT_STRING_BYTES; the
-    length of every array, kept or not, is in `array_lengths`.
-    """
-
-    path: Path
-    files: tuple[Path, ...]
-    file_size_bytes: int
-    version: int
-    architecture: str
-    kv: Mapping[str, KvValue] = field(hash=False)
-    array_lengths: Mapping[str, int] = field(hash=False)
-    tensors: tuple[TensorInfo, ...] = field(hash=False)
-
-    def arch_int(self, key: str, default: int | None = None) -> int | None:
-        """The integer `ARCHITECTURE.key`; `default` when it is missing or something else."""
-        value = self.kv.get(f"{self.architecture}.{key}")
-        return value if isinstance(value, int) and not isinstance(value, bool) else default
-
-    @property
-    def name(self) -> str | None:
-        value = self.kv.get("general.name")
-        return value if isinstance(value, str) else None
-
-    @property
-    def kind(self) -> str:
-        """`model`, `mmproj`, `adapter`, ...: general.type; for files older than that key, by architecture."""
-        value = self.kv.get("general.type")
-        if isinstance(value, str):
-            return value
-        return "mmproj" if self.architecture == "clip" else "model"
-
-    @property
-    def is_mmproj(self) -> bool:
-        return self.kind == "mmproj" or self.architecture == "clip"
-
-    @property
-    def modalities(self) -> frozenset[str]:
-        """What a multimodal projector adds to text: `image`, `audio`; empty for anything else."""
-        found = set()
-        if self.is_mmproj:
-            if self.kv.get("clip.has_audio_encoder"):
-                found.add("audio")
-            # Projectors older than these keys are all for images.
-            if self.kv.get("clip.has_vision_encoder", not found):
-                found.add("image")
-        return frozenset(found)
-
-    @property
-    def n_layers(self) -> int | None:
-        return self.arch_int("block_count")
-
-    @property
-    def n_ctx_train(self) -> int | None:
-        return self.arch_int("context_length")
-
-    @property
-    def n_embd(self) -> int | None:
-        return self.arch_int("embedding_length")
-
-    @property
-    def n_vocab(self) -> int | None:
-        """Tokens in the vocabulary, from the token list, the header's own count or the embedding matrix."""
-        listed = self.array_lengths.get("tokenizer.ggml.tokens")
-        if listed is not None:
-            return listed
-        stated = self.arch_int("vocab_size")
-        if stated is not None:
-            return stated
-        embedding = next((t for t in self.tensors if t.name == "token_embd.weight"), None)
-        return embedding.shape[1] if embedding is not None and len(embedding.shape) > 1 else None
-
-    @property
-    def pooling(self) -> str | None:
-        """`mean`, `cls`, `last`, `rank` or `none` of an embedding model; None when the file does not say."""
-        value = self.arch_int("pooling_type")
-        return POOLING_TYPES.get(value) if value is not None else None
-
-    @property
-    def has_chat_template(self) -> bool:
-        return "tokenizer.chat_template" in self.kv
-
-    @property
-    def n_parameters(self) -> int:
-        return sum(tensor.n_elements for tensor in self.tensors)
-
-    @property
-    def tensor_bytes(self) -> int:
-        return sum(tensor.bytes for tensor in self.tensors)
-
-    @property
-    def quantisation(self) -> str | None:
-        """The label of the quantisation (`Q4_K_M`); where the file does not say, the type of most bytes."""
-        file_type = self.kv.get("general.file_type")
-        if isinstance(file_type, int) and file_type in FILE_TYPES:
-            return FILE_TYPES[file_type]
-        sums: dict[str, int] = {}
-        for tensor in self.tensors:
-            sums[tensor.type_name] = sums.get(tensor.type_name, 0) + tensor.bytes
-        return max(sums, key=lambda name: sums[name], default=None)
-
-
-def read_gguf(path: Path | str) -> GgufMetadata:
-    """Read the header of a model; for a split one give the first shard, and all of them are read.
-
-    Raises GgufError when a file is missing, unreadable, truncated, of another format or inconsistent.
-    """
-    path = Path(path)
-    first = _read_shard(path)
-    files, parts = [path], [first]
-    count = _int_key(first, "split.count") or 1
-    if count > 1:
-        files = _shard_paths(path, first, count)
-        parts += [_read_shard(shard) for shard in files[1:]]
-        _check_shards(files, parts)
-    tensors = tuple(tensor for part in parts for tensor in part.tensors)
-    if len({tensor.name for tensor in tensors}) != len(tensors):
-        raise GgufError(f"{path}: two of its tensors have the same name")
-    architecture = first.kv.get("general.architecture")
-    if not isinstance(architecture, str):
-        raise GgufError(f"{path}: has no general.architecture")
-    return GgufMetadata(
-        path=path,
-        files=tuple(files),
-        file_size_bytes=sum(part.file_size for part in parts),
-        version=first.version,
-        architecture=architecture,
-        kv=first.kv,
-        array_lengths=first.array_lengths,
-        tensors=tensors,
-    )
-
-
-# --- split models -------------------------------------------------------------------------------------------
-
-_SHARD_NAME = re.compile(r"(?P<prefix>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf", re.DOTALL)
-
-
-def _shard_paths(path: Path, first: _Shard, count: int) -> list[Path]:
-    """The paths of all shards, derived from the name of the first as llama.cpp does; each must be there."""
-    number = _int_key(first, "split.no") or 0
-    match = _SHARD_NAME.fullmatch(path.name)
-    if match is None or int(match["count"]) != count:
-        expected = f"...-{number + 1:05d}-of-{count:05d}.gguf"
-        raise GgufError(f"{path}: is part {number + 1} of {count}, but is not named {expected}")
-    names = [f"{match['prefix']}-{n:05d}-of-{count:05d}.gguf" for n in range(1, min(count, MAX_SHARDS) + 1)]
-    if number != 0:
-        raise GgufError(f"{path}: is part {number + 1} of {count}; a model is given by its first, {names[0]}")
-    if count > MAX_SHARDS:
-        raise GgufError(f"{path}: claims to have {count} parts; at most {MAX_SHARDS} are accepted")
-    paths = [path.with_name(name) for name in names]
-    missing = [shard.name for shard in paths if not shard.is_file()]
-    if missing:
-        shown = ", ".join(missing[:8]) + (f" and {len(missing) - 8} more" if len(missing) > 8 else "")
-        raise GgufError(f"{path}: {len(missing)} of its {count} parts are missing: {shown}")
-    return paths
-
-
-def _check_shards(files: list[Path], parts: list[_Shard]) -> None:
-    for number, (file, part) in enumerate(zip(files, parts, strict=True)):
-        stated = _int_key(part, "split.no") or 0
-        if stated != number:
-            raise GgufError(f"{file}: says it is part {stated + 1}, not part {number + 1}")
-    expected = _int_key(parts[0], "split.tensors.count")
-    found = sum(len(part.tensors) for part in parts)
-    if expected is not None and expected != found:
-        raise GgufError(f"{files[0]}: its parts hold {found} tensors, not the {expected} it announces")
-    if found > MAX_TENSORS:
-        raise GgufError(f"{files[0]}: its parts hold {found} tensors; at most {MAX_TENSORS} are accepted")
-
-
-def _int_key(shard: _Shard, key: str) -> int | None:
-    value = shard.kv.get(key)
-    return value if isinstance(value, int) and not isinstance(value, bool) else None
-
-
-# --- one file -----------------------------------------------------------------------------------------------
 
 _STRING, _ARRAY = 8, 9
 _SCALARS: Mapping[int, struct.Struct] = {
@@ -285,7 +49,9 @@ _U64 = struct.Struct("<Q")
 
 
 @dataclass(frozen=True, slots=True)
-class _Shard:
+class Header:
+    """One file's keys and tensors, as `GgufMetadata` describes them."""
+
     version: int
     file_size: int
     kv: dict[str, KvValue]
@@ -293,17 +59,18 @@ class _Shard:
     tensors: list[TensorInfo]
 
 
-def _read_shard(path: Path) -> _Shard:
+def read_header(path: Path) -> Header:
+    """Read one file. Raises GgufError, for whatever is wrong with it."""
     try:
         if not stat.S_ISREG(path.stat().st_mode):
             raise GgufError(f"{path}: is not a regular file")  # opening a pipe would block for ever
         with path.open("rb", buffering=0) as file:
-            return _ShardReader(path, file).read()
+            return _HeaderReader(path, file).read()
     except OSError as error:
         raise GgufError(f"{path}: {error.strerror or error}") from error
 
 
-class _ShardReader:
+class _HeaderReader:
     """Reads through a window that slides over the file. A mapping would be simpler, and kill the process with
     SIGBUS when somebody truncates the file meanwhile, as a download that starts over does."""
 
@@ -318,7 +85,7 @@ class _ShardReader:
         self._items_left = MAX_KEPT_ITEMS
         self._text_left = MAX_KEPT_STRING_BYTES_TOTAL
 
-    def read(self) -> _Shard:
+    def read(self) -> Header:
         version = self._read_magic()
         n_tensors, n_keys = self._u64("the number of tensors"), self._u64("the number of keys")
         if n_tensors > MAX_TENSORS:
@@ -335,7 +102,7 @@ class _ShardReader:
             seen.add(key)
             self._read_value(key, kv, array_lengths)
         tensors = self._read_tensors(n_tensors, kv.get("general.alignment", 32))
-        return _Shard(version, self._size, kv, array_lengths, tensors)
+        return Header(version, self._size, kv, array_lengths, tensors)
 
     def _read_magic(self) -> int:
         magic = self._take(4, "the magic number") if self._size >= 4 else b""
