@@ -6,8 +6,8 @@
 `types`        DeviceInfo and Sample, what everybody else reads
 `sampler`      Devices: one sample at a time, shared by all who wait for it
 `nvidia`       NVIDIA GPUs, asked through a child process, so that the driver's library can neither hang nor
-               crash the router: `nvml_probe` is that child and `nvml` its calls, `probe` the router's end of it,
-               `protocol` what they say, `probe_line` when there is one
+               crash the router: `nvml_probe` is that child and `nvml` its calls, `probe` the router's end of
+               it, `protocol` what they say, `probe_line` when there is one
 `attribution`  whether the driver's figures per process can be believed
 `visible`      CUDA_VISIBLE_DEVICES and its kin, where the router itself was started with them
 `power`        whether a laptop's GPU sleeps, asked without waking it

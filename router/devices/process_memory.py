@@ -94,7 +94,7 @@ class Processes:
                 if memory is None:
                     continue
                 used[pid] = used.get(pid, 0) + memory.anonymous_bytes
-                # Locked pages left the lists that MemAvailable is made of: used, but not to be taken off again.
+                # Locked pages left the lists MemAvailable is made of: they are not to be taken off again.
                 pinned = min(memory.locked_bytes, memory.file_bytes)
                 if pid in loading:
                     used[pid] += pinned
