@@ -3,6 +3,8 @@ what is free."""
 
 from __future__ import annotations
 
+from typing import Any
+
 from aiohttp import web
 
 from router.api.answer import is_set, json_response
@@ -20,7 +22,7 @@ async def vram(request: web.Request) -> web.Response:
     return json_response(vram_body(pool.snapshot()))
 
 
-def vram_body(snapshot: Snapshot) -> dict[str, object]:
+def vram_body(snapshot: Snapshot) -> dict[str, Any]:
     return {
         "policy": snapshot.policy,
         "models_max": snapshot.models_max,

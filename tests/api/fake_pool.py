@@ -158,7 +158,7 @@ class FakePool:
             id=one.id,
             model=one.model,
             state=one.state,
-            placement=Placement("local", {GPU: 6 * GIB}, (GPU,), ("-ngl", "99")),
+            placement=Placement("local", {GPU: 6 * GIB}, (GPU,), ("-c", "512", "-ngl", "99")),
             leases=tuple(one.leases),
             reserved={GPU: 6 * GIB},
             used={GPU: 5 * GIB},

@@ -1,0 +1,76 @@
+"""Whatever goes wrong is one JSON object in OpenAI's shape."""
+
+from __future__ import annotations
+
+import io
+from typing import cast
+
+from router.errors import LoadFailed, QueueFull
+from router.pool import Pool
+from tests.api.conftest import Api
+
+
+async def test_an_unknown_path_names_the_nearest(api: Api):
+    await api.start()
+    answer = await api.post("/v1/chat/completion")
+    assert (answer.status, answer.error["type"]) == (404, "not_found_error")
+    assert "Did you mean /v1/chat/completions?" in answer.error["message"]
+    assert "Did you mean" not in (await api.get("/qqqqq")).error["message"]
+
+
+async def test_a_wrong_method_names_the_right_ones(api: Api):
+    await api.start()
+    answer = await api.get("/v1/chat/completions")
+    assert (answer.status, answer.headers["Allow"]) == (405, "POST")
+    assert answer.error["message"] == "/v1/chat/completions takes POST, not GET"
+
+
+async def test_a_body_that_is_too_large_is_413_with_the_limit(api: Api):
+    await api.start(max_body_mib=1)
+    answer = await api.post("/v1/completions", data=io.BytesIO(b" " * ((1 << 20) + 1)))
+    assert (answer.status, answer.error["code"]) == (413, "body_too_large")
+    assert "1 MiB (server.max_body_mib)" in answer.error["message"]
+
+
+async def test_the_details_of_an_error_stand_beside_its_message(api: Api):
+    await api.start()
+    log = ["loading", "cudaMalloc failed: out of memory"]
+    api.pool.refusals = [
+        LoadFailed("tiny failed to load", retry_after_seconds=0.2, details={"log_tail": log})
+    ]
+    answer = await api.post("/v1/completions", json={"model": "tiny"})
+    assert answer.error["log_tail"] == log
+    assert answer.headers["Retry-After"] == "1"
+
+
+async def test_a_full_queue_is_429(api: Api):
+    await api.start()
+    api.pool.refusals = [QueueFull("512 requests are waiting already", retry_after_seconds=10.0)]
+    answer = await api.post("/v1/completions", json={"model": "tiny"})
+    assert (answer.status, answer.error["type"]) == (429, "rate_limit_error")
+
+
+async def test_what_nobody_expected_is_500_and_tells_no_secrets(api: Api, monkeypatch, caplog):
+    await api.start()
+
+    def fail() -> None:
+        raise KeyError("a secret")
+
+    monkeypatch.setattr(cast(Pool, api.pool), "snapshot", fail)
+    answer = await api.get("/vram")
+    assert (answer.status, answer.error["code"]) == (500, "internal_error")
+    assert b"secret" not in answer.body
+    assert "GET /vram failed" in caplog.text
+
+
+async def test_odd_requests_are_answered_and_not_crashed_on(api: Api):
+    await api.start()
+    for path in (
+        "/%",
+        "/%ff",
+        "/../../etc/passwd",
+        "//v1/models",
+        "/v1/models/%2e%2e%2f",
+        "/v1/models/" + "x" * 4000,
+    ):
+        assert (await api.get(path)).status in (400, 404)

@@ -1,0 +1,103 @@
+"""What a model looks like in a list."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from router.api import Known
+from router.api.listing import listed, listed_one
+from router.core.types import State
+from router.core.views import ModelView, QueueView, Snapshot
+from tests.api.fake_pool import GIB, GPU, FakePool, Instance
+
+
+def shown(known: Known, name: str, *states: State, **changes: Any) -> Any:
+    pool = FakePool()
+    for number, state in enumerate(states, 1):
+        pool.instances[f"{name}#{number}"] = Instance(f"{name}#{number}", name, "", state)
+    snapshot = replace(pool.snapshot(), **changes)
+    return listed_one(name, known.cards, known.definitions, snapshot)
+
+
+def test_a_model_has_the_fields_of_llama_cpp(known: Known, models_dir: Path):
+    model = shown(known, "tiny")
+    assert model["object"] == "model"
+    assert model["owned_by"] == "llamacpp"
+    assert set(model["aliases"]) == {"small", "org/tiny"}
+    assert model["tags"] == ("test",)
+    assert model["source"] == "models_dir"
+    assert model["architecture"] == {"input_modalities": ["text"], "output_modalities": ["text"]}
+    assert model["can_remove"] is False
+    assert model["meta"]["n_ctx"] == 512
+    assert model["meta"]["n_ctx_train"] == 2048
+    assert model["meta"]["n_params"] > 100_000
+    assert model["created"] == int((models_dir / "tiny.gguf").stat().st_mtime)
+
+
+def test_it_is_as_old_as_its_file_at_every_look(known: Known):
+    assert shown(known, "tiny")["created"] == shown(known, "tiny")["created"] > 0
+
+
+def test_a_projector_adds_its_modality(known: Known):
+    assert shown(known, "seeing")["architecture"]["input_modalities"] == ["text", "image"]
+
+
+@pytest.mark.parametrize(
+    ("states", "value"),
+    [
+        ((), "unloaded"),
+        ((State.PLANNED,), "loading"),
+        ((State.STARTING,), "loading"),
+        ((State.READY,), "loaded"),
+        ((State.DRAINING,), "loaded"),
+        ((State.STOPPING,), "loaded"),
+        ((State.READY, State.STARTING), "loaded"),
+    ],
+)
+def test_its_status_is_said_in_llama_cpps_words(known: Known, states: tuple[State, ...], value: str):
+    assert shown(known, "tiny", *states)["status"]["value"] == value
+
+
+def test_the_command_line_is_shown_before_and_while_it_runs(known: Known):
+    for states in ((), (State.READY,)):
+        args = shown(known, "tiny", *states)["status"]["args"]
+        assert args[0] == "/opt/llama-server"
+        assert "--alias" in args
+
+
+def test_a_file_that_cannot_be_used_says_why(known: Known):
+    status = shown(known, "broken")["status"]
+    assert status["value"] == "unloaded"
+    assert status["failed"] is True
+    assert "broken.gguf" in status["error"]
+    assert status["args"] == ()
+
+
+def test_a_failed_load_is_shown_until_the_next_one_begins(known: Known):
+    view = ModelView("tiny", 1.0, 0, 1, 0, 0, 1, None, "exited with status 1", None, None)
+    failed = shown(known, "tiny", models=(view,))
+    assert (failed["status"]["failed"], failed["status"]["error"]) == (True, "exited with status 1")
+    assert "failed" not in shown(known, "tiny", State.STARTING, models=(view,))["status"]
+
+
+def test_who_waits_is_shown_with_the_reason(known: Known):
+    queue = QueueView("tiny", 3, 90.0, 1, "room, until other has left", 4.5)
+    status = shown(known, "tiny", queues=(queue,))["status"]
+    assert status["waiting"] == 3
+    assert (status["reason"], status["expected_seconds"]) == ("room, until other has left", 4.5)
+
+
+def test_an_instance_is_shown_with_its_memory_and_its_times(known: Known):
+    (one,) = shown(known, "tiny", State.READY)["instances"]
+    assert one["devices"] == {GPU: {"reserved": 6 * GIB, "measured": 5 * GIB}}
+    assert (one["since_seconds"], one["idle_seconds"], one["leases"]) == (10.0, 5.0, 0)
+
+
+def test_the_order_is_that_of_the_catalog(known: Known):
+    snapshot: Snapshot = FakePool().snapshot()
+    visible = [name for name, entry in known.catalog.entries.items() if not entry.hidden]
+    assert [m["id"] for m in listed(known.cards, known.definitions, snapshot)] == visible

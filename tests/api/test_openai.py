@@ -1,0 +1,104 @@
+"""Inference paths: the head is read, the alias resolved, the body passed on."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from router.api.openai import INFERENCE_PATHS
+from router.core.types import Priority, State
+from router.errors import WaitTimeout
+from tests.api.conftest import Api
+from tests.api.fake_pool import Instance
+from tests.api.upstream import Connection, Received
+
+
+@pytest.mark.parametrize("path", INFERENCE_PATHS)
+async def test_every_inference_path_reaches_the_child(api: Api, path: str):
+    await api.start()
+    answer = await api.post(path, json={"model": "tiny", "x": 1})
+    assert answer.status == 200
+    assert answer.json() == {"model": "tiny", "x": 1}
+
+
+async def test_an_alias_is_resolved_for_the_pool_and_stays_in_the_body(api: Api):
+    await api.start()
+    answer = await api.post("/v1/completions", json={"model": "org/tiny"})
+    assert answer.json()["model"] == "org/tiny"
+    assert api.pool.acquired[0].model == "tiny"
+
+
+async def test_the_head_reaches_the_pool(api: Api):
+    await api.start()
+    body = {"model": "tiny", "keep_alive": "10m", "max_tokens": 32}
+    await api.post("/v1/chat/completions", json=body, headers={"X-Router-Priority": "low"})
+    asked = api.pool.acquired[0]
+    assert (asked.keep_alive, asked.size, asked.priority) == (600.0, 32.0, Priority.LOW)
+
+
+async def test_an_unknown_model_is_404_with_the_names_and_the_nearest(api: Api):
+    await api.start()
+    answer = await api.post("/v1/chat/completions", json={"model": "tinny"})
+    assert answer.status == 404
+    assert answer.error["type"] == "not_found_error"
+    assert answer.error["code"] == "model_not_found"
+    assert "did you mean 'tiny'?" in answer.error["message"]
+    assert "other" in answer.error["message"]
+    assert "hidden" not in answer.error["message"]
+
+
+async def test_a_hidden_model_answers_whoever_knows_its_name(api: Api):
+    await api.start()
+    assert (await api.post("/v1/completions", json={"model": "hidden"})).status == 200
+
+
+async def test_a_wrong_request_does_not_reach_the_pool(api: Api):
+    await api.start()
+    for body in (b"", b"{", b"[]", b'{"model":1}', b'{"model":"tiny","keep_alive":"soon"}'):
+        answer = await api.post("/v1/chat/completions", data=body)
+        assert answer.status == 400
+        assert answer.error["type"] == "invalid_request_error"
+    assert not api.pool.acquired
+
+
+async def test_without_autoload_a_model_must_be_loaded_first(api: Api):
+    await api.start(autoload=False)
+    answer = await api.post("/v1/completions", json={"model": "small"})
+    assert answer.status == 400
+    assert answer.error["code"] == "model_not_loaded"
+    assert 'POST /models/load {"model": "tiny"}' in answer.error["message"]
+    assert (await api.post("/models/load?wait=1", json={"model": "small"})).status == 200
+    assert (await api.post("/v1/completions", json={"model": "small"})).status == 200
+
+
+async def test_without_autoload_a_model_on_its_way_out_counts_as_not_loaded(api: Api):
+    await api.start(autoload=False)
+    api.pool.instances["tiny#1"] = Instance("tiny#1", "tiny", "", State.DRAINING)
+    assert (await api.post("/v1/completions", json={"model": "tiny"})).status == 400
+
+
+async def test_a_refusal_says_when_to_come_again(api: Api):
+    await api.start()
+    api.pool.refusals = [WaitTimeout("tiny was not available within 600 s", retry_after_seconds=9.2)]
+    answer = await api.post("/v1/completions", json={"model": "tiny"})
+    assert (answer.status, answer.headers["Retry-After"]) == (503, "10")
+
+
+async def test_anthropic_streams_break_off_in_their_own_dialect(api: Api):
+    async def script(_: Received, connection: Connection) -> None:
+        await connection.begin_stream()
+        await connection.chunk(b"event: ping\ndata: {}\n\n")
+        api.pool.exit("tiny#1")
+        connection.die()
+
+    await api.start(script=script)
+    answer = await api.post("/v1/messages", json={"model": "tiny"})
+    assert b"event: error\ndata: " in answer.body
+
+
+async def test_ten_requests_at_once_are_ten_answers(api: Api):
+    await api.start()
+    bodies = [{"model": "tiny", "n": number} for number in range(10)]
+    answers = await asyncio.gather(*(api.post("/v1/completions", json=body) for body in bodies))
+    assert [answer.json() for answer in answers] == bodies
