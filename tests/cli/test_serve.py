@@ -1,0 +1,93 @@
+"""What the options of `serve` become; the serving itself is tested in tests/test_app.py and tests/e2e."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+from router.cli import cli
+from router.config import Config
+
+
+@pytest.fixture
+def served(monkeypatch) -> list[Config]:
+    """The configurations that `serve` would have served."""
+    configs: list[Config] = []
+
+    def run(config: Config, catalog: object, read_config: Any, *, say: object) -> None:
+        assert read_config() == config, "a reload must see the same options"
+        configs.append(config)
+
+    monkeypatch.setattr("router.app.run", run)
+    monkeypatch.setattr("router.cli.first_model.find_models", lambda config, say: None)
+    monkeypatch.setenv("LLAMA_ROUTER_CONFIG", "")
+    monkeypatch.setenv("XDG_CONFIG_HOME", "/nowhere")
+    return configs
+
+
+def serve(*args: str) -> Result:
+    return CliRunner().invoke(cli, ["serve", *args])
+
+
+def test_without_options_it_is_the_configuration(served: list[Config]):
+    assert serve().exit_code == 0
+    assert served == [Config()]
+
+
+def test_every_option_reaches_its_key(served: list[Config], tmp_path: Path):
+    a, b = tmp_path / "a", tmp_path / "b"
+    preset = tmp_path / "p.ini"
+    result = serve(
+        *("--host", "0.0.0.0", "--port", "9000", "--models-max", "2", "--memory-margin", "512"),
+        *("--policy", "cost", "--api-key", "one", "--api-key", "two", "--no-autoload"),
+        *("--models-dir", str(a), "--models-dir", str(b), "--models-preset", str(preset)),
+        *("--state-dir", str(tmp_path / "state")),
+    )
+    assert result.exit_code == 0, result.output
+    (config,) = served
+    assert (config.server.host, config.server.port) == ("0.0.0.0", 9000)
+    assert config.server.api_keys == ("one", "two")
+    assert (config.scheduler.models_max, config.scheduler.policy) == (2, "cost")
+    assert config.scheduler.autoload is False
+    assert config.memory.margin_mib == 512
+    assert config.paths.models_dirs == (a, b)
+    assert config.paths.presets == (preset,)
+    assert config.paths.state_dir == tmp_path / "state"
+
+
+def test_the_command_line_has_the_last_word_over_the_file(served: list[Config], tmp_path: Path):
+    file = tmp_path / "config.toml"
+    file.write_text("[server]\nport = 1111\nhost = '127.0.0.2'\n[child]\nargs = ['--threads', '2']\n")
+    serve("--config", str(file), "--port", "2222", "--", "--no-warmup", "--port", "3")
+    (config,) = served
+    assert (config.server.host, config.server.port) == ("127.0.0.2", 2222)
+    assert config.child.args == ("--threads", "2", "--no-warmup", "--port", "3")
+
+
+def test_a_word_that_belongs_nowhere_is_refused(served: list[Config]):
+    result = serve("model.gguf")
+    assert result.exit_code == 2
+    assert "unexpected extra argument" in result.output
+    assert not served
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        (("--policy", "newest"), "scheduler.policy"),
+        (("--models-max", "-1"), "scheduler.models_max"),
+        (("--port", "99999"), "server.port"),
+        (("--config", "/nowhere.toml"), "/nowhere.toml"),
+    ],
+)
+def test_an_impossible_value_is_one_message_and_status_2(
+    served: list[Config], args: tuple[str, ...], says: str
+):
+    result = serve(*args)
+    assert result.exit_code == 2
+    assert says in result.stderr
+    assert "Traceback" not in result.output
+    assert not served
