@@ -44,6 +44,7 @@ _RUN_OF_STRINGS = re.compile(
     b"(?s:%s){%d}" % (b"|".join(re.escape(struct.pack("<Q", n)) + b".{%d}" % n for n in range(128)), _RUN)
 )
 """That many strings shorter than 128 bytes: the engine of `re` steps over them in half the time of a loop."""
+_TENSOR_LAYOUTS = [struct.Struct(f"<{n_dims}qIQ") for n_dims in range(MAX_DIMENSIONS + 1)]
 _U32 = struct.Struct("<I")
 _U64 = struct.Struct("<Q")
 
@@ -212,12 +213,12 @@ class _HeaderReader:
         infos: list[tuple[str, tuple[int, ...], int, int]] = []
         for _ in range(count):
             name = self._text("a tensor's name", MAX_TENSOR_NAME_BYTES)
-            n_dims = self._u32(f"the dimensions of {name}")
+            n_dims = self._u32("a tensor's dimensions")
             if n_dims > MAX_DIMENSIONS:
                 raise self._error(f"tensor {name!r} claims to have {n_dims} dimensions")
-            packed = self._take(8 * n_dims + 12, f"tensor {name}")
-            *shape, type_id, offset = struct.unpack(f"<{n_dims}qIQ", packed)
-            if any(not 0 <= dimension < 1 << 48 for dimension in shape):
+            layout = _TENSOR_LAYOUTS[n_dims]
+            *shape, type_id, offset = layout.unpack(self._take(layout.size, "a tensor's shape"))
+            if shape and not 0 <= min(shape) <= max(shape) < 1 << 48:
                 raise self._error(f"tensor {name!r} has the shape {shape}")
             if type_id > 0xFFFF:
                 raise self._error(f"tensor {name!r} has the unknown type {type_id}")
@@ -239,7 +240,7 @@ class _HeaderReader:
             if type_id in GGML_TYPES:
                 size = _tensor_bytes(shape, type_id)
                 if size is None:
-                    raise self._error(f"tensor {name!r} has rows of {shape[0]}, not whole blocks of its type")
+                    raise self._error(f"tensor {name!r} has the shape {shape}, not rows of whole blocks")
             else:
                 # A type newer than this table: its size is all that lies before the next tensor.
                 size = (infos[number + 1][3] if number + 1 < len(infos) else data_bytes) - offset
