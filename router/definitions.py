@@ -150,7 +150,8 @@ def _placed(
     config: Config,
 ) -> tuple[EstimatedPlacement, ...]:
     """Best first; those that leave layers on the host only where nothing better is possible."""
-    settings, preference = _load_settings(preset, budgets), config.scheduler.placement
+    context = _context(preset, metadata, config)
+    settings, preference = _load_settings(preset, context, budgets), config.scheduler.placement
     found = placements(metadata, settings, budgets, preference, companions=companions)
     fast = tuple(place for place in found if place.tier < FIRST_SLOW_TIER)
     # Too large for this machine: the scheduler refuses it, with the numbers of what it would take.
@@ -208,10 +209,24 @@ def _budget(device: Device, info: DeviceInfo | None, config: Config) -> DeviceBu
     return DeviceBudget(device.id, kind, device.total, free, device.margin, overhead)
 
 
-def _load_settings(preset: ModelPreset, budgets: Sequence[DeviceBudget]) -> LoadSettings:
+def _context(preset: ModelPreset, metadata: GgufMetadata, config: Config) -> int | Literal["auto"] | None:
+    """The context to load with: what [child] says for all models never exceeds what this one was trained
+    with; what was said of the model itself holds (it may be stretched by RoPE scaling); 0 is the
+    training context."""
+    asked, trained = preset.ctx_size, metadata.n_ctx_train
+    if trained is None or asked is None or asked == "auto":
+        return asked
+    if asked == 0:
+        return trained
+    return min(asked, trained) if asked == config.child.ctx_size else asked
+
+
+def _load_settings(
+    preset: ModelPreset, context: int | Literal["auto"] | None, budgets: Sequence[DeviceBudget]
+) -> LoadSettings:
     plain = LoadSettings()  # llama-server's own defaults, for what the preset leaves to it
     return LoadSettings(
-        ctx_size=preset.ctx_size,
+        ctx_size=context,
         n_gpu_layers=_layers(preset.n_gpu_layers),
         parallel=preset.parallel,
         kv_unified=preset.kv_unified,

@@ -80,14 +80,16 @@ def test_a_launch_shows_the_child_only_the_devices_it_was_placed_on_and_no_secre
 
 def test_context_is_8192_or_the_training_context_and_a_preset_may_say_otherwise(models: Path) -> None:
     make_llama(models / "long.gguf", name="long", n_ctx_train=65536)
-    text = "[models.tiny]\nctx_size = 512\nparallel = 1\n"
+    make_llama(models / "short.gguf", name="short", n_ctx_train=2048)
+    text = "[models.tiny]\nctx_size = 512\nparallel = 1\n[models.other]\nctx_size = 0\n"
+    make_llama(models / "other.gguf", name="other", n_ctx_train=4096)
     definitions = defined(models, machine(host=32), text)
 
     def context(name: str) -> str:
         args = definitions.models[name].placements[0].args
         return args[args.index("-c") + 1]
 
-    assert (context("long"), context("tiny")) == ("8192", "512")
+    assert [context(name) for name in ("long", "short", "tiny", "other")] == ["8192", "2048", "512", "4096"]
 
 
 def test_what_the_scheduler_alone_uses_does_not_change_the_definition_and_what_the_child_sees_does(
