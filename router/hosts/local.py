@@ -8,7 +8,7 @@ import logging
 import os
 import signal
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
@@ -37,8 +37,8 @@ from router.store import ProcessRecord, Store
 
 _logger = logging.getLogger("router.hosts.local")
 
-#: How long leaving waits beyond the grace, before it gives up on children that even SIGKILL does not end.
-_LEAVE_SECONDS: Final = 10.0
+#: How long leaving waits for the death of children that were killed.
+_KILL_SECONDS: Final = 5.0
 _ADOPTED_LOG_MAX_BYTES: Final = 16 << 20
 _ADOPTION_PROBE_SECONDS: Final = 1.0
 
@@ -103,18 +103,21 @@ class LocalHost:
     ) -> None:
         self._is_leaving = True
         try:
-            stopping = [self.stop(instance, grace_seconds=self._grace_seconds) for instance in self._children]
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(self._grace_seconds + _LEAVE_SECONDS):
-                    await asyncio.gather(*stopping)
-        finally:
-            for (
-                child
-            ) in self._children.values():  # only what cannot be ended: the next router finds its record
-                if child.process is not None:
+            await self._stop_all(self._grace_seconds, within_seconds=self._grace_seconds + _KILL_SECONDS)
+        finally:  # also when leaving is itself cancelled
+            await self._stop_all(0.0, within_seconds=_KILL_SECONDS)
+            for child in self._children.values():
+                if child.process is not None:  # not even SIGKILL ends it; the next router finds its record
                     child.process.leave_alone()
             await self._tasks.__aexit__(None, None, None)
             self._runtime.release()
+
+    async def _stop_all(self, grace_seconds: float, *, within_seconds: float) -> None:
+        for child in self._children.values():
+            self._end(child, grace_seconds)
+        gone = [child.gone for child in self._children.values()]
+        if gone:
+            await asyncio.wait(gone, timeout=within_seconds)
 
     # --- memory --------------------------------------------------------------------------------------------
 
@@ -250,8 +253,9 @@ class LocalHost:
         """Wait for its end, then forget it."""
         ended = await process.wait()
         self._bury(child, ended)
-        if not process.is_left_alone:
-            await self._store.delete_process(child.record.instance)
+        if process.has_died:  # else the next router must find it
+            with _unheard(child):
+                await self._store.delete_process(child.record.instance)
 
     def _bury(self, child: _Child, ended: Exit) -> None:
         self._changes += 1
@@ -272,7 +276,7 @@ class LocalHost:
         if child.process is not None:
             child.process.end(grace_seconds=0)
             await asyncio.shield(child.gone)
-        else:
+        elif not child.gone.done():
             self._bury(child, Exit(None, str(error) or "the start was called off"))
             await self._store.delete_process(child.record.instance)
 
@@ -289,16 +293,15 @@ class LocalHost:
             is_ready=is_ready,
         )
         await self._store.put_process(child.record)
-        if (
-            child.gone.done() and not process.is_left_alone
-        ):  # it died meanwhile, and its record was deleted before this one was written
+        if process.has_died:  # meanwhile, and its record may have been deleted before this one was written
             await self._store.delete_process(child.record.instance)
 
     async def _note_ready(self, child: _Child, load_seconds: float) -> None:
-        # Once more with its command line: a wrapper script has become llama-server only by now.
-        await self._record_identity(child, is_ready=True)
-        if child.record.definition:
-            await self._store.put_load_time(child.record.definition, load_seconds)
+        with _unheard(child):
+            # Once more with its command line: a wrapper script has become llama-server only by now.
+            await self._record_identity(child, is_ready=True)
+            if child.record.definition:
+                await self._store.put_load_time(child.record.definition, load_seconds)
 
     # --- adoption ------------------------------------------------------------------------------------------
 
@@ -310,8 +313,10 @@ class LocalHost:
         record is ended here.
         """
         async with self._adopting:
-            for record in await self._store.processes():
-                if record.instance not in self._children and not await self._adopt(record):
+            found = [r for r in await self._store.processes() if r.instance not in self._children]
+            adopted = await asyncio.gather(*(self._adopt(record) for record in found))
+            for record, is_ours in zip(found, adopted, strict=True):
+                if not is_ours:
                     await self._store.delete_process(record.instance)
             await self._end_strays()
         alive = [Path(child.record.socket) for child in self._children.values()]
@@ -376,10 +381,13 @@ class LocalHost:
         child = self._children.get(instance)
         if child is None:
             return
-        child.is_unwanted = True
-        if child.process is not None:
-            child.process.end(grace_seconds=grace_seconds)
+        self._end(child, grace_seconds)
         await asyncio.shield(child.gone)
+
+    def _end(self, child: _Child, grace_seconds: float) -> None:
+        child.is_unwanted = True  # where it has no process yet, its start looks at this
+        if child.process is not None:
+            child.process.end(grace_seconds)
 
     async def discard(self, record: InstanceRecord, *, grace_seconds: float = 10.0) -> None:
         """Stop a child of an earlier router that is not wanted any more."""
@@ -396,6 +404,15 @@ class LocalHost:
         if child is not None:
             return child.log.path
         return self._dead[instance][0].path if instance in self._dead else None
+
+
+@contextlib.contextmanager
+def _unheard(child: _Child) -> Iterator[None]:
+    """For what runs beside a child: if it fails nobody is told, and no other child may suffer from it."""
+    try:
+        yield
+    except Exception:
+        _logger.exception("cannot keep the record of %s", child.record.instance)
 
 
 def _health(launch: Launch) -> Health:

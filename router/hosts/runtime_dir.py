@@ -31,6 +31,7 @@ class RuntimeDir:
 
     def claim(self) -> None:
         """Raises StartupError where another router is at work, or the path is too long for a socket."""
+        assert self._lock is None, "claimed twice"
         self._paths.prepare()
         if len(os.fsencode(self.path / _name("x" * _SLUG_LENGTH))) > SOCKET_PATH_MAX_BYTES:
             raise StartupError(

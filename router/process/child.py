@@ -10,7 +10,7 @@ import math
 import os
 import signal
 import subprocess
-from collections.abc import Awaitable, Mapping
+from collections.abc import Awaitable, Coroutine, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -92,6 +92,11 @@ class Process:
     def ended(self) -> bool:
         return self._ended.done()
 
+    @property
+    def has_died(self) -> bool:
+        """False also after the end of one that was left alone, or left behind because nothing kills it."""
+        return self._ended.done() and self._has_exited
+
     def argv_hash(self) -> str | None:
         """A hash of the command line as the kernel knows it now."""
         return argv_hash(self.pid)
@@ -102,7 +107,7 @@ class Process:
     async def spawn(cls, name: str, command: Command, tasks: asyncio.TaskGroup) -> Process:
         """Start a child in a session of its own. Raises LoadFailed. Cancelling it leaves nothing behind."""
         process = cls(name, command)
-        process._task = tasks.create_task(process._live_from_spawn(), name=f"process {name}")
+        process._task = tasks.create_task(process._own(process._live_from_spawn()), name=f"process {name}")
         return await process._after_birth()
 
     @classmethod
@@ -112,7 +117,9 @@ class Process:
         """Take over a child of an earlier router. Raises NotAlive unless it is exactly the one meant."""
         process = cls(name, command)
         process._identity = identity
-        process._task = tasks.create_task(process._live_from_adoption(), name=f"process {name}")
+        process._task = tasks.create_task(
+            process._own(process._live(adopting=identity)), name=f"process {name}"
+        )
         return await process._after_birth()
 
     async def _after_birth(self) -> Process:
@@ -125,6 +132,15 @@ class Process:
                 await asyncio.wait({self._task})
             raise
         return self
+
+    async def _own(self, life: Coroutine[None, None, None]) -> None:
+        try:
+            await life
+        except Exception as error:
+            # The task ends here: a failure must neither go unheard nor take the other children along.
+            _logger.exception("the owner of %s failed", self.name)
+            if not self._born.done():
+                self._miscarry(LoadFailed(f"{self.name}: {error}"))
 
     async def _live_from_spawn(self) -> None:
         # In a thread: exec may wait for a disk, and closing descriptors takes a millisecond.
@@ -141,9 +157,6 @@ class Process:
         self._is_ours = True
         self._identity = spawning.result()
         await self._live()
-
-    async def _live_from_adoption(self) -> None:
-        await self._live(adopting=self.identity)
 
     def _miscarry(self, error: Exception) -> None:
         self._has_exited = True
@@ -169,8 +182,8 @@ class Process:
                     self._clear()
                 raise
             except Exception:
-                _logger.exception("%s: its owner failed and ends it", self.name)
                 await self._kill()
+                raise
             finally:
                 self._bury()
         await asyncio.to_thread(self._clear)
@@ -269,9 +282,12 @@ class Process:
         if self.is_left_alone:
             return
         self._kill_at = at if self._kill_at is None else min(at, self._kill_at)
-        if self._identity is not None and not self._termed and at > self._loop.time():
-            self._termed = True
-            self._signal(signal.SIGTERM)
+        if self._identity is not None:
+            if at <= self._loop.time():
+                self._signal(signal.SIGKILL)
+            elif not self._termed:
+                self._termed = True
+                self._signal(signal.SIGTERM)
         self._wake.set()
 
     def _signal(self, number: signal.Signals) -> None:

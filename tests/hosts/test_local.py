@@ -179,6 +179,24 @@ async def test_leaving_stops_all_children_at_once_and_those_that_load_too(open_h
     assert not list(paths.runtime_dir.glob("*.sock"))
 
 
+async def test_a_cancelled_leaving_kills_what_it_would_have_waited_for(open_host, fake, paths):
+    async def router():
+        async with open_host(stop_grace_seconds=1e6) as host:
+            await start(host, fake, "a#1", GIB, "--ignore-sigterm")
+            await start(host, fake, "b#1", GIB, "--slow-stop", "1e6")
+            serving.set()
+
+    serving = asyncio.Event()
+    running = asyncio.ensure_future(router())
+    async with asyncio.timeout(30):
+        await serving.wait()
+        await asyncio.sleep(0)
+        running.cancel()
+        await asyncio.wait({running})
+    assert running.cancelled()
+    assert not list(paths.runtime_dir.glob("*.sock"))
+
+
 async def test_only_one_router_works_on_a_state_folder(host, open_host):
     with pytest.raises(StartupError, match=rf"another llama-router \(pid {os.getpid()}\) works in"):
         async with open_host():
