@@ -87,10 +87,11 @@ class Probe(asyncio.SubprocessProtocol):
             self._stdin.write(msgspec.json.encode(request) + b"\n")
         try:
             async with asyncio.timeout(timeout_seconds):
-                while (reading := await self._read(Reading)).id != request.id:
-                    pass  # the answer to a question that was given up
+                reading = await self._read(Reading)
         except TimeoutError:
             raise ProbeFailed(f"the driver gave no answer for {timeout_seconds:.1f} s") from None
+        if reading.id != request.id:
+            raise ProbeFailed("the probe's answer is to another question", is_dead=True)
         return reading
 
     def close(self) -> None:

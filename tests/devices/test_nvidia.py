@@ -155,6 +155,15 @@ class TestUnifiedMemory:
         assert CUDA_A not in sample.used[pid]
         held.close()
 
+    async def test_what_it_does_not_tell_of_processes_makes_the_hosts_figures_doubtful(
+        self, probe, open_devices, stub, children
+    ):
+        stub.gpu(0, memerr=3, procerr=999)
+        sample = await look(await open_devices(**probe), children().pid)
+        assert not sample.attributed[CUDA_A]
+        assert not sample.attributed["host"]
+        assert sample.attributed[CUDA_B]
+
 
 class TestVisibleDevices:
     async def test_the_router_keeps_to_the_gpus_it_was_started_with(self, probe, open_devices):

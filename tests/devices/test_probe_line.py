@@ -108,7 +108,20 @@ async def test_a_probe_that_keeps_dying_is_not_started_for_every_sample(probe, o
     assert devices.probe_pids == []
 
 
-@pytest.mark.parametrize("argv", [("/nonexistent/python",), ("sh", "-c", "echo hello; sleep 600"), ("true",)])
+HELLO = """echo '{"driver":"1","error":null}'; """
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ("/nonexistent/python",),
+        ("true",),
+        ("sh", "-c", "echo hello; sleep 600"),
+        ("sh", "-c", HELLO + "while read line; do echo hello; done"),
+        ("sh", "-c", HELLO + """while read line; do echo '{"id":99,"gpus":[]}'; done"""),
+        ("sh", "-c", HELLO + "read line; head -c 9000000 /dev/zero; sleep 600"),
+    ],
+)
 async def test_something_else_in_the_place_of_the_probe_is_a_note(probe, open_devices, argv):
     devices = await open_devices(**probe | {"probe_argv": argv})
     sample = await look(devices)
