@@ -60,10 +60,12 @@ class Catalog:
 
     def _not_found(self, name: str) -> str:
         shown = name if len(name) <= 100 else name[:97] + "..."
-        names = [entry.id for entry in self.entries.values() if not entry.hidden]
-        if not names:
+        visible = [entry for entry in self.entries.values() if not entry.hidden]
+        if not visible:
             return f"model {shown!r} not found; there are no models yet"
-        near = difflib.get_close_matches(shown, self._ids, n=1)
+        names = [entry.id for entry in visible]
+        aliases = [alias for entry in visible for alias in entry.aliases]
+        near = difflib.get_close_matches(shown, [*names, *aliases], n=1)
         suggestion = f"; did you mean {near[0]!r}?" if near else ""
         more = f" and {len(names) - MAX_NAMES_SHOWN} more" if len(names) > MAX_NAMES_SHOWN else ""
         return f"model {shown!r} not found{suggestion}; there are: {', '.join(names[:MAX_NAMES_SHOWN])}{more}"

@@ -13,6 +13,7 @@ from types import MappingProxyType, NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import msgspec
+from msgspec import Meta
 
 
 class Wrong(Exception):
@@ -40,7 +41,7 @@ def convert(hint: Any, value: Any, folder: Path) -> Any:
     try:
         converted = msgspec.convert(value, hint, dec_hook=lambda _, text: _path(text, folder))
     except msgspec.ValidationError as error:
-        raise Wrong(_in_words(str(error))) from error
+        raise Wrong(_in_words(str(error), _description(hint))) from error
     if isinstance(converted, float) and not math.isfinite(converted):
         raise Wrong("expected a finite number")
     return converted
@@ -97,9 +98,18 @@ def _is_optional(hint: Any) -> bool:
     return get_origin(hint) in (Union, UnionType) and NoneType in get_args(hint)
 
 
-def _in_words(message: str) -> str:
+def _description(hint: Any) -> str | None:
+    """What a value of this type is, where the type says so: a pattern alone explains nothing."""
+    if isinstance(hint, Meta):
+        return hint.description
+    return next(filter(None, map(_description, get_args(hint))), None)
+
+
+def _in_words(message: str, description: str | None) -> str:
     """msgspec's "Expected `int` <= 65535 - at `$[0]`" as a part of our line."""
     reason, _, where = message.partition(" - at ")
     reason = reason.replace("`", "").replace("Expected ", "expected ", 1)
+    if description is not None and "matching regex" in reason:
+        reason = f"expected {description}"
     place = where.strip("`").removeprefix("$")
     return f"{reason} at {place}" if place else reason

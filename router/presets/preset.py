@@ -12,9 +12,23 @@ from msgspec import Meta
 
 from router.config import Context, Count, Layers, Positive, Seconds
 
-Name: TypeAlias = Annotated[str, Meta(min_length=1, max_length=256, pattern=r"^[^\x00-\x1f\x7f]*$")]
+Name: TypeAlias = Annotated[
+    str,
+    Meta(
+        min_length=1,
+        max_length=256,
+        pattern=r"^[^\x00-\x1f\x7f]*$",
+        description="a text without control codes",
+    ),
+]
 CacheType: TypeAlias = Literal["f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "iq4_nl", "q5_0", "q5_1"]
-HfRepo: TypeAlias = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_.-]+/[A-Za-z0-9_.-]+(:[A-Za-z0-9_.-]+)?$")]
+HfRepo: TypeAlias = Annotated[
+    str,
+    Meta(
+        pattern=r"^[A-Za-z0-9_.-]+/[A-Za-z0-9_.-]+(:[A-Za-z0-9_.-]+)?$",
+        description="user/repo or user/repo:QUANTISATION",
+    ),
+]
 Share: TypeAlias = Annotated[float, Meta(ge=0, le=1e9)]
 
 

@@ -1,0 +1,81 @@
+"""A model is found by any of its names, and what is not found is told what there is."""
+
+from __future__ import annotations
+
+import pytest
+
+from router.catalog import Catalog, CatalogEntry
+from router.catalog.catalog import MAX_NAMES_SHOWN
+from router.config import Config, PathsConfig
+from router.errors import ConfigError, ModelNotFound
+from router.presets import ModelPreset, load_presets
+
+
+def catalog_of(*names: str, hidden: str = "", aliases: tuple[str, ...] = ()) -> Catalog:
+    entries = [
+        CatalogEntry(
+            id=name,
+            source="preset",
+            preset=ModelPreset(name=name, hidden=name == hidden),
+            aliases=aliases if name == names[0] else (),
+        )
+        for name in names
+    ]
+    return Catalog({entry.id: entry for entry in entries})
+
+
+def refusal(catalog: Catalog, name: str) -> str:
+    with pytest.raises(ModelNotFound) as refused:
+        catalog.resolve(name)
+    return refused.value.message
+
+
+@pytest.mark.parametrize("name", ["o/r:Q4_K_M", "o/r:q4_k_m", "chat", "other"])
+def test_a_model_is_found_by_id_alias_and_spelling_of_the_quantisation(name):
+    catalog = catalog_of("o/r:Q4_K_M", "b", aliases=("chat", "other"))
+    assert catalog.resolve(name).id == "o/r:Q4_K_M"
+
+
+def test_a_hidden_model_and_one_that_cannot_be_run_are_found(disk):
+    assert catalog_of("a", hidden="a").resolve("a").hidden
+    assert Catalog.scan(disk.with_models({"broken": {}})).resolve("broken").error
+
+
+def test_a_model_that_is_not_found_is_told_the_nearest_and_what_there_is():
+    catalog = catalog_of("qwen3-8b", "gemma", "secret", hidden="secret", aliases=("chat",))
+    assert refusal(catalog, "qwen3-8") == (
+        "model 'qwen3-8' not found; did you mean 'qwen3-8b'?; there are: qwen3-8b, gemma"
+    )
+    assert "did you mean 'chat'?" in refusal(catalog, "chatt")
+    assert refusal(catalog, "zzz") == "model 'zzz' not found; there are: qwen3-8b, gemma"
+
+
+def test_a_hidden_model_is_not_given_away_as_the_nearest():
+    assert "secret" not in refusal(catalog_of("a", "my-secret", hidden="my-secret"), "my-secre")
+
+
+def test_the_list_of_names_is_bounded():
+    message = refusal(catalog_of(*(f"m{n}" for n in range(MAX_NAMES_SHOWN + 5))), "x" * 10_000)
+    assert message.endswith(f"m{MAX_NAMES_SHOWN - 1} and 5 more")
+    assert len(message) < 400
+
+
+def test_an_empty_catalog_says_so():
+    assert refusal(Catalog(), "x") == "model 'x' not found; there are no models yet"
+
+
+def test_presets_that_have_been_read_are_not_read_again(disk, tmp_path):
+    (tmp_path / "p.toml").write_text("[models.x]\n")
+    config = Config(paths=PathsConfig(presets=(tmp_path / "p.toml",), models_dirs=(disk.models,)))
+    presets = load_presets(config)
+    (tmp_path / "p.toml").unlink()
+    assert list(Catalog.scan(config, presets).entries) == ["x"]
+    with pytest.raises(ConfigError, match=r"p\.toml: No such file"):
+        Catalog.scan(config)
+
+
+def test_a_catalog_cannot_be_changed(disk):
+    disk.write("m.gguf")
+    catalog = Catalog.scan(disk.config)
+    with pytest.raises(TypeError):
+        catalog.entries["x"] = catalog.entries["m"]  # type: ignore[index]

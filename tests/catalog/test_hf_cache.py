@@ -1,0 +1,153 @@
+"""The Hugging Face cache is found and read as llama.cpp and huggingface_hub do."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from router.catalog.hf_cache import HfCache, hf_cache_dir, scan_hf_cache
+
+
+def scan(disk) -> HfCache:
+    warnings: list[str] = []
+    cache = scan_hf_cache(disk.cache, warnings)
+    assert warnings == []
+    return cache
+
+
+def ids(cache: HfCache) -> list[str]:
+    return [candidate.id for candidate in cache.models()]
+
+
+@pytest.mark.parametrize(
+    ("environ", "folder"),
+    [
+        ({"HOME": "/h"}, "/h/.cache/huggingface/hub"),
+        ({"HOME": "/h", "XDG_CACHE_HOME": "/x"}, "/x/huggingface/hub"),
+        ({"XDG_CACHE_HOME": "/x", "HF_HOME": "/hf"}, "/hf/hub"),
+        ({"HF_HOME": "/hf", "HUGGINGFACE_HUB_CACHE": "/old"}, "/old"),
+        ({"HUGGINGFACE_HUB_CACHE": "/old", "HF_HUB_CACHE": "/new"}, "/new"),
+        ({"HF_HUB_CACHE": "/new", "LLAMA_CACHE": "/llama"}, "/llama"),
+        ({"HOME": "/h", "LLAMA_CACHE": "", "HF_HOME": ""}, "/h/.cache/huggingface/hub"),
+    ],
+)
+def test_the_first_variable_that_is_set_says_where_the_cache_is(environ, folder):
+    assert hf_cache_dir(environ) == Path(folder)
+
+
+def test_each_quantisation_of_a_repository_is_a_model(disk):
+    snapshot = disk.download(
+        "ggml-org/gemma-3-4b-it-GGUF", "gemma-Q4_K_M.gguf", "gemma-Q8_0.gguf", "README.md"
+    )
+    cache = scan(disk)
+    assert ids(cache) == ["ggml-org/gemma-3-4b-it-GGUF:Q4_K_M", "ggml-org/gemma-3-4b-it-GGUF:Q8_0"]
+    assert next(cache.models()).files == (snapshot / "gemma-Q4_K_M.gguf",)
+
+
+def test_split_models_in_folders_and_projectors_are_put_together(disk):
+    snapshot = disk.download(
+        "o/r", "Q4_K_M/r-Q4_K_M-00001-of-00002.gguf", "Q4_K_M/r-Q4_K_M-00002-of-00002.gguf",
+        "mmproj-F16.gguf", "mmproj-F32.gguf", "mtp-r-Q4_K_M.gguf",
+    )  # fmt: skip
+    (found,) = scan(disk).models()
+    assert found.id == "o/r:Q4_K_M"
+    assert found.files == tuple(snapshot / f"Q4_K_M/r-Q4_K_M-0000{n}-of-00002.gguf" for n in (1, 2))
+    assert found.mmproj == snapshot / "mmproj-F16.gguf"
+
+
+def test_files_without_a_quantisation_and_later_parts_are_left_out(disk):
+    disk.download("o/r", "model.gguf", "x-Q4_0-00002-of-00002.gguf", "imatrix-Q4_0.gguf")
+    assert ids(scan(disk)) == []
+
+
+def test_of_two_files_with_the_same_quantisation_the_first_is_the_model(disk):
+    snapshot = disk.download("o/r", "b-Q4_0.gguf", "a-Q4_0.gguf")
+    (found,) = scan(disk).models()
+    assert found.files == (snapshot / "a-Q4_0.gguf",)
+
+
+def test_the_commit_that_main_names_is_the_one(disk):
+    disk.download("o/r", "old-Q4_0.gguf", commit="a" * 40)
+    snapshot = disk.download("o/r", "new-Q4_0.gguf", commit="b" * 40)
+    disk.download("o/r", commit="a" * 40, branch="a-branch")
+    assert [each.files for each in scan(disk).models()] == [(snapshot / "new-Q4_0.gguf",)]
+
+
+def test_without_main_the_first_branch_is_taken(disk):
+    disk.download("o/r", "x-Q4_0.gguf", branch="release")
+    assert ids(scan(disk)) == ["o/r:Q4_0"]
+
+
+@pytest.mark.parametrize("commit", ["", "not-a-commit", "../../../escape", "ab" * 19])
+def test_a_commit_that_is_none_is_left_out(disk, commit):
+    disk.download("o/r", "x-Q4_0.gguf")
+    (disk.cache / "models--o--r" / "refs" / "main").write_text(commit)
+    assert ids(scan(disk)) == []
+
+
+@pytest.mark.parametrize(
+    "folder",
+    ["datasets--o--r", "models--norepo", "models--a--b--c", "models--..--..", "models--o--.r", "models--"],
+)
+def test_what_is_no_repository_is_left_out(disk, folder):
+    disk.download("o/r", "x-Q4_0.gguf")
+    (disk.cache / "models--o--r").rename(disk.cache / folder)
+    assert ids(scan(disk)) == []
+
+
+def test_a_tree_of_real_files_does_too(disk):
+    snapshot = disk.download("o/r")
+    snapshot.mkdir(parents=True)
+    (snapshot / "x-Q4_0.gguf").write_bytes(b"")
+    assert ids(scan(disk)) == ["o/r:Q4_0"]
+
+
+def test_links_to_folders_are_not_followed(disk):
+    snapshot = disk.download("o/r", "x-Q4_0.gguf")
+    (snapshot / "again").symlink_to(".")
+    assert ids(scan(disk)) == ["o/r:Q4_0"]
+
+
+def test_a_cache_that_does_not_exist_is_empty(tmp_path):
+    warnings: list[str] = []
+    assert ids(scan_hf_cache(tmp_path / "gone", warnings)) == []
+    assert warnings == []
+
+
+def test_a_cache_that_is_no_folder_is_a_warning(tmp_path):
+    (tmp_path / "file").touch()
+    warnings: list[str] = []
+    scan_hf_cache(tmp_path / "file", warnings)
+    assert warnings == [f"{tmp_path}/file: Not a directory"]
+
+
+@pytest.mark.parametrize(
+    ("hf_repo", "hf_file", "found"),
+    [
+        ("o/r", None, "x-Q4_K_M.gguf"),
+        ("o/r:q8_0", None, "x-Q8_0.gguf"),
+        ("o/r:Q2_K", None, None),
+        ("o/r", "x-Q8_0.gguf", "x-Q8_0.gguf"),
+        ("o/r:Q8_0", "mmproj-F16.gguf", "mmproj-F16.gguf"),
+        ("o/r", "gone.gguf", None),
+        ("o/r", "../../escape.gguf", None),
+        ("no/body", None, None),
+    ],
+)
+def test_what_hf_repo_means_is_found(disk, hf_repo, hf_file, found):
+    disk.download("o/r", "x-Q4_K_M.gguf", "x-Q8_0.gguf", "mmproj-F16.gguf")
+    candidate = scan(disk).find(hf_repo, hf_file, "mine")
+    assert (candidate.files[0].name if candidate else None) == found
+    if candidate is not None:
+        assert (candidate.id, candidate.source) == ("mine", "hf_cache")
+
+
+def test_names_are_those_huggingface_hub_gives_the_folders(disk):
+    from huggingface_hub.file_download import repo_folder_name
+
+    disk.download("bartowski/Llama-3.2-1B-Instruct-GGUF", "x-Q4_0.gguf")
+    assert os.listdir(disk.cache) == [  # noqa: PTH208
+        repo_folder_name(repo_id="bartowski/Llama-3.2-1B-Instruct-GGUF", repo_type="model")
+    ]

@@ -1,0 +1,123 @@
+"""File names mean what they mean to llama.cpp."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from router.catalog.names import GgufName, canonical_id, choose_model, choose_sibling, parse_name
+
+
+def name(path: str) -> GgufName:
+    parsed = parse_name(path)
+    assert parsed is not None
+    return parsed
+
+
+def paths(*given_paths: str) -> list[GgufName]:
+    return [name(path) for path in given_paths]
+
+
+@pytest.mark.parametrize(
+    ("path", "prefix", "tag", "index", "count"),
+    [
+        ("gemma-3-4b-it-Q4_K_M.gguf", "gemma-3-4b-it-Q4_K_M", "Q4_K_M", 1, 1),
+        ("model.q8_0.gguf", "model.q8_0", "Q8_0", 1, 1),
+        ("a/b-UD-Q4_K_XL-00002-of-00003.gguf", "a/b-UD-Q4_K_XL", "Q4_K_XL", 2, 3),
+        ("model.gguf", "model", "", 1, 1),
+        ("tinyllama-1.1b.gguf", "tinyllama-1.1b", "1B", 1, 1),
+        ("x-00003-of-00002.gguf", "x-00003-of-00002", "00002", 1, 1),
+        ("x-00000-of-00000.gguf", "x-00000-of-00000", "00000", 1, 1),
+        ("x-00001-of-99999.gguf", "x-00001-of-99999", "99999", 1, 1),
+        ("modèle ünï-F16.gguf", "modèle ünï-F16", "F16", 1, 1),
+    ],
+)
+def test_a_name_is_taken_apart(path, prefix, tag, index, count):
+    assert name(path) == GgufName(path, prefix, tag, index, count)
+
+
+@pytest.mark.parametrize("path", ["model.bin", ".gguf", "folder/.gguf", "model.GGUF", "", "gguf"])
+def test_what_does_not_end_in_gguf_has_no_name(path):
+    assert parse_name(path) is None
+
+
+def test_the_parts_of_a_split_model_follow_from_any_of_them():
+    assert name("a/m-00002-of-00003.gguf").shards == (
+        "a/m-00001-of-00003.gguf", "a/m-00002-of-00003.gguf", "a/m-00003-of-00003.gguf",
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("path", "is_model"),
+    [
+        ("m-Q4_0.gguf", True),
+        ("mmproj-m-F16.gguf", False),
+        ("m-mmproj.gguf", False),
+        ("mtp-m.gguf", False),
+        ("dspark-m.gguf", False),
+        ("dflash-m.gguf", False),
+        ("imatrix.gguf", False),
+        ("m-mtp-like.gguf", True),
+        ("mmproj-of-others/m-Q4_0.gguf", True),
+    ],
+)
+def test_companions_are_not_models(path, is_model):
+    assert name(path).is_model is is_model
+
+
+@pytest.mark.parametrize(
+    ("given_id", "canonical"),
+    [
+        ("o/r:q4_k_m", "o/r:Q4_K_M"),
+        ("o/r:UD-Q4_K_XL", "o/r:Q4_K_XL"),
+        ("o/r:Q8_0", "o/r:Q8_0"),
+        ("qwen", "qwen"),
+        ("a:b:c", "a:b:C"),
+    ],
+)
+def test_the_cache_writes_quantisations_in_one_way(given_id, canonical):
+    assert canonical_id(given_id) == canonical
+
+
+@pytest.mark.parametrize(
+    ("tag", "chosen"),
+    [
+        ("", "m-Q4_K_M.gguf"),
+        ("q8_0", "m-Q8_0.gguf"),
+        ("F16", "m-F16-00001-of-00002.gguf"),
+        ("Q2_K", None),
+    ],
+)
+def test_a_repository_and_a_quantisation_name_a_file(tag, chosen):
+    files = paths("m-F16-00001-of-00002.gguf", "m-F16-00002-of-00002.gguf", "m-Q4_K_M.gguf", "m-Q8_0.gguf",
+                  "mmproj-Q2_K.gguf")  # fmt: skip
+    found = choose_model(files, tag)
+    assert (found.path if found else None) == chosen
+
+
+def test_without_the_usual_quantisations_the_first_file_is_taken():
+    assert choose_model(paths("mmproj-F16.gguf", "m-Q2_K.gguf", "m-Q3_K.gguf")) == name("m-Q2_K.gguf")
+    assert choose_model(paths("mmproj-F16.gguf")) is None
+
+
+def test_a_quantisation_is_a_text_and_not_a_pattern():
+    assert choose_model(paths("m-Q4_0.gguf"), "Q.*") is None
+
+
+def test_the_projector_nearest_in_folder_and_in_bits_is_taken():
+    projectors = paths("mmproj-F16.gguf", "mmproj-F32.gguf", "sub/mmproj-F32.gguf", "else/mmproj-Q4_0.gguf")
+    assert choose_sibling(projectors, name("m-Q4_0.gguf")) == name("mmproj-F16.gguf")
+    assert choose_sibling(projectors, name("m-F32.gguf")) == name("mmproj-F32.gguf")
+    assert choose_sibling(projectors, name("sub/m-Q4_0.gguf")) == name("sub/mmproj-F32.gguf")
+    assert choose_sibling([], name("m-Q4_0.gguf")) is None
+
+
+@given(st.text(max_size=30).map(lambda text: text + ".gguf"))
+def test_no_name_is_too_odd(path):
+    parsed = parse_name(path)
+    if parsed is not None:
+        assert parsed.path in parsed.shards
+        assert parse_name(parsed.shards[0]) == GgufName(
+            parsed.shards[0], parsed.prefix, parsed.tag, 1, parsed.count
+        )

@@ -1,0 +1,222 @@
+"""The settings of a model are the sum of all that is said about it, the nearest to it first."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from router.config import ChildConfig, Config, PathsConfig, load_config
+from router.errors import ConfigError
+from router.presets import Presets, load_presets, shipped_presets_dir
+
+NO_SHIPPED = Path("/nonexistent")
+
+
+@pytest.fixture
+def load(tmp_path):
+    """Presets from files given as name -> text; `config.toml` and `shipped/*.toml` among them."""
+
+    def load(**files: str) -> Presets:
+        (tmp_path / "shipped").mkdir(exist_ok=True)
+        paths = []
+        for name, text in files.items():
+            stem, _, suffix = name.rpartition("_")
+            path = tmp_path / ("shipped" if stem == "shipped" else "") / f"{stem}.{suffix}"
+            path.write_text(text, encoding="utf-8")
+            if stem not in ("config", "shipped"):
+                paths.append(path)
+        config = tmp_path / "config.toml"
+        loaded = load_config(config, {"paths.presets": paths}) if "config_toml" in files else Config()
+        if "config_toml" not in files:
+            loaded = replace(loaded, paths=PathsConfig(presets=tuple(paths)))
+        return load_presets(loaded, tmp_path / "shipped")
+
+    return load
+
+
+def test_without_any_preset_a_model_is_run_as_the_configuration_says():
+    child = ChildConfig(ctx_size=1, parallel=2, n_gpu_layers=3, cache_ram_mib=4, stop_grace_seconds=5.0,
+                        kv_unified=False, env={"A": "b"})  # fmt: skip
+    preset = load_presets(Config(child=child), NO_SHIPPED).for_model("x")
+    assert (preset.ctx_size, preset.parallel, preset.n_gpu_layers, preset.cache_ram_mib) == (1, 2, 3, 4)
+    assert (preset.stop_grace_seconds, preset.kv_unified, preset.env) == (5.0, False, {"A": "b"})
+    assert (preset.error, preset.args, preset.origin) == (None, (), None)
+
+
+def test_the_nearest_setting_wins(load):
+    levels = {
+        "config_toml": "[child]\nargs = ['--top-k', '1']\n",
+        "shipped_toml": "[families.all]\nmatch = ['*']\nflags = { top-k = 2 }\n",
+        "a_ini": "[*]\ntop-k = 3\n",
+        "b_toml": "[defaults]\nflags = { top-k = 4 }\n",
+        "c_toml": "[families.x]\nmatch = ['x']\nflags = { top-k = 5 }\n",
+        "d_ini": "[x]\ntop-k = 6\n",
+        "e_toml": "[models.x]\nflags = { top-k = 7 }\n",
+    }
+    inline = levels["config_toml"] + "[models.x]\nflags = { top-k = 8 }\n"
+    names = list(levels)
+    for number in range(1, len(names) + 1):
+        presets = load(**{name: levels[name] for name in names[:number]})
+        assert presets.for_model("x").args == ("--top-k", str(number))
+    assert load(**levels | {"config_toml": inline}).for_model("x").args == ("--top-k", "8")
+    assert load(**levels).for_model("y").args == ("--top-k", "4")
+
+
+def test_settings_from_several_places_add_up(load):
+    presets = load(
+        config_toml="[child]\nenv = { A = '1', B = '1' }\n[models.x]\npinned = true\nenv = { B = '2' }\n",
+        a_toml="[models.x]\nctx_size = 100\naliases = ['one']\n",
+        b_ini="[x]\nalias = two\n",
+    )
+    preset = presets.for_model("x")
+    assert (preset.ctx_size, preset.pinned, preset.aliases) == (100, True, ("two",))
+    assert preset.env == {"A": "1", "B": "2"}
+    assert presets.names == ("x",)
+    assert preset.origin is not None
+    assert preset.origin.endswith("config.toml:3")
+
+
+def test_a_family_is_found_by_any_name_and_by_the_architecture(load):
+    presets = load(
+        shipped_toml="[families.q]\nmatch = ['*Qwen*']\nflags = { temp = 1 }\n"
+        "[families.b]\narchitectures = ['bert']\nembedding = true\n"
+    )
+    assert presets.for_model("chat", "qwen3-8b.Q4").args == ("--temperature", "1")
+    assert presets.for_model("chat").args == ()
+    assert presets.for_model("chat", architecture="bert").embedding
+
+
+@pytest.mark.parametrize(
+    ("pooling", "embedding", "reranking"),
+    [
+        (None, False, False),
+        ("none", False, False),
+        ("mean", True, False),
+        ("last", True, False),
+        ("rank", False, True),
+    ],
+)
+def test_a_file_that_says_how_it_pools_is_used_that_way(load, pooling, embedding, reranking):
+    preset = load().for_model("x", pooling=pooling)
+    assert (preset.embedding, preset.reranking) == (embedding, reranking)
+
+
+def test_the_file_knows_better_than_a_family_and_the_user_better_than_the_file(load):
+    presets = load(
+        shipped_toml="[families.x]\nmatch = ['x*']\nembedding = true\n",
+        a_toml="[models.x2]\nreranking = false\n",
+    )
+    assert not presets.for_model("x1", pooling="rank").embedding
+    assert presets.for_model("x1", pooling="rank").reranking
+    assert not presets.for_model("x2", pooling="rank").reranking
+
+
+def test_a_section_of_another_spelling_can_be_taken(load):
+    presets = load(a_ini="[org/repo:q4_k_m]\nc = 5\n")
+    assert presets.for_model("org/repo:Q4_K_M").ctx_size == 8192
+    preset = presets.for_model("org/repo:Q4_K_M", section="org/repo:q4_k_m")
+    assert (preset.name, preset.ctx_size) == ("org/repo:Q4_K_M", 5)
+
+
+def test_replicas_are_never_more_than_their_maximum(load):
+    presets = load(a_toml="[models.a]\nreplicas = 2\n[models.b]\nreplicas = 2\nreplica_max = 4\n")
+    assert presets.for_model("a").replica_max == 2
+    assert presets.for_model("b").replica_max == 4
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("model = 'a.gguf'\nhf_repo = 'a/b'", "model and hf_repo name two models"),
+        ("draft_model = 'a.gguf'\ndraft_hf_repo = 'a/b'", "draft_model and draft_hf_repo name two models"),
+        ("hf_file = 'a.gguf'", "hf_file needs hf_repo"),
+        ("ctx_size = -1", "expected int >= 0"),
+    ],
+)
+def test_a_wrong_section_is_the_error_of_its_model_alone(load, text, reason):
+    presets = load(a_toml=f"[models.a]\n{text}\n[models.b]\n")
+    error = presets.for_model("a").error
+    assert error is not None
+    assert reason in error
+    assert presets.for_model("b").error is None
+
+
+def test_a_wrong_section_in_the_configuration_is_the_error_of_its_model_alone(load, tmp_path):
+    presets = load(config_toml="[models.a]\n\ncxt_size = 1\n[models.b]\n")
+    assert presets.for_model("a").error == (
+        f"{tmp_path}/config.toml:3: models.a.cxt_size: there is no such setting; did you mean ctx_size?"
+    )
+    assert presets.for_model("b").error is None
+
+
+def test_what_concerns_all_models_stops_the_start_with_every_problem(load, tmp_path):
+    with pytest.raises(ConfigError) as refused:
+        load(
+            config_toml="[child]\nargs = ['--port', '1']\n",
+            a_toml="[defaults]\ncxt_size = 1\n",
+            b_ini="[*]\ntmep = 1\n",
+            shipped_toml="[families.f]\n",
+        )
+    lines = str(refused.value).splitlines()
+    assert [line.removeprefix(f"{tmp_path}/").split(": ")[0] for line in lines] == [
+        "shipped/shipped.toml:1", "a.toml:2", "b.ini:2", "config.toml:2",
+    ]  # fmt: skip
+
+
+def test_what_was_left_out_or_not_understood_is_a_warning(load):
+    presets = load(
+        config_toml="[child]\nargs = ['--brand-new']\n[models.x]\nargs = ['--newer']\n",
+        a_ini="[*]\nport = 1\n",
+    )
+    assert [word for word in ("--brand-new", "--newer", "port") if word in " ".join(presets.warnings)] == [
+        "--brand-new", "--newer", "port",
+    ]  # fmt: skip
+    assert presets.for_model("x").args == ("--brand-new", "--newer")
+
+
+def test_memory_settings_in_child_args_are_fields_too():
+    preset = load_presets(Config(child=ChildConfig(args=("-c", "99", "-t", "4"))), NO_SHIPPED).for_model("x")
+    assert (preset.ctx_size, preset.args) == (99, ("--threads", "4"))
+
+
+# --- what ships ---
+
+
+def test_the_presets_that_ship_are_read_without_a_problem():
+    presets = load_presets(Config())
+    assert presets.shipped
+    assert not presets.warnings
+    assert all(family.layer.problems == () for family in presets.shipped)
+    assert {file.suffix for file in shipped_presets_dir().iterdir()} == {".toml"}
+
+
+@pytest.mark.parametrize(
+    ("name", "architecture", "pooling", "family"),
+    [
+        ("unsloth/Qwen3-8B-GGUF:Q4_K_M", "qwen3", None, {"qwen3"}),
+        ("Qwen3 8B", "qwen3", None, {"qwen3"}),
+        ("qwen3-30b-a3b-instruct-2507-q4_k_m", "qwen3moe", None, {"qwen3", "qwen3-instruct"}),
+        ("Qwen3-Coder-30B-A3B-Instruct", "qwen3moe", None, {"qwen3", "qwen3-instruct", "qwen3-coder"}),
+        ("Qwen3.5-4B-Q4_K_M", "qwen35", None, set()),
+        ("ggml-org/gemma-3-4b-it-GGUF:Q4_K_M", "gemma3", None, {"gemma3"}),
+        ("mine", "gemma3", None, {"gemma3"}),
+        ("ggml-org/gpt-oss-20b-GGUF:MXFP4", "gpt-oss", None, {"gpt-oss"}),
+        ("Meta-Llama-3.1-8B-Instruct-Q4_K_M", "llama", None, {"llama3-instruct"}),
+        ("Llama-3.2-1B", "llama", None, set()),
+        ("nomic-embed-text-v1.5.Q8_0", "nomic-bert", None, {"encoders", "embeddings"}),
+        ("bge-reranker-v2-m3-Q4_K_M", "bert", None, {"encoders", "rerankers"}),
+        ("mistral-7b", "llama", None, set()),
+    ],
+)
+def test_models_find_the_families_they_belong_to(name, architecture, pooling, family):
+    shipped = load_presets(Config()).shipped
+    assert {each.name for each in shipped if each.has((name,), architecture)} == family
+
+
+def test_an_encoder_takes_long_inputs_and_a_reranker_does_not_embed():
+    presets = load_presets(Config())
+    reranker = presets.for_model("bge-reranker-v2-m3", architecture="bert")
+    assert (reranker.embedding, reranker.reranking, reranker.ubatch_size) == (False, True, 2048)
+    assert presets.for_model("nomic-embed-text-v1.5", architecture="nomic-bert").embedding
