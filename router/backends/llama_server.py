@@ -38,8 +38,8 @@ class LlamaServerSettings:
 
     None is llama-server's default; `ctx_size` 0 the context of the training; `cache_ram_mib` -1 no limit.
     `placement_args` come from the estimate of where it goes (-ngl, -ts, -ot ...) and replace what the
-    settings say. `args` are the preset's, those of the configuration among them. `spec_type` is needed for an
-    ordinary draft model ("draft-simple"): llama-server recognises only the special kinds by itself.
+    settings say. `args` are the preset's, those of the configuration among them. Without a `spec_type`
+    ("draft-simple") llama-server loads an ordinary draft model, and then does not use it.
     """
 
     name: str
@@ -158,7 +158,8 @@ def _model_args(settings: LlamaServerSettings) -> list[str]:
     if settings.draft_model is not None:
         args += ["-md", str(settings.draft_model)]
         args += [] if settings.draft_n_gpu_layers is None else ["-ngld", str(settings.draft_n_gpu_layers)]
-    args += [] if settings.spec_type is None else ["--spec-type", settings.spec_type]
+    if settings.spec_type is not None and "spec-type" not in _options(settings.args):
+        args += ["--spec-type", settings.spec_type]
     for path in settings.lora:
         args += ["--lora", _csv(str(path))]
     args += ["--embedding"] if settings.embedding else []

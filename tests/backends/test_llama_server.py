@@ -94,6 +94,15 @@ def test_several_devices_without_a_split_are_a_mistake_of_ours():
     assert "-sm" in argv(gpu(0), gpu(1), split_mode="none")
 
 
+def test_a_kind_of_speculation_that_was_chosen_is_not_overruled():
+    assert (
+        value_of(argv(draft_model=Path("/m/d.gguf"), spec_type="draft-simple"), "--spec-type")
+        == "draft-simple"
+    )
+    chosen = argv(spec_type="draft-simple", args=("--spec-type", "draft-mtp"))
+    assert value_of(chosen, "--spec-type") == "draft-mtp"
+
+
 def test_further_arguments_come_last_in_their_order():
     args = argv(args=("--threads", "8"), extra_args=("--threads", "4"))
     assert args[-4:] == ["--threads", "8", "--threads", "4"]
@@ -322,6 +331,19 @@ async def test_the_real_one_serves_as_it_is_told(llama_server, tmp_path, changes
                 assert answer["usage"]["completion_tokens"] == 4
             ended = await process.stop(grace_seconds=10)
             assert ended.returncode == 0
+
+
+@pytest.mark.e2e
+async def test_a_draft_model_is_used(llama_server, tmp_path):
+    model = make_llama(tmp_path / "tiny.gguf")
+    draft = make_llama(tmp_path / "draft.gguf", n_layers=1, seed=1)
+    told = settings(model=model, ctx_size=512, draft_model=draft, spec_type="draft-simple")
+    with leaves_nothing(tmp_path):
+        async with owning_tasks() as tasks:
+            process = await run(tmp_path, launch(told, [], binary=llama_server, environ=os.environ), tasks)
+            answer = await ask(tmp_path, "/v1/completions", {"prompt": "hello", "max_tokens": 8})
+            assert answer["timings"]["draft_n"] > 0
+            await process.stop(grace_seconds=10)
 
 
 @pytest.mark.e2e
