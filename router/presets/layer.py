@@ -155,6 +155,9 @@ class LayerReader:
             return {option.name: (option.args[-1], mode)} if mode is not None else {}
         if option.values == 0:
             text = "true" if _boolean(text) != spelling.is_negation else "false"
+        if option.name == "device" and text.strip() == "none":
+            self._put("n_gpu_layers", 0)  # what it means, without a device of that name
+            return {}
         if option.name in _SETTERS:
             key, parse = _SETTERS[option.name]
             value = parse(text)
@@ -302,10 +305,7 @@ _SETTERS: Final[Mapping[str, tuple[str, Callable[[str], Any]]]] = MappingProxyTy
         "n-cpu-ffn": ("n_cpu_ffn", _number),
         "override-tensor": ("override_tensor", _names),
         "kv-offload": ("kv_offload", _boolean),
-        "op-offload": ("op_offload", _boolean),
-        "repack": ("repack", _boolean),
         "mmproj-offload": ("mmproj_offload", _boolean),
-        "spec-type": ("spec_type", str),
         "n-gpu-layers-draft": ("draft_n_gpu_layers", _layers),
         "embeddings": ("embedding", _boolean),
         "reranking": ("reranking", _boolean),

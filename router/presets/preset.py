@@ -83,10 +83,7 @@ class ModelPreset:
     n_cpu_ffn: Count | None = None
     override_tensor: tuple[str, ...] = ()
     kv_offload: bool | None = None
-    op_offload: bool | None = None
-    repack: bool | None = None
     mmproj_offload: bool | None = None
-    spec_type: str | None = None
     draft_n_gpu_layers: Layers | None = None
     # use
     embedding: bool = False

@@ -56,6 +56,7 @@ def args(*tokens: str) -> Layer:
         ("ts", "3/1.5", "tensor_split", (3.0, 1.5)),
         ("mg", "1", "main_gpu", 1),
         ("dev", "CUDA0, CUDA1", "devices", ("CUDA0", "CUDA1")),
+        ("dev", "none", "n_gpu_layers", 0),
         ("cmoe", "1", "cpu_moe", True),
         ("ncmoe", "3", "n_cpu_moe", 3),
         ("ot", "a=CPU,b=CUDA0", "override_tensor", ("a=CPU", "b=CUDA0")),
@@ -95,6 +96,7 @@ def test_what_leaves_the_choice_to_the_server_sets_nothing(name, text):
     ("name", "value", "tokens"),
     [
         ("temp", "0.7", ("--temperature", "0.7")),
+        ("spec-type", "draft-mtp", ("--spec-type", "draft-mtp")),
         ("top_p", "0.9", ("--top-p", "0.9")),
         ("jinja", "true", ("--jinja",)),
         ("jinja", "off", ("--no-jinja",)),
