@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
-from typing import Literal
+from typing import Literal, TypeAlias
 
 from router.backends import Launch
 from router.backends.llama_server import LlamaServerSettings, launch
@@ -29,6 +29,9 @@ from router.estimate.values import (
 )
 from router.gguf import GgufError, GgufMetadata, read_gguf
 from router.presets import ModelPreset
+
+#: A memory pool as the estimate sees it, and what people call it.
+Budget: TypeAlias = tuple[DeviceBudget, frozenset[str]]
 
 MIB = 1 << 20
 #: What a load is expected to take before one was measured: a process start, and the file at a plain SSD's
@@ -94,7 +97,10 @@ def define(
 ) -> Definitions:
     """Read every header and place every model. A model that cannot be run is defined with its error, not
     left out."""
-    budgets = tuple(_budget(device, infos.get(device.id), config) for device in devices)
+    budgets = tuple(
+        (_budget(device, infos.get(device.id), config), _names(device.id, infos.get(device.id)))
+        for device in devices
+    )
     how = f"{_identity(binary)} {config.child} {tuple(extra_args)}"
     return Definitions(
         {
@@ -113,7 +119,7 @@ def define(
 
 
 def _define(
-    name: ModelName, entry: CatalogEntry, how: str, budgets: Sequence[DeviceBudget], config: Config
+    name: ModelName, entry: CatalogEntry, how: str, budgets: Sequence[Budget], config: Config
 ) -> Definition:
     hashed = hashlib.sha256(how.encode()).hexdigest()[:16]
     try:
@@ -146,19 +152,20 @@ def _placed(
     preset: ModelPreset,
     metadata: GgufMetadata,
     companions: Companions,
-    budgets: Sequence[DeviceBudget],
+    budgets: Sequence[Budget],
     config: Config,
 ) -> tuple[EstimatedPlacement, ...]:
     """Best first; those that leave layers on the host only where nothing better is possible."""
     context = _context(preset, metadata, config)
     settings, preference = _load_settings(preset, context, budgets), config.scheduler.placement
-    found = placements(metadata, settings, budgets, preference, companions=companions)
+    pools = tuple(budget for budget, _ in budgets)
+    found = placements(metadata, settings, pools, preference, companions=companions)
     fast = tuple(place for place in found if place.tier < FIRST_SLOW_TIER)
     # Too large for this machine: the scheduler refuses it, with the numbers of what it would take.
     return (
         fast
         or found
-        or placements(metadata, settings, budgets, preference, companions=companions, must_fit=False)
+        or placements(metadata, settings, pools, preference, companions=companions, must_fit=False)
     )
 
 
@@ -222,7 +229,7 @@ def _context(preset: ModelPreset, metadata: GgufMetadata, config: Config) -> int
 
 
 def _load_settings(
-    preset: ModelPreset, context: int | Literal["auto"] | None, budgets: Sequence[DeviceBudget]
+    preset: ModelPreset, context: int | Literal["auto"] | None, budgets: Sequence[Budget]
 ) -> LoadSettings:
     plain = LoadSettings()  # llama-server's own defaults, for what the preset leaves to it
     return LoadSettings(
@@ -250,21 +257,30 @@ def _load_settings(
     )
 
 
-def _chosen(preset: ModelPreset, budgets: Sequence[DeviceBudget]) -> tuple[DeviceId, ...] | None:
-    """The devices a preset names, by id, UUID or label part. Raises ModelUnusable for one that is not
-    there."""
+def _chosen(preset: ModelPreset, budgets: Sequence[Budget]) -> tuple[DeviceId, ...] | None:
+    """The devices a preset names: by id, UUID, "cuda:0", or "CUDA0" as llama.cpp calls it. Raises ModelUnusable
+    for one that is not there.
+    """
     if not preset.devices:
         return None
     chosen = []
     for name in preset.devices:
-        match = next(
-            (b.id for b in budgets if name in (b.id, b.id.partition("/")[2], b.id.rpartition(":")[2])), None
-        )
+        match = next((budget.id for budget, names in budgets if name.lower() in names), None)
         if match is None:
-            there = ", ".join(b.id.partition("/")[2] for b in budgets)
+            there = ", ".join(budget.id.partition("/")[2] for budget, _ in budgets)
             raise ModelUnusable(f"{preset.name}: device {name!r} is not on this machine; there are: {there}")
         chosen.append(match)
     return tuple(chosen)
+
+
+def _names(device: DeviceId, info: DeviceInfo | None) -> frozenset[str]:
+    """All that people call a device, in lower case."""
+    plain = device.partition("/")[2]
+    names = {device, plain, plain.rpartition(":")[2]}
+    if info is not None and info.label:
+        label = info.label.split()[0]  # "cuda:0 NVIDIA RTX 3090"
+        names |= {label, label.replace(":", ""), info.label, info.uuid}
+    return frozenset(name.lower() for name in names if name)
 
 
 def _layers(layers: int | Literal["all", "auto"] | None) -> int | Literal["all"]:

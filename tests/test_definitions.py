@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -140,6 +141,11 @@ def test_a_device_that_is_not_there_is_named_with_those_that_are(models: Path) -
     assert error is not None and "GPU-none" in error.message and "cuda:GPU-small" in error.message
     chosen = defined(models, machine(host=32, small=8, large=24), text.replace("GPU-none", "GPU-small"))
     assert {p.devices for p in chosen.models["tiny"].placements} == {(SMALL,)}
+    infos = machine(host=32, small=8, large=24)
+    infos[LARGE] = replace(infos[LARGE], label="cuda:0 NVIDIA RTX 3090")
+    for name in ("CUDA0", "cuda:0", "GPU-large", "cuda:GPU-large"):
+        model = defined(models, infos, text.replace("GPU-none", name)).models["tiny"]
+        assert {p.devices for p in model.placements} == {(LARGE,)}, name
 
 
 def test_a_model_that_left_the_catalog_cannot_be_launched(models: Path) -> None:
