@@ -258,8 +258,8 @@ def _load_settings(
 
 
 def _chosen(preset: ModelPreset, budgets: Sequence[Budget]) -> tuple[DeviceId, ...] | None:
-    """The devices a preset names: by id, UUID, "cuda:0", or "CUDA0" as llama.cpp calls it. Raises ModelUnusable
-    for one that is not there.
+    """The devices a preset names: by id, UUID, "cuda:0", or "CUDA0" as llama.cpp calls it. Raises
+    ModelUnusable for one that is not there.
     """
     if not preset.devices:
         return None
