@@ -307,6 +307,128 @@ def make_granite_hybrid(
     return write_gguf(path, "granitehybrid", kv | spm_vocabulary(n_vocab), tensors, seed=seed, sparse=sparse)
 
 
+def make_qwen3next(
+    path: Path | str,
+    *,
+    name: str = "tiny-deltanet",
+    seed: int = 0,
+    n_layers: int = 4,
+    n_embd: int = 64,
+    n_heads: int = 4,
+    n_heads_kv: int = 2,
+    head: int = 32,
+    n_experts: int = 8,
+    n_experts_used: int = 2,
+    n_ff_expert: int = 32,
+    d_state: int = 32,
+    n_heads_key: int = 2,
+    n_heads_value: int = 4,
+    d_conv: int = 4,
+    n_vocab: int = MIN_VOCAB,
+    n_ctx_train: int = 4096,
+    weight_type: str = "f32",
+    sparse: bool = False,
+) -> Path:
+    """A hybrid of gated delta nets and attention (in every fourth layer), with experts and a shared one."""
+    d_inner = n_heads_value * d_state
+    conv = 2 * n_heads_key * d_state + d_inner
+    tensors = _embedding_tensors(n_embd, n_vocab, False, weight_type)
+    for i in range(n_layers):
+        if (i + 1) % 4 == 0:
+            tensors += _attention(i, n_embd, n_heads * head, n_heads_kv * head, weight_type)[:1]
+            tensors += [
+                Tensor(f"blk.{i}.attn_q.weight", (n_embd, 2 * n_heads * head), weight_type),
+                Tensor(f"blk.{i}.attn_k.weight", (n_embd, n_heads_kv * head), weight_type),
+                Tensor(f"blk.{i}.attn_v.weight", (n_embd, n_heads_kv * head), weight_type),
+                Tensor(f"blk.{i}.attn_output.weight", (n_heads * head, n_embd), weight_type),
+                *_qk_norms(i, head),
+            ]
+        else:
+            tensors += [
+                Tensor(f"blk.{i}.attn_norm.weight", (n_embd,), fill="ones"),
+                Tensor(f"blk.{i}.attn_qkv.weight", (n_embd, conv), weight_type),
+                Tensor(f"blk.{i}.attn_gate.weight", (n_embd, d_inner), weight_type),
+                Tensor(f"blk.{i}.ssm_conv1d.weight", (d_conv, conv)),
+                Tensor(f"blk.{i}.ssm_dt.bias", (n_heads_value,), fill="zeros"),
+                Tensor(f"blk.{i}.ssm_a", (n_heads_value,), fill="zeros"),
+                Tensor(f"blk.{i}.ssm_ba.weight", (n_embd, 2 * n_heads_value), weight_type),
+                Tensor(f"blk.{i}.ssm_norm.weight", (d_state,), fill="ones"),
+                Tensor(f"blk.{i}.ssm_out.weight", (d_inner, n_embd), weight_type),
+            ]
+        tensors += [Tensor(f"blk.{i}.post_attention_norm.weight", (n_embd,), fill="ones")]
+        tensors += _experts(i, n_embd, n_ff_expert, n_experts, weight_type)
+        tensors += [
+            Tensor(f"blk.{i}.ffn_gate_inp_shexp.weight", (n_embd,)),
+            Tensor(f"blk.{i}.ffn_gate_shexp.weight", (n_embd, n_ff_expert), weight_type),
+            Tensor(f"blk.{i}.ffn_up_shexp.weight", (n_embd, n_ff_expert), weight_type),
+            Tensor(f"blk.{i}.ffn_down_shexp.weight", (n_ff_expert, n_embd), weight_type),
+        ]
+    kv = _common(
+        "qwen3next", name, n_layers, n_embd, n_ff_expert, n_heads, n_heads_kv, n_ctx_train, weight_type
+    )
+    kv |= _expert_keys("qwen3next", n_experts, n_experts_used, n_ff_expert)
+    kv |= _ssm_keys("qwen3next", d_inner, d_conv, d_state, n_heads_value, n_heads_key)
+    kv |= {
+        "qwen3next.attention.key_length": head,
+        "qwen3next.attention.value_length": head,
+        "qwen3next.expert_shared_feed_forward_length": n_ff_expert,
+    }
+    return write_gguf(path, "qwen3next", kv | spm_vocabulary(n_vocab), tensors, seed=seed, sparse=sparse)
+
+
+def make_gpt_oss(
+    path: Path | str,
+    *,
+    name: str = "tiny-gpt-oss",
+    seed: int = 0,
+    n_layers: int = 4,
+    n_embd: int = 64,
+    n_heads: int = 4,
+    n_heads_kv: int = 2,
+    head: int = 32,
+    n_experts: int = 4,
+    n_experts_used: int = 2,
+    n_ff_expert: int = 64,
+    n_swa: int = 128,
+    n_vocab: int = MIN_VOCAB,
+    n_ctx_train: int = 4096,
+    weight_type: str = "f32",
+    sparse: bool = False,
+) -> Path:
+    """Experts, and a short sliding window in every other layer."""
+    tensors = _embedding_tensors(n_embd, n_vocab, False, weight_type)
+    for i in range(n_layers):
+        n_q, n_kv = n_heads * head, n_heads_kv * head
+        tensors += _attention(i, n_embd, n_q, n_kv, weight_type)
+        biases = {
+            "attn_q": n_q,
+            "attn_k": n_kv,
+            "attn_v": n_kv,
+            "attn_output": n_embd,
+            "ffn_gate_inp": n_experts,
+        }
+        tensors += [Tensor(f"blk.{i}.{part}.bias", (n,), fill="zeros") for part, n in biases.items()]
+        tensors += [
+            Tensor(f"blk.{i}.attn_sinks.weight", (n_heads,), fill="zeros"),
+            Tensor(f"blk.{i}.post_attention_norm.weight", (n_embd,), fill="ones"),
+            *_experts(i, n_embd, n_ff_expert, n_experts, weight_type),
+            Tensor(f"blk.{i}.ffn_gate_exps.bias", (n_ff_expert, n_experts), fill="zeros"),
+            Tensor(f"blk.{i}.ffn_up_exps.bias", (n_ff_expert, n_experts), fill="zeros"),
+            Tensor(f"blk.{i}.ffn_down_exps.bias", (n_embd, n_experts), fill="zeros"),
+        ]
+    kv = _common(
+        "gpt-oss", name, n_layers, n_embd, n_ff_expert, n_heads, n_heads_kv, n_ctx_train, weight_type
+    )
+    kv |= _expert_keys("gpt-oss", n_experts, n_experts_used, n_ff_expert)
+    kv |= {
+        "gpt-oss.attention.key_length": head,
+        "gpt-oss.attention.value_length": head,
+        "gpt-oss.attention.sliding_window": n_swa,
+        "gpt-oss.rope.dimension_count": head,
+    }
+    return write_gguf(path, "gpt-oss", kv | spm_vocabulary(n_vocab), tensors, seed=seed, sparse=sparse)
+
+
 def make_bert(
     path: Path | str,
     *,

@@ -59,7 +59,7 @@ def _terms(prepared: Prepared, layout: Layout) -> Iterator[Term]:
     yield from _model_terms(prepared, layout)
     yield from overhead_terms(settings, layout)
     if companions.mmproj is not None:
-        yield from projector_terms(companions.mmproj, companions, layout)
+        yield from projector_terms(companions.mmproj, settings, companions, layout)
     yield from lora_terms(companions.lora_bytes, prepared.shape, layout)
     if prepared.draft is not None:
         n_gpu_layers = prepared.draft.settings.n_gpu_layers

@@ -12,11 +12,13 @@ from tests.make_gguf import (
     make_bert,
     make_deepseek2,
     make_gemma3,
+    make_gpt_oss,
     make_granite_hybrid,
     make_llama,
     make_mamba2,
     make_mmproj,
     make_qwen3,
+    make_qwen3next,
 )
 
 HOST = DeviceBudget("local/host", "host", 1 << 40, 1 << 40)
@@ -118,6 +120,25 @@ def _hybrid(path: Path) -> Path:
     )  # fmt: skip
 
 
+def _delta_net(path: Path) -> Path:
+    return make_qwen3next(
+        path, n_layers=4, n_embd=1024, n_heads=8, n_heads_kv=2, head=256, n_experts=16, n_experts_used=4,
+        n_ff_expert=512, d_state=128, n_heads_key=16, n_heads_value=32, n_vocab=8192, weight_type="q8_0",
+        sparse=True,
+    )  # fmt: skip
+
+
+def _short_windows(path: Path) -> Path:
+    return make_gpt_oss(
+        path, n_layers=4, n_embd=1440, n_heads=32, n_heads_kv=4, head=64, n_experts=8, n_experts_used=4,
+        n_ff_expert=1440, n_vocab=8192, weight_type="q8_0", sparse=True,
+    )  # fmt: skip
+
+
+def _projector(path: Path) -> Path:
+    return make_mmproj(path, n_embd=512, n_ff=2048, n_heads=8, image_size=336, patch_size=14)
+
+
 def _bert(path: Path) -> Path:
     return make_bert(path, n_layers=6, n_embd=512, n_ff=2048, n_heads=8, n_vocab=8192, sparse=True)
 
@@ -171,10 +192,15 @@ CASES: tuple[Case, ...] = (
     Case("recurrent, 8 slots", _mamba, 2048, _settings(parallel=8), ("-np", "8")),
     Case("hybrid", _hybrid, 16384, _settings()),
     Case("hybrid, 6 slots", _hybrid, 6144, _settings(parallel=6), ("-np", "6")),
+    Case("delta nets, experts", _delta_net, 8192, _settings()),
+    Case("delta nets, 5 slots", _delta_net, 5120, _settings(parallel=5), ("-np", "5")),
+    Case("short windows, experts", _short_windows, 8192, _settings()),
+    Case("short windows, 2 slots", _short_windows, 8192, _settings(parallel=2), ("-np", "2")),
     Case("embedding model", _bert, 512, _settings(embedding=True), ("--embedding",)),
     Case("embeddings by a decoder", _qwen, 2048, _settings(embedding=True), ("--embedding",)),
     Case("three shards", _split, 4096, _settings()),
     Case("with a projector", make_llama, 2048, _settings(), make_mmproj=make_mmproj),
+    Case("with a larger projector", make_llama, 2048, _settings(), make_mmproj=_projector),
     Case("with a draft model", _dense, 4096, _settings(), make_draft=lambda p: make_llama(p, n_vocab=8192)),
 )
 

@@ -76,6 +76,45 @@ def test_a_projector_lies_on_the_first_gpu_or_on_the_host(tmp_path: Path) -> Non
         assert found.bytes_of("mmproj", device=device) == found.bytes_of("mmproj") > mmproj.tensor_bytes
 
 
+@pytest.mark.parametrize(
+    ("kv", "flash", "expected_mib"),
+    [
+        # gemma-3's encoder, 896 x 896: 1132 MiB were known of it before it had flash attention.
+        (
+            {"embedding_length": 1152, "feed_forward_length": 4304, "attention.head_count": 16},
+            "off",
+            (1132, 1500),
+        ),
+        (
+            {"embedding_length": 1152, "feed_forward_length": 4304, "attention.head_count": 16},
+            "auto",
+            (150, 300),
+        ),
+        # A head of a size without flash attention.
+        (
+            {"embedding_length": 1152, "feed_forward_length": 4304, "attention.head_count": 32},
+            "auto",
+            (800, 1500),
+        ),
+    ],
+)
+def test_an_encoder_without_flash_attention_keeps_its_scores(
+    kv: dict[str, KvValue], flash: str, expected_mib: tuple[int, int]
+) -> None:
+    vision = {f"vision.{key}": value for key, value in kv.items()}
+    mmproj = metadata("clip", vision | {"vision.image_size": 896, "vision.patch_size": 14})
+    settings = LoadSettings(flash_attn=flash)  # type: ignore[arg-type]
+    found = estimate(Prepared.of(llama(), settings, Companions(mmproj=mmproj)), on_host())
+    low, high = expected_mib
+    assert low <= found.bytes_of("mmproj") / MIB <= high
+
+
+def test_an_encoder_of_images_of_any_size_is_warmed_up_with_a_large_one() -> None:
+    mmproj = metadata("clip", {"projector_type": "qwen2.5vl_merger", "vision.image_size": 560})
+    found = estimate(Prepared.of(llama(), LoadSettings(), Companions(mmproj=mmproj)), on_host())
+    assert any(t.explanation.startswith("encoder of 8464 patches") for t in found.terms if t.kind == "mmproj")
+
+
 def test_adapters_are_spread_as_the_layers_are() -> None:
     companions = Companions(lora_bytes=(30 * MIB, 10 * MIB))
     found = estimate(Prepared.of(llama(n_layers=3), LoadSettings(), companions), on_gpus(A, B, split=(3, 1)))
@@ -107,7 +146,8 @@ KEYS = (
     "attention.head_count_kv", "attention.key_length", "attention.value_length", "attention.key_length_mla",
     "attention.value_length_mla", "attention.sliding_window", "attention.sliding_window_pattern",
     "attention.recurrent_layers", "attention.shared_kv_layers", "attention.indexer.key_length",
-    "expert_count", "expert_used_count", "expert_feed_forward_length", "nextn_predict_layers", "full_attention_interval",
+    "expert_count", "expert_used_count", "expert_feed_forward_length", "nextn_predict_layers",
+    "full_attention_interval",
     "ssm.conv_kernel", "ssm.inner_size", "ssm.state_size", "ssm.group_count", "ssm.time_step_rank",
     "wkv.head_size", "shortconv.l_cache", "kda.head_dim", "leading_dense_block_count",
 )  # fmt: skip
