@@ -41,7 +41,9 @@ class Case:
 
     def __post_init__(self) -> None:
         repack = () if self.settings.repack else ("--no-repack",)
-        argv = ("-c", str(self.ctx_size), "--no-warmup", "-cram", "0", *repack, *self.args)
+        # A warm-up reads every weight; it is needed only where an encoder's buffer comes with it.
+        warm_up = ("--no-warmup",) if self.make_mmproj is None else ()
+        argv = ("-c", str(self.ctx_size), *warm_up, "-cram", "0", *repack, *self.args)
         object.__setattr__(self, "argv", argv)
 
     def predict(self, folder: Path) -> tuple[Estimate, Path, tuple[str, ...]]:

@@ -51,6 +51,7 @@ def test_prediction_matches_what_the_server_allocates(case: Case, tmp_path: Path
         (reported.weights, reported.kv, reported.state, reported.compute, reported.output, reported.encoder)
     )
     assert footprint >= allocated, "the sum is never under"
+    assert reported.encoder == 0 if case.make_mmproj is None else reported.encoder > 0
     resident = reported.anonymous + reported.file_backed - PAGE_CACHE_OF_PROGRAM
     assert footprint >= resident, "nor is it under what is resident"
 

@@ -94,7 +94,7 @@ def test_a_projector_lies_on_the_first_gpu_or_on_the_host(tmp_path: Path) -> Non
         (
             {"embedding_length": 1152, "feed_forward_length": 4304, "attention.head_count": 32},
             "auto",
-            (800, 1500),
+            (2000, 2600),
         ),
     ],
 )
