@@ -12,7 +12,7 @@ import logging
 import os
 import sqlite3
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,8 +24,9 @@ from router.core.types import Placement
 _logger = logging.getLogger("router.store")
 _T = TypeVar("_T")
 
-SCHEMA_VERSION: Final = 1
-_SCHEMA: Final = """
+#: Each script leads from one version of the schema to the next: a new file goes through all of them.
+_MIGRATIONS: Final = (
+    """
 CREATE TABLE processes (
     instance    TEXT PRIMARY KEY,
     model       TEXT NOT NULL,
@@ -55,7 +56,23 @@ CREATE TABLE footprints (
     updated_at REAL NOT NULL,
     PRIMARY KEY (key, shape)
 ) STRICT;
-"""
+""",
+    """
+DROP TABLE footprints;
+CREATE TABLE footprints (
+    key        TEXT NOT NULL,
+    shape      TEXT NOT NULL,
+    peak       TEXT NOT NULL,
+    floor      TEXT NOT NULL,
+    requests   INTEGER NOT NULL,
+    trials     INTEGER NOT NULL,
+    files      TEXT NOT NULL,
+    updated_at REAL NOT NULL,
+    PRIMARY KEY (key, shape)
+) STRICT;
+""",
+)
+SCHEMA_VERSION: Final = len(_MIGRATIONS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,10 +104,17 @@ class LoadTime:
 
 @dataclass(frozen=True, slots=True)
 class LearnedFootprint:
-    """Measured bytes per place of a placement (not per device id: identical cards share what was learned)."""
+    """Measured bytes per place of a placement (not per device id: identical cards share what was learned).
 
-    bytes: tuple[int, ...]
-    samples: int
+    The numbers are those of `router.estimate.learning.Learned`. `files` are (path, bytes, time of change in
+    nanoseconds) of what was loaded. `updated_at` is Unix time; 0 stands for now.
+    """
+
+    peak: tuple[int | None, ...]
+    floor: tuple[int, ...] = ()
+    requests: int = 0
+    trials: int = 0
+    files: tuple[tuple[str, int, int], ...] = ()
     updated_at: float = field(default=0.0, compare=False)
 
 
@@ -168,13 +192,22 @@ class Store:
 
     async def put_footprint(self, key: str, shape: str, learned: LearnedFootprint) -> None:
         """Replace what is known of `key` (files, flags, binary) on devices of this `shape`."""
-        row = (key, shape, json.dumps(learned.bytes), learned.samples, learned.updated_at or time.time())
-        await self._write("INSERT OR REPLACE INTO footprints VALUES (?, ?, ?, ?, ?)", row)
+        texts = (json.dumps(learned.peak), json.dumps(learned.floor))
+        counts = (learned.requests, learned.trials)
+        row = (key, shape, *texts, *counts, json.dumps(learned.files), learned.updated_at or time.time())
+        await self._write("INSERT OR REPLACE INTO footprints VALUES (?, ?, ?, ?, ?, ?, ?, ?)", row)
 
     async def footprints(self) -> Mapping[tuple[str, str], LearnedFootprint]:
-        """By (key, shape)."""
-        rows = await self._read("SELECT key, shape, bytes, samples, updated_at FROM footprints")
-        return {(row[0], row[1]): LearnedFootprint(tuple(json.loads(row[2])), row[3], row[4]) for row in rows}
+        """By (key, shape), those used last first. What cannot be read is left out."""
+        rows = await self._read(
+            "SELECT key, shape, peak, floor, requests, trials, files, updated_at FROM footprints"
+            " ORDER BY updated_at DESC"
+        )
+        return {(row[0], row[1]): found for row in rows if (found := _footprint(row[2:])) is not None}
+
+    async def forget_footprint(self, key: str, shape: str) -> None:
+        """Drop one; unknown is fine."""
+        await self._write("DELETE FROM footprints WHERE key = ? AND shape = ?", (key, shape))
 
     async def forget_footprints(self, *, older_than: float) -> None:
         """Drop what was not confirmed since that Unix time."""
@@ -272,10 +305,11 @@ def _connect(name: str) -> sqlite3.Connection:
 
 def _migrate(database: sqlite3.Connection) -> None:
     (version,) = database.execute("PRAGMA user_version").fetchone()
-    if version == 0:
-        database.executescript(f"BEGIN; {_SCHEMA} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;")
-    elif version != SCHEMA_VERSION:
+    if not 0 <= version <= SCHEMA_VERSION:
         raise _Unusable(f"its schema is version {version}, this program knows {SCHEMA_VERSION}")
+    if version < SCHEMA_VERSION:
+        steps = "".join(_MIGRATIONS[version:])
+        database.executescript(f"BEGIN; {steps} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;")
 
 
 def _move_aside(path: Path, error: Exception) -> None:
@@ -301,6 +335,28 @@ def _record(row: Iterable[Any]) -> ProcessRecord | None:
         return None
     values["is_ready"] = bool(values["is_ready"])
     return ProcessRecord(**values)
+
+
+def _footprint(row: Sequence[Any]) -> LearnedFootprint | None:
+    peak, floor, requests, trials, files, updated_at = row
+    try:
+        found = LearnedFootprint(
+            tuple(None if size is None else _size(size) for size in json.loads(peak)),
+            tuple(_size(size) for size in json.loads(floor)),
+            requests,
+            trials,
+            tuple((str(path), int(size), int(changed_ns)) for path, size, changed_ns in json.loads(files)),
+            updated_at,
+        )
+    except (ValueError, TypeError):
+        return None
+    return found if len(found.floor) in (0, len(found.peak)) and min(requests, trials) >= 0 else None
+
+
+def _size(value: object) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 1 << 62:
+        raise ValueError(f"{value!r} is no number of bytes")
+    return value
 
 
 _COLUMNS: Final = (

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from router.core.types import Placement
-from router.store import SCHEMA_VERSION, LearnedFootprint, ProcessRecord, Store
+from router.store import _MIGRATIONS, SCHEMA_VERSION, LearnedFootprint, ProcessRecord, Store
 
 PLACEMENT = Placement(
     "local", {"local/cuda:GPU-1": 5 << 30, "local/host": 7}, ("local/cuda:GPU-1",), ("-ngl", "9"), 2
@@ -69,16 +69,56 @@ async def test_load_times_follow_what_is_measured_now(path):
 
 
 async def test_footprints_are_known_by_key_and_shape(path):
-    learned = LearnedFootprint((5 << 30, 6 << 30), samples=3)
+    files = (("/models/a.gguf", 5 << 30, 17),)
+    learned = LearnedFootprint((5 << 30, None), (6 << 30, 1), requests=3, trials=2, files=files)
     async with Store(path) as store:
         await store.put_footprint("key", "2x24G", learned)
-        await store.put_footprint("key", "1x48G", LearnedFootprint((11 << 30,), 1, updated_at=10.0))
+        await store.put_footprint("key", "1x48G", LearnedFootprint((11 << 30,), updated_at=10.0))
+        await store.put_footprint("key", "host", LearnedFootprint((1 << 30,)))
     async with Store(path) as store:
         footprints = await store.footprints()
         assert footprints["key", "2x24G"] == learned
-        assert footprints["key", "1x48G"].bytes == (11 << 30,)
+        assert list(footprints)[-1] == ("key", "1x48G"), "the one used last comes first"
+        await store.forget_footprint("key", "host")
+        await store.forget_footprint("key", "never heard of")
         await store.forget_footprints(older_than=11.0)
         assert set(await store.footprints()) == {("key", "2x24G")}
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "peak = 'x'",
+        "peak = '[-1]'",
+        "peak = '[1e300]'",
+        "peak = '7'",
+        "floor = '[1, 2, 3]'",
+        "floor = '[true]'",
+        "files = '[[1]]'",
+        "requests = -1",
+    ],
+)
+async def test_a_footprint_that_makes_no_sense_is_left_out(path, damage):
+    async with Store(path) as store:
+        await store.put_footprint("key", "good", LearnedFootprint((1,)))
+        await store.put_footprint("key", "bad", LearnedFootprint((1,)))
+        await store._in_thread(
+            lambda: store._execute(f"UPDATE footprints SET {damage} WHERE shape = 'bad'", ())
+        )
+        assert set(await store.footprints()) == {("key", "good")}
+
+
+async def test_an_older_file_is_brought_up_to_date_and_keeps_its_children(path):
+    with sqlite3.connect(path) as database:
+        database.executescript(f"{_MIGRATIONS[0]} PRAGMA user_version = 1;")
+    database.close()
+    async with Store(path) as store:
+        await store.put_process(RECORD)
+        await store.put_footprint("key", "shape", LearnedFootprint((1,)))
+        assert store.is_persistent and not list(path.parent.glob("*.aside-*"))
+    async with Store(path) as store:
+        assert await store.processes() == (RECORD,)
+        assert set(await store.footprints()) == {("key", "shape")}
 
 
 async def test_what_was_written_survives_the_death_of_the_writer(path):

@@ -183,9 +183,7 @@ def reservation(
     prediction: Prediction, learned: Learned | None = None, measured: Footprint = NOTHING
 ) -> dict[DeviceId, int]:
     """Bytes to reserve per device; never less than is `measured` now, also where nothing was predicted."""
-    wanted = {
-        device: _reserved(prediction, at, learned) for at, device in enumerate(prediction.devices)
-    }
+    wanted = {device: _reserved(prediction, at, learned) for at, device in enumerate(prediction.devices)}
     return {device: max(wanted.get(device, 0), measured.get(device, 0)) for device in {**wanted, **measured}}
 
 
@@ -203,7 +201,7 @@ def standing(
     reserved: Footprint | None = None,
     measured: Footprint = NOTHING,
 ) -> Standing:
-    """The numbers of one placement; `reserved` and `measured` are those of a running instance, if it is one."""
+    """The numbers of one placement, or of an instance that runs there with so much `reserved` and `measured`."""
     peaks = learned.peak if learned is not None else (None,) * len(prediction.devices)
     known = {d: peak for d, peak in zip(prediction.devices, peaks, strict=True) if peak is not None}
     return Standing(

@@ -51,11 +51,17 @@ class InstanceRecord:
 class Measurement:
     """Free bytes per device (None = unhealthy) and used bytes per instance; sampling began at `taken_at`
     (loop.time()).
+
+    `used` is the best guess, for the ledger. To learn from there are only `told`, what a driver told of the
+    instance itself, and for a ready instance `lost`: what a device that tells nothing lost while it loaded,
+    where no other child started, loaded or ended meanwhile. Both name devices of its placement, zeros too.
     """
 
     taken_at: float
     free: Mapping[DeviceId, int | None]
     used: Mapping[InstanceId, Footprint] = field(default_factory=dict)
+    told: Mapping[InstanceId, Footprint] = field(default_factory=dict)
+    lost: Mapping[InstanceId, Footprint] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
 

@@ -22,6 +22,7 @@ class Occupant:
 
     `free_before` is what was free when it began, `changes` the host's count of starts and exits then (None if
     another was loading): together they tell what it took where the driver does not say who holds what.
+    `taken` is that, once it is ready; `lost` the part of it that is no mere reservation.
     """
 
     instance: InstanceId
@@ -31,6 +32,7 @@ class Occupant:
     free_before: Mapping[DeviceId, int | None] = field(default_factory=dict)
     changes: int | None = None
     taken: Footprint = field(default_factory=dict)
+    lost: Footprint = field(default_factory=dict)
 
 
 class Room:
@@ -63,12 +65,17 @@ class Room:
         started or ended in that time, that difference means nothing, and its reservation is taken for true.
         """
         free = {device.id: self._info(sample, device.id).free_bytes for device in self.devices(sample)}
-        used = {}
+        used, told, lost = {}, {}, {}
         for occupant in occupants:
             if occupant.is_ready and not occupant.taken:
-                occupant.taken = _taken(occupant, free, changes)
-            used[occupant.instance] = self._used(sample, occupant)
-        return Measurement(sample.taken_at, free, used, sample.notes)
+                occupant.lost = _lost(occupant, free, changes)
+                occupant.taken = {**occupant.placement.footprint, **occupant.lost}
+            name = occupant.instance
+            used[name] = self._used(sample, occupant)
+            believed = {d for d in occupant.placement.footprint if self._is_attributed(sample, d)}
+            told[name] = {d: used[name].get(d, 0) for d in believed}
+            lost[name] = {d: size for d, size in occupant.lost.items() if d not in believed}
+        return Measurement(sample.taken_at, free, used, told, lost, sample.notes)
 
     def refusal(
         self, newcomer: Placement, measured: Measurement, sample: Sample, loading: Iterable[Occupant]
@@ -106,6 +113,10 @@ class Room:
     def _info(self, sample: Sample, device: DeviceId) -> DeviceInfo:
         return sample.devices[device.partition("/")[2]]
 
+    @staticmethod
+    def _is_attributed(sample: Sample, device: DeviceId) -> bool:
+        return sample.attributed.get(device.partition("/")[2], False)
+
     def _used(self, sample: Sample, occupant: Occupant) -> Footprint:
         told = sample.used.get(occupant.pid, {}) if occupant.pid is not None else {}
         used: dict[DeviceId, int] = {}
@@ -128,14 +139,16 @@ class Room:
         return self._memory.margin_mib << 20
 
 
-def _taken(occupant: Occupant, free: Mapping[DeviceId, int | None], changes: int) -> Footprint:
+def _lost(occupant: Occupant, free: Mapping[DeviceId, int | None], changes: int) -> Footprint:
+    """What the devices lost while it loaded; nothing where others of ours started or ended in that time."""
     if changes != occupant.changes:
-        return occupant.placement.footprint
-    taken = {}
-    for device, reserved in occupant.placement.footprint.items():
-        before, now = occupant.free_before.get(device), free.get(device)
-        taken[device] = reserved if before is None or now is None else max(0, before - now)
-    return taken
+        return {}
+    pairs = {d: (occupant.free_before.get(d), free.get(d)) for d in occupant.placement.footprint}
+    return {
+        device: max(0, before - now)
+        for device, (before, now) in pairs.items()
+        if before is not None and now is not None
+    }
 
 
 def _is_called(info: DeviceInfo, name: str) -> bool:

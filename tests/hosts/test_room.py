@@ -131,6 +131,28 @@ def test_where_a_stranger_gave_memory_back_meanwhile_nothing_is_taken():
     assert room().measurement(one, [ready], 3).used["a#1"] == {}
 
 
+def test_what_a_driver_told_of_a_child_is_told_apart_from_what_is_taken_for_true():
+    one = sample(info("cuda:GPU-1"), info("host"), used={7: {"cuda:GPU-1": 4 * GIB}})
+    placed = Placement("local", {GPU: 5 * GIB, HOST: GIB})
+    child = Occupant("a#1", placed, is_ready=True, pid=7, free_before={GPU: 20 * GIB}, changes=3)
+    measured = room().measurement(one, [child], 3)
+    assert measured.told["a#1"] == {GPU: 4 * GIB, HOST: 0}
+    assert measured.lost["a#1"] == {}
+    silent = replace(one, attributed={"cuda:GPU-1": False, "host": True})
+    child = Occupant("a#1", placed, is_ready=True, pid=7, free_before={GPU: 26 * GIB}, changes=3)
+    measured = room().measurement(silent, [child], 3)
+    assert (measured.told["a#1"], measured.lost["a#1"]) == ({HOST: 0}, {GPU: 6 * GIB})
+
+
+def test_a_difference_that_others_had_a_part_in_is_nothing_to_learn_from():
+    silent = sample(info("cuda:GPU-1", free=14 * GIB), attributed=False)
+    for changes in (2, None):
+        child = occupant(5 * GIB, pid=7, is_ready=True, free_before={GPU: 20 * GIB}, changes=changes)
+        measured = room().measurement(silent, [child], 3)
+        assert measured.used["a#1"] == {GPU: 5 * GIB}
+        assert measured.told["a#1"] == measured.lost["a#1"] == {}
+
+
 def test_notes_and_time_are_passed_on():
     measured = room().measurement(sample(info("host")), (), 0)
     assert (measured.taken_at, measured.notes) == (1.0, ("a note",))
