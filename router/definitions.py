@@ -7,6 +7,7 @@ immutable; a reload makes another one, and the scheduler compares definitions by
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -67,6 +68,24 @@ class Definitions:
     @property
     def models(self) -> dict[ModelName, Model]:
         return {name: definition.model for name, definition in self.by_name.items()}
+
+    def check(self, name: ModelName) -> None:
+        """Look whether what a launch needs is still there, before anybody is evicted for it. Touches files.
+        Raises ModelUnusable; an unknown name is for the scheduler to refuse.
+        """
+        definition = self.by_name.get(name)
+        if definition is None or definition.model.error is not None:
+            return
+        entry, preset = definition.entry, definition.entry.preset
+        files = [*entry.files, entry.mmproj, preset.draft_model, *preset.lora]
+        for file in files:
+            if file is not None and not os.access(file, os.R_OK):
+                raise ModelUnusable(f"{name} cannot be loaded: {file} is gone, or may not be read")
+        if not os.access(self.binary, os.X_OK):
+            raise ModelUnusable(
+                f"{name} cannot be loaded: llama-server is not at {self.binary} any more, or may not be run; "
+                "bin/build-llama-server makes one"
+            )
 
     def launch(self, name: ModelName, placement: Placement) -> Launch:
         """How to start `name` where it was placed. Raises RouterError for a model that cannot be run."""

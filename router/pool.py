@@ -100,6 +100,7 @@ class Pool:
         journal: Journal,
         *,
         definitions: Mapping[ModelName, Model] | None = None,
+        check: Callable[[ModelName], None] | None = None,
         measure_max_age_seconds: float = 0.1,
         poll_seconds: float = 5.0,
         stop_grace_seconds: Callable[[ModelName], float] = lambda _: 10.0,
@@ -108,6 +109,7 @@ class Pool:
         self._hosts: dict[HostId, Host] = {host.id: host for host in hosts}
         self._launcher = launcher
         self._definitions = dict(definitions or {})
+        self._check = check
         self.journal = journal
         self._max_age = measure_max_age_seconds
         self._poll = poll_seconds
@@ -162,7 +164,7 @@ class Pool:
         if self._closing:
             raise ShuttingDown("the router is shutting down", retry_after_seconds=5.0)
         begun = self._loop.time()
-        await self._freshen(model)
+        await self._prepare(model)
         name = f"r{next(self._lease_ids)}"
         future: asyncio.Future[Grant] = self._loop.create_future()
         self._futures[name] = future
@@ -323,12 +325,15 @@ class Pool:
 
     # --- measuring ---
 
-    async def _freshen(self, model: ModelName) -> None:
-        """Before a decision that depends on memory, have figures that are fresh. A resident model needs
-        none.
+    async def _prepare(self, model: ModelName) -> None:
+        """Before a decision that may cost others their place: the model can be started at all, and the
+        figures are fresh. A resident model needs neither. Raises RouterError.
         """
-        resident = any(child.start.model == model and child.address for child in self._children.values())
-        if not resident and self._age() > self._max_age:
+        if any(child.start.model == model and child.address for child in self._children.values()):
+            return
+        if self._check is not None:
+            await asyncio.to_thread(self._check, model)  # it looks at files, and a disk may be slow
+        if self._age() > self._max_age:
             await asyncio.gather(*(self._measure(host, self._max_age) for host in self._hosts.values()))
 
     async def _measure(self, host: Host, max_age: float) -> None:

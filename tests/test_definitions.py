@@ -148,6 +148,20 @@ def test_a_device_that_is_not_there_is_named_with_those_that_are(models: Path) -
         assert {p.devices for p in model.placements} == {(LARGE,)}, name
 
 
+def test_a_file_or_a_binary_that_went_away_is_noticed_before_a_launch(models: Path, tmp_path: Path) -> None:
+    binary = tmp_path / "llama-server"
+    binary.touch(mode=0o755)
+    definitions = defined(models, machine(host=32), binary=str(binary))
+    definitions.check("tiny")
+    definitions.check("unknown")
+    binary.unlink()
+    with pytest.raises(ModelUnusable, match=r"llama-server is not at .* any more"):
+        definitions.check("tiny")
+    (models / "tiny.gguf").unlink()
+    with pytest.raises(ModelUnusable, match=r"tiny\.gguf is gone"):
+        definitions.check("tiny")
+
+
 def test_a_model_that_left_the_catalog_cannot_be_launched(models: Path) -> None:
     definitions = defined(models, machine(host=32))
     with pytest.raises(ModelUnusable, match="not in the catalog"):

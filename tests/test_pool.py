@@ -12,7 +12,7 @@ from router.backends import Launch
 from router.core.policy import make_policy
 from router.core.scheduler import Scheduler, Settings
 from router.core.types import Exited, Model, Placement, State
-from router.errors import LoadFailed, ModelNotFound, ShuttingDown, Unavailable
+from router.errors import LoadFailed, ModelNotFound, ModelUnusable, ShuttingDown, Unavailable
 from router.journal import Journal
 from router.pool import Pool
 from tests.fake_host import GIB, FakeHost, full
@@ -186,6 +186,22 @@ async def test_an_unknown_model_is_refused_and_leaves_nothing() -> None:
         with pytest.raises(ModelNotFound):
             pool.explain("alhpa")
         assert not pool.snapshot().queues
+
+
+async def test_a_model_that_cannot_be_started_is_refused_before_anyone_is_evicted() -> None:
+    host = FakeHost()
+    pool = pool_of(host, model("a", 14), model("b", 14))
+
+    def check(name: str) -> None:
+        if name == "b":
+            raise ModelUnusable("b cannot be loaded: its file is gone")
+
+    pool._check = check
+    async with pool:
+        await pool.load("a")
+        with pytest.raises(ModelUnusable, match="its file is gone"):
+            await pool.load("b")
+        assert set(host.children) == {"a#1"} and not pool.snapshot().queues
 
 
 async def test_a_failing_measurement_and_a_failing_launch_do_not_take_the_pool_down() -> None:

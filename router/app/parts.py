@@ -106,6 +106,7 @@ async def _pool(app: web.Application) -> AsyncIterator[None]:
         lambda model, placement: app[CONTEXT].known.definitions.launch(model, placement),  # noqa: PLW0108 - a reload replaces them
         Journal(),
         definitions=known.definitions.models,
+        check=lambda model: app[CONTEXT].known.definitions.check(model),  # noqa: PLW0108 - as above
         measure_max_age_seconds=config.memory.measure_max_age_ms / 1000,
         poll_seconds=config.memory.poll_seconds,
         stop_grace_seconds=lambda model: _stop_grace_seconds(app[CONTEXT], model),
