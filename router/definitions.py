@@ -254,8 +254,8 @@ def _load_settings(
     return LoadSettings(
         ctx_size=context,
         n_gpu_layers=_layers(preset.n_gpu_layers),
-        parallel=preset.parallel,
-        kv_unified=preset.kv_unified,
+        parallel=preset.parallel or 1,  # as it is launched
+        kv_unified=preset.kv_unified is not False,
         tensor_split=preset.tensor_split or None,
         split_mode=preset.split_mode or plain.split_mode,
         main_gpu=preset.main_gpu or 0,
