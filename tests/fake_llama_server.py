@@ -347,6 +347,12 @@ def fork_grandchild(own_session):
 
 
 def main():
+    if "--version" in sys.argv:
+        print("version: fake (build 0, commit fake)")
+        return
+    if "--list-devices" in sys.argv:
+        print("Available devices:\n  (none)")
+        return
     options = parse(sys.argv[1:], os.environ)
     server = Server(options, Memory(os.environ))
     server.log(f"srv  llama_server: initializing, pid {os.getpid()}")

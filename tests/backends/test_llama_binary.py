@@ -7,6 +7,7 @@ import pytest
 
 from router.backends.llama_server import find_binary, list_devices, version
 from router.errors import StartupError
+from tests.fake_binary import make_fake_binary
 
 
 def program(path: Path, script: str = "exit 0", *, age_seconds: int = 0) -> Path:
@@ -67,6 +68,12 @@ def test_where_there_is_none_it_says_how_to_get_one(environ):
 async def test_the_version_is_what_it_says_of_itself(tmp_path):
     script = "echo 'version: 0.6.0-dev (build 11434, commit abc)' >&2; echo 'built with x' >&2"
     assert await version(program(tmp_path / "s", script)) == "0.6.0-dev (build 11434, commit abc)"
+
+
+async def test_the_stand_in_can_be_asked_like_the_real_one(tmp_path):
+    binary = make_fake_binary(tmp_path)
+    assert await version(binary) == "fake (build 0, commit fake)"
+    assert await list_devices(binary) == "Available devices:\n  (none)\n"
 
 
 @pytest.mark.parametrize(

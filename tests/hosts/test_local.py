@@ -197,6 +197,19 @@ async def test_a_cancelled_leaving_kills_what_it_would_have_waited_for(open_host
     assert not list(paths.runtime_dir.glob("*.sock"))
 
 
+async def test_a_stop_in_the_middle_of_a_spawn_is_not_lost(host, fake, store):
+    for turns in range(12):
+        starting = asyncio.ensure_future(start(host, fake, f"a#{turns}", GIB, "--hang-load"))
+        await eventually_has(store.processes, len)  # it is recorded before it is spawned
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        async with asyncio.timeout(30):
+            await host.stop(f"a#{turns}", grace_seconds=0)
+            with pytest.raises(LoadFailed):
+                await starting
+            await eventually_has(store.processes, lambda records: not records)
+
+
 async def test_only_one_router_works_on_a_state_folder(host, open_host):
     with pytest.raises(StartupError, match=rf"another llama-router \(pid {os.getpid()}\) works in"):
         async with open_host():

@@ -271,6 +271,21 @@ async def test_what_a_child_has_forked_goes_with_it(folder, flag):
         await eventually(lambda: not find_marked(str(process.socket)), "the grandchild outlived its parent")
 
 
+async def test_its_group_is_gone_with_the_notice_of_its_death_also_what_bears_no_marker(folder):
+    script = 'env -i sleep 1000 & echo "grandchild $!"; exec "$@"'
+    wrapped = command(folder)
+    wrapped = dataclasses.replace(wrapped, argv=("/bin/sh", "-c", script, "sh", *wrapped.argv))
+    async with owning_tasks() as tasks:
+        process = await Process.spawn("child", wrapped, tasks)
+        await process.ready(HEALTH)
+        pid = int(process.log.tail(10)[0].removeprefix("grandchild "))
+        grandchild = identify(pid)
+        assert grandchild is not None
+        os.kill(process.pid, signal.SIGKILL)
+        await process.wait()
+        await eventually(lambda: not is_alive(grandchild), "the grandchild outlived its parent")
+
+
 @pytest.mark.parametrize("flag", ["--fork-grandchild", "--double-fork"])
 async def test_a_grandchild_that_holds_the_log_does_not_delay_the_notice(folder, flag):
     async with owning_tasks() as tasks:
@@ -509,6 +524,21 @@ def memory_cgroup() -> Path | None:
             continue
         return folder
     return None
+
+
+async def test_evidence_of_such_a_kill_is_kept_for_as_long_as_dying_may_take(folder, monkeypatch):
+    """Taking down a large process may last seconds, in which the owner has looked at the count again."""
+    kills = 0
+    monkeypatch.setattr("router.process.child.oom_kill_count", lambda: kills)
+    monkeypatch.setattr("router.process.child._OOM_EVIDENCE_SECONDS", 0.0)  # every look counts
+    monkeypatch.setattr("router.process.child._LOOK_SECONDS", 1e6)
+    async with owning_tasks() as tasks:
+        process = await Process.spawn("child", command(folder, "--ignore-sigterm"), tasks)
+        await process.ready(HEALTH)
+        kills = 1
+        await process._look(0, 1.0)
+        os.kill(process.pid, signal.SIGKILL)
+        assert (await process.wait()).out_of_memory
 
 
 async def test_a_kill_by_the_kernel_for_want_of_memory_is_said(folder):
