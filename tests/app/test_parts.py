@@ -1,0 +1,42 @@
+"""What the configuration becomes; the parts themselves are tested as a running router in
+tests/test_app.py."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+from router.app.parts import Setup, _settings, build
+from router.catalog import Catalog
+from router.config import Config, MemoryConfig, SchedulerConfig, ServerConfig, StatePaths
+from router.core.scheduler import Settings
+
+
+def test_every_number_of_the_scheduler_comes_from_the_configuration():
+    scheduler = SchedulerConfig(
+        models_max=1,
+        queue_limit=2,
+        queue_timeout_seconds=3.0,
+        quantum=4.5,
+        linger=5.5,
+        placement="spread",
+        backoff_initial_seconds=6.0,
+        backoff_max_seconds=7.0,
+        unload_deadline_seconds=9.0,
+    )
+    made = _settings(scheduler, MemoryConfig(recovery_seconds=11.0, foreign_wait_seconds=12.0))
+    unchanged = [
+        field.name
+        for field in dataclasses.fields(Settings)
+        if getattr(made, field.name) == getattr(Settings(), field.name)
+    ]
+    assert set(unchanged) <= {"yield_to_others"}, "only what has no key may stay as it is"
+
+
+def test_the_access_log_can_be_switched_off(tmp_path: Path):
+    def middlewares(access_log: bool) -> int:
+        config = Config(server=ServerConfig(access_log=access_log))
+        setup = Setup(config, Catalog(), StatePaths(tmp_path, tmp_path), Path("llama-server"), lambda: config)
+        return len(build(setup).middlewares)
+
+    assert middlewares(True) == middlewares(False) + 1
