@@ -8,6 +8,7 @@ No dependency and no import from this project: a fake llama-server may load this
                         exactly when the kernel has closed the owner's files, as with the real driver: at once
                         after SIGKILL, before anybody has reaped the zombie
     FOLDER/dead/...     what is reported as used for `lag_ms` longer, after its owner died
+    FOLDER/takings      where it exists: every allocation made or refused, in order (see `Taking`)
 """
 
 from __future__ import annotations
@@ -148,18 +149,26 @@ class Allocation:
 
     def set(self, held: Mapping[int | str, int]) -> None:
         """From now on exactly this: device (index or UUID) -> bytes. Does not ask whether it fits."""
+        wanted = self._by_index(held)
         with _folder_lock(self._folder):
-            self._write(self._by_index(held))
+            before = dict(self.held)
+            self._write(wanted)
+            for index, size in wanted.items():
+                _note_taking(self._folder, self.pid, index, size - before.get(index, 0), is_granted=True)
 
     def try_set(self, held: Mapping[int | str, int]) -> bool:
         """The same where all of it fits beside everybody else; else nothing changes and the answer is
         False."""
         wanted = self._by_index(held)
         with _folder_lock(self._folder):
-            for index, size in wanted.items():
-                if size - self.held.get(index, 0) > free_bytes(self._folder, index):
+            more = {index: size - self.held.get(index, 0) for index, size in wanted.items()}
+            for index, size in more.items():
+                if size > free_bytes(self._folder, index):
+                    _note_taking(self._folder, self.pid, index, size, is_granted=False)
                     return False
             self._write(wanted)
+            for index, size in more.items():
+                _note_taking(self._folder, self.pid, index, size, is_granted=True)
         return True
 
     def close(self) -> None:
@@ -188,6 +197,46 @@ def hold_allocation(
     allocation = Allocation(Path(folder), pid)
     allocation.set(held)
     return allocation
+
+
+@dataclass(frozen=True, slots=True)
+class Taking:
+    """A process took `size` more bytes of a device (or was refused them) at `at`, CLOCK_MONOTONIC in seconds.
+
+    `free_after` is what was then left free by anybody's account; below 0 by what was missing where it was
+    refused. Noted under the lock that every allocation takes, so that between two of them free memory can only
+    have grown."""
+
+    at: float
+    pid: int
+    device: int
+    size: int
+    free_after: int
+    is_granted: bool
+
+
+def keep_takings(folder: Path) -> None:
+    """From now on they are noted."""
+    (folder / "takings").touch()
+
+
+def read_takings(folder: Path) -> list[Taking]:
+    """All that were noted, in order."""
+    found = []
+    for line in (folder / "takings").read_text().splitlines():
+        at, *numbers, is_granted = line.split(" ")
+        pid, device, size, free_after = map(int, numbers)
+        found.append(Taking(float(at), pid, device, size, free_after, is_granted == "granted"))
+    return found
+
+
+def _note_taking(folder: Path, pid: int, index: int, size: int, *, is_granted: bool) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        fd = os.open(folder / "takings", os.O_WRONLY | os.O_APPEND)
+        with os.fdopen(fd, "w") as file:
+            left = free_bytes(folder, index) - (0 if is_granted else size)
+            word = "granted" if is_granted else "refused"
+            file.write(f"{time.monotonic():.6f} {pid} {index} {size} {left} {word}\n")
 
 
 def free_bytes(folder: str | os.PathLike[str], index: int) -> int:
