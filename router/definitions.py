@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Literal, TypeAlias
@@ -45,13 +45,14 @@ FIRST_SLOW_TIER = 2
 
 @dataclass(frozen=True, slots=True)
 class Definition:
-    """One model, ready to be scheduled and launched. `metadata` and `estimates` are None and () when it
-    is unusable."""
+    """One model, ready to be scheduled and launched. `estimates` are those of `model.placements`, one by one.
+    When it is unusable there are none, and neither `metadata` nor `companions`."""
 
     entry: CatalogEntry
     model: Model
     metadata: GgufMetadata | None = None
     estimates: tuple[EstimatedPlacement, ...] = ()
+    companions: Companions | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +104,24 @@ class Definitions:
             extra_args=self.extra_args,
         )
 
+    def at_context(self, name: ModelName, ctx_size: int, devices: Sequence[Device]) -> Definition:
+        """The same model as it would be placed with a context of `ctx_size`. Arithmetic, some milliseconds.
+
+        An unusable model is returned as it is. Raises ModelUnusable where `devices` miss one it asks for.
+        """
+        definition = self.by_name[name]
+        if definition.metadata is None or definition.companions is None:
+            return definition
+        preset = replace(definition.entry.preset, ctx_size=ctx_size)
+        budgets = _budgets(devices, self.infos, self.config)
+        found = _placed(preset, definition.metadata, definition.companions, budgets, self.config)
+        return replace(
+            definition,
+            entry=replace(definition.entry, preset=preset),
+            model=replace(definition.model, placements=tuple(_placement(place) for place in found)),
+            estimates=found,
+        )
+
 
 def define(
     catalog: Catalog,
@@ -116,10 +135,7 @@ def define(
 ) -> Definitions:
     """Read every header and place every model. A model that cannot be run is defined with its error, not
     left out."""
-    budgets = tuple(
-        (_budget(device, infos.get(device.id), config), _names(device.id, infos.get(device.id)))
-        for device in devices
-    )
+    budgets = _budgets(devices, infos, config)
     how = f"{_identity(binary)} {config.child} {tuple(extra_args)}"
     return Definitions(
         {
@@ -149,7 +165,7 @@ def _define(
             error if isinstance(error, RouterError) else ModelUnusable(f"{name} cannot be loaded: {error}")
         )
         return Definition(entry, _model(name, entry, (), hashed, config, unusable))
-    return Definition(entry, _model(name, entry, found, hashed, config, None), metadata, found)
+    return Definition(entry, _model(name, entry, found, hashed, config, None), metadata, found, companions)
 
 
 def _read(entry: CatalogEntry) -> tuple[GgufMetadata, Companions]:
@@ -226,6 +242,15 @@ def _placement(place: EstimatedPlacement) -> Placement:
 
 
 # --- values from one vocabulary to the next ---
+
+
+def _budgets(
+    devices: Sequence[Device], infos: Mapping[DeviceId, DeviceInfo], config: Config
+) -> tuple[Budget, ...]:
+    return tuple(
+        (_budget(device, infos.get(device.id), config), _names(device.id, infos.get(device.id)))
+        for device in devices
+    )
 
 
 def _budget(device: Device, info: DeviceInfo | None, config: Config) -> DeviceBudget:

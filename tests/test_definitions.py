@@ -166,3 +166,24 @@ def test_a_model_that_left_the_catalog_cannot_be_launched(models: Path) -> None:
     definitions = defined(models, machine(host=32))
     with pytest.raises(ModelUnusable, match="not in the catalog"):
         definitions.launch("gone", Placement("local", {}))
+
+
+def test_another_context_changes_where_it_is_placed_and_nothing_else(models: Path) -> None:
+    make_llama(models / "long.gguf", name="long", n_ctx_train=1 << 20)
+    definitions = defined(models, machine(host=32, small=8, large=24))
+    devices = [Device(name, one.total_bytes, GIB, one.label) for name, one in definitions.infos.items()]
+    before, after = definitions.by_name["long"], definitions.at_context("long", 65536, devices)
+    assert {place.ctx_size for place in after.estimates} == {65536}
+    assert [dict(place.footprint) for place in after.model.placements] == [
+        dict(place.footprint) for place in after.estimates
+    ]
+    assert after.model.placements[0].footprint[SMALL] > before.model.placements[0].footprint[SMALL]
+    assert after.model.definition == before.model.definition and definitions.by_name["long"] is before
+    asked = definitions.at_context("long", before.estimates[0].ctx_size, devices)
+    assert asked.model.placements == before.model.placements, "its own context is where it is placed anyway"
+
+
+def test_an_unusable_model_is_no_better_with_another_context(models: Path) -> None:
+    (models / "half.gguf").write_bytes((models / "tiny.gguf").read_bytes()[:1000])
+    definitions = defined(models, machine(host=32))
+    assert definitions.at_context("half", 512, []) is definitions.by_name["half"]

@@ -13,6 +13,7 @@ from typing import Protocol
 
 from router.backends import Launch
 from router.core.types import Device, DeviceId, Footprint, HostId, InstanceId, ModelName, Placement
+from router.devices import DeviceInfo
 from router.errors import RouterError
 from router.process.exits import Exit
 
@@ -55,6 +56,7 @@ class Measurement:
     `used` is the best guess, for the ledger. To learn from there are only `told`, what a driver told of the
     instance itself, and for a ready instance `lost`: what a device that tells nothing lost while it loaded,
     where no other child started, loaded or ended meanwhile. Both name devices of its placement, zeros too.
+    `notes` and `infos` are for people: what is odd, and every device as it was found, with its error.
     """
 
     taken_at: float
@@ -63,6 +65,7 @@ class Measurement:
     told: Mapping[InstanceId, Footprint] = field(default_factory=dict)
     lost: Mapping[InstanceId, Footprint] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    infos: Mapping[DeviceId, DeviceInfo] = field(default_factory=dict)
 
 
 class Host(Protocol):

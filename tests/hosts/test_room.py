@@ -160,3 +160,12 @@ def test_notes_and_time_are_passed_on():
 
 def replace_free(one: Sample, free: int) -> Sample:
     return replace(one, devices={"cuda:GPU-1": info("cuda:GPU-1", free=free)})
+
+
+def test_a_measurement_tells_people_every_device_as_it_was_found_and_why_it_is_unhealthy():
+    lost = info("cuda:GPU-1", free=None, error="the GPU is lost")
+    measured = room().measurement(sample(lost, info("host")), (), 0)
+    assert measured.free[GPU] is None
+    assert measured.infos[GPU].error == "the GPU is lost"
+    assert measured.infos.keys() == {GPU, HOST}
+    assert measured.notes == ("a note",)
