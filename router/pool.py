@@ -8,10 +8,10 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
-from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Self
+from typing import Protocol, Self
 
 from router.backends import Launch
 from router.core.scheduler import Scheduler
@@ -21,6 +21,7 @@ from router.core.types import (
     Device,
     Event,
     Exited,
+    Footprint,
     Grant,
     HostId,
     InstanceId,
@@ -41,6 +42,7 @@ from router.core.types import (
 )
 from router.core.views import Explanation, Snapshot
 from router.errors import LoadFailed, RouterError, ShuttingDown
+from router.estimate.learning import Standing
 from router.hosts import Address, Exit, Host, HostFull, Measurement
 from router.journal import Journal, command_words
 
@@ -56,6 +58,22 @@ SLOW_RETURN_POLL_SECONDS = 0.25
 FAST_RETURN_SECONDS = 1.0
 #: While a child loads, so that a request that comes meanwhile finds the figures fresh.
 LOAD_POLL_SECONDS = 1.0
+
+
+class Learner(Protocol):
+    """Corrects what is reserved by what is measured (router.learning). Neither call waits."""
+
+    def heard(self, event: Event, commands: Sequence[Command]) -> Iterable[Event]:
+        """Told all that the scheduler is told and answers; returns what it is to be told in turn."""
+
+    def corrections(self, taken: Measurement) -> Mapping[InstanceId, Footprint]:
+        """The reservations that a measurement changes."""
+
+    def of_instance(self, instance: InstanceId) -> Standing | None:
+        """What was predicted and measured of a running instance."""
+
+    def of_model(self, model: ModelName) -> Sequence[Standing]:
+        """What a load would reserve, for each placement of the model."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +119,7 @@ class Pool:
         *,
         definitions: Mapping[ModelName, Model] | None = None,
         check: Callable[[ModelName], None] | None = None,
+        learner: Learner | None = None,
         measure_max_age_seconds: float = 0.1,
         poll_seconds: float = 5.0,
         stop_grace_seconds: Callable[[ModelName], float] = lambda _: 10.0,
@@ -110,6 +129,7 @@ class Pool:
         self._launcher = launcher
         self._definitions = dict(definitions or {})
         self._check = check
+        self._learner = learner
         self.journal = journal
         self._max_age = measure_max_age_seconds
         self._poll = poll_seconds
@@ -122,6 +142,7 @@ class Pool:
         self._measure_soon = asyncio.Event()
         self._expecting_since: float | None = None
         self._measured_at: float | None = None
+        self._measurements: dict[HostId, Measurement] = {}
         self._closing = False
 
     async def __aenter__(self) -> Self:
@@ -210,6 +231,19 @@ class Pool:
         """Raises ModelNotFound."""
         return self._scheduler.explain(model, self._loop.time())
 
+    def standing(self, instance: InstanceId) -> Standing | None:
+        """How well the footprint of a running instance is known; None where nobody learns it."""
+        return self._learner.of_instance(instance) if self._learner is not None else None
+
+    def standings(self, model: ModelName) -> Sequence[Standing]:
+        """The same for each placement of a model, loaded or not, in the order of its definition."""
+        return self._learner.of_model(model) if self._learner is not None else ()
+
+    @property
+    def measurements(self) -> Mapping[HostId, Measurement]:
+        """The last one of each host: for people, who want to know what is wrong with a device."""
+        return self._measurements
+
     def log_tail(self, instance: InstanceId, lines: int = 20) -> tuple[str, ...]:
         child = self._children.get(instance)
         hosts = self._hosts.values() if child is None else [self._hosts[child.start.placement.host]]
@@ -237,6 +271,9 @@ class Pool:
         self._rearm()
         if self._scheduler.is_expecting_memory():
             self._measure_soon.set()
+        if self._learner is not None:
+            for learned in self._learner.heard(event, commands):
+                self.tell(learned)
 
     def _carry_out(self, command: Command, now: float) -> None:
         match command:
@@ -279,11 +316,14 @@ class Pool:
                 child.address = await self._start(child, host)
                 await self._measure(host, self._max_age)
                 self.tell(Ready(instance))
-                event = Exited(instance, _death(child, await host.wait(instance)))
+                ended = await host.wait(instance)
+                event = Exited(instance, _death(child, ended), out_of_memory=_ran_out(child, ended))
         except HostFull as full:
             event = Exited(instance, full, no_room=True)
         except RouterError as error:
-            event = Exited(instance, error)
+            wanted_more = bool(error.details.get("out_of_memory"))
+            told = _with_numbers(error, child.start.placement) if wanted_more else error
+            event = Exited(instance, told, out_of_memory=wanted_more)
         except asyncio.CancelledError:
             if not child.stop_wanted:
                 raise
@@ -343,7 +383,9 @@ class Pool:
             log.warning("%s cannot be measured: %s", host.id, error.message)
             return
         self._measured_at = taken.taken_at
-        self.tell(Measured(taken.free, taken.used, taken.taken_at))
+        self._measurements[host.id] = taken
+        reserve = self._learner.corrections(taken) if self._learner is not None else {}
+        self.tell(Measured(taken.free, taken.used, taken.taken_at, reserve))
 
     async def _measure_for_ever(self) -> None:
         while True:
@@ -419,4 +461,18 @@ def _death(child: _Child, exit_: Exit) -> RouterError | None:
     return LoadFailed(
         f"its llama-server ended: {exit_.reason}",
         details={"log": list(exit_.log_tail), "returncode": exit_.returncode},
+    )
+
+
+def _ran_out(child: _Child, exit_: Exit) -> bool:
+    return exit_.out_of_memory and not child.stop_wanted
+
+
+def _with_numbers(error: RouterError, placement: Placement) -> LoadFailed:
+    """A load that wanted more than was reserved says how much that was."""
+    reserved = {device.partition("/")[2]: size for device, size in placement.footprint.items()}
+    words = " and ".join(f"{size / 2**30:.2f} GiB on {device}" for device, size in reserved.items())
+    return LoadFailed(
+        f"{error.message}; it ran out of memory with {words} reserved for it",
+        details={**error.details, "reserved": reserved},
     )

@@ -5,17 +5,19 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from router.api import Context, Known
 from router.catalog import Catalog
 from router.config import Config
-from router.core.types import Device
+from router.core.types import Device, Model, ModelName
 from router.definitions import define
 from router.errors import RouterError
+from router.estimate.learning import Prediction
 from router.hosts.local import LocalHost
+from router.learning import Learning, predictions
 
 log = logging.getLogger("router.app")
 
@@ -23,15 +25,22 @@ log = logging.getLogger("router.app")
 class Models:
     """Finds out what there is: reads the configuration, looks at the disk, asks the host for its devices."""
 
-    def __init__(self, read_config: Callable[[], Config], host: LocalHost, binary: Path) -> None:
+    def __init__(
+        self, read_config: Callable[[], Config], host: LocalHost, binary: Path, learning: Learning
+    ) -> None:
         self._read_config = read_config
         self._host = host
         self._binary = binary
+        self._learning = learning
         self._reloading = asyncio.Lock()
 
-    async def define(self, config: Config, catalog: Catalog) -> tuple[Known, tuple[Device, ...]]:
+    async def define(
+        self, config: Config, catalog: Catalog
+    ) -> tuple[Known, Mapping[ModelName, Model], tuple[Device, ...]]:
+        """What there is, and the models as the scheduler shall know them: with what was learned of each."""
         devices = await self._host.devices()
-        return await asyncio.to_thread(self._know, config, catalog, devices), devices
+        known, predicted = await asyncio.to_thread(self._know, config, catalog, devices)
+        return known, self._learning.define(known.definitions.models, predicted, devices), devices
 
     async def reload(self, context: Context) -> None:
         """Look again: what did not change keeps serving. Raises ConfigError, and then all stays as it was.
@@ -41,9 +50,9 @@ class Models:
         async with self._reloading:
             config = _applicable(context.config, await asyncio.to_thread(self._read_config))
             catalog = await asyncio.to_thread(Catalog.scan, config)
-            known, devices = await self.define(config, catalog)
+            known, placed, devices = await self.define(config, catalog)
             context.config, context.known = config, known
-            await context.pool.reload(known.definitions.models, devices)
+            await context.pool.reload(placed, devices)
             log.info("reloaded: %d models", len(known.definitions.by_name))
 
     async def try_reload(self, context: Context) -> None:
@@ -53,14 +62,16 @@ class Models:
         except RouterError as error:
             log.error("not reloaded, all stays as it was: %s", error.message)
 
-    def _know(self, config: Config, catalog: Catalog, devices: Sequence[Device]) -> Known:
+    def _know(
+        self, config: Config, catalog: Catalog, devices: Sequence[Device]
+    ) -> tuple[Known, Mapping[ModelName, tuple[Prediction, ...]]]:
         """Reads headers: a thread's work."""
         for warning in catalog.warnings:
             log.warning("%s", warning)
         definitions = define(
             catalog, config, devices, self._host.infos, binary=self._binary, environ=dict(os.environ)
         )
-        return Known.of(catalog, definitions)
+        return Known.of(catalog, definitions), predictions(definitions, devices)
 
 
 def _applicable(old: Config, new: Config) -> Config:

@@ -27,6 +27,7 @@ from router.core.types import ModelName
 from router.devices import Devices
 from router.hosts.local import LocalHost
 from router.journal import Journal
+from router.learning import Learning
 from router.pool import Pool
 from router.store import Store
 
@@ -45,6 +46,7 @@ class Setup:
 SETUP = web.AppKey("setup", Setup)
 STORE = web.AppKey("store", Store)
 DEVICES = web.AppKey("devices", Devices)
+LEARNING = web.AppKey("learning", Learning)
 HOST = web.AppKey("host", LocalHost)
 MODELS = web.AppKey("models", Models)
 POOL = web.AppKey("pool", AsyncExitStack)
@@ -88,6 +90,12 @@ async def _host(app: web.Application) -> AsyncIterator[None]:
 
 
 @asynccontextmanager
+async def _learning(app: web.Application) -> AsyncIterator[None]:
+    async with Learning(app[STORE]) as app[LEARNING]:
+        yield
+
+
+@asynccontextmanager
 async def _background(app: web.Application) -> AsyncIterator[None]:
     async with app[BACKGROUND]:
         yield
@@ -97,16 +105,18 @@ async def _background(app: web.Application) -> AsyncIterator[None]:
 async def _pool(app: web.Application) -> AsyncIterator[None]:
     setup, host = app[SETUP], app[HOST]
     config = setup.config
-    models = app[MODELS] = Models(setup.read_config, host, setup.binary)
-    known, devices = await models.define(config, setup.catalog)
+    learning = app[LEARNING]
+    models = app[MODELS] = Models(setup.read_config, host, setup.binary, learning)
+    known, placed, devices = await models.define(config, setup.catalog)
     policy = make_policy(config.scheduler.policy, config.scheduler.ttl_seconds)
     pool = Pool(
-        Scheduler(known.definitions.models, devices, policy, _settings(config.scheduler, config.memory)),
+        Scheduler(placed, devices, policy, _settings(config.scheduler, config.memory)),
         [host],
         lambda model, placement: app[CONTEXT].known.definitions.launch(model, placement),  # noqa: PLW0108 - a reload replaces them
         Journal(),
-        definitions=known.definitions.models,
+        definitions=placed,
         check=lambda model: app[CONTEXT].known.definitions.check(model),  # noqa: PLW0108 - as above
+        learner=learning,
         measure_max_age_seconds=config.memory.measure_max_age_ms / 1000,
         poll_seconds=config.memory.poll_seconds,
         stop_grace_seconds=lambda model: _stop_grace_seconds(app[CONTEXT], model),
@@ -122,7 +132,7 @@ async def _pool(app: web.Application) -> AsyncIterator[None]:
         yield
 
 
-PARTS: Final = (_store, _devices, _host, _background, _pool)
+PARTS: Final = (_store, _learning, _devices, _host, _background, _pool)
 
 
 async def _close_pool(app: web.Application) -> None:
@@ -144,6 +154,7 @@ def _settings(scheduler: SchedulerConfig, memory: MemoryConfig) -> Settings:
         backoff_max=scheduler.backoff_max_seconds,
         unload_deadline=scheduler.unload_deadline_seconds,
         placement=scheduler.placement,
+        yield_to_others=memory.yield_to_others,
     )
 
 

@@ -74,6 +74,7 @@ class MemoryConfig:
     recovery_seconds: Seconds = 10.0
     foreign_wait_seconds: Seconds = 10.0
     context_overhead_mib: Count = 600
+    yield_to_others: bool = True
 
 
 @dataclass(frozen=True, slots=True)

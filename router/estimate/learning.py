@@ -201,7 +201,7 @@ def standing(
     reserved: Footprint | None = None,
     measured: Footprint = NOTHING,
 ) -> Standing:
-    """The numbers of one placement, or of an instance that runs there with so much `reserved` and `measured`."""
+    """The numbers of one placement; `reserved` and `measured` are a running instance's, where it is one."""
     peaks = learned.peak if learned is not None else (None,) * len(prediction.devices)
     known = {d: peak for d, peak in zip(prediction.devices, peaks, strict=True) if peak is not None}
     return Standing(

@@ -1,0 +1,18 @@
+"""What models really take: predicted, measured while they serve, corrected, and kept for the next start.
+
+    async with Learning(store) as learning:
+        models = learning.define(definitions.models, predictions(definitions, devices), devices)
+
+`predictions`  what each placement of each model is expected to take, and by which key that is known
+`learner`      folds measurements in, corrects what is reserved, tells the scheduler what it learned
+`kept`         the entries: read once, written by a task of its own, forgotten when unused or their files gone
+
+The arithmetic is `router.estimate.learning`.
+"""
+
+from __future__ import annotations
+
+from router.learning.learner import Learning
+from router.learning.predictions import predictions
+
+__all__ = ["Learning", "predictions"]

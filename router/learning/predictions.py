@@ -1,0 +1,144 @@
+"""What each placement of each model is expected to take, and the key under which that is corrected."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Final
+
+from router.backends import Launch
+from router.catalog.candidate import Stamp, stamp_of
+from router.core.ledger import UNBOUNDED
+from router.core.types import Device, DeviceId, Footprint, ModelName, Placement
+from router.definitions import Definition, Definitions
+from router.devices import DeviceInfo
+from router.errors import RouterError
+from router.estimate.learning import Prediction, growing_bytes, key, shape
+from router.estimate.values import EstimatedPlacement
+from router.presets.options import Spelling, spelling_of_arg
+
+#: Options that take no memory on any device, or say the same as something else in the key.
+_SAMPLING: Final = re.compile(
+    r"samplers|seed|sampling-seq|ignore-eos|temperature|(top|min|typical)-.+|xtc-.+|dry-.+|adaptive-.+"
+    r"|dynatemp-.+|mirostat.*|(repeat|presence|frequency)-.+|logit-bias|grammar.*|json-schema.*|n-predict|keep"
+)
+_SERVING: Final = re.compile(
+    r"host|port|alias|tags|log-.+|webui.*|slots|props|metrics|timeout|sse-ping-interval|cors-.+|api-.+|ssl-.+"
+    r"|chat-template.*|jinja|reasoning.*|skip-chat-parsing|prefill-assistant|reverse-prompt|special|perf|fit.*"
+)
+#: The files' stamps and the devices' kinds stand for these: identical cards are to share what is learned.
+_PLACES: Final = re.compile(r"model|device|model-draft|mmproj|lora")
+#: Variables that decide what is allocated; those that say which device are left out.
+_VARIABLES: Final = re.compile(
+    r"(?!.*VISIBLE_DEVICES|GPU_DEVICE_ORDINAL|CUDA_DEVICE_ORDER)"
+    r"(GGML|LLAMA|CUDA|NCCL|HIP|HSA|ROC\w*|AMD|GPU|VK|MALLOC|SYCL|ZE|METAL|MTL|MUSA)_.+"
+)
+
+
+def predictions(
+    definitions: Definitions, devices: Sequence[Device]
+) -> Mapping[ModelName, tuple[Prediction, ...]]:
+    """Per model one prediction for each of its placements, in their order; none for one that cannot be run.
+
+    Looks at files: call it in a thread.
+    """
+    binary = stamp_of(definitions.binary)
+    known = {device.id: device for device in devices}
+    return {
+        name: _of_model(definitions, definition, binary, known)
+        for name, definition in definitions.by_name.items()
+    }
+
+
+def _of_model(
+    definitions: Definitions,
+    definition: Definition,
+    binary: Stamp | None,
+    devices: Mapping[DeviceId, Device],
+) -> tuple[Prediction, ...]:
+    model = definition.model
+    pairs = zip(model.placements, definition.estimates, strict=True)
+    try:
+        return tuple(
+            _prediction(definition, place, estimated, definitions.launch(model.name, place), binary, devices,
+                        definitions.infos)
+            for place, estimated in pairs
+        )  # fmt: skip
+    except RouterError:
+        return ()  # every start of it will say so
+
+
+def _prediction(
+    definition: Definition,
+    place: Placement,
+    estimated: EstimatedPlacement,
+    launch: Launch,
+    binary: Stamp | None,
+    devices: Mapping[DeviceId, Device],
+    infos: Mapping[DeviceId, DeviceInfo],
+) -> Prediction:
+    order = positions(place.devices, place.footprint)
+    files = definition.entry.stamps
+    return Prediction(
+        key=key(files, binary, telling_args(launch.argv), telling_env(launch.env)),
+        shape=shape([_kind(infos.get(device), device) for device in order]),
+        devices=order,
+        predicted=tuple(place.footprint.get(device, 0) for device in order),
+        growing=tuple(growing_bytes(estimated.estimate, device) for device in order),
+        most=tuple(_most(devices.get(device)) for device in order),
+        files=files,
+    )
+
+
+def positions(devices: Sequence[DeviceId], footprint: Footprint) -> tuple[DeviceId, ...]:
+    """The devices of a placement in the order in which the child sees them, then what else it takes memory
+    from."""
+    return tuple(dict.fromkeys([*devices, *sorted(footprint)]))
+
+
+def _kind(info: DeviceInfo | None, device: DeviceId) -> tuple[str, int]:
+    """What makes two devices alike. How large the main memory is decides nothing there."""
+    if info is None or info.kind == "host":
+        return device.partition("/")[2], 0
+    return info.name or info.kind, info.total_bytes
+
+
+def _most(device: Device | None) -> int:
+    if device is None or device.margin <= 0:
+        return UNBOUNDED
+    return max(0, device.total - device.margin)
+
+
+# --- what of a command line decides memory ---
+
+
+def telling_args(argv: Sequence[str]) -> tuple[str, ...]:
+    """The options that decide what a server allocates, by their one name, in a fixed order; the program left
+    out. What is not understood is kept as it is."""
+    return tuple(sorted(" ".join(words) for words in _options(argv[1:])))
+
+
+def telling_env(env: Mapping[str, str]) -> dict[str, str]:
+    """The variables that decide what a server allocates."""
+    return {name: value for name, value in env.items() if _VARIABLES.fullmatch(name)}
+
+
+def _options(args: Sequence[str]) -> Iterator[list[str]]:
+    left = list(args)
+    while left:
+        arg = left.pop(0)
+        name, is_joined, value = arg.partition("=")
+        spelling = spelling_of_arg(arg) or (spelling_of_arg(name) if is_joined else None)
+        if spelling is None:
+            yield [arg]
+            continue
+        values = [value] if is_joined and spelling_of_arg(arg) is None else []
+        while left and len(values) < spelling.values:
+            values.append(left.pop(0))
+        if not _is_idle(spelling):
+            yield [("no-" if spelling.is_negation else "") + spelling.option.name, *values]
+
+
+def _is_idle(spelling: Spelling) -> bool:
+    name = spelling.option.name
+    return any(pattern.fullmatch(name) for pattern in (_SAMPLING, _SERVING, _PLACES))
