@@ -69,9 +69,13 @@ class Bench:
 
     async def raw(self, body: bytes = b"{}") -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         """A POST on a bare socket, for tests that look at what aiohttp's client would hide."""
-        reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
+        reader, writer = await self.connect()
         writer.write(b"POST /v1/completions HTTP/1.1\r\nHost: here\r\nContent-Length: %d\r\n\r\n" % len(body))
         writer.write(body)
+        return reader, writer
+
+    async def connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
         self._stack.callback(writer.close)
         return reader, writer
 
@@ -231,6 +235,42 @@ async def test_every_request_has_a_connection_of_its_own(bench: Bench):
         async with bench.post() as answer:
             await answer.read()
     assert child.connections == 3
+
+
+async def test_a_client_that_waits_to_be_asked_for_its_body_is_asked(bench: Bench):
+    child = await bench.child(echo)
+    reader, writer = await bench.connect()
+    writer.write(b"POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 2\r\nExpect: 100-continue\r\n\r\n")
+    async with asyncio.timeout(DEADLINE):
+        assert await reader.readuntil(b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"
+        writer.write(b"{}")
+        assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 200 OK")
+    assert not child.requests[0].all("Expect")
+
+
+async def test_an_old_client_gets_a_stream_that_ends_with_the_connection(bench: Bench):
+    async def script(_: Received, connection: Connection) -> None:
+        await connection.begin_stream()
+        await connection.chunk(b"data: 1\n\n")
+        await connection.end_stream()
+
+    await bench.child(script)
+    reader, writer = await bench.connect()
+    writer.write(b"POST / HTTP/1.0\r\nContent-Length: 2\r\n\r\n{}")
+    async with asyncio.timeout(DEADLINE):
+        head, _, body = (await reader.read()).partition(b"\r\n\r\n")
+    assert body == b"data: 1\n\n"
+    assert b"chunked" not in head.lower()
+
+
+async def test_a_header_that_is_no_utf_8_does_no_harm(bench: Bench):
+    child = await bench.child(echo)
+    reader, writer = await bench.connect()
+    writer.write(b"POST / HTTP/1.1\r\nHost: h\r\nX-Name: \xe9\r\nContent-Length: 2\r\n\r\n{}")
+    async with asyncio.timeout(DEADLINE):
+        assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 200 OK")
+        assert await reader.readexactly(2) == b"{}"
+    assert child.requests[0].body == b"{}"
 
 
 # --- clients that leave ---
