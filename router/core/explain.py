@@ -5,6 +5,7 @@ always hold.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Literal
 
 from router.core import planner
 from router.core.planner import Plan, Reject, Wait
@@ -13,6 +14,7 @@ from router.core.situation import Situation
 from router.core.state import Books, Held, Instance, Record, Waiter
 from router.core.types import NOTHING, Footprint, InstanceId, ModelName, Placement, State
 from router.core.views import DeviceView, Explanation, InstanceView, ModelView, QueueView, Snapshot
+from router.errors import RouterError
 
 
 def snapshot(
@@ -68,6 +70,8 @@ def explain(books: Books, record: Record, wait: Wait | None, now: float) -> Expl
     evict: tuple[InstanceId, ...] = ()
     placement: Placement | None = None
     short: Footprint = NOTHING
+    would: Literal["start", "wait", "refuse"] | None = None
+    refusal: RouterError | None = None
     if record.waiting:
         sentences.append(f"{record.waiting} requests wait for {waits_for(books, record, wait)}.")
     if record.model.error is not None:
@@ -75,7 +79,7 @@ def explain(books: Books, record: Record, wait: Wait | None, now: float) -> Expl
     elif not record.has_coming():
         match planner.plan(Situation(books, now), record):
             case Plan(place, stop, drain):
-                placement, evict = place, stop + drain
+                would, placement, evict = "start", place, stop + drain
                 where = _and(
                     books.ledger.devices[d].label or d for d in place.footprint if d in books.ledger.devices
                 )
@@ -86,9 +90,10 @@ def explain(books: Books, record: Record, wait: Wait | None, now: float) -> Expl
                 )
                 sentences.append(f"A load would go to {where}; {cost}.")
             case Reject(error):
+                would, refusal = "refuse", error
                 sentences.append(f"A request for it is refused now: {error.message}")
             case Wait(_, place_, _, blockers, missing):
-                placement, evict, short = place_, blockers, missing
+                would, placement, evict, short = "wait", place_, blockers, missing
                 way = _and(_name(books, b) for b in blockers) or "nobody"
                 short_words = _short_words(books, missing)
                 sentences.append(f"A request for it would wait: {short_words}; in the way: {way}.")
@@ -111,6 +116,8 @@ def explain(books: Books, record: Record, wait: Wait | None, now: float) -> Expl
         shortfall=short,
         last_evicted_for=record.evicted_for,
         last_evicted_at=record.evicted_at,
+        would=would,
+        refusal=refusal,
     )
 
 

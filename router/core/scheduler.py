@@ -140,11 +140,14 @@ class Scheduler:
     def snapshot(self, now: float) -> Snapshot:
         return explain.snapshot(self._books, self._ordered_demands(now), self._waits, now)
 
-    def explain(self, model: ModelName, now: float) -> Explanation:
-        """Why a model is where it is. Raises ModelNotFound."""
+    def explain(self, model: ModelName, now: float, instead: Model | None = None) -> Explanation:
+        """Why a model is where it is, and what a request for it would do, also if it were defined as
+        `instead`. Raises ModelNotFound."""
         record = self._books.records.get(model)
         if record is None or record.vanished:
             raise refusals.unknown(model, self._names())
+        if instead is not None:
+            record = replace(record, model=instead)
         return explain.explain(self._books, record, self._waits.get(model), now)
 
     # --- what an event changes by itself ---

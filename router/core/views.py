@@ -5,8 +5,10 @@ tests. Nothing here decides.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from router.core.types import Cause, DeviceId, Footprint, InstanceId, LeaseId, ModelName, Placement, State
+from router.errors import RouterError
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +105,11 @@ class Snapshot:
 
 @dataclass(frozen=True, slots=True)
 class Explanation:
-    """Why a model is where it is: `/explain?model=` in words (`text`) and as data."""
+    """Why a model is where it is: `/explain?model=` in words (`text`) and as data.
+
+    `would`: what a request for it would do now: start it, wait, or be refused (with `refusal`); None where it
+    is there or comes already, or can never be loaded.
+    """
 
     model: ModelName
     state: str
@@ -115,3 +121,5 @@ class Explanation:
     shortfall: Footprint
     last_evicted_for: ModelName | None
     last_evicted_at: float | None
+    would: Literal["start", "wait", "refuse"] | None = None
+    refusal: RouterError | None = None
