@@ -266,6 +266,12 @@ class Scheduler:
         one.completed = 1
         self._books.instances[one.id] = record.instances[one.id] = one
         self._books.ledger.reserve(one.id, event.placement.footprint)
+        for lease in event.leases:
+            held = Held(lease, one, now, now + record.forecast.hold_seconds(None), None)
+            self._books.leases[lease] = one.leases[lease] = held
+        number = one.id.rpartition("#")[2]  # no later child may be called the same
+        if number.isdecimal():
+            self._ids[event.model] = max(self._ids.get(event.model, 0), int(number))
         if record.vanished or record.model.definition != event.definition:
             self._retire(one, Cause.RELOADED)
 

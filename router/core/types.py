@@ -186,12 +186,15 @@ class Exited:
 
 @dataclass(frozen=True, slots=True)
 class Adopted:
-    """A child of an earlier router was found alive and answering; it is READY from now on."""
+    """A child of an earlier router was found alive and answering; it is READY from now on. `leases` are held
+    already, by requests that the earlier router still serves.
+    """
 
     instance: InstanceId
     model: ModelName
     placement: Placement
     definition: str = ""
+    leases: tuple[LeaseId, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
