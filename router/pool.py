@@ -227,9 +227,9 @@ class Pool:
     def snapshot(self) -> Snapshot:
         return self._scheduler.snapshot(self._loop.time())
 
-    def explain(self, model: ModelName) -> Explanation:
-        """Raises ModelNotFound."""
-        return self._scheduler.explain(model, self._loop.time())
+    def explain(self, model: ModelName, instead: Model | None = None) -> Explanation:
+        """`instead`: as if the model were defined so. Raises ModelNotFound."""
+        return self._scheduler.explain(model, self._loop.time(), instead)
 
     def standing(self, instance: InstanceId) -> Standing | None:
         """How well the footprint of a running instance is known; None where nobody learns it."""

@@ -243,3 +243,19 @@ async def test_a_storm_of_requests_half_of_them_cancelled_leaves_nothing_behind(
         assert not any(i.state is State.PLANNED for i in snapshot.instances)
         assert not pool._futures
     assert not host.children and not pool._tasks
+
+
+async def test_what_a_host_said_last_of_its_devices_can_be_looked_at() -> None:
+    host = FakeHost()
+    async with pool_of(host, model("a", 8)) as pool:
+        host.strangers = 5 * GIB
+        await pool.measure()
+        assert pool.measurements["local"].free == {"local/cuda:0": 19 * GIB}
+
+
+async def test_it_tells_what_another_definition_would_do_without_doing_it() -> None:
+    async with pool_of(FakeHost(), model("a", 8), model("b", 4)) as pool:
+        await pool.load("a")
+        assert pool.explain("b").would_evict == ()
+        assert pool.explain("b", model("b", 20)).would_evict == ("a#1",)
+        assert pool.explain("b").would_evict == ()
