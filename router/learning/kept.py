@@ -86,12 +86,14 @@ class Kept:
     async def save(self) -> None:
         """Write what has changed. What has only a floor is not worth keeping: nobody has seen it run."""
         while self._dirty:
-            entry = self._dirty.pop()
+            entry = next(iter(self._dirty))
             kept = self._entries[entry]
             learned = kept.learned
             if learned.is_measured:
                 await self._store.put_footprint(*entry, _row(kept, self._now()))
                 kept.saved = learned
+            if kept.learned is learned:  # else it has changed while it was written; cancelled, it stays dirty
+                self._dirty.discard(entry)
 
     async def _save_behind(self) -> None:
         try:
