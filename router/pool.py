@@ -17,6 +17,7 @@ from router.backends import Launch
 from router.core.scheduler import Scheduler
 from router.core.types import (
     Acquire,
+    Adopted,
     Command,
     Device,
     Event,
@@ -43,7 +44,7 @@ from router.core.types import (
 from router.core.views import Explanation, Snapshot
 from router.errors import LoadFailed, RouterError, ShuttingDown
 from router.estimate.learning import Standing
-from router.hosts import Address, Exit, Host, HostFull, Measurement
+from router.hosts import Address, Exit, Host, HostFull, InstanceRecord, Measurement
 from router.journal import Journal, command_words
 
 log = logging.getLogger("router.pool")
@@ -56,6 +57,8 @@ Launcher = Callable[[ModelName, Placement], Launch]
 RETURN_POLL_SECONDS = 0.05
 SLOW_RETURN_POLL_SECONDS = 0.25
 FAST_RETURN_SECONDS = 1.0
+#: Stands for the definition of a child that cannot serve: it equals none.
+UNUSABLE = "unusable"
 #: While a child loads, so that a request that comes meanwhile finds the figures fresh.
 LOAD_POLL_SECONDS = 1.0
 
@@ -74,6 +77,10 @@ class Learner(Protocol):
 
     def of_model(self, model: ModelName) -> Sequence[Standing]:
         """What a load would reserve, for each placement of the model."""
+
+
+class HandedOver(Exception):
+    """Another process has the children from now on, and serves: ask there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,22 +151,25 @@ class Pool:
         self._measured_at: float | None = None
         self._measurements: dict[HostId, Measurement] = {}
         self._closing = False
+        self._on_lease_end: Callable[[str], None] | None = None  # set once it is handed over
 
     async def __aenter__(self) -> Self:
         self._loop = asyncio.get_running_loop()
         await self.measure()
-        self._spawn(self._measure_for_ever(), "measure")
+        self._measuring = self._spawn(self._measure_for_ever(), "measure")
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        """Refuse whoever waits, stop every child at once, and wait until all are gone."""
+        """Refuse whoever waits, stop every child at once, and wait until all are gone; but those handed
+        over.
+        """
         self._closing = True
         if self._timer is not None:
             self._timer.cancel()
         for future in self._futures.values():
             if not future.done():
                 future.set_exception(ShuttingDown("the router is shutting down", retry_after_seconds=5.0))
-        children = list(self._children.values())
+        children = list(self._children.values()) if self._on_lease_end is None else []
         for child in children:
             self._begin_stop(child)
         await asyncio.gather(*(child.ended.wait() for child in children))
@@ -180,12 +190,14 @@ class Pool:
         timeout: float | None = None,  # noqa: ASYNC109 - of the place in the queue, not of this coroutine
     ) -> AsyncIterator[Lease]:
         """Hold a ready instance of `model` for as long as the block runs. Raises RouterError when it is
-        refused.
+        refused, HandedOver when another process serves by now.
         """
         if self._closing:
             raise ShuttingDown("the router is shutting down", retry_after_seconds=5.0)
         begun = self._loop.time()
         await self._prepare(model)
+        if self._on_lease_end is not None:
+            raise HandedOver
         name = f"r{next(self._lease_ids)}"
         future: asyncio.Future[Grant] = self._loop.create_future()
         self._futures[name] = future
@@ -198,6 +210,8 @@ class Pool:
             # line.
             del self._futures[name]
             self.tell(Release(name))
+            if self._on_lease_end is not None:
+                self._on_lease_end(name)
 
     async def load(self, model: ModelName) -> None:
         """Return when the model is ready. Raises RouterError. A caller that leaves does not abort what
@@ -221,6 +235,46 @@ class Pool:
         """Take new definitions: what did not change keeps serving."""
         self._definitions = dict(models)
         self.tell(Reloaded(models, devices))
+
+    # --- before and after this process ---
+
+    def adopt(self, record: InstanceRecord, leases: Iterable[str] = ()) -> None:
+        """Take over a child that its host has found. `leases` are those that the earlier router still
+        holds: each ends by being told so (`Release`). One that does not answer, or stands on a device that
+        is gone, is stopped as soon as it has none.
+        """
+        there = {device.id for device in self.snapshot().devices}
+        is_usable = record.ready and there.issuperset(record.placement.devices)
+        start = Start(record.instance, record.model, record.placement)
+        child = _Child(start, self._loop.time(), address=record.address, begun=True)
+        self._children[record.instance] = child
+        child.task = self._spawn(self._live(child), record.instance)
+        definition = record.definition if is_usable else UNUSABLE
+        self.tell(Adopted(record.instance, record.model, record.placement, definition, tuple(leases)))
+
+    def is_changing(self) -> bool:
+        """Whether a child is on its way up or down: no time to hand over."""
+        changing = (State.STARTING, State.STOPPING)
+        return any(one.state in changing for one in self.snapshot().instances)
+
+    async def hand_over(self, on_lease_end: Callable[[str], None]) -> Mapping[str, InstanceId]:
+        """From now on decide nothing and touch no child: the next router will. Returns the leases that are
+        held, and tells the end of each. Whoever waits is told HandedOver; a load that has not ended is
+        called off.
+        """
+        self._on_lease_end = on_lease_end
+        self._measuring.cancel()
+        if self._timer is not None:
+            self._timer.cancel()
+        for future in self._futures.values():
+            if not future.done():
+                future.set_exception(HandedOver())
+        loading = [child for child in self._children.values() if child.address is None]
+        for child in loading:
+            self._begin_stop(child)
+        await asyncio.gather(*(child.ended.wait() for child in loading))
+        settled = ((name, future) for name, future in self._futures.items() if not future.cancelled())
+        return {name: future.result().instance for name, future in settled if future.exception() is None}
 
     # --- for those who look ---
 
@@ -260,6 +314,8 @@ class Pool:
 
     def tell(self, event: Event) -> None:
         """Tell the scheduler one event and begin to carry out what it answers. Never waits."""
+        if self._on_lease_end is not None:
+            return  # its books are those of the next router
         now = self._loop.time()
         commands = self._scheduler.handle(event, now)
         self.journal.record(now, event, commands)
@@ -311,11 +367,12 @@ class Pool:
         instance, host = child.start.instance, self._hosts[child.start.placement.host]
         event = Exited(instance)
         try:
-            if not child.stop_wanted:
+            if child.address is None and not child.stop_wanted:
                 child.begun = True
                 child.address = await self._start(child, host)
                 await self._measure(host, self._max_age)
                 self.tell(Ready(instance))
+            if child.address is not None:
                 ended = await host.wait(instance)
                 event = Exited(instance, _death(child, ended), out_of_memory=_ran_out(child, ended))
         except HostFull as full:
@@ -331,7 +388,8 @@ class Pool:
             log.exception("%s: its task failed", instance)
             event = Exited(instance, LoadFailed(f"internal error: {error!r}"))
         finally:
-            del self._children[instance]
+            if self._on_lease_end is None:  # else leases still look up its address
+                del self._children[instance]
             self.tell(event)
             child.ended.set()
 

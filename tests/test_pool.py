@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import random
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -13,9 +15,10 @@ from router.core.policy import make_policy
 from router.core.scheduler import Scheduler, Settings
 from router.core.types import Exited, Model, Placement, State
 from router.errors import LoadFailed, ModelNotFound, ModelUnusable, ShuttingDown, Unavailable
+from router.hosts import Address, InstanceRecord
 from router.journal import Journal
-from router.pool import Pool
-from tests.fake_host import GIB, FakeHost, full
+from router.pool import HandedOver, Pool
+from tests.fake_host import GIB, FakeChild, FakeHost, full
 
 
 def model(name: str, gib: float, **more: object) -> Model:
@@ -259,3 +262,88 @@ async def test_it_tells_what_another_definition_would_do_without_doing_it() -> N
         assert pool.explain("b").would_evict == ()
         assert pool.explain("b", model("b", 20)).would_evict == ("a#1",)
         assert pool.explain("b").would_evict == ()
+
+
+# --- before and after this process ---
+
+
+ELSEWHERE = Placement("local", {"local/cuda:9": GIB}, ("local/cuda:9",))
+
+
+def found(host: FakeHost, instance: str, placement: Placement, **more: Any) -> InstanceRecord:
+    """A child of an earlier router, as this one's host finds it."""
+    child = host.children[instance] = FakeChild(placement)
+    child.loaded.set()
+    address, name = Address(f"/run/{instance}.sock"), instance.partition("#")[0]
+    record = InstanceRecord(instance, name, placement, "d", address, pid=1, ready=True)
+    return dataclasses.replace(record, **more)
+
+
+async def test_an_adopted_child_serves_without_a_load_and_its_memory_is_counted() -> None:
+    host, a = FakeHost(), model("a", 14, definition="d")
+    record = found(host, "a#7", a.placements[0])
+    async with pool_of(host, a, model("b", 14), policy="no-evict") as pool:
+        pool.adopt(record)
+        await pool.measure()
+        async with pool.lease("a") as lease:
+            assert (lease.instance, lease.action, lease.address) == ("a#7", "already_loaded", record.address)
+        with pytest.raises(Unavailable):
+            await pool.load("b")
+    assert not host.started
+    assert host.stopped == ["a#7"], "it is a child like any other"
+    assert exits(pool, "a#7") == 1
+
+
+@pytest.mark.parametrize(
+    "change", [{"ready": False}, {"definition": "old"}, {"model": "gone"}, {"placement": ELSEWHERE}]
+)
+async def test_a_child_that_does_not_match_is_stopped_and_the_next_has_another_name(change: dict) -> None:
+    host, a = FakeHost(), model("a", 14, definition="d")
+    record = found(host, "a#1", change.pop("placement", a.placements[0]), **change)
+    async with pool_of(host, a) as pool:
+        pool.adopt(record)
+        await until(lambda: host.stopped == ["a#1"] and not host.children)
+        await pool.load("a")
+    assert host.started == (["a#1"] if record.model == "gone" else ["a#2"])
+
+
+async def test_the_death_of_an_adopted_child_is_noticed() -> None:
+    host, a = FakeHost(), model("a", 14, definition="d")
+    record = found(host, "a#1", a.placements[0])
+    async with pool_of(host, a) as pool:
+        pool.adopt(record)
+        await asyncio.sleep(0)
+        host.crash("a#1")
+        await until(lambda: exits(pool, "a#1"))
+        async with pool.lease("a") as lease:
+            assert lease.instance == "a#2"
+
+
+async def test_a_pool_that_is_handed_over_tells_its_leases_and_touches_no_child_any_more() -> None:
+    host, ended = FakeHost(), list[str]()
+    async with pool_of(host, model("a", 8), model("b", 20)) as pool:
+        async with pool.lease("a") as lease:
+            waiting = asyncio.ensure_future(pool.load("b"))
+            await until(lambda: pool.snapshot().queues)
+            assert await pool.hand_over(ended.append) == {lease.id: "a#1"}
+            with pytest.raises(HandedOver):
+                await waiting
+            with pytest.raises(HandedOver):
+                await pool.load("a")
+            assert lease.id not in ended
+        assert ended[-1] == lease.id
+    assert not host.stopped
+    assert list(host.children) == ["a#1"]
+    assert host.started == ["a#1"]
+
+
+async def test_a_load_that_has_not_ended_is_called_off_by_a_handover() -> None:
+    host = FakeHost(auto_ready=False)
+    async with pool_of(host, model("a", 8)) as pool:
+        waiting = asyncio.ensure_future(pool.load("a"))
+        await until(lambda: "a#1" in host.children)
+        assert pool.is_changing()
+        assert await pool.hand_over(lambda _: None) == {}
+        with pytest.raises(HandedOver):
+            await waiting
+        assert not host.children
