@@ -10,7 +10,9 @@ The rooms, top to bottom. A room imports only from floors below it; rooms of one
     api                one file per family of endpoints, each with its ROUTES; errors in OpenAI's shape
     proxy              the data plane: hold a lease, pass bytes both ways
     pool               the async shell: carries out commands, reports events, keeps one timer
+    stall              whether a child that requests wait for is stuck
     learning           what models really take: predicted, measured, corrected, kept for the next start
+    planning           what a load would take and where it would go; which models fit together
     definitions        a catalog entry and the devices -> the core's Model, and how to launch it
     catalog            which models there are: folders, the Hugging Face cache, presets
     hosts              where children run; the one seam between the scheduler and a machine
