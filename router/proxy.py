@@ -25,6 +25,7 @@ from yarl import URL
 from router.core.types import Cause, InstanceId, ModelName, Priority, Stop
 from router.errors import LoadFailed, RouterError, ShuttingDown, Unloaded, UpstreamFailed
 from router.pool import Lease, Pool
+from router.stall import Passage, Traffic
 
 log = logging.getLogger("router.proxy")
 
@@ -104,10 +105,11 @@ class _Broken(Exception):
 
 
 class Proxy:
-    """Passes requests to the instances of one pool."""
+    """Passes requests to the instances of one pool. `traffic` tells what each of them moves."""
 
     def __init__(self, pool: Pool) -> None:
         self._pool = pool
+        self.traffic = Traffic()
 
     async def forward(self, request: web.Request, body: bytes, ask: Ask) -> web.StreamResponse:
         """Answer `request` from an instance of its model. Raises RouterError as long as nothing was sent.
@@ -160,25 +162,35 @@ class Proxy:
             account.action = lease.action
             account.queue_seconds, account.load_seconds = lease.queue_seconds, lease.load_seconds
             account.evicted = lease.evicted
-            granted = asyncio.get_running_loop().time()
-            async with _session(lease.address.socket) as session:
-                try:
-                    upstream = await session.request(
-                        request.method,
-                        URL(f"http://llama-server{request.rel_url.raw_path_qs}", encoded=True),
-                        headers=_request_headers(request, body),
-                        data=body if len(body) <= BODY_PIECE_BYTES else _pieces(body),
-                        allow_redirects=False,
-                    )
-                except (aiohttp.ClientError, OSError) as error:
-                    raise await self._broken(lease, error) from error
-                account.first_byte_seconds = asyncio.get_running_loop().time() - granted
-                async with upstream:
-                    headers = _response_headers(upstream, account)
-                    response = web.StreamResponse(
-                        status=upstream.status, reason=upstream.reason, headers=headers
-                    )
-                    return await self._pass_on(request, upstream, response, lease, ask.dialect)
+            with self.traffic.passage(lease.instance) as passage:
+                return await self._exchange(request, body, ask, account, lease, passage)
+
+    async def _exchange(
+        self,
+        request: web.Request,
+        body: bytes,
+        ask: Ask,
+        account: Account,
+        lease: Lease,
+        passage: Passage,
+    ) -> web.StreamResponse:
+        granted = asyncio.get_running_loop().time()
+        async with _session(lease.address.socket) as session:
+            try:
+                upstream = await session.request(
+                    request.method,
+                    URL(f"http://llama-server{request.rel_url.raw_path_qs}", encoded=True),
+                    headers=_request_headers(request, body),
+                    data=body if len(body) <= BODY_PIECE_BYTES else _pieces(body),
+                    allow_redirects=False,
+                )
+            except (aiohttp.ClientError, OSError) as error:
+                raise await self._broken(lease, error) from error
+            account.first_byte_seconds = asyncio.get_running_loop().time() - granted
+            async with upstream:
+                headers = _response_headers(upstream, account)
+                response = web.StreamResponse(status=upstream.status, reason=upstream.reason, headers=headers)
+                return await self._pass_on(request, upstream, response, lease, ask.dialect, passage)
 
     async def _pass_on(
         self,
@@ -187,6 +199,7 @@ class Proxy:
         response: web.StreamResponse,
         lease: Lease,
         dialect: Dialect,
+        passage: Passage,
     ) -> web.StreamResponse:
         await response.prepare(request)
         last = b""
@@ -200,7 +213,9 @@ class Proxy:
             if not chunk:
                 break
             last = chunk
+            passage.moved(len(chunk))
             await response.write(chunk)
+            passage.taken()
         await response.write_eof()
         return response
 
@@ -211,7 +226,7 @@ class Proxy:
         service."""
         is_gone = await self._is_gone(lease.instance)
         never_connected = isinstance(error, aiohttp.ClientConnectorError)
-        is_own_death = self._stopped_for(lease.instance) is None
+        is_own_death = self._stopped_for(lease.instance) is None and self._verdict(lease) is None
         failure = self._failure(lease, error, "before its answer began")
         return _Broken(failure, may_retry=is_own_death and (is_gone or never_connected))
 
@@ -239,13 +254,21 @@ class Proxy:
                     return command.cause
         return None
 
+    def _verdict(self, lease: Lease) -> str | None:
+        """Why the instance was given up as stuck, if it was. Its next request loads it anew; this one is not
+        tried again, as it may be what the instance was stuck in.
+        """
+        flow = self.traffic.flows.get(lease.instance)
+        return flow.verdict if flow is not None else None
+
     def _failure(self, lease: Lease, error: Exception, when: str) -> RouterError:
         match self._stopped_for(lease.instance):
             case None:
                 tail = self._pool.log_tail(lease.instance)
                 last = f"; its last line: {tail[-1]}" if tail else ""
+                why = self._verdict(lease) or _words(error)
                 return UpstreamFailed(
-                    f"the llama-server of {lease.model} failed {when}: {_words(error)}{last}",
+                    f"the llama-server of {lease.model} failed {when}: {why}{last}",
                     details={"instance": lease.instance, "log_tail": list(tail)},
                 )
             case Cause.SHUTDOWN:

@@ -21,6 +21,9 @@ FAKE_LLAMA_FOR=ALIAS they hold only for the model with that --alias.
     --spew-log MIB       writes that much log while it loads
     --fork-grandchild    leaves a child of its own, which holds the log and ignores SIGTERM
     --double-fork        the same, in a session of its own
+    --hang-after N       the N-th POST is never answered, nor is anything after it but /health
+    --hang-mid-stream N  the same after N streamed chunks
+    --busy-seconds S     works (uses the processor) so long before it begins an answer, without a word
     --tokens N           tokens per answer (default 5); --token-seconds S between two of them (default 0)
     --alloc-mib N[,N..]  memory per device of CUDA_VISIBLE_DEVICES (device 0 without it), taken in steps while
                          it loads from the stub of NVML that LLAMA_ROUTER_STUB_NVML names, or of its own
@@ -45,7 +48,8 @@ SWITCHES = (
 )  # fmt: skip
 VALUES = {
     "load-seconds": 0.0, "crash-after": 0, "crash-mid-stream": 0, "exit-status": -1, "slow-stop": 0.0,
-    "spew-log": 0.0, "tokens": 5, "token-seconds": 0.0, "alloc-mib": "", "grow-mib": 0,
+    "spew-log": 0.0, "hang-after": 0, "hang-mid-stream": 0, "busy-seconds": 0.0, "tokens": 5,
+    "token-seconds": 0.0, "alloc-mib": "", "grow-mib": 0,
 }  # fmt: skip
 #: llama-server's flags that this program reads.
 KNOWN = {
@@ -122,6 +126,8 @@ class Server:
         self.memory = memory
         self.is_ready = False
         self.answered = 0
+        self.begun = 0
+        self.is_hung = False
         self.lock = threading.Lock()
 
     def log(self, text):
@@ -231,6 +237,8 @@ class Server:
         if not self.is_ready:
             send_error(connection, 503, "Loading model", "unavailable_error")
             return
+        if self.is_hung:
+            self.hang()
         if path == "/echo":
             send_json(connection, 200, {"method": method, "target": target, "headers": headers,
                                         "body": body.decode("latin-1")})  # fmt: skip
@@ -241,6 +249,12 @@ class Server:
         if method != "POST":
             send_error(connection, 404, "File Not Found", "not_found_error")
             return
+        with self.lock:
+            self.begun += 1
+            if 0 < self.options["hang-after"] <= self.begun:
+                self.is_hung = True
+        if self.is_hung:
+            self.hang()
         self.before_work()
         request = json.loads(body or b"{}")
         if path.endswith("/completions") or path == "/completion":
@@ -256,7 +270,14 @@ class Server:
             if 0 < self.options["crash-after"] <= self.answered:
                 crash()
 
+    def hang(self):
+        self.is_hung = True
+        time.sleep(1e6)
+
     def before_work(self):
+        until = time.monotonic() + self.options["busy-seconds"]
+        while time.monotonic() < until:
+            pass
         with self.lock:
             grow, self.options["grow-mib"] = self.options["grow-mib"], 0
             if grow:
@@ -306,6 +327,8 @@ class Server:
             send_chunk(connection, b"data: " + json.dumps(event).encode() + b"\n\n")
             if i + 1 == self.options["crash-mid-stream"]:
                 crash()
+            if i + 1 == self.options["hang-mid-stream"]:
+                self.hang()
             if word is not None:
                 time.sleep(self.options["token-seconds"])
         send_chunk(connection, b"data: [DONE]\n\n")

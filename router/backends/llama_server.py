@@ -29,7 +29,18 @@ OUT_OF_MEMORY_TEXTS: Final = (
     "std::bad_alloc",
 )
 
-__all__ = ["OUT_OF_MEMORY_TEXTS", "LlamaServerSettings", "find_binary", "launch", "list_devices", "version"]
+#: What it has got done, slot by slot. Its main loop answers, so a stuck one does not.
+PROGRESS_PATH: Final = "/slots"
+
+__all__ = [
+    "OUT_OF_MEMORY_TEXTS",
+    "PROGRESS_PATH",
+    "LlamaServerSettings",
+    "find_binary",
+    "launch",
+    "list_devices",
+    "version",
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

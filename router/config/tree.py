@@ -109,6 +109,7 @@ class ChildConfig:
     n_gpu_layers: Layers = "all"
     startup_stall_seconds: PositiveSeconds = 120.0
     startup_timeout_seconds: PositiveSeconds = 1800.0
+    serving_stall_seconds: Seconds = 120.0
     health_poll_ms: Positive = 20
     health_timeout_ms: Positive = 1000
     stop_grace_seconds: Seconds = 10.0

@@ -54,6 +54,7 @@ class _Child:
     gone: asyncio.Future[Exit] = field(repr=False)
     process: Process | None = None
     is_unwanted: bool = False
+    given_up: str | None = None
 
     @property
     def address(self) -> Address:
@@ -252,6 +253,8 @@ class LocalHost:
     async def _tend(self, child: _Child, process: Process) -> None:
         """Wait for its end, then forget it."""
         ended = await process.wait()
+        if child.given_up is not None:
+            ended = replace(ended, reason=child.given_up)
         self._bury(child, ended)
         if process.has_died:  # else the next router must find it
             with _unheard(child):
@@ -383,6 +386,18 @@ class LocalHost:
             return
         self._end(child, grace_seconds)
         await asyncio.shield(child.gone)
+
+    async def give_up(self, instance: InstanceId, reason: str) -> None:
+        """End a child that is of no use any more, at once; `reason` is told as the way it ended."""
+        child = self._children.get(instance)
+        if child is not None:
+            child.given_up = reason
+            await self.stop(instance, grace_seconds=0.0)
+
+    def process_of(self, instance: InstanceId) -> Process | None:
+        """What runs for an instance now, to be looked at."""
+        child = self._children.get(instance)
+        return child.process if child is not None else None
 
     def _end(self, child: _Child, grace_seconds: float) -> None:
         child.is_unwanted = True  # where it has no process yet, its start looks at this

@@ -12,13 +12,15 @@ from router.process.child import SOCKET_PATH_MAX_BYTES, Command, NotAlive, Proce
 from router.process.exits import Exit
 from router.process.identity import (
     Identity,
+    Progress,
     argv_hash,
     find_marked,
     identify,
     is_alive,
+    progress,
 )
 from router.process.log import LogFile
-from router.process.probe import Health, get_status
+from router.process.probe import Health, get_answer, get_status
 
 __all__ = [
     "SOCKET_PATH_MAX_BYTES",
@@ -29,9 +31,12 @@ __all__ = [
     "LogFile",
     "NotAlive",
     "Process",
+    "Progress",
     "argv_hash",
     "find_marked",
+    "get_answer",
     "get_status",
     "identify",
     "is_alive",
+    "progress",
 ]

@@ -87,6 +87,7 @@ class _Stat:
     state: str
     major_faults: int
     start_time: int
+    cpu_seconds: float = 0.0
 
 
 def _stat(pid: int) -> _Stat | None:
@@ -96,7 +97,8 @@ def _stat(pid: int) -> _Stat | None:
         return None
     # The command's name stands in brackets and may hold brackets: the third field follows the last one.
     fields = text.rpartition(")")[2].split()
-    return _Stat(fields[0], int(fields[9]), int(fields[19]))
+    cpu_seconds = (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    return _Stat(fields[0], int(fields[9]), int(fields[19]), cpu_seconds)
 
 
 def _stat_from_psutil(pid: int) -> _Stat | None:
@@ -123,12 +125,13 @@ class Progress:
     resident_bytes: int = 0
     io_bytes: int = 0
     major_faults: int = 0
+    cpu_seconds: float = 0.0
 
 
 def progress(pid: int) -> Progress:
     """What the process has read and touched so far; zeros where the system does not tell.
 
-    CPU time is left out on purpose: a driver that waits for a dead GPU spins. What sockets receive is not in
+    CPU time alone proves little: a driver that waits for a dead GPU spins. What sockets receive is not in
     `rchar`, so our own health probes do not look like progress.
     """
     try:
@@ -137,6 +140,8 @@ def progress(pid: int) -> Progress:
         stat = _stat(pid)
     except (OSError, ValueError, IndexError):
         return Progress()
-    faults = stat.major_faults if stat is not None else 0
     io_bytes = int(io["rchar"]) + int(io["wchar"]) + int(io["read_bytes"])
-    return Progress(resident_pages * os.sysconf("SC_PAGESIZE"), io_bytes, faults)
+    resident_bytes = resident_pages * os.sysconf("SC_PAGESIZE")
+    if stat is None:
+        return Progress(resident_bytes, io_bytes)
+    return Progress(resident_bytes, io_bytes, stat.major_faults, stat.cpu_seconds)

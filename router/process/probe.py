@@ -79,6 +79,27 @@ async def _get_status(socket_path: Path, path: str) -> int | None:
     return int(status) if version.startswith(b"HTTP/") else None
 
 
+async def get_answer(
+    socket_path: Path, path: str, *, timeout_seconds: float, max_bytes: int = 1 << 20
+) -> bytes | None:
+    """The body of what one GET was answered with status 200; None where that did not come in time."""
+    try:
+        async with asyncio.timeout(timeout_seconds):
+            reader, writer = await asyncio.open_unix_connection(str(socket_path))
+            try:
+                request = f"GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+                writer.write(request.encode("ascii"))
+                answer = b""
+                while len(answer) < max_bytes and (chunk := await reader.read(1 << 16)):
+                    answer += chunk
+            finally:
+                writer.close()
+    except (OSError, ValueError):  # TimeoutError is an OSError
+        return None
+    head, _, body = answer.partition(b"\r\n\r\n")
+    return body if head.startswith(b"HTTP/1.") and head[8:12] == b" 200" else None
+
+
 class _Stall:
     """Remembers when a loading child last got further."""
 

@@ -1,0 +1,112 @@
+"""Ends a child that is stuck while requests wait for it: how it is looked at; `router.stall` judges."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final, Protocol
+
+from router.backends.llama_server import PROGRESS_PATH
+from router.core.types import InstanceId
+from router.process import LogFile, get_answer, progress
+from router.stall import Flow, Signs, Stall, Traffic
+
+log = logging.getLogger("router.stalls")
+
+#: A stall is known within this part of its bound; no child is looked at more rarely or more often than that.
+LOOKS_PER_BOUND: Final = 10.0
+LONGEST_PAUSE_SECONDS: Final = 10.0
+SHORTEST_PAUSE_SECONDS: Final = 0.02
+PROBE_SECONDS: Final = 1.0
+
+
+class Watched(Protocol):
+    """What can be looked at of a child."""
+
+    @property
+    def pid(self) -> int: ...
+    @property
+    def socket(self) -> Path: ...
+    @property
+    def log(self) -> LogFile: ...
+
+
+class Owner(Protocol):
+    """Who has the children, and can end one."""
+
+    def process_of(self, instance: InstanceId) -> Watched | None: ...
+    async def give_up(self, instance: InstanceId, reason: str) -> None: ...
+
+
+async def watch_for_stalls(traffic: Traffic, owner: Owner, bound_seconds: Callable[[], float]) -> None:
+    """For as long as the router lives. `bound_seconds` is asked every time, as a reload may change it; 0 is
+    off.
+    """
+    stalls: dict[InstanceId, Stall] = {}
+    while True:
+        bound = bound_seconds()
+        pause = min(LONGEST_PAUSE_SECONDS, max(SHORTEST_PAUSE_SECONDS, bound / LOOKS_PER_BOUND))
+        await asyncio.sleep(pause if bound else LONGEST_PAUSE_SECONDS)
+        waiting = {name: flow for name, flow in traffic.flows.items() if flow.requests > flow.held}
+        for gone in stalls.keys() - waiting.keys():
+            del stalls[gone]
+        if bound:
+            looks = (_look(stalls, name, flow, owner, bound, pause) for name, flow in waiting.items())
+            await asyncio.gather(*looks)
+
+
+async def _look(
+    stalls: dict[InstanceId, Stall],
+    instance: InstanceId,
+    flow: Flow,
+    owner: Owner,
+    bound_seconds: float,
+    pause_seconds: float,
+) -> None:
+    process = owner.process_of(instance)
+    if process is None:  # on its way out
+        return
+    stall = stalls.get(instance)
+    # Its slots are asked only once nothing else has moved for a while: a child at work is left in peace.
+    asks = stall is not None and stall.fruitless_seconds >= bound_seconds / 4
+    signs = await _signs(process, flow, asks=asks)
+    now = asyncio.get_running_loop().time()
+    if stall is None:
+        stalls[instance] = Stall(signs, now)
+        return
+    stall.look(signs, now, longest_step_seconds=2 * (pause_seconds + PROBE_SECONDS))
+    verdict = stall.verdict(bound_seconds)
+    if verdict is not None and owner.process_of(instance) is process:
+        log.warning("%s is %s; it is ended, and its next request starts it anew", instance, verdict)
+        flow.verdict = verdict
+        del stalls[instance]
+        await owner.give_up(instance, verdict)
+
+
+async def _signs(process: Watched, flow: Flow, *, asks: bool) -> Signs:
+    answer = None
+    if asks:
+        answer = await get_answer(process.socket, PROGRESS_PATH, timeout_seconds=PROBE_SECONDS)
+    done = progress(process.pid)
+    return Signs(
+        begun=flow.begun,
+        moved_bytes=flow.moved_bytes,
+        log_bytes=process.log.size(),
+        cpu_seconds=done.cpu_seconds,
+        io_bytes=done.io_bytes,
+        major_faults=done.major_faults,
+        slots=None if answer is None else hashlib.sha256(answer).digest(),
+        is_between_requests=answer is not None and not _has_work(answer),
+    )
+
+
+def _has_work(answer: bytes) -> bool:
+    """Whether a slot works; an answer that is not understood proves nothing."""
+    try:
+        return any(slot["is_processing"] for slot in json.loads(answer))
+    except (ValueError, KeyError, TypeError):
+        return True

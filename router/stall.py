@@ -1,0 +1,162 @@
+"""Whether a child that should be working is stuck: decided from what it got done, not from the time it took.
+
+A stuck llama-server often answers /health: that is another thread. One in a long prompt answers nothing else
+either, for many minutes. What tells them apart is work: a working child uses the processor, reads its file,
+writes its log, or its slots get further.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Final
+
+from router.core.types import InstanceId
+
+#: Less of one processor than this is not work: waking up, answering questions about health.
+IDLE_SHARE: Final = 0.01
+IDLE_IO_BYTES: Final = 64 << 10
+#: A driver that waits for a dead GPU spins: so many times the bound may a child use the processor without
+#: anything to show for it. One batch of a huge model on a slow CPU takes many minutes, so it is generous.
+SPINNING_FACTOR: Final = 30.0
+
+
+@dataclass(slots=True, eq=False)
+class Flow:
+    """The requests that are with one instance now. `moved_bytes` came from it to any of them so far; `held`
+    of them wait for their client, not for the instance.
+    """
+
+    requests: int = 0
+    held: int = 0
+    begun: int = 0
+    moved_bytes: int = 0
+    verdict: str | None = None
+
+
+@dataclass(slots=True, eq=False)
+class Passage:
+    """One request on its way; the proxy keeps it up to date."""
+
+    flow: Flow
+    is_held: bool = False
+
+    @property
+    def verdict(self) -> str | None:
+        """Why its instance was given up, if it was."""
+        return self.flow.verdict
+
+    def moved(self, size: int) -> None:
+        """So many bytes came from the instance, and are now for the client to take."""
+        self.flow.moved_bytes += size
+        self._hold(True)
+
+    def taken(self) -> None:
+        """The client has taken them: it is the instance's turn."""
+        self._hold(False)
+
+    def _hold(self, is_held: bool) -> None:
+        if is_held != self.is_held:
+            self.is_held = is_held
+            self.flow.held += 1 if is_held else -1
+
+
+class Traffic:
+    """What passes through the proxy, by instance. It has an entry only where there are requests."""
+
+    def __init__(self) -> None:
+        self._flows: dict[InstanceId, Flow] = {}
+
+    @property
+    def flows(self) -> Mapping[InstanceId, Flow]:
+        return self._flows
+
+    @contextmanager
+    def passage(self, instance: InstanceId) -> Iterator[Passage]:
+        """For as long as a request is with the instance."""
+        flow = self._flows.setdefault(instance, Flow())
+        flow.requests += 1
+        flow.begun += 1
+        passage = Passage(flow)
+        try:
+            yield passage
+        finally:
+            passage.taken()
+            flow.requests -= 1
+            if not flow.requests:
+                self._flows.pop(instance, None)
+
+
+@dataclass(frozen=True, slots=True)
+class Signs:
+    """What an instance has got done so far. Numbers that cannot be had stay 0.
+
+    `slots` is what it says of its slots, None where it did not answer; `is_between_requests` that it says
+    that none of them works.
+    """
+
+    begun: int = 0
+    moved_bytes: int = 0
+    log_bytes: int = 0
+    cpu_seconds: float = 0.0
+    io_bytes: int = 0
+    major_faults: int = 0
+    slots: bytes | None = None
+    is_between_requests: bool = False
+
+
+@dataclass(slots=True)
+class Stall:
+    """One instance while requests wait for it. Seconds are those of a clock that does not go back.
+
+    `idle_seconds` is how long it did nothing at all, `fruitless_seconds` how long nothing came of it.
+    """
+
+    signs: Signs
+    looked_at: float
+    idle_seconds: float = 0.0
+    fruitless_seconds: float = 0.0
+    _slots: bytes | None = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._slots = self.signs.slots
+
+    def look(self, signs: Signs, now: float, *, longest_step_seconds: float) -> None:
+        """Take in how things stand now. A longer gap than `longest_step_seconds` between two looks means that
+        the router itself, or the whole machine, was stopped: what lies beyond is not the child's fault.
+        """
+        elapsed = now - self.looked_at
+        step = min(elapsed, longest_step_seconds)
+        fruitful, busy = self._is_fruitful(signs), _is_busy(self.signs, signs, elapsed)
+        self.fruitless_seconds = 0.0 if fruitful else self.fruitless_seconds + step
+        self.idle_seconds = 0.0 if fruitful or busy else self.idle_seconds + step
+        self.signs, self.looked_at = signs, now
+        self._slots = self._slots if signs.slots is None else signs.slots
+
+    def verdict(self, stall_seconds: float) -> str | None:
+        """Why it is to be given up; None: not yet."""
+        if self.idle_seconds >= stall_seconds:
+            return f"stuck: it neither answered nor worked for {self.idle_seconds:.0f} s"
+        if self.fruitless_seconds >= stall_seconds * SPINNING_FACTOR:
+            return f"stuck: it was busy for {self.fruitless_seconds:.0f} s, and nothing came of it"
+        return None
+
+    def _is_fruitful(self, now: Signs) -> bool:
+        before = self.signs
+        return (
+            now.begun != before.begun
+            or now.moved_bytes != before.moved_bytes
+            or now.log_bytes != before.log_bytes
+            or (now.slots is not None and now.slots != self._slots)
+        )
+
+
+def _is_busy(before: Signs, now: Signs, elapsed_seconds: float) -> bool:
+    """It works, or it waits for others: for a disk, or for the image that a request wants it to fetch."""
+    return (
+        now.cpu_seconds - before.cpu_seconds > IDLE_SHARE * elapsed_seconds
+        or now.io_bytes - before.io_bytes > IDLE_IO_BYTES
+        or now.major_faults != before.major_faults
+        or now.is_between_requests
+    )

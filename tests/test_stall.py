@@ -1,0 +1,109 @@
+"""The judgement on a child that requests wait for, look by look."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from router.stall import SPINNING_FACTOR, Passage, Signs, Stall, Traffic
+
+BOUND = 10.0
+
+
+def stall_after(looks: list[Signs], *, step: float = 1.0, longest: float = 1.5) -> Stall:
+    stall = Stall(Signs(), 0.0)
+    for number, signs in enumerate(looks, start=1):
+        stall.look(signs, number * step, longest_step_seconds=longest)
+    return stall
+
+
+def test_a_child_that_does_nothing_is_stuck_when_its_time_is_over_and_not_before():
+    assert stall_after([Signs()] * 9).verdict(BOUND) is None
+    verdict = stall_after([Signs()] * 10).verdict(BOUND)
+    assert verdict == "stuck: it neither answered nor worked for 10 s"
+
+
+@pytest.mark.parametrize(
+    "sign",
+    [
+        {"begun": 1},
+        {"moved_bytes": 1},
+        {"log_bytes": 1},
+        {"cpu_seconds": 0.02},
+        {"io_bytes": 1 << 20},
+        {"major_faults": 1},
+        {"slots": b"further"},
+        {"is_between_requests": True},
+    ],
+    ids=lambda sign: next(iter(sign)),
+)
+def test_a_single_sign_of_work_begins_its_time_anew(sign):
+    idle = [Signs()] * 9
+    assert stall_after([*idle, Signs(**sign), Signs(**sign)]).verdict(BOUND) is None
+
+
+def test_a_long_prompt_that_uses_the_processor_and_says_nothing_is_work():
+    looks = [Signs(cpu_seconds=number * 0.5) for number in range(1, 200)]
+    assert stall_after(looks).verdict(BOUND) is None
+
+
+def test_waking_up_now_and_then_is_not_work():
+    looks = [Signs(cpu_seconds=number * 0.001, io_bytes=number * 100) for number in range(1, 11)]
+    assert stall_after(looks).verdict(BOUND) is not None
+
+
+def test_a_child_that_spins_for_ever_without_anything_to_show_is_stuck_too():
+    count = int(BOUND * SPINNING_FACTOR)
+    looks = [Signs(cpu_seconds=float(number)) for number in range(1, count + 1)]
+    assert stall_after(looks[:-1]).verdict(BOUND) is None
+    verdict = stall_after(looks).verdict(BOUND)
+    assert verdict == "stuck: it was busy for 300 s, and nothing came of it"
+
+
+def test_slots_that_get_further_are_fruit_and_an_answer_that_is_the_same_is_not():
+    same = [Signs(slots=b"one")] * 11
+    assert stall_after(same).verdict(BOUND) is not None
+    further = [Signs(slots=b"%d" % number) for number in range(11)]
+    assert stall_after(further).verdict(BOUND) is None
+
+
+def test_an_answer_that_is_missing_is_not_a_change():
+    looks = [Signs(slots=b"one" if number % 2 else None) for number in range(12)]
+    assert stall_after(looks).verdict(BOUND) is not None
+
+
+def test_a_router_that_was_stopped_itself_does_not_blame_the_child():
+    stall = Stall(Signs(), 0.0)
+    stall.look(Signs(), 3600.0, longest_step_seconds=1.5)
+    assert stall.verdict(BOUND) is None
+    assert stall.idle_seconds == 1.5
+
+
+def test_traffic_is_counted_as_long_as_requests_are_there():
+    traffic = Traffic()
+    with traffic.passage("a#1") as one:
+        with traffic.passage("a#1") as two, traffic.passage("b#1"):
+            two.moved(5)
+            assert dataclasses.astuple(traffic.flows["a#1"]) == (2, 1, 2, 5, None)
+            assert set(traffic.flows) == {"a#1", "b#1"}
+        assert dataclasses.astuple(traffic.flows["a#1"]) == (1, 0, 2, 5, None)
+        one.flow.verdict = "stuck"
+        assert one.verdict == "stuck"
+    assert not traffic.flows
+
+
+def test_a_request_whose_client_does_not_read_is_not_waiting_for_the_child():
+    traffic = Traffic()
+    with traffic.passage("a#1") as passage:
+        assert waits_for_child(passage)
+        passage.moved(5)
+        passage.moved(5)
+        assert not waits_for_child(passage)
+        passage.taken()
+        passage.taken()
+        assert waits_for_child(passage)
+
+
+def waits_for_child(passage: Passage) -> bool:
+    return passage.flow.requests > passage.flow.held
