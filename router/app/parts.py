@@ -18,6 +18,7 @@ from router.api.access_log import note_access
 from router.app.background import BACKGROUND, Background
 from router.app.models import Models
 from router.app.requests import REQUESTS, Requests, count_requests
+from router.app.stalls import watch_for_stalls
 from router.backends.llama_server import list_devices
 from router.catalog import Catalog
 from router.config import Config, MemoryConfig, SchedulerConfig, StatePaths
@@ -132,7 +133,18 @@ async def _pool(app: web.Application) -> AsyncIterator[None]:
         yield
 
 
-PARTS: Final = (_store, _learning, _devices, _host, _background, _pool)
+@asynccontextmanager
+async def _stalls(app: web.Application) -> AsyncIterator[None]:
+    context = app[CONTEXT]
+    watch = watch_for_stalls(
+        context.proxy.traffic, app[HOST], lambda: context.config.child.serving_stall_seconds
+    )
+    task = app[BACKGROUND].spawn(watch, name="stalls")
+    yield
+    task.cancel()
+
+
+PARTS: Final = (_store, _learning, _devices, _host, _background, _pool, _stalls)
 
 
 async def _close_pool(app: web.Application) -> None:
