@@ -1,5 +1,4 @@
-"""`llama-router simulate`: replay a trace in virtual time and print how each policy, and what others do,
-fares on it."""
+"""`llama-router simulate`: replay a trace in virtual time and print how each policy fares on it."""
 
 from __future__ import annotations
 

@@ -1,8 +1,7 @@
-"""How others decide, imitated for comparison: llama.cpp's router (as released, and with its memory margin),
-llama-swap, Ollama.
+"""How llama.cpp's router, llama-swap and Ollama decide, imitated for comparison.
 
-Each follows its original's source as of late 2025 and what was measured of it; the docstrings say what was
-left out, always to the original's advantage. None ever stops a child in the middle of an answer.
+Each follows its original's source and what was measured of it; the docstrings say what was left out, always
+to the original's advantage. None ever stops a child in the middle of an answer.
 """
 
 from __future__ import annotations
@@ -30,8 +29,8 @@ from router.simulate.resident import Resident, Residents
 
 
 class CountFifo(Residents):
-    """llama.cpp's router as released: a queue of models; only its front may load, and it stays in front
-    until it is loaded.
+    """llama.cpp's router as released: one queue of models, of which only the front may load, until it has
+    loaded.
 
     For every queued model in turn the least recently used idle model is evicted until there is room, on
     whatever device it happens to be. A busy model is never evicted and never closed, and requests for
@@ -66,8 +65,7 @@ class CountFifo(Residents):
 
 
 class DrainOnMiss(Residents):
-    """First come, first served: whoever is at the front of the queue drains the least recently used model,
-    busy or not.
+    """First come, first served: the front of the queue drains the least recently used model, busy or not.
 
     That is llama.cpp's router with the proposed memory margin: a draining model takes no new request and
     leaves when its last answer ends. The original's forced kill after a timeout is left out.
@@ -98,8 +96,9 @@ class DrainOnMiss(Residents):
 
 
 class SwapWhenIdle(Residents):
-    """llama-swap: which models may stand beside each other is enumerated beforehand; a swap happens as soon
-    as nothing it would evict has a request in flight. No linger, no recency, no ageing.
+    """llama-swap: a swap happens as soon as nothing it would evict has a request in flight.
+
+    Which models may stand beside each other is enumerated beforehand. No linger, no recency, no ageing.
 
     It is given the best static grouping found with knowledge of the whole trace (`group_statically`), where
     its users have to guess, and no limit on concurrent requests (the original answers 429 to the eleventh).
@@ -166,8 +165,7 @@ class SwapWhenIdle(Residents):
 def group_statically(
     models: Mapping[ModelName, Model], room: Mapping[DeviceId, int], popularity: Mapping[ModelName, float]
 ) -> tuple[Mapping[ModelName, Placement], frozenset[ModelName]]:
-    """A fixed placement per model, and the models that stay for ever; the others of a device take turns,
-    one at a time.
+    """A fixed placement per model, and who stays for ever; the others of a device take turns, one at a time.
 
     Greedy, the most popular first: the placement with the fewest expected switches. A switch is expected
     where two consecutive requests for the turn-takers of a device differ: (sum of shares)^2 - sum of
@@ -213,8 +211,7 @@ def _staying(
 
 
 class FifoNoGate(Residents):
-    """Ollama: one queue, one loader. Whoever is first in the queue is loaded before anybody behind it is
-    looked at.
+    """Ollama: one queue, one loader; nobody is looked at before the first in the queue is loaded.
 
     A loaded model serves new requests at once, also when it is about to be evicted: nothing closes it.
     Beside others a model is admitted into 80 % of the free memory of one device, or of all of them summed.

@@ -1,5 +1,4 @@
-"""What could have been reached: a planner that sees the future, searched with a beam over how it weighs its
-choices.
+"""What could have been reached: a planner that sees the future, and a beam search over how it weighs.
 
 Nobody knows the best schedule of such a trace; finding it is NP-hard already for one device without closed
 loops. This search gives a schedule that was really run in the same world, so its goodput is reachable; the

@@ -1,5 +1,4 @@
-"""Clients: who asks for what and when. A seeded generator of traces from kinds of clients, and the named
-traces.
+"""A seeded generator of traces: kinds of clients, who ask for what and when, and the named traces.
 
 The shapes follow published traces: lognormal think times, Gamma gaps whose coefficient of variation says
 how bursty they are, Zipf popularity, exponential answers (ServeGen, BurstGPT), prefixes that grow from call
@@ -161,7 +160,7 @@ def agent(draft: Draft, client: str, models: Sequence[ModelName]) -> None:
 
 def batch(draft: Draft, client: str, models: Sequence[ModelName], mean_gap: float = 1800.0) -> None:
     """A job now and then: 100 to 1,000 short requests for one model, sent by 4 to 16 workers that each
-    wait for their answer."""
+    wait for their answer and send the next some milliseconds later."""
     start = draft.gap(mean_gap / 2, 1.0)
     while start < draft.seconds:
         model = draft.pick(models)
@@ -171,8 +170,9 @@ def batch(draft: Draft, client: str, models: Sequence[ModelName], mean_gap: floa
         for n in range(count):
             worker = n % workers
             last[worker] = draft.add(
-                "batch", client, model, (draft.tokens(500), draft.answer(60)), at=start, after=last[worker]
-            )
+                "batch", client, model, (draft.tokens(500), draft.answer(60)),
+                at=start, after=last[worker], delay=draft.lognormal(0.005, 0.7) if n >= workers else None,
+            )  # fmt: skip
         start = max([start, *(draft.ends[n] for n in last if n is not None)]) + draft.gap(mean_gap, 1.0)
 
 

@@ -1,5 +1,4 @@
-"""Who takes part, and the comparison: every decider on the same trace, beside the best that is known of
-it."""
+"""Every decider on the same trace, beside the best that is known of it."""
 
 from __future__ import annotations
 

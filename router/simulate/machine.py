@@ -1,5 +1,4 @@
-"""The machines traces run on: devices that fill, and models with bytes, load seconds and tokens per
-second."""
+"""The machines that traces run on: devices, and models with bytes, load seconds and tokens per second."""
 
 from __future__ import annotations
 

@@ -126,6 +126,7 @@ class World:
         self.sent = [0.0] * count
         self.first = [float("inf")] * count
         self.ended = [0.0] * count
+        self._until = [float("inf")] * count  # when the answer will have ended, from when it is served
         self.tally = Tally()
         self.free = {device.id: device.total for device in trace.machine.devices}
         self.children: dict[InstanceId, Child] = {}
@@ -137,6 +138,7 @@ class World:
         self._loading_since: dict[DeviceId, float] = {}
         self._returning: dict[InstanceId, Footprint] = {}
         self._heap: list[_Item] = []
+        self._asked: dict[ModelName, list[float]] = {}  # by model, a heap of the times of arrivals to come
         self._order = 0
         self._open = 0  # sent and not over
         self._coming = 0  # in the heap, to be sent before the trace ends
@@ -156,6 +158,7 @@ class World:
         copy._specs, copy._followers, copy._leases = self._specs, self._followers, self._leases
         copy._loading, copy._loading_since = self._loading.copy(), self._loading_since.copy()
         copy._returning, copy._heap = self._returning.copy(), self._heap.copy()
+        copy._until, copy._asked = self._until[:], {m: times.copy() for m, times in self._asked.items()}
         copy._order, copy._open, copy._coming, copy._begun = (
             self._order,
             self._open,
@@ -194,31 +197,26 @@ class World:
             self.now = max(self.now, until)
 
     def next_use(self, model: ModelName) -> float:
-        """When `model` is used next as far as the future is settled: now if it serves somebody, else
-        when a client will send or send again. Waiting requests do not count. For deciders that may see
-        the future."""
-        if any(child.spec.name == model for child in self._home.values()):
-            return self.now
-        best = float("inf")
+        """When `model` is used next as far as the future is settled: now if it serves somebody, else when a
+        client will send or send again. Waiting requests do not count. For deciders that may see the future.
+        """
+        asked = self._asked.get(model, [])
+        while asked and asked[0] < self.now:
+            heappop(asked)
+        best = asked[0] if asked else float("inf")
         requests = self.trace.requests
-        for time, _, kind, number, _ in self._heap:
-            if time >= best:
-                continue
-            if kind == _ARRIVE and requests[number].model == model:
-                best = time
-            elif kind == _END and self.outcome[number] == Outcome.GRANTED:
-                again = [
-                    time + requests[n].delay for n in self._followers[number] if requests[n].model == model
-                ]
-                best = min([best, *again])
+        for number, child in self._home.items():
+            if child.spec.name == model:
+                return self.now
+            for follower in self._followers[number]:
+                if requests[follower].model == model:
+                    best = min(best, self._until[number] + requests[follower].delay)
         return best
 
     def leaves_at(self, instance: InstanceId) -> float:
-        """When the last request now inside `instance` will have ended, if no other comes; now if there
-        is none."""
-        child = self.children[instance]
-        ends = (t for t, _, kind, n, _ in self._heap if kind == _END and self._home.get(n) is child)
-        return max(ends, default=self.now)
+        """When the last request now served by `instance` will have ended; now if there is none."""
+        ends = (self._until[n] for n, child in self._home.items() if child.id == instance)
+        return max((end for end in ends if end < float("inf")), default=self.now)
 
     # --- what happens ---
 
@@ -239,8 +237,6 @@ class World:
             self._return(name)
 
     def _arrive(self, number: int) -> None:
-        if self.now > self.trace.seconds:
-            return
         self._coming -= 1
         request = self.trace.requests[number]
         self.outcome[number] = Outcome.WAITING
@@ -302,7 +298,8 @@ class World:
         fresh = request.input_length - known if known <= request.input_length else request.input_length
         child.busy_slots += 1
         self.first[number] = self.now + child.spec.prefill_seconds(fresh)
-        self._push(self.first[number] + child.spec.decode_seconds(request.output_length), _END, number)
+        self._until[number] = self.first[number] + child.spec.decode_seconds(request.output_length)
+        self._push(self._until[number], _END, number)
 
     def _take(self, name: InstanceId, step: int) -> None:
         """The next part of a load: the memory is really taken, and after the last part the child answers."""
@@ -417,8 +414,11 @@ class World:
 
     def _push(self, time: float, kind: int, number: int = 0, name: InstanceId = "") -> None:
         self._order += 1
-        if kind == _ARRIVE and time <= self.trace.seconds:
+        if kind == _ARRIVE:
+            if time > self.trace.seconds:
+                return  # too late to be sent
             self._coming += 1
+            heappush(self._asked.setdefault(self.trace.requests[number].model, []), time)
         heappush(self._heap, (time, self._order, kind, number, name))
 
     def _count_loading(self, child: Child, change: int) -> None:
