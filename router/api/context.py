@@ -41,7 +41,7 @@ class Spawn(Protocol):
 @dataclass(slots=True)
 class Context:
     """`reload` looks for models anew and replaces `known`; `spawn` starts a task that outlives its
-    request."""
+    request; `planning` is held by the one plan that is being made."""
 
     config: Config
     known: Known
@@ -49,6 +49,7 @@ class Context:
     reload: Callable[[], Awaitable[None]]
     spawn: Spawn
     proxy: Proxy = field(init=False)
+    planning: asyncio.Lock = field(default_factory=asyncio.Lock, init=False)
 
     def __post_init__(self) -> None:
         self.proxy = Proxy(self.pool)

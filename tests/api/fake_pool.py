@@ -7,12 +7,14 @@ import asyncio
 import itertools
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 from router.core.types import Cause, Device, Model, Placement, Priority, State, Stop, Unload
 from router.core.views import DeviceView, Explanation, InstanceView, ModelView, QueueView, Snapshot
 from router.errors import ModelNotFound, RouterError
-from router.hosts import Address
+from router.estimate.learning import Standing
+from router.hosts import Address, Measurement
 from router.journal import Journal
 from router.pool import Lease
 
@@ -56,6 +58,12 @@ class FakePool:
         self.logs: dict[str, tuple[str, ...]] = {}
         self.unloads: list[tuple[str, bool, float | None]] = []
         self.reloads: list[Mapping[str, Model]] = []
+        self.explanation: dict[str, Any] = {}
+        self.explained: list[tuple[str, Model | None]] = []
+        self.standing_of: dict[str, Standing] = {}
+        self.standings_of: dict[str, tuple[Standing, ...]] = {}
+        self.measurements: dict[str, Measurement] = {}
+        self.host_view: DeviceView | None = None
         self.measured = 0
         self.waiting = 0
         self.load_gate: asyncio.Event | None = None
@@ -109,12 +117,21 @@ class FakePool:
     def snapshot(self) -> Snapshot:
         views = tuple(self._view(one) for one in self.instances.values())
         models = tuple(self.views.values())
-        return Snapshot(100.0, "lru", views, self.queues, (_device(views),), models, models_max=0)
+        devices = (_device(views), *([self.host_view] if self.host_view is not None else []))
+        return Snapshot(100.0, "lru", views, self.queues, devices, models, models_max=0)
 
-    def explain(self, model: str) -> Explanation:
+    def explain(self, model: str, instead: Model | None = None) -> Explanation:
         if model not in self.sockets:
             raise ModelNotFound(f"model {model!r} not found")
-        return Explanation(model, "unloaded", f"{model} is not loaded.", 0, None, (), None, {}, None, None)
+        self.explained.append((model, instead))
+        plain = Explanation(model, "unloaded", f"{model} is not loaded.", 0, None, (), None, {}, None, None)
+        return replace(plain, **self.explanation)
+
+    def standing(self, instance: str) -> Standing | None:
+        return self.standing_of.get(instance)
+
+    def standings(self, model: str) -> tuple[Standing, ...]:
+        return self.standings_of.get(model, ())
 
     def log_tail(self, instance: str, lines: int = 20) -> tuple[str, ...]:
         return self.logs.get(instance, ())[-lines:]
