@@ -29,7 +29,7 @@ RETURNED_SHARE: Final = 0.75
 @dataclass(slots=True)
 class _Holder:
     reserved: dict[DeviceId, int]
-    used: Footprint = field(default_factory=lambda: NOTHING)
+    used: dict[DeviceId, int] = field(default_factory=dict)
     claim: int | None = None  # the plan's sequence number while it is only a claim
 
 
@@ -43,8 +43,15 @@ class _Returning:
     deadline: float
     used: dict[DeviceId, int]
     promised: dict[DeviceId, int]
-    booked: Footprint
-    free_then: Mapping[DeviceId, int | None]
+    booked: dict[DeviceId, int]
+    free_then: dict[DeviceId, int | None]
+
+    def learn(self, used: Footprint, free: Mapping[DeviceId, int | None]) -> None:
+        """A measurement that was under way at the exit tells what it had taken by then."""
+        for device, bytes_ in used.items():
+            self.used[device] = bytes_
+            self.promised[device] = max(0, self.booked.get(device, 0) - bytes_)
+            self.free_then[device] = free.get(device)
 
 
 @dataclass(slots=True)
@@ -52,7 +59,7 @@ class Ledger:
     devices: dict[DeviceId, Device]
     recovery: float = 10.0
     free: dict[DeviceId, int | None] = field(default_factory=dict)
-    measured_at: float | None = None
+    _measured_at: dict[DeviceId, float] = field(default_factory=dict)
     _holders: dict[InstanceId, _Holder] = field(default_factory=dict)
     _returning: dict[InstanceId, _Returning] = field(default_factory=dict)
 
@@ -88,26 +95,32 @@ class Ledger:
             promised={
                 d: r - held.used.get(d, 0) for d, r in held.reserved.items() if r > held.used.get(d, 0)
             },
-            booked=held.reserved,
+            booked=dict(held.reserved),
             free_then=dict(self.free),
         )
 
     def measure(
         self, free: Mapping[DeviceId, int | None], used: Mapping[InstanceId, Footprint], at: float, now: float
     ) -> bool:
-        """Take a measurement whose sampling began at `at`. An older one than the last is ignored: False."""
-        if self.measured_at is not None and at < self.measured_at:
-            return False
-        self.measured_at = at
-        self.free.update({d: f for d, f in free.items() if d in self.devices})
+        """Take a measurement whose sampling began at `at`. It speaks of the devices in `free` alone; of
+        those that were measured later already it says nothing any more. False: it said nothing at all.
+        """
+        news = {d for d in free if d in self.devices and at >= self._measured_at.get(d, at)}
+        for device in news:
+            self._measured_at[device] = at
+            self.free[device] = free[device]
         for name, bytes_ in used.items():
             held = self._holders.get(name)
             if held is not None and held.claim is None:
-                held.used = bytes_
+                kept = {d: b for d, b in held.used.items() if d not in news}
+                held.used = kept | {d: b for d, b in bytes_.items() if d in news}
                 self._raise_to_used(held)
         for name, gone in list(self._returning.items()):
-            self._see_return(name, gone, at, now)
-        return True
+            if at < gone.exited_at:
+                gone.learn({d: b for d, b in used.get(name, NOTHING).items() if d in news}, self.free)
+            else:
+                self._see_return(name, gone, news, now)
+        return bool(news)
 
     def expire(self, now: float) -> bool:
         """Give up waiting for memory that did not come back: from now on it is simply not free. True if
@@ -256,16 +269,16 @@ class Ledger:
                 by_books -= gone.booked.get(device, 0)
         return min(by_measure, by_books)
 
-    def _see_return(self, name: InstanceId, gone: _Returning, at: float, now: float) -> None:
-        if at < gone.exited_at:
-            return
-        gone.promised = {}
-        gone.booked = NOTHING
-        for device, bytes_ in list(gone.used.items()):
-            free, then = self.free.get(device), gone.free_then.get(device)
-            if free is None or then is None or free - then >= bytes_ * RETURNED_SHARE:
-                del gone.used[device]
-        if not gone.used or gone.deadline <= now:
+    def _see_return(self, name: InstanceId, gone: _Returning, news: Collection[DeviceId], now: float) -> None:
+        """Measured after the exit: what it had promised is void there, what it had used may be back."""
+        for device in news:
+            gone.promised.pop(device, None)
+            gone.booked.pop(device, None)
+            if device in gone.used:
+                free, then = self.free[device], gone.free_then.get(device)
+                if free is None or then is None or free - then >= gone.used[device] * RETURNED_SHARE:
+                    del gone.used[device]
+        if not (gone.used or gone.promised or gone.booked) or gone.deadline <= now:
             del self._returning[name]
 
     def _raise_to_used(self, held: _Holder) -> None:

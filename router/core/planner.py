@@ -11,10 +11,10 @@ from dataclasses import dataclass, field
 from itertools import groupby
 
 from router.core import refusals
-from router.core.situation import BUSY, Idle, Situation
+from router.core.situation import Idle, Situation
 from router.core.state import Books, Instance, Record, Waiter
 from router.core.types import NOTHING, Footprint, InstanceId, Placement, State
-from router.core.victims import Leaver, Need, choose
+from router.core.victims import BUSY, Leaver, Need, choose
 from router.errors import RouterError
 
 

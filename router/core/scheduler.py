@@ -25,6 +25,7 @@ from router.core.types import (
     Cause,
     Command,
     Device,
+    DeviceId,
     Event,
     Exited,
     Grant,
@@ -245,8 +246,13 @@ class Scheduler:
             one = self._books.instances.get(name)
             if one is not None and one.state in (State.READY, State.DRAINING):
                 self._books.ledger.settle(name, footprint)
-        for record in self._demands.values():
-            if record.hold_until_measured is not None and record.hold_until_measured <= at:
+        for record in self._books.records.values():
+            held = record.hold_until_measured
+            if (
+                held is not None
+                and held <= at
+                and any(p.footprint.keys() & event.free for p in record.model.placements)
+            ):
                 record.hold_until_measured = None
 
     def _adopted(self, event: Adopted, now: float) -> None:
@@ -343,17 +349,16 @@ class Scheduler:
         self._refuse_overdue(now)
         if self._books.ledger.expire(now) or (self._wake is not None and self._wake <= now):
             self._dirty = True
+        self._drop_forsaken_plans()
+        self._grant_waiters(now)
         self._end_what_is_over(now)
-        if self._dirty and self._books.settings.yield_to_others:
-            self._yield_to_others(now)
-        if self._demands or self._plans:
-            self._drop_forsaken_plans()
-            self._grant_waiters(now)
         if self._dirty:
             self._dirty = False
+            self._yield_to_others(now)
             self._start_plans(now)
             self._plan_demands(now)
             self._start_plans(now)
+            self._grant_waiters(now)  # of those whose gate a plan that was given up has opened again
         self._add_replicas(now)
 
     def _refuse_overdue(self, now: float) -> None:
@@ -378,16 +383,30 @@ class Scheduler:
 
     def _yield_to_others(self, now: float) -> None:
         """Another program took memory and the margin is broken: give up idle models until it is whole
-        again."""
+        again.
+
+        While somebody loads there, what it takes between the two readings of a measurement looks like another
+        program's: then only bytes that are missing from the margin itself count.
+        """
+        if not self._books.settings.yield_to_others:
+            return
         for device, known in self._books.ledger.devices.items():
             while known.margin > 0:
                 seen = Situation(self._books, now)
                 room = seen.room(device)
+                if room is not None and self._is_loading(device):
+                    room += self._books.ledger.promised(device)
                 holders = [one.leaver for one in seen.idle if one.leaver.frees.get(device, 0) > 0]
                 if room is None or room >= 0 or not holders:
                     break
                 first = min(holders, key=lambda leaver: (leaver.group, leaver.rank, leaver.id))
                 self._stop(self._books.instances[first.id], Cause.YIELDED)
+
+    def _is_loading(self, device: DeviceId) -> bool:
+        return any(
+            one.state is State.STARTING and one.placement.footprint.get(device, 0) > 0
+            for one in self._books.instances.values()
+        )
 
     def _drop_forsaken_plans(self) -> None:
         """A plan nobody waits for any more is given up; the victims it only drained serve on."""
@@ -419,29 +438,38 @@ class Scheduler:
 
     def _plan_demands(self, now: float) -> None:
         """Ask the planner for every demand without an instance, the most pressing first."""
+        while self._plan_next(now):
+            pass
+
+    def _plan_next(self, now: float) -> bool:
+        """One round over the demands, until one is planned that turns somebody out: what else becomes free
+        by that is for whoever is the most pressing, so the round begins anew (True).
+        """
         self._wake = None
+        self._waits = {}
         ahead: list[Claim] = []
-        waits: dict[ModelName, Wait] = {}
         seen = Situation(self._books, now)
         for record in self._ordered_demands(now):
             if record.has_coming():
                 continue
             if record.hold_until_measured is not None:
-                waits[record.model.name] = Wait("measure")
+                self._waits[record.model.name] = Wait("measure")
                 continue
             decision = planner.plan(seen, record, ahead)
             match decision:
                 case Plan():
                     record.starved_since = None
                     self._book(record, decision, now)
+                    if decision.stop or decision.drain:
+                        return True
                     seen = Situation(self._books, now)
                 case Reject(error):
                     record.starved_since = None
                     self._refuse_all(record, error)
                 case Wait():
-                    waits[record.model.name] = decision
+                    self._waits[record.model.name] = decision
                     self._note_wait(record, decision, ahead, now)
-        self._waits = waits
+        return False
 
     def _add_replicas(self, now: float) -> None:
         """A further replica only into room that is free now, and only while nobody waits for room."""
@@ -531,6 +559,7 @@ class Scheduler:
         one.move(State.STARTING)
         one.started_at = now
         del self._plans[one.id]
+        self._reopen(one.victims)  # of those it does not need any more
         self._books.ledger.reserve(one.id)
         self._commands.append(Start(one.id, one.model.name, one.placement, tuple(sorted(one.victims))))
 
@@ -540,8 +569,12 @@ class Scheduler:
         self._books.ledger.forget(plan.id)
         self._delete(plan)
         self._dirty = True
+        self._reopen(plan.victims)
+
+    def _reopen(self, victims: frozenset[InstanceId]) -> None:
+        """The plan that drains them needs them no more: whoever still serves, serves on."""
         wanted: set[InstanceId] = set().union(*(other.victims for other in self._plans.values()))
-        for victim in sorted(plan.victims - wanted):
+        for victim in sorted(victims - wanted):
             one = self._books.instances.get(victim)
             if one is not None and one.state is State.DRAINING and one.cause not in _FINAL:
                 one.move(State.READY)
@@ -671,7 +704,7 @@ class Scheduler:
         ready = [one for one in record.instances.values() if one.state is State.READY]
         if not ready or record.vanished or len(ready) < len(record.instances):
             return False  # none yet, or one is on its way up or down
-        if record.retry_at is not None and record.retry_at > now:
+        if record.hold_until_measured is not None or (record.retry_at is not None and record.retry_at > now):
             return False
         if len(ready) < record.model.replicas:
             return True

@@ -12,9 +12,7 @@ from functools import cached_property
 
 from router.core.state import Books, Instance, Record
 from router.core.types import DeviceId, InstanceId, Placement, State
-from router.core.victims import Leaver
-
-ABANDONED, SPARE, IDLE, BUSY = range(4)
+from router.core.victims import ABANDONED, BUSY, IDLE, SPARE, Leaver
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,8 @@ from typing import Final
 
 from router.core.types import DeviceId, Footprint, InstanceId
 
+#: The groups of those that may leave, in the order in which they are taken.
+ABANDONED, SPARE, IDLE, BUSY = range(4)
 #: Up to this many candidates the cheapest sum is searched for exactly (2^n sets with pruning); beyond,
 #: greedily.
 EXACT_LIMIT: Final = 12
@@ -67,7 +69,7 @@ def choose(
     if additive and len(chosen) > len(always):
         worst = max(one.group for one in chosen[len(always) :])
         allowed = [one for one in useful if one.group <= worst]
-        chosen = _cheapest_sum(allowed, need, list(always), worst)
+        chosen = _cheapest_sum(allowed, need, list(always))
     return tuple(_spare(chosen, need, always))
 
 
@@ -82,10 +84,10 @@ def _spare(chosen: list[Leaver], need: Need, always: Sequence[Leaver]) -> list[L
     return chosen
 
 
-def _cheapest_sum(useful: list[Leaver], need: Need, always: list[Leaver], worst: int) -> list[Leaver]:
+def _cheapest_sum(useful: list[Leaver], need: Need, always: list[Leaver]) -> list[Leaver]:
     def cost(one: Leaver) -> tuple[int, float]:
-        # Whoever is in the worst group costs more than any number of others: idle before busy, always.
-        return (1 if one.group == worst else 0, one.rank)
+        # One that is busy costs more than any number of idle ones.
+        return (1 if one.group == BUSY else 0, one.rank)
 
     if len(useful) > EXACT_LIMIT:
         return _greedy_by_density(useful, need, always)

@@ -7,7 +7,7 @@ from itertools import combinations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from router.core.victims import Leaver, Need, choose
+from router.core.victims import BUSY, IDLE, Leaver, Need, choose
 
 leavers = st.lists(
     st.tuples(st.integers(0, 9), st.integers(0, 9), st.integers(2, 3), st.integers(0, 5)),
@@ -46,10 +46,10 @@ def test_additive_ranks_give_the_cheapest_sum_with_as_few_busy_ones_as_possible(
     chosen = choose(all_of_them, need, additive=True)
     if chosen is None:
         return
-    worst = max((one.group for one in chosen), default=0)
+    worst = max((one.group for one in chosen), default=IDLE)
 
     def cost(some: tuple[Leaver, ...]) -> tuple[int, float]:
-        return (sum(one.group == worst for one in some), sum(one.rank for one in some))
+        return (sum(one.group == BUSY for one in some), sum(one.rank for one in some))
 
     sets = (s for n in range(len(all_of_them) + 1) for s in combinations(all_of_them, n))
     best = min(cost(s) for s in sets if need.met_by(s) and all(one.group <= worst for one in s))
