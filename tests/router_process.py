@@ -69,12 +69,19 @@ class RouterProcess:
         for child in self.children():
             child.kill()
 
-    def spawn(self) -> None:
+    async def start_again(self) -> None:
+        """Once more after its end, on another port; what it said before is forgotten."""
+        await self.client.close()
+        await self.__aenter__()
+
+    def command(self) -> list[str]:
         command = [sys.executable, "-m", "router", "serve", "--config", str(self.config), "--port", "0"]
-        command += ["--state-dir", str(self.state), "--models-dir", str(self.models), *self._args]
+        return [*command, "--state-dir", str(self.state), "--models-dir", str(self.models), *self._args]
+
+    def spawn(self) -> None:
         with open(self._output, "wb") as output:
             self.process = subprocess.Popen(
-                command, cwd=REPOSITORY, env=self._env, stdout=output, stderr=subprocess.STDOUT
+                self.command(), cwd=REPOSITORY, env=self._env, stdout=output, stderr=subprocess.STDOUT
             )
 
     # --- what is seen of it from outside ---

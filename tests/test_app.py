@@ -161,18 +161,28 @@ async def test_models_that_are_wanted_from_the_start_are_loaded_without_a_reques
         await up.until(up.children, "the model is loaded")
 
 
-async def test_children_of_a_router_that_was_killed_are_stopped_by_the_next(router: Start):
-    first = router()
-    async with first as up:
+async def test_children_of_a_router_that_was_killed_serve_on_under_the_next(router: Start):
+    async with router() as up:
         await up.chat("tiny")
         (orphan,) = up.children()
         assert await up.stop(signal.SIGKILL) == -signal.SIGKILL
         assert orphan.is_running()
-        async with router() as up:
-            assert not orphan.is_running() or orphan.status() == "zombie"
-            assert not up.children()
-            assert not up.sockets()
+        await up.start_again()
+        async with up.client.post("/v1/chat/completions", json={"model": "tiny"}) as answer:
+            assert answer.headers["X-Router-Action"] == "already_loaded"
+        assert up.children() == [orphan]
+        assert await up.stop() == 0
+        assert not up.children(), "it ends with the router that adopted it"
+
+
+async def test_a_killed_routers_child_of_another_llama_server_is_started_anew(router: Start):
+    async with router() as killed:
+        await killed.chat("tiny")
+        (orphan,) = killed.children()
+        await killed.stop(signal.SIGKILL)
+        async with router() as up:  # its binary has been written anew
             assert (await up.chat("tiny"))[0] == 200
+            await up.until(lambda: orphan not in up.children(), "the old one is gone")
 
 
 async def test_what_stands_after_the_dashes_goes_to_every_child(router: Start):

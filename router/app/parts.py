@@ -3,7 +3,7 @@ backwards."""
 
 from __future__ import annotations
 
-import asyncio
+import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -31,6 +31,8 @@ from router.journal import Journal
 from router.learning import Learning
 from router.pool import Pool
 from router.store import Store
+
+log = logging.getLogger("router.app")
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,10 +85,6 @@ async def _host(app: web.Application) -> AsyncIterator[None]:
     grace = setup.config.child.stop_grace_seconds
     host = LocalHost(app[DEVICES], app[STORE], setup.paths, setup.config.memory, stop_grace_seconds=grace)
     async with host as app[HOST]:
-        # What an earlier router left holds memory that nobody would count.
-        async with asyncio.TaskGroup() as stopping:
-            for leftover in await host.instances():
-                stopping.create_task(host.stop(leftover.instance, grace_seconds=grace))
         yield
 
 
@@ -127,10 +125,19 @@ async def _pool(app: web.Application) -> AsyncIterator[None]:
         await app[POOL].enter_async_context(pool)
         context = Context(config, known, pool, lambda: models.reload(context), app[BACKGROUND].spawn)
         app[CONTEXT] = context
+        await _adopt(host, pool)
         for name, definition in known.definitions.by_name.items():
             if definition.entry.preset.load_on_startup:
                 app[BACKGROUND].spawn(pool.load(name), name=f"load {name} on startup")
         yield
+
+
+async def _adopt(host: LocalHost, pool: Pool) -> None:
+    """What an earlier router left goes on serving, or is stopped; until it is gone its memory counts."""
+    for record in await host.instances():
+        log.info("%s of an earlier router lives on as pid %s", record.instance, record.pid)
+        pool.adopt(record)
+    await pool.measure()
 
 
 @asynccontextmanager
