@@ -162,7 +162,7 @@ def _row(seen: Seen, name: ModelName, ctx_size: int | None, *, is_named: bool) -
     rooms, empty = rooms_now(seen.snapshot), empty_rooms(seen.snapshot)
     now = next((one for one in ways if not missing(rooms, one.reserved)), None)
     ever = now or next((one for one in ways if not missing(empty, one.reserved)), None)
-    best = ever or ways[0]
+    best = ever or min(ways, key=lambda one: sum(missing(empty, one.reserved).values()))
     return {
         "model": name,
         "error": None,

@@ -23,6 +23,7 @@ COMMANDS: Final[Mapping[str, str]] = {
     "unload": "router.cli.unload:unload",
     "explain": "router.cli.explain:explain",
     "vram": "router.cli.vram:vram",
+    "plan": "router.cli.plan:plan",
 }
 
 

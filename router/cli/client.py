@@ -21,6 +21,16 @@ READ_SECONDS = 30.0
 _F = TypeVar("_F", bound=Callable[..., Any])
 
 
+class NoRouter(click.ClickException):
+    """Nobody listens at `url`."""
+
+    def __init__(self, url: str) -> None:
+        super().__init__(
+            f"no router answers at {url}; start one with: llama-router serve (or name it with --url)"
+        )
+        self.url = url
+
+
 @dataclass(frozen=True, slots=True)
 class Client:
     """Every call raises click.ClickException with a message for people."""
@@ -54,9 +64,7 @@ class Client:
             response = connection.getresponse()
             return self._read(response.status, response.read())
         except (ConnectionRefusedError, FileNotFoundError, socket.gaierror) as error:
-            raise click.ClickException(
-                f"no router answers at {self.url}; start one with: llama-router serve (or name it with --url)"
-            ) from error
+            raise NoRouter(self.url) from error
         except (OSError, http.client.HTTPException) as error:
             raise click.ClickException(f"{self.url}: {str(error) or type(error).__name__}") from error
         finally:

@@ -6,8 +6,11 @@ from typing import Any
 
 import click
 
+from router.cli.bars import bar, legend
 from router.cli.client import Client, client_options, print_json
 from router.cli.words import gib, print_table
+
+_FIGURES = ("total", "free", "ours", "others", "promised", "margin", "room")
 
 
 @click.command()
@@ -18,20 +21,60 @@ def vram(url: str, api_key: str | None, as_json: bool) -> None:
     if as_json:
         print_json(answer)
         return
-    heads = ("DEVICE", "TOTAL", "FREE", "OURS", "OTHERS", "PROMISED", "MARGIN", "ROOM")
-    print_table(heads, [_row(device) for device in answer["devices"]])
-    for device in answer["devices"]:
-        for one in device["instances"]:
-            measured = (
-                f"measured {gib(one['measured'])}" if one["measured"] is not None else "not measured yet"
-            )
-            click.echo(f"  {_name(device)}: {one['id']} ({one['state']}), {gib(one['reserved'])}, {measured}")
+    devices = answer["devices"]
+    heads = ("DEVICE", *(figure.upper() for figure in _FIGURES), "")
+    print_table(heads, [_row(device) for device in devices])
+    names = {"ours": "models", "promised": "promised to them", "others": "other programs", "margin": "margin"}
+    click.echo(legend({**names, "free": "free"}))  # type: ignore[dict-item]
+    _print_models(answer)
+    for device in devices:
+        if device["error"] is not None:
+            click.echo(f"! {_name(device)} takes no models: {device['error']}")
+    for note in answer["notes"]:
+        click.echo(f"! {note}")
+
+
+def _print_models(answer: dict[str, Any]) -> None:
+    if not answer["models"]:
+        return
+    names = {device["id"]: _name(device) for device in answer["devices"]}
+    rows = [
+        (
+            one["id"],
+            one["state"],
+            names.get(device, device),
+            gib(held["predicted"]),
+            gib(held["reserved"]),
+            gib(held["measured"]),
+            one["confidence"],
+        )
+        for one in answer["models"]
+        for device, held in one["devices"].items()
+    ]
+    click.echo()
+    print_table(("INSTANCE", "STATE", "DEVICE", "PREDICTED", "RESERVED", "MEASURED", "CONFIDENCE"), rows)
 
 
 def _row(device: dict[str, Any]) -> tuple[str, ...]:
-    figures = ("total", "free", "ours", "others", "promised", "margin", "room")
     name = _name(device) if device["healthy"] else f"{_name(device)} (not healthy)"
-    return (name, *(gib(device[figure]) for figure in figures))
+    return (name, *(gib(device[figure]) for figure in _FIGURES), _bar(device))
+
+
+def _bar(device: dict[str, Any]) -> str:
+    if device["free"] is None:
+        return ""
+    # What is promised, and the margin, are parts of what is free.
+    promised = min(device["promised"], device["free"])
+    margin = min(device["margin"], device["free"] - promised)
+    return bar(
+        (
+            ("ours", device["ours"]),
+            ("others", device["others"] + device["returning"]),
+            ("promised", promised),
+            ("margin", margin),
+            ("free", device["free"] - promised - margin),
+        )
+    )
 
 
 def _name(device: dict[str, Any]) -> str:
