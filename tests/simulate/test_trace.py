@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from router.core.types import Acquire, Measured, Release
+from router.core.types import Acquire, Event, Measured, Release
 from router.errors import StartupError
 from router.journal import event_fields
 from router.simulate.clients import generate
@@ -91,7 +91,7 @@ def test_a_journal_is_replayed_by_its_acquire_events_alone(tmp_path):
 
 
 def test_what_the_router_journals_is_what_is_read(tmp_path):
-    told = [Acquire("l1", "qwen", size=64.0), Measured({"local/cuda:0": None}), Release("l1")]
+    told: list[Event] = [Acquire("l1", "qwen", size=64.0), Measured({"local/cuda:0": None}), Release("l1")]
     rows = [{"id": n, "now": 5.0 + n, **event_fields(event)} for n, event in enumerate(told)]
     (request,) = read_trace(write(tmp_path / "journal.jsonl", *rows)).requests
     assert (request.client, request.output_length, request.kind) == ("l1", 64, "journal")
