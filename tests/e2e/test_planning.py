@@ -1,0 +1,75 @@
+"""What is planned comes true: told by a running router, then done by it with real llama-servers."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from router.cli import cli
+from tests.e2e.running import Running, running
+
+pytestmark = pytest.mark.e2e
+
+
+async def plan(router: Running, *args: str) -> Any:
+    """`llama-router plan --json`, against this router."""
+    command = ["plan", "--json", "--url", router.url, *args]
+    result = await asyncio.to_thread(CliRunner().invoke, cli, command)
+    assert result.exit_code == 0, result.output
+    return json.loads(result.stdout)
+
+
+async def vram(router: Running) -> Any:
+    async with router.session.get("/vram?measure=1") as answer:
+        return await answer.json()
+
+
+async def test_who_is_said_to_leave_leaves(tmp_path: Path) -> None:
+    async with running(tmp_path, ["a", "b"], "[scheduler]\nmodels_max = 1\nlinger = 0\n") as router:
+        before = await plan(router, "a")
+        assert (before["would"], before["would_evict"]) == ("start", [])
+        await router.chat("a")
+        assert (await plan(router, "a"))["would"] is None, "it is there already"
+        planned = await plan(router, "b")
+        assert (planned["would"], planned["would_evict"]) == ("start", ["a#1"])
+        assert (await plan(router, "b", "--ctx", "1024"))["would_evict"] == ["a#1"]
+        assert router.resident() == ["a"], "a plan does nothing"
+        await router.chat("b")
+        assert router.stops() == [("a", "evicted")] and router.resident() == ["b"]
+
+
+async def test_a_load_reserves_what_was_planned_and_takes_no_more(tmp_path: Path) -> None:
+    async with running(tmp_path, ["a"]) as router:
+        planned = await plan(router, "a")
+        place = planned["placements"][planned["chosen"]]
+        assert sum(term["bytes"] for term in place["terms"]) == place["bytes"]
+        await router.chat("a", tokens=32)
+        (loaded,) = (await vram(router))["models"]
+        assert loaded["predicted"] == sum(place["predicted"].values())
+        assert 0 < loaded["measured"] <= place["bytes"]
+        assert loaded["confidence"] in ("measured", "proven")
+
+
+async def test_models_that_are_said_to_fit_together_are_resident_together(tmp_path: Path) -> None:
+    async with running(tmp_path, ["a", "b", "c"]) as router:
+        together = (await plan(router, "a", "b", "c"))["together"]
+        assert together["fits"], together["text"]
+        for name in ("a", "b", "c"):
+            await router.chat(name)
+        assert router.resident() == ["a", "b", "c"] and not router.stops()
+
+
+async def test_models_that_are_said_not_to_fit_together_are_not_resident_together(tmp_path: Path) -> None:
+    async with running(tmp_path, ["a", "b", "c"], "[scheduler]\nmodels_max = 2\n") as router:
+        together = (await plan(router, "a", "b", "c"))["together"]
+        assert not together["fits"] and "scheduler.models_max is 2" in together["text"]
+        sets = [sorted(one["model"] for one in fit["models"]) for fit in together["sets"]]
+        assert sets == [["a", "b"], ["a", "c"], ["b", "c"]]
+        for name in ("a", "b", "c"):
+            await router.chat(name)
+        assert router.resident() in sets
