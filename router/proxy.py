@@ -11,6 +11,7 @@ was begun; a new connection over a Unix socket costs about 0.1 ms (measured) and
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -23,7 +24,7 @@ from multidict import CIMultiDict, CIMultiDictProxy
 from yarl import URL
 
 from router.core.types import Cause, InstanceId, ModelName, Priority, Stop
-from router.errors import LoadFailed, RouterError, ShuttingDown, Unloaded, UpstreamFailed
+from router.errors import LoadFailed, RouterError, ShuttingDown, Unavailable, Unloaded, UpstreamFailed
 from router.pool import Lease, Pool
 from router.stall import Passage, Traffic
 
@@ -38,6 +39,7 @@ RETRY_PATIENCE_SECONDS = 5.0
 #: Larger bodies are written in pieces of this size, so that the loop is not held up.
 BODY_PIECE_BYTES = 1 << 18
 
+_OUT_OF_FILES = "the router has as many files and connections open as it may (ulimit -n)"
 _HOP_BY_HOP = frozenset(
     {"connection", "keep-alive", "proxy-authenticate", "proxy-authorization", "proxy-connection"}
     | {"te", "trailer", "transfer-encoding", "upgrade"}
@@ -224,6 +226,8 @@ class Proxy:
     async def _broken(self, lease: Lease, error: Exception) -> _Broken:
         """Nothing was sent yet. To be called under the lease: the scheduler then sees the child die in
         service."""
+        if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
+            return _Broken(Unavailable(_OUT_OF_FILES, retry_after_seconds=1.0), may_retry=False)
         is_gone = await self._is_gone(lease.instance)
         never_connected = isinstance(error, aiohttp.ClientConnectorError)
         is_own_death = self._stopped_for(lease.instance) is None and self._verdict(lease) is None

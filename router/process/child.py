@@ -293,10 +293,16 @@ class Process:
     def _signal(self, number: signal.Signals) -> None:
         """To the group it leads. Its number cannot be another's: a child of ours is not reaped yet."""
         self._killed |= number == signal.SIGKILL
-        if self._has_exited or (not self._is_ours and identify(self.pid) != self.identity):
+        if self._has_exited or not (self._is_ours or self._is_still_itself()):
             return
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self.pid, number)
+
+    def _is_still_itself(self) -> bool:
+        try:
+            return identify(self.pid) == self.identity
+        except OSError:  # cannot look now; the watch on it has not told of its end
+            return True
 
     async def _kill(self) -> None:
         """End it though this task is being cancelled, maybe twice; bounded: it may be stuck in the kernel."""
@@ -368,7 +374,10 @@ def _spawn(command: Command) -> Identity:
             f"{command.socket} has more than the {SOCKET_PATH_MAX_BYTES} bytes of a socket path: "
             "use a shorter --state-dir"
         )
-    command.socket.unlink(missing_ok=True)
+    try:
+        command.socket.unlink(missing_ok=True)
+    except OSError as error:
+        raise LoadFailed(f"{command.socket.parent} takes no socket: {error.strerror}") from error
     log = command.log.open_for_child()
     try:
         process = subprocess.Popen(
@@ -387,7 +396,12 @@ def _spawn(command: Command) -> Identity:
     finally:
         os.close(log)
     process.returncode = 0  # we reap it through the pidfd; without this Popen would also try, and warn
-    identity = identify(process.pid, also_zombie=True)
+    try:
+        identity = identify(process.pid, also_zombie=True)
+    except OSError as error:  # out of files; nobody could own what nobody can name
+        os.killpg(process.pid, signal.SIGKILL)
+        os.waitpid(process.pid, 0)
+        raise LoadFailed(_cannot_run(command, error)) from error
     assert identity is not None, "a child that nobody has reaped has a start time"
     return identity
 
@@ -407,6 +421,8 @@ def _cannot_run(command: Command, error: OSError) -> str:
             return f"cannot run {binary}: not a program for this machine; run bin/build-llama-server"
         case errno.ETXTBSY:
             return f"cannot run {binary}: it is being written; wait until the build is done"
+        case errno.EMFILE | errno.ENFILE:
+            return f"cannot run {binary}: {error.strerror}; allow the router more of them (ulimit -n)"
         case errno.EAGAIN | errno.ENOMEM:
             return f"cannot run {binary}: {error.strerror}; out of processes (ulimit -u) or memory"
         case _:

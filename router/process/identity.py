@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import hashlib
 import os
@@ -33,7 +34,10 @@ class Identity:
 
 
 def identify(pid: int, *, also_zombie: bool = False) -> Identity | None:
-    """The identity of a process; None if there is none, or only its zombie and that does not count."""
+    """The identity of a process; None if there is none, or only its zombie and that does not count.
+
+    Raises OSError where it cannot be told, because no file can be opened any more: that is not its end.
+    """
     stat = _stat(pid) if _HAS_PROC else _stat_from_psutil(pid)
     if stat is None or (stat.state in "ZX" and not also_zombie):
         return None
@@ -76,7 +80,10 @@ def find_marked(prefix: str) -> dict[Identity, str]:
         except OSError:  # gone, or somebody else's
             continue
         marker = next((entry for entry in environ if entry.startswith(wanted)), None)
-        identity = identify(pid) if marker is not None else None
+        try:
+            identity = identify(pid) if marker is not None else None
+        except OSError:
+            continue
         if marker is not None and identity is not None:
             found[identity] = os.fsdecode(marker).partition("=")[2]
     return found
@@ -93,7 +100,9 @@ class _Stat:
 def _stat(pid: int) -> _Stat | None:
     try:
         text = (_PROC / str(pid) / "stat").read_text(errors="replace")
-    except OSError:
+    except OSError as error:
+        if error.errno in (errno.EMFILE, errno.ENFILE):
+            raise
         return None
     # The command's name stands in brackets and may hold brackets: the third field follows the last one.
     fields = text.rpartition(")")[2].split()

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import errno
+import logging
 import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+_logger = logging.getLogger("router.process")
+
+_NO_ROOM: Final = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 _TAIL_BYTES: Final = 64 << 10
 _TRIMMED: Final = b"[llama-router: the log was cut here to stay within its limit]\n"
 
@@ -19,9 +24,18 @@ class LogFile:
     max_bytes: int
 
     def open_for_child(self) -> int:
-        """A descriptor to hand to the child; the caller closes it. Raises OSError."""
+        """A descriptor to hand to the child; the caller closes it. Raises OSError.
+
+        A model is worth more than its log: on a disk that takes no more it runs without one.
+        """
         flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
-        return os.open(self.path, flags, 0o600)
+        try:
+            return os.open(self.path, flags, 0o600)
+        except OSError as error:
+            if error.errno not in _NO_ROOM:
+                raise
+            _logger.warning("%s cannot be written (%s): going on without it", self.path, error.strerror)
+            return os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
 
     def size(self) -> int:
         """Bytes in the file now; 0 if there is none."""

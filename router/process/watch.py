@@ -43,7 +43,11 @@ class ExitWatch:
         self._on_exit()
 
     def _poll(self) -> None:
-        if identify(self._pid) is None:
+        try:
+            has_exited = identify(self._pid) is None
+        except OSError:  # no file left to look with: it counts as alive until somebody can look
+            has_exited = False
+        if has_exited:
             self._timer = self._loop.call_later(0, self._exited)
         else:
             self._timer = self._loop.call_later(_POLL_SECONDS, self._poll)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import errno
 import os
 import signal
 import subprocess
@@ -109,6 +110,27 @@ async def test_a_log_that_cannot_be_written_fails_the_load(folder):
     async with owning_tasks() as tasks:
         with pytest.raises(LoadFailed, match="No such file or directory"):
             await Process.spawn("child", bad, tasks)
+
+
+async def test_a_child_that_cannot_be_named_for_want_of_files_is_ended_at_once(folder, monkeypatch):
+    def out_of_files(pid, *, also_zombie=False):
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr("router.process.child.identify", out_of_files)
+    async with owning_tasks() as tasks:
+        with pytest.raises(LoadFailed, match="ulimit -n"):
+            await Process.spawn("child", command(folder), tasks)
+
+
+async def test_a_runtime_folder_that_takes_no_socket_says_so(folder, monkeypatch):
+    def read_only(self, missing_ok=False):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(Path, "unlink", read_only)
+    async with owning_tasks() as tasks:
+        with pytest.raises(LoadFailed, match=r"takes no socket: Read-only file system"):
+            await Process.spawn("child", command(folder), tasks)
+    monkeypatch.undo()
 
 
 async def test_a_socket_path_too_long_for_the_kernel_is_refused(folder):

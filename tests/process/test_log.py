@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import errno
 import os
+
+import pytest
 
 from router.process import LogFile
 
@@ -69,3 +72,19 @@ def test_a_log_is_private_and_a_link_is_not_followed(tmp_path):
         pass
     else:
         raise AssertionError("followed a link")
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EDQUOT])
+def test_a_disk_that_takes_no_log_costs_the_log_and_not_the_child(tmp_path, monkeypatch, number):
+    real = os.open
+
+    def full(path, *args, **kwargs):
+        if path == tmp_path / "log":
+            raise OSError(number, os.strerror(number), str(path))
+        return real(path, *args, **kwargs)
+
+    monkeypatch.setattr(os, "open", full)
+    log = LogFile(tmp_path / "log", 4000)
+    write(log, b"words")
+    assert log.size() == 0
+    assert log.tail(10) == ()
