@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Final
 
 import click
 
-from router.cli.bars import bar, legend
+from router.cli.bars import Part, bar, legend
 from router.cli.client import Client, client_options, print_json
 from router.cli.words import gib, print_table
 
 _FIGURES = ("total", "free", "ours", "others", "promised", "margin", "room")
+_PARTS: Final[Mapping[Part, str]] = {
+    "ours": "models",
+    "promised": "promised to them",
+    "others": "other programs",
+    "margin": "margin",
+    "free": "free",
+}
 
 
 @click.command()
@@ -24,8 +32,7 @@ def vram(url: str, api_key: str | None, as_json: bool) -> None:
     devices = answer["devices"]
     heads = ("DEVICE", *(figure.upper() for figure in _FIGURES), "")
     print_table(heads, [_row(device) for device in devices])
-    names = {"ours": "models", "promised": "promised to them", "others": "other programs", "margin": "margin"}
-    click.echo(legend({**names, "free": "free"}))  # type: ignore[dict-item]
+    click.echo(legend(_PARTS))
     _print_models(answer)
     for device in devices:
         if device["error"] is not None:
