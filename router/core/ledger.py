@@ -204,6 +204,10 @@ class Ledger:
         """V: used by children that exited, not yet measured back."""
         return sum(g.used.get(device, 0) for g in self._returning.values())
 
+    def is_returning(self, device: DeviceId) -> bool:
+        """Whether a child exited there and not all that is known of it was measured since."""
+        return any(device in gone.used or device in gone.promised for gone in self._returning.values())
+
     def used_by_ours(self, device: DeviceId) -> int:
         return sum(h.used.get(device, 0) for h in self._holders.values())
 

@@ -153,6 +153,8 @@ def _victims(
     seen: Situation, record: Record, place: Placement, leavers: Sequence[Leaver]
 ) -> tuple[Leaver, ...] | None:
     """Who of `leavers` makes the room; () when it is there or on its way; None when they cannot."""
+    if not seen.is_healthy(place):
+        return None  # nobody leaves for a place of which nothing is known
     short, slots = seen.short(place), seen.slots_missing()
     rivals = {one.id for one in seen.rivals(record)}
     if not short and not slots and not rivals:
@@ -201,7 +203,7 @@ def _could_fit(seen: Situation, record: Record, place: Placement, gone: str) -> 
     left = seen.everyone - getattr(seen, gone)
     if any(one.id in left for one in seen.rivals(record)):
         return False
-    return not seen.slots_missing(gone) and not seen.short(place, gone)
+    return seen.is_healthy(place) and not seen.slots_missing(gone) and not seen.short(place, gone)
 
 
 # --- 6: the busy are drained ---

@@ -270,6 +270,7 @@ class Scheduler:
         one = Instance(event.instance, record.model, event.placement, order, now, state=State.READY)
         one.started_at = one.ready_at = one.last_used = now
         one.completed = 1
+        one.is_adopted = True
         self._books.instances[one.id] = record.instances[one.id] = one
         self._books.ledger.reserve(one.id, event.placement.footprint)
         for lease in event.leases:
@@ -382,29 +383,27 @@ class Scheduler:
                 self._stop(one, Cause.EXPIRED)
 
     def _yield_to_others(self, now: float) -> None:
-        """Another program took memory and the margin is broken: give up idle models until it is whole
-        again.
-
-        While somebody loads there, what it takes between the two readings of a measurement looks like another
-        program's: then only bytes that are missing from the margin itself count.
+        """Another program took memory and the margin is broken: give up idle models, one after another,
+        until it is whole again. Only where nobody of ours is on the way in or out, who may be about to give
+        back enough.
         """
         if not self._books.settings.yield_to_others:
             return
         for device, known in self._books.ledger.devices.items():
-            while known.margin > 0:
-                seen = Situation(self._books, now)
-                room = seen.room(device)
-                if room is not None and self._is_loading(device):
-                    room += self._books.ledger.promised(device)
-                holders = [one.leaver for one in seen.idle if one.leaver.frees.get(device, 0) > 0]
-                if room is None or room >= 0 or not holders:
-                    break
+            free = self._books.ledger.free.get(device)
+            if free is None or free >= known.margin or self._is_moving(device):
+                continue
+            holders = [
+                one.leaver for one in Situation(self._books, now).idle if one.leaver.frees.get(device, 0) > 0
+            ]
+            if holders:
                 first = min(holders, key=lambda leaver: (leaver.group, leaver.rank, leaver.id))
                 self._stop(self._books.instances[first.id], Cause.YIELDED)
 
-    def _is_loading(self, device: DeviceId) -> bool:
-        return any(
-            one.state is State.STARTING and one.placement.footprint.get(device, 0) > 0
+    def _is_moving(self, device: DeviceId) -> bool:
+        """Whether somebody of ours is about to take memory there, or to give it back."""
+        return self._books.ledger.is_returning(device) or any(
+            one.state is not State.READY and one.placement.footprint.get(device, 0) > 0
             for one in self._books.instances.values()
         )
 

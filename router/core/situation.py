@@ -79,6 +79,10 @@ class Situation:
                 missing[device] = need - room
         return missing
 
+    def is_healthy(self, place: Placement) -> bool:
+        """Whether the room is known on every device that it needs."""
+        return all(need <= 0 or self.room(device) is not None for device, need in place.footprint.items())
+
     def room(self, device: DeviceId, gone: str = "leaving") -> int | None:
         """Bytes a newcomer may have on the device when "leaving", "movable" or "everyone" are gone."""
         rooms = self._rooms[gone]

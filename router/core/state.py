@@ -90,6 +90,7 @@ class Instance:
     kill_at: float | None = None
     drain_end: float | None = None
     completed: int = 0
+    is_adopted: bool = False
 
     def move(self, to: State) -> None:
         """The only place where a state changes."""
