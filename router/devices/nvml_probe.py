@@ -18,6 +18,9 @@ import msgspec
 from router.devices.nvml import Card, NvmlFailed, card_count, open_session
 from router.devices.protocol import GpuReading, Hello, Reading, Request
 
+#: How long a card that hangs since an earlier request is waited for: the others' figures are wanted now.
+_GRACE_SECONDS = 0.05
+
 
 class _Worker:
     """Reads one card, again and again, in its own thread."""
@@ -28,13 +31,15 @@ class _Worker:
         self._changed = threading.Condition()
         self._wanted = self._done = 0  # serial numbers of reads
         self._since = 0.0  # when the read that runs now began
+        self._hangs = False
         self._result: tuple[GpuReading, ...] | NvmlFailed = ()
         threading.Thread(target=self._run, name=f"card-{index}", daemon=True).start()
 
     def begin(self) -> None:
         """Wants a read that begins from now on. One that still hangs is not it."""
         with self._changed:
-            if self._done == self._wanted:
+            self._hangs = self._done < self._wanted
+            if not self._hangs:
                 self._since = time.monotonic()
             self._wanted += 1
             self._changed.notify_all()
@@ -42,6 +47,8 @@ class _Worker:
     def end(self, deadline: float) -> tuple[tuple[GpuReading, ...], str | None]:
         """The readings; and, where nobody is known whom they could name, what went wrong."""
         with self._changed:
+            if self._hangs:
+                deadline = min(deadline, time.monotonic() + _GRACE_SECONDS)
             while self._done < self._wanted:
                 left = deadline - time.monotonic()
                 if left <= 0:
