@@ -41,6 +41,7 @@ class ServerConfig:
     cors_origins: tuple[str, ...] = ()
     max_body_mib: Positive = 128
     shutdown_grace_seconds: Seconds = 30.0
+    restart_grace_seconds: Seconds = 3600.0
     access_log: bool = True
 
 
@@ -88,7 +89,7 @@ class SchedulerConfig:
     queue_limit: Positive = 512
     queue_timeout_seconds: PositiveSeconds = 600.0
     quantum: Factor = 8.0
-    linger: Factor = 4.0
+    linger: Factor = 0.5
     placement: Literal["best-fit", "spread"] = "best-fit"
     exclusive: tuple[tuple[str, ...], ...] = ()
     backoff_initial_seconds: PositiveSeconds = 1.0

@@ -5,13 +5,17 @@ asked for again.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections import deque
+from dataclasses import dataclass, field
+from statistics import median
 from typing import Final
 
 #: Weight of the newest sample in the moving averages.
 NEWEST: Final = 0.3
 #: A lease is expected to last this long before any was measured, in seconds.
 UNMEASURED_HOLD_SECONDS: Final = 2.0
+#: So many gaps between requests are remembered.
+GAPS_REMEMBERED: Final = 16
 #: Requests older than this count half in the request rate.
 RATE_HALF_LIFE_SECONDS: Final = 600.0
 
@@ -24,7 +28,7 @@ class Forecast:
     loads: int = 0
     _hold: float | None = None
     _hold_per_size: float | None = None
-    _gap: float | None = None
+    _gaps: deque[float] = field(default_factory=lambda: deque(maxlen=GAPS_REMEMBERED))
     _weight: float = 0.0
     _weighed_at: float = 0.0
 
@@ -39,7 +43,7 @@ class Forecast:
 
     def came_back(self, gap: float) -> None:
         """The model was asked for `gap` seconds after it had become idle."""
-        self._gap = _blend(self._gap, gap)
+        self._gaps.append(gap)
 
     def requested(self, now: float) -> None:
         self._weight = self._decayed(now) + 1.0
@@ -58,14 +62,16 @@ class Forecast:
             return usual
         return min(usual, self._hold_per_size * size)
 
-    def linger_seconds(self, factor: float) -> float:
-        """How long an idle model is left alone because it is likely to be asked for again: `factor` usual
-        gaps, at most its own load time (waiting longer than the swap costs cannot pay), and nothing when
-        the usual gap is longer than that.
+    def linger_seconds(self, share: float) -> float:
+        """How long an idle model is left alone because its clients usually come back sooner than it loads: a
+        `share` of its load time; waiting longer than the swap costs could not pay. Nothing when the usual gap
+        is longer than a load.
+
+        The usual gap is the median: one long pause does not make a habit forgotten, as it does in an average.
         """
-        if self._gap is None or self._gap >= self.load_seconds:
+        if not self._gaps or median(self._gaps) >= self.load_seconds:
             return 0.0
-        return min(factor * self._gap, self.load_seconds)
+        return min(share, 1.0) * self.load_seconds
 
     def _decayed(self, now: float) -> float:
         return self._weight * math.exp2(-max(0.0, now - self._weighed_at) / RATE_HALF_LIFE_SECONDS)

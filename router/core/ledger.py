@@ -280,10 +280,20 @@ class Ledger:
             gone.booked.pop(device, None)
             if device in gone.used:
                 free, then = self.free[device], gone.free_then.get(device)
-                if free is None or then is None or free - then >= gone.used[device] * RETURNED_SHARE:
+                if free is None or then is None:
                     del gone.used[device]
+                elif free - then >= gone.used[device] * RETURNED_SHARE:
+                    self._credit(device, gone.used.pop(device))
         if not (gone.used or gone.promised or gone.booked) or gone.deadline <= now:
             del self._returning[name]
+
+    def _credit(self, device: DeviceId, bytes_: int) -> None:
+        """These bytes came back and are accounted for: they are not another's, who exited at the same
+        time."""
+        for other in self._returning.values():
+            then = other.free_then.get(device)
+            if then is not None and device in other.used:
+                other.free_then[device] = then + bytes_
 
     def _raise_to_used(self, held: _Holder) -> None:
         for device, bytes_ in held.used.items():

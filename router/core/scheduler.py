@@ -670,7 +670,7 @@ class Scheduler:
         del self._books.leases[waiter.lease]
         self._dirty = True
         if not record.waiting:
-            record.starved_since = record.hold_until_measured = None
+            record.starved_since = None
             self._demands.pop(waiter.model, None)
             self._forget_vanished(record)
 

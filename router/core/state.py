@@ -26,15 +26,15 @@ from router.errors import RouterError
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """The scheduler's numbers; seconds and counts. `models_max` 0 = no limit. `linger` is in usual gaps
-    between requests, `quantum` in times the expected cost of the switch.
+    """The scheduler's numbers; seconds and counts. `models_max` 0 = no limit. `linger` is a share of the
+    load time, `quantum` in times the expected cost of the switch.
     """
 
     models_max: int = 0
     queue_limit: int = 512
     queue_timeout: float = 600.0
     quantum: float = 8.0
-    linger: float = 4.0
+    linger: float = 0.5
     recovery: float = 10.0
     foreign_wait: float = 10.0
     backoff_initial: float = 1.0

@@ -81,6 +81,20 @@ def test_an_older_measurement_never_replaces_a_newer_one() -> None:
     assert room(books) == 4
 
 
+def test_bytes_that_come_back_are_counted_for_one_of_those_who_left_together() -> None:
+    books = ledger()
+    books.reserve("a#1", {GPU: 11 * GIB})
+    books.reserve("b#1", {GPU: 6 * GIB})
+    books.measure({GPU: 7 * GIB}, {"a#1": {GPU: 11 * GIB}, "b#1": {GPU: 6 * GIB}}, at=1.0, now=1.0)
+    books.exited("a#1", now=2.0)
+    books.exited("b#1", now=2.0)
+    books.measure({GPU: 18 * GIB}, {}, at=2.5, now=2.5)
+    assert books.returning(GPU) == 6 * GIB, "only a is back"
+    assert not books.shortfall({GPU: 20 * GIB}, leaving=()), "a plan still counts on what b gives back"
+    books.measure({GPU: 24 * GIB}, {}, at=3.0, now=3.0)
+    assert books.returning(GPU) == 0
+
+
 def test_memory_that_does_not_come_back_is_given_up_at_the_recovery_deadline() -> None:
     books = ledger()
     books.reserve("a#1", {GPU: 20 * GIB})
