@@ -23,7 +23,9 @@ COMMANDS: Final[Mapping[str, str]] = {
     "unload": "router.cli.unload:unload",
     "explain": "router.cli.explain:explain",
     "vram": "router.cli.vram:vram",
+    "restart": "router.cli.restart:restart",
     "plan": "router.cli.plan:plan",
+    "simulate": "router.cli.simulate:simulate",
 }
 
 
