@@ -6,14 +6,14 @@ from __future__ import annotations
 
 from aiohttp import web
 
-from router.api import explain, health, models, openai, vram
+from router.api import explain, health, models, openai, restart, vram
 from router.api.context import CONTEXT, Context, Known
 from router.api.cors import ORIGINS, answer_pages, mark_answer
 from router.api.errors import tell_errors
 from router.api.keys import ACCESS, KEYS, Keys, check_key
 from router.config import ServerConfig
 
-FAMILIES = (openai, models, vram, explain, health)
+FAMILIES = (openai, models, vram, explain, health, restart)
 
 __all__ = ["CONTEXT", "FAMILIES", "Context", "Known", "application"]
 

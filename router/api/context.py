@@ -14,6 +14,7 @@ from router.catalog import Catalog
 from router.config import Config
 from router.core.types import ModelName
 from router.definitions import Definitions
+from router.errors import Unavailable
 from router.pool import Pool
 from router.proxy import Proxy
 
@@ -38,16 +39,22 @@ class Spawn(Protocol):
     def __call__(self, coroutine: Coroutine[object, object, None], *, name: str) -> asyncio.Task[None]: ...
 
 
+async def _no_restart() -> int:
+    raise Unavailable("this router was not started in a way that lets it start another")
+
+
 @dataclass(slots=True)
 class Context:
     """`reload` looks for models anew and replaces `known`; `spawn` starts a task that outlives its
-    request; `planning` is held by the one plan that is being made."""
+    request; `restart` returns the pid of the process that takes this one's place; `planning` is held by the
+    one plan that is being made."""
 
     config: Config
     known: Known
     pool: Pool
     reload: Callable[[], Awaitable[None]]
     spawn: Spawn
+    restart: Callable[[], Awaitable[int]] = _no_restart
     proxy: Proxy = field(init=False)
     planning: asyncio.Lock = field(default_factory=asyncio.Lock, init=False)
 

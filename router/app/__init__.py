@@ -7,11 +7,15 @@
 `listening`   the sockets: bound before everything else, so that a second router on the same port gives up
               before it touches anything; listening after everything else
 `serving`     from the first request to the last
+`restart`     gives place to a new process: by `handover` the two agree on whose the children are, and by
+              `relay` whoever comes to the former is served by the next
+`systemd`     what the service manager is told, and the sockets it opens
 """
 
 from __future__ import annotations
 
+from router.app.handover import taking_over
 from router.app.parts import build
 from router.app.serving import run
 
-__all__ = ["build", "run"]
+__all__ = ["build", "run", "taking_over"]

@@ -32,7 +32,10 @@ def bind(server: ServerConfig) -> tuple[socket.socket, ...]:
 
 
 def url_of(bound: socket.socket) -> str:
-    host, port = bound.getsockname()[:2]
+    name = bound.getsockname()
+    if isinstance(name, str):  # the path of a Unix socket, which only a service manager opens
+        return f"unix:{name}"
+    host, port = name[:2]
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 

@@ -4,7 +4,7 @@ backwards."""
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,10 +13,12 @@ from typing import Final
 from aiohttp import web
 
 from router import api
-from router.api import CONTEXT, Context
+from router.api import CONTEXT, Context, Known
 from router.api.access_log import note_access
 from router.app.background import BACKGROUND, Background
+from router.app.handover import Predecessor
 from router.app.models import Models
+from router.app.relay import RELAY, Relay, relay_after_handover
 from router.app.requests import REQUESTS, Requests, count_requests
 from router.app.stalls import watch_for_stalls
 from router.backends.llama_server import list_devices
@@ -24,7 +26,7 @@ from router.catalog import Catalog
 from router.config import Config, MemoryConfig, SchedulerConfig, StatePaths
 from router.core.policy import make_policy
 from router.core.scheduler import Scheduler, Settings
-from router.core.types import ModelName
+from router.core.types import Device, InstanceId, Model, ModelName, Release
 from router.devices import Devices
 from router.hosts.local import LocalHost
 from router.journal import Journal
@@ -37,13 +39,25 @@ log = logging.getLogger("router.app")
 
 @dataclass(frozen=True, slots=True)
 class Setup:
-    """What is settled before anything is opened. `read_config` reads the configuration anew, for a reload."""
+    """What is settled before anything is opened. `read_config` reads the configuration anew, for a reload;
+    `predecessor` is the process whose place this one takes.
+    """
 
     config: Config
     catalog: Catalog
     paths: StatePaths
     binary: Path
     read_config: Callable[[], Config]
+    predecessor: Predecessor | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Defined:
+    """What there was at the start: the models, also as the scheduler shall know them, and the devices."""
+
+    known: Known
+    models: Mapping[ModelName, Model]
+    devices: tuple[Device, ...]
 
 
 SETUP = web.AppKey("setup", Setup)
@@ -52,6 +66,9 @@ DEVICES = web.AppKey("devices", Devices)
 LEARNING = web.AppKey("learning", Learning)
 HOST = web.AppKey("host", LocalHost)
 MODELS = web.AppKey("models", Models)
+DEFINED = web.AppKey("defined", Defined)
+#: Lease -> instance: what the predecessor still streams from.
+LEASES = web.AppKey("leases", Mapping[str, InstanceId])
 POOL = web.AppKey("pool", AsyncExitStack)
 
 
@@ -59,7 +76,8 @@ def build(setup: Setup) -> web.Application:
     """The whole router as an application that is not started yet."""
     app = api.application(setup.config.server)
     app[SETUP], app[REQUESTS], app[BACKGROUND] = setup, Requests(), Background()
-    app.middlewares.insert(1, count_requests)  # within the one that tells errors
+    app[RELAY] = Relay()
+    app.middlewares[1:1] = [count_requests, relay_after_handover]  # within the one that tells errors
     if setup.config.server.access_log:
         app.middlewares.insert(0, note_access)
     app.cleanup_ctx.extend(PARTS)
@@ -84,6 +102,10 @@ async def _host(app: web.Application) -> AsyncIterator[None]:
     setup = app[SETUP]
     grace = setup.config.child.stop_grace_seconds
     host = LocalHost(app[DEVICES], app[STORE], setup.paths, setup.config.memory, stop_grace_seconds=grace)
+    models = app[MODELS] = Models(setup.read_config, host, setup.binary, app[LEARNING])
+    # Before anything of an earlier router is touched: if this fails, that one serves on.
+    app[DEFINED] = Defined(*await models.define(setup.config, setup.catalog))
+    app[LEASES] = await setup.predecessor.let_go() if setup.predecessor is not None else {}
     async with host as app[HOST]:
         yield
 
@@ -102,20 +124,17 @@ async def _background(app: web.Application) -> AsyncIterator[None]:
 
 @asynccontextmanager
 async def _pool(app: web.Application) -> AsyncIterator[None]:
-    setup, host = app[SETUP], app[HOST]
-    config = setup.config
-    learning = app[LEARNING]
-    models = app[MODELS] = Models(setup.read_config, host, setup.binary, learning)
-    known, placed, devices = await models.define(config, setup.catalog)
+    host, config, models = app[HOST], app[SETUP].config, app[MODELS]
+    known, defined = app[DEFINED].known, app[DEFINED].models
     policy = make_policy(config.scheduler.policy, config.scheduler.ttl_seconds)
     pool = Pool(
-        Scheduler(placed, devices, policy, _settings(config.scheduler, config.memory)),
+        Scheduler(defined, app[DEFINED].devices, policy, _settings(config.scheduler, config.memory)),
         [host],
         lambda model, placement: app[CONTEXT].known.definitions.launch(model, placement),  # noqa: PLW0108 - a reload replaces them
         Journal(),
-        definitions=placed,
+        definitions=defined,
         check=lambda model: app[CONTEXT].known.definitions.check(model),  # noqa: PLW0108 - as above
-        learner=learning,
+        learner=app[LEARNING],
         measure_max_age_seconds=config.memory.measure_max_age_ms / 1000,
         poll_seconds=config.memory.poll_seconds,
         stop_grace_seconds=lambda model: _stop_grace_seconds(app[CONTEXT], model),
@@ -125,19 +144,42 @@ async def _pool(app: web.Application) -> AsyncIterator[None]:
         await app[POOL].enter_async_context(pool)
         context = Context(config, known, pool, lambda: models.reload(context), app[BACKGROUND].spawn)
         app[CONTEXT] = context
-        await _adopt(host, pool)
+        await _adopt(app, pool)
         for name, definition in known.definitions.by_name.items():
             if definition.entry.preset.load_on_startup:
                 app[BACKGROUND].spawn(pool.load(name), name=f"load {name} on startup")
         yield
 
 
-async def _adopt(host: LocalHost, pool: Pool) -> None:
+async def _adopt(app: web.Application, pool: Pool) -> None:
     """What an earlier router left goes on serving, or is stopped; until it is gone its memory counts."""
-    for record in await host.instances():
+    leases = app[LEASES]
+    for record in await app[HOST].instances():
         log.info("%s of an earlier router lives on as pid %s", record.instance, record.pid)
-        pool.adopt(record)
+        pool.adopt(record, [_earlier(lease) for lease, held in leases.items() if held == record.instance])
     await pool.measure()
+    predecessor = app[SETUP].predecessor
+    if predecessor is not None:
+        app[BACKGROUND].spawn(_release(predecessor, leases, pool, app[REQUESTS]), name="predecessor")
+
+
+async def _release(predecessor: Predecessor, leases: Iterable[str], pool: Pool, requests: Requests) -> None:
+    """Its streams end one by one, and at the latest with the predecessor. A shutdown waits for them, too."""
+    left = set(leases)
+    requests.begun()
+    try:
+        async for lease in predecessor.ended():
+            left.discard(lease)
+            pool.tell(Release(_earlier(lease)))
+    finally:
+        for lease in left:
+            pool.tell(Release(_earlier(lease)))
+        requests.ended()
+
+
+def _earlier(lease: str) -> str:
+    """Its name here, where leases are numbered anew."""
+    return f"earlier {lease}"
 
 
 @asynccontextmanager

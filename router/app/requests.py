@@ -16,11 +16,15 @@ class Requests:
     def __init__(self) -> None:
         self.count = 0
         self.is_draining = False
+        self.is_refusing = False
         self.settled = asyncio.Event()
 
-    def drain(self) -> None:
-        self.is_draining = True
+    def drain(self, *, refuse: bool = True) -> None:
+        self.is_draining, self.is_refusing = True, refuse
         self._settle()
+
+    def begun(self) -> None:
+        self.count += 1
 
     def ended(self) -> None:
         self.count -= 1
@@ -37,9 +41,9 @@ REQUESTS = web.AppKey("requests", Requests)
 @web.middleware
 async def count_requests(request: web.Request, handler: Handler) -> web.StreamResponse:
     requests = request.app[REQUESTS]
-    if requests.is_draining:  # on a connection that was open before
+    if requests.is_refusing:  # on a connection that was open before
         raise ShuttingDown("the router is shutting down", retry_after_seconds=5.0)
-    requests.count += 1
+    requests.begun()
     try:
         return await handler(request)
     finally:

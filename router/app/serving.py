@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import signal
 import socket
 from collections.abc import Callable, Sequence
@@ -16,12 +17,16 @@ from aiohttp import web
 from router import __version__
 from router.api import CONTEXT
 from router.app.background import BACKGROUND
+from router.app.handover import Predecessor, RestartFailed
 from router.app.listening import allow_many_files, bind, url_of
 from router.app.parts import MODELS, SETUP, Setup, build
 from router.app.requests import REQUESTS
+from router.app.restart import Restart
+from router.app.systemd import Notifier, take_sockets
 from router.backends.llama_server import find_binary
 from router.catalog import Catalog
 from router.config import Config, state_paths
+from router.core.types import State
 from router.errors import StartupError
 
 log = logging.getLogger("router.app")
@@ -30,23 +35,40 @@ Say: TypeAlias = Callable[[str], None]
 
 #: Once the children are gone every answer ends by itself; so long is waited for its last bytes to leave.
 LAST_BYTES_SECONDS: Final = 2.0
+#: So long a process that was replaced passes on what comes in on open connections; each answer asks its
+#: client to come to the new one.
+MOVING_SECONDS: Final = 5.0
+#: The status that systemd shows is not older than this.
+STATUS_SECONDS: Final = 10.0
 BACKLOG: Final = 1024
 
 
-def run(config: Config, catalog: Catalog, read_config: Callable[[], Config], *, say: Say) -> None:
+def run(
+    config: Config,
+    catalog: Catalog,
+    read_config: Callable[[], Config],
+    *,
+    say: Say,
+    predecessor: Predecessor | None = None,
+) -> None:
     """Serve until a signal says stop. Raises StartupError when the router cannot start."""
+    notifier = Notifier.from_environ(os.environ)
     paths = state_paths(config)
     paths.prepare()
     binary = find_binary(config.paths.llama_server)
-    sockets = bind(config.server)
+    inherited = take_sockets(os.environ)
+    if predecessor is not None:
+        inherited = predecessor.listening
+    sockets = inherited or bind(config.server)
     allow_many_files()
-    app = build(Setup(config, catalog, paths, binary, read_config))
+    app = build(Setup(config, catalog, paths, binary, read_config, predecessor))
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-        runner.run(_serve(app, sockets, say))
+        runner.run(_serve(app, sockets, notifier, say))
 
 
-async def _serve(app: web.Application, sockets: Sequence[socket.socket], say: Say) -> None:
-    stop = _heed_signals(app)
+async def _serve(
+    app: web.Application, sockets: Sequence[socket.socket], notifier: Notifier, say: Say
+) -> None:
     runner = web.AppRunner(
         app,
         handler_cancellation=True,  # off by default; without it a stream whose client left would go on
@@ -54,25 +76,56 @@ async def _serve(app: web.Application, sockets: Sequence[socket.socket], say: Sa
         access_log=None,  # `note_access` sees more
         shutdown_timeout=LAST_BYTES_SECONDS,
     )
+    listening = [one.dup() for one in sockets]  # a site that stops closes its own
+    restart = Restart(app, listening, lambda: _stop_accepting(runner), notifier)
+    stop = _heed_signals(app, restart, notifier)
     try:
         await runner.setup()
         if not stop.is_set():
+            app[CONTEXT].restart = restart
             for one in sockets:
                 await web.SockSite(runner, one, backlog=BACKLOG).start()
             _announce(app, sockets, say)
-            await stop.wait()
-            await _drain(app, runner)
+            if (predecessor := app[SETUP].predecessor) is not None:
+                predecessor.serving()
+            notifier.ready(_status(app))
+            app[BACKGROUND].spawn(_tell_that_it_lives(app, notifier, restart), name="notify")
+            await _either(stop, restart.done)
+            if restart.done.is_set():
+                await _finish(app)
+            else:
+                notifier.stopping("waiting for requests to end")
+                await _stop_accepting(runner)
+                await _drain(app)
     except OSError as error:
         raise StartupError(f"cannot start: {error}") from error
     finally:
         await runner.cleanup()
-        for one in sockets:
+        for one in (*sockets, *listening):
             one.close()
 
 
-async def _drain(app: web.Application, runner: web.AppRunner) -> None:
+async def _stop_accepting(runner: web.AppRunner) -> None:
     for site in runner.sites:
         await site.stop()
+
+
+async def _finish(app: web.Application) -> None:
+    """Another process serves. Clients that come again on their old connections are passed on for a moment:
+    one that is idle longer than that may be closed. Then only what runs is waited for.
+    """
+    requests, grace = app[REQUESTS], app[SETUP].config.server.restart_grace_seconds
+    with suppress(TimeoutError):
+        async with asyncio.timeout(min(MOVING_SECONDS, grace)):
+            await requests.settled.wait()
+    requests.drain(refuse=False)
+    with suppress(TimeoutError):
+        async with asyncio.timeout(grace):
+            await requests.settled.wait()
+    log.info("the last request of this process has ended")
+
+
+async def _drain(app: web.Application) -> None:
     requests, grace = app[REQUESTS], app[SETUP].config.server.shutdown_grace_seconds
     if requests.count:
         log.info("%d requests may take %g s to end; a second signal ends them now", requests.count, grace)
@@ -82,36 +135,85 @@ async def _drain(app: web.Application, runner: web.AppRunner) -> None:
             await requests.settled.wait()
 
 
-def _heed_signals(app: web.Application) -> asyncio.Event:
+def _heed_signals(app: web.Application, restart: Restart, notifier: Notifier) -> asyncio.Event:
     """SIGTERM and SIGINT set the event returned, the second one ends the wait for requests; SIGHUP
-    reloads."""
+    reloads, SIGUSR2 restarts."""
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
 
     def on_stop() -> None:
-        if stop.is_set():
+        if stop.is_set() or restart.done.is_set():
             app[REQUESTS].settled.set()
         stop.set()
 
+    async def reload() -> None:
+        notifier.reloading("reloading")
+        await app[MODELS].try_reload(app[CONTEXT])
+        notifier.ready(_status(app))
+
     def on_hangup() -> None:
-        if CONTEXT in app and not stop.is_set():
-            app[BACKGROUND].spawn(app[MODELS].try_reload(app[CONTEXT]), name="reload")
+        if _is_serving():
+            app[BACKGROUND].spawn(reload(), name="reload")
+
+    def on_user_signal() -> None:
+        if _is_serving():
+            app[BACKGROUND].spawn(_asked(restart), name="restart by signal")
+
+    def _is_serving() -> bool:
+        return CONTEXT in app and not stop.is_set() and not restart.done.is_set()
 
     loop.add_signal_handler(signal.SIGTERM, on_stop)
     loop.add_signal_handler(signal.SIGINT, on_stop)
     loop.add_signal_handler(signal.SIGHUP, on_hangup)
+    loop.add_signal_handler(signal.SIGUSR2, on_user_signal)
     return stop
+
+
+async def _asked(restart: Restart) -> None:
+    with suppress(RestartFailed):  # it is in the log
+        await restart()
+
+
+async def _either(first: asyncio.Event, second: asyncio.Event) -> None:
+    """Return when one of them is set."""
+    async with asyncio.TaskGroup() as group:
+        waiting = [group.create_task(event.wait()) for event in (first, second)]
+        await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+        for task in waiting:
+            task.cancel()
+
+
+async def _tell_that_it_lives(app: web.Application, notifier: Notifier, restart: Restart) -> None:
+    """A sign of life comes from this loop, after an answer of the scheduler: it means that both work."""
+    if not notifier.address:
+        return
+    seconds = STATUS_SECONDS if notifier.watchdog_seconds is None else notifier.watchdog_seconds / 2
+    while not restart.done.is_set():
+        notifier.alive(_status(app))
+        await asyncio.sleep(min(seconds, STATUS_SECONDS))
+
+
+def _status(app: web.Application) -> str:
+    snapshot = app[CONTEXT].pool.snapshot()
+    loaded = sorted({one.model for one in snapshot.instances if one.state is State.READY})
+    waiting = sum(queue.waiting for queue in snapshot.queues)
+    running = app[REQUESTS].count
+    return f"{len(loaded)} models loaded ({', '.join(loaded)}), {running} requests, {waiting} of them waiting"
 
 
 def _announce(app: web.Application, sockets: Sequence[socket.socket], say: Say) -> None:
     server, count = app[SETUP].config.server, len(app[CONTEXT].known.catalog.entries)
     urls = [url_of(one) for one in sockets]
     say(f"llama-router {__version__} listens on {' and '.join(urls)} ({count} model{'s' * (count != 1)})")
-    if not server.api_keys and not all(ip_address(one.getsockname()[0]).is_loopback for one in sockets):
+    if not server.api_keys and not all(_is_local(one) for one in sockets):
         log.warning(
             "ANYBODY WHO REACHES %s MAY USE AND UNLOAD MODELS: set server.api_keys, or listen on 127.0.0.1",
             urls[0],
         )
+
+
+def _is_local(bound: socket.socket) -> bool:
+    return bound.family == socket.AF_UNIX or ip_address(bound.getsockname()[0]).is_loopback
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop]:

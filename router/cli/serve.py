@@ -62,7 +62,7 @@ def _split(args: list[str]) -> tuple[Any, ...]:
 def serve(ctx: click.Context, /, config: Path | None, no_autoload: bool, **options: Any) -> None:
     """Serve every model that is found. What stands after -- goes to every llama-server."""
     # Here and not above: the other commands must not wait for a web server to be imported.
-    from router.app import run
+    from router.app import run, taking_over
     from router.cli.first_model import find_models
     from router.config import Config, load_config
 
@@ -74,8 +74,9 @@ def serve(ctx: click.Context, /, config: Path | None, no_autoload: bool, **optio
     logging.basicConfig(
         level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )
-    read = read_config()
-    run(read, find_models(read, say=click.echo), read_config, say=click.echo)
+    with taking_over() as predecessor:
+        read = read_config()
+        run(read, find_models(read, say=click.echo), read_config, say=click.echo, predecessor=predecessor)
 
 
 def _overrides(options: dict[str, Any], no_autoload: bool, child_args: list[str]) -> dict[str, object]:

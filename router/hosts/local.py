@@ -285,7 +285,7 @@ class LocalHost:
 
     async def _record_identity(self, child: _Child, *, is_ready: bool = False) -> None:
         process = child.process
-        if process is None or process.ended:
+        if process is None or process.ended or process.is_left_alone:
             return
         child.record = replace(
             child.record,

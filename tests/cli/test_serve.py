@@ -17,7 +17,7 @@ def served(monkeypatch) -> list[Config]:
     """The configurations that `serve` would have served."""
     configs: list[Config] = []
 
-    def run(config: Config, catalog: object, read_config: Any, *, say: object) -> None:
+    def run(config: Config, catalog: object, read_config: Any, *, say: object, predecessor: object) -> None:
         assert read_config() == config, "a reload must see the same options"
         configs.append(config)
 

@@ -1,0 +1,184 @@
+"""One router process gives place to the next: what the two say to each other, over a socket pair, in order.
+
+    the former                                     the next
+    starts it, with the listening sockets -------> reads, checks and defines: whatever may go wrong
+                                          <------- {"ready": true}, or {"failed": why}, or it ends
+    stops accepting; lets go of its children
+    {"leases": {"r7": "tiny#1"}} ----------------> adopts the children, and holds these leases on them
+                                          <------- {"serving": true}: it accepts
+    {"ended": "r7"} for each --------------------> evicts nobody whom the former still streams from
+    ends ----------------------------------------> all of its leases have ended, however it ended
+
+While nobody accepts, connections stand in the queue of the socket, which both hold: none is refused.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Iterator, Mapping, MutableMapping, Sequence
+from contextlib import contextmanager, suppress
+from typing import Any, Final, Self
+
+from router.app.systemd import listening_socket
+from router.errors import RouterError
+
+log = logging.getLogger("router.app")
+
+#: "7,5,6": the descriptor to speak over, then those that listen.
+VARIABLE: Final = "LLAMA_ROUTER_HANDOVER"
+_CHUNK_BYTES: Final = 1 << 16
+
+
+class RestartFailed(RouterError):
+    """The next process cannot take over; this one serves on."""
+
+    code = "restart_failed"
+
+
+class Gone(Exception):
+    """The other process has ended."""
+
+
+class _Line:
+    """Messages of one JSON object per line."""
+
+    def __init__(self, end: socket.socket) -> None:
+        self._end = end
+        self._end.setblocking(False)
+        self._data = b""
+
+    async def read(self) -> dict[str, Any]:
+        """Raises Gone."""
+        loop = asyncio.get_running_loop()
+        while b"\n" not in self._data:
+            try:
+                chunk = await loop.sock_recv(self._end, _CHUNK_BYTES)
+            except OSError:
+                chunk = b""
+            if not chunk:
+                raise Gone
+            self._data += chunk
+        line, _, self._data = self._data.partition(b"\n")
+        message: dict[str, Any] = json.loads(line)
+        return message
+
+    def write(self, message: Mapping[str, object]) -> None:
+        """At once: what is said is little, and the other side always reads. One that is gone misses it."""
+        with suppress(OSError):
+            self._end.sendall(json.dumps(message).encode() + b"\n")
+
+    def close(self) -> None:
+        self._end.close()
+
+
+class Successor:
+    """The next process, as the former sees it."""
+
+    def __init__(self, line: _Line, process: subprocess.Popen[bytes]) -> None:
+        self._line = line
+        self._process = process
+        self.pid = process.pid
+
+    @classmethod
+    async def start(cls, listening: Sequence[socket.socket], variables: Mapping[str, str]) -> Self:
+        """The same command once more, with the program as it is on disk now. Raises RestartFailed."""
+        here, there = socket.socketpair()
+        fds = [there.fileno(), *(one.fileno() for one in listening)]
+        environ = {**os.environ, **variables, VARIABLE: ",".join(map(str, fds))}
+        try:
+            process = await asyncio.to_thread(
+                subprocess.Popen, [sys.executable, *sys.orig_argv[1:]], env=environ, pass_fds=fds
+            )
+        except OSError as error:
+            here.close()
+            raise RestartFailed(f"cannot start the next router: {error.strerror or error}") from error
+        finally:
+            there.close()
+        return cls(_Line(here), process)
+
+    async def says(self, word: str) -> None:
+        """Return when it has said so. Raises RestartFailed with its reason, or with how it ended."""
+        try:
+            message = await self._line.read()
+        except Gone:
+            status = await asyncio.to_thread(self._process.wait)
+            raise RestartFailed(
+                f"the next router ended with status {status} before it served; its log says why"
+            ) from None
+        if word not in message:
+            raise RestartFailed(f"the next router does not start: {message.get('failed', message)}")
+
+    def leases(self, held: Mapping[str, str]) -> None:
+        self._line.write({"leases": dict(held)})
+
+    def lease_ended(self, lease: str) -> None:
+        self._line.write({"ended": lease})
+
+    async def give_up(self) -> None:
+        """End one that is not to take over, and wait for it."""
+        self.end(signal.SIGKILL)
+        await asyncio.to_thread(self._process.wait)
+        self._line.close()
+
+    def end(self, number: signal.Signals) -> None:
+        with suppress(ProcessLookupError):
+            self._process.send_signal(number)
+
+
+class Predecessor:
+    """The former process, as the next sees it. `listening` are its sockets."""
+
+    def __init__(self, end: socket.socket, listening: tuple[socket.socket, ...]) -> None:
+        self._line = _Line(end)
+        self.listening = listening
+
+    @classmethod
+    def from_environ(cls, environ: MutableMapping[str, str]) -> Self | None:
+        """None where this is not a restart."""
+        text = environ.pop(VARIABLE, "")
+        if not text:
+            return None
+        fd, *fds = map(int, text.split(","))
+        os.set_inheritable(fd, False)
+        return cls(socket.socket(fileno=fd), tuple(listening_socket(fd) for fd in fds))
+
+    def refuse(self, reason: str) -> None:
+        self._line.write({"failed": reason})
+
+    async def let_go(self) -> Mapping[str, str]:
+        """Ask for the children; return the leases that are still held on them: lease -> instance."""
+        self._line.write({"ready": True})
+        try:
+            message = await self._line.read()
+        except Gone:  # it has died: what it left is found as after any crash
+            return {}
+        leases: dict[str, str] = message["leases"]
+        return leases
+
+    def serving(self) -> None:
+        self._line.write({"serving": True})
+
+    async def ended(self) -> AsyncIterator[str]:
+        """The leases that end, until the former process does."""
+        with suppress(Gone):
+            while True:
+                yield (await self._line.read())["ended"]
+
+
+@contextmanager
+def taking_over() -> Iterator[Predecessor | None]:
+    """The process whose place this one takes, if there is one: it is told why this one does not start."""
+    predecessor = Predecessor.from_environ(os.environ)
+    try:
+        yield predecessor
+    except RouterError as error:
+        if predecessor is not None:
+            predecessor.refuse(error.message)
+        raise

@@ -1,0 +1,94 @@
+"""After a handover: requests that still come in, on connections that were open before, are passed to the
+process that serves now. Their answers end the connection: each client moves over with its next request.
+"""
+
+from __future__ import annotations
+
+import socket
+from typing import Final
+
+import aiohttp
+from aiohttp import web
+from yarl import URL
+
+from router.api.route import Handler
+from router.errors import ShuttingDown
+from router.pool import HandedOver
+
+_HOP_BY_HOP: Final = frozenset(
+    {"connection", "keep-alive", "proxy-connection", "te", "trailer", "transfer-encoding", "upgrade"}
+    | {"content-length", "expect"}  # written anew
+)
+_NOT_ADDED: Final = ("Accept", "Accept-Encoding", "Content-Type", "User-Agent")
+
+
+class Relay:
+    """Off until `begin` says where the next process listens."""
+
+    def __init__(self) -> None:
+        self._base = ""
+        self._path: str | None = None
+
+    @property
+    def is_on(self) -> bool:
+        return bool(self._base)
+
+    def begin(self, listening: socket.socket) -> None:
+        if listening.family == socket.AF_UNIX:
+            self._base, self._path = "http://llama-router", listening.getsockname()
+            return
+        host, port = listening.getsockname()[:2]
+        here = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+        self._base = str(URL.build(scheme="http", host=here, port=port))
+
+    async def forward(self, request: web.Request) -> web.StreamResponse:
+        """Waits while nobody accepts yet: the connection stands in the queue of the socket."""
+        assert self.is_on, "nobody to pass it to"
+        body = await request.read()
+        headers = {k: v for k, v in request.headers.items() if k.lower() not in _HOP_BY_HOP}
+        connector = aiohttp.UnixConnector(self._path) if self._path is not None else None
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=None)
+        async with aiohttp.ClientSession(
+            connector=connector, timeout=timeout, auto_decompress=False, skip_auto_headers=_NOT_ADDED
+        ) as session:
+            url = URL(f"{self._base}{request.rel_url.raw_path_qs}", encoded=True)
+            try:
+                upstream = await session.request(
+                    request.method, url, headers=headers, data=body or None, allow_redirects=False
+                )
+            except (aiohttp.ClientError, OSError) as error:
+                raise ShuttingDown("the router is being restarted", retry_after_seconds=1.0) from error
+            async with upstream:
+                return await _pass_on(request, upstream)
+
+
+RELAY = web.AppKey("relay", Relay)
+
+
+@web.middleware
+async def relay_after_handover(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Also a request that was already waiting for its model: nothing of its answer was sent."""
+    relay = request.app[RELAY]
+    if not relay.is_on:
+        try:
+            return await handler(request)
+        except HandedOver:
+            pass
+    return await relay.forward(request)
+
+
+async def _pass_on(request: web.Request, upstream: aiohttp.ClientResponse) -> web.StreamResponse:
+    response = web.StreamResponse(status=upstream.status, reason=upstream.reason)
+    for name, value in upstream.headers.items():
+        if name.lower() not in _HOP_BY_HOP:
+            response.headers.add(name, value)
+    response.content_length = upstream.content_length
+    response.force_close()
+    await response.prepare(request)
+    try:
+        async for chunk in upstream.content.iter_any():
+            await response.write(chunk)
+    except aiohttp.ClientError as error:
+        raise ConnectionResetError("the answer was cut") from error
+    await response.write_eof()
+    return response
