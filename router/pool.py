@@ -337,6 +337,7 @@ class Pool:
                 # Once closing, nothing is started any more: such a child only tells that it never was.
                 child = self._children[command.instance] = _Child(command, now, stop_wanted=self._closing)
                 child.task = self._spawn(self._live(child), command.instance)
+                self._measure_soon.set()  # with nothing loaded, nothing was measured, and no time was set to
             case Stop(instance):
                 self._begin_stop(self._children[instance])
             case Grant(lease):

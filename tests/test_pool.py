@@ -65,6 +65,18 @@ async def test_a_resident_model_is_granted_without_a_measurement() -> None:
             assert host.counts["measure"] == before
 
 
+async def test_what_is_loaded_into_an_empty_machine_is_measured_from_then_on() -> None:
+    host = FakeHost()
+    pool = pool_of(host, model("a", 8))
+    pool._poll = 0.01
+    async with pool:
+        await asyncio.sleep(0.03)
+        assert host.counts["measure"] == 1, "with nothing loaded a sleeping GPU is left asleep"
+        await pool.load("a")
+        before = host.counts["measure"]
+        await until(lambda: host.counts["measure"] > before + 2)
+
+
 async def test_ten_simultaneous_requests_share_one_load() -> None:
     host = FakeHost(auto_ready=False)
     async with pool_of(host, model("a", 8)) as pool:

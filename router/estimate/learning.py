@@ -32,8 +32,10 @@ PROVEN_SLACK_SHARE: Final = 100  # and one hundredth of the peak
 #: How long prompts were is not known here, so more measurements stand in for one long prompt.
 PROOF_REQUESTS: Final = 3
 PROOF_TRIALS: Final = 8
-#: Growth below this share of the peak is noise: it neither starts the proof anew nor is worth a write.
+#: Growth by less than a hundredth of the peak, or so little, is noise: every process breathes. It neither
+#: begins the proof anew nor is worth a write.
 GROWTH_SHARE: Final = 100
+GROWTH_BYTES: Final = 16 * MIB
 #: Without figures per process a device's loss is believed up to this much of the prediction: what is more
 #: was taken by somebody else meanwhile.
 BELIEVED_LOSS_FACTOR: Final = 1.5
@@ -145,7 +147,7 @@ def folded(
 
 def has_grown(old: int | None, new: int | None) -> bool:
     """Whether a peak has risen by more than noise."""
-    return new is not None and (old is None or new > old + old // GROWTH_SHARE)
+    return new is not None and (old is None or new > old + max(old // GROWTH_SHARE, GROWTH_BYTES))
 
 
 def believed_loss(predicted: int, lost: int | None) -> int | None:

@@ -260,14 +260,21 @@ class Learning:
         places = self._predictions.get(running.model, ())
         if running.prediction not in places:
             return []  # its definition was replaced meanwhile
-        for place in {place.id: place for place in places}.values():
-            learned = self._known(place)
-            is_it = place.id == running.prediction.id
-            now = running.reserved if is_it else reservation(place, learned)
-            reserved = [now.get(device, 0) for device in place.devices]
-            seen = [running.seen.get(device, 0) if is_it else 0 for device in place.devices]
-            raised = ran_out(learned, reserved, seen, self._attainable(place, running))
-            self._kept.put(place.id, raised, place.files)
+        alike: dict[EntryId, list[Prediction]] = {}
+        for place in places:
+            alike.setdefault(place.id, []).append(place)
+        for entry, same in alike.items():
+            learned = self._known(same[0])
+            place, reserved, seen = same[0], reservation(same[0], learned), dict[DeviceId, int]()
+            if entry == running.prediction.id:
+                place, reserved, seen = running.prediction, dict(running.reserved), running.seen
+            raised = ran_out(
+                learned,
+                [reserved.get(device, 0) for device in place.devices],
+                [seen.get(device, 0) for device in place.devices],
+                [max(sizes) for sizes in zip(*(self._attainable(one, running) for one in same), strict=True)],
+            )
+            self._kept.put(entry, raised, place.files)
         log.warning(
             "%s ran out of memory with %s reserved: more is reserved for it from now on",
             running.model,

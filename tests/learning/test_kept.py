@@ -15,7 +15,8 @@ from router.learning.kept import Kept
 from router.store import LearnedFootprint, Store
 
 ENTRY = ("key", "shape")
-LEARNED = Learned((5 << 30, 1 << 20), (), 3, 2)
+PEAK = 5 << 30
+LEARNED = Learned((PEAK, 1 << 20), (), 3, 2)
 
 
 @pytest.fixture
@@ -50,7 +51,7 @@ async def test_noise_is_not_worth_a_write_but_is_not_lost(path):
         await kept.save()
         await rows(store, lambda found: ENTRY in found)
         # One of another key that presses shows that the writer had its turn.
-        noisy = Learned((LEARNED.peak[0] + 1, LEARNED.peak[1]), (), 4, 3)
+        noisy = Learned((PEAK + 1, 1 << 20), (), 4, 3)
         kept.put(ENTRY, noisy, ())
         assert not kept._pressing.is_set()
         grown = Learned((6 << 30, 1 << 20), (), 4, 0)
@@ -110,10 +111,10 @@ async def test_what_was_learned_of_a_file_ends_with_the_file(path, tmp_path, cha
     model, other = tmp_path / "model.gguf", tmp_path / "other.gguf"
     for file in (model, other):
         file.write_bytes(b"GGUF")
-    stamps = {file: (stamp_of(file),) for file in (model, other)}
+    stamps = {file: stamp_of(file) or ("", 0, 0) for file in (model, other)}
     async with Store(path) as store, Kept(store) as kept:
-        kept.put(ENTRY, LEARNED, stamps[model])
-        kept.put(("other", "shape"), LEARNED, stamps[other])
+        kept.put(ENTRY, LEARNED, (stamps[model],))
+        kept.put(("other", "shape"), LEARNED, (stamps[other],))
     match change:
         case "gone":
             model.unlink()
