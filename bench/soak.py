@@ -1,0 +1,372 @@
+"""Print every request's fate while a real router is treated badly, and what is left of it in the end.
+
+    bench/soak MINUTES [--seed N] [--clients 8] [--fake] [--json]
+
+A router in a process of its own, on loopback, with real llama-servers and fake ones, two of five models at a
+time. Clients ask, hang up and talk nonsense; children are killed, frozen and told to end; models are changed
+by reload; files run out, and the disk; in the first half the router itself is killed, and started again.
+Exits with status 1 when a request was lost or answered wrong, or when something is left over.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import json
+import os
+import random
+import resource
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import aiohttp
+import psutil
+
+from bench.soak_clients import Client, Ledger
+from tests.fake_binary import make_fake_binary
+from tests.make_gguf import make_llama
+
+# ruff: noqa: T201, ASYNC110, ASYNC220, ASYNC221, ASYNC230 - a command that has its loop to itself
+
+ROOT: Final = Path(__file__).resolve().parent.parent
+FAKE_MODELS: Final = ("fake-a", "fake-b")
+REAL_MODELS: Final = ("real-a", "real-b")
+DEADLINE_SECONDS: Final = 30.0
+#: Seconds between two faults, on average; between two kills of the router.
+FAULT_SECONDS: Final = 2.0
+ROUTER_KILL_SECONDS: Final = 8.0
+CONFIG: Final = """
+[server]
+shutdown_grace_seconds = 5.0
+[memory]
+margin_mib = 64
+[scheduler]
+models_max = 2
+linger = 0.0
+backoff_initial_seconds = 0.2
+backoff_max_seconds = 1.0
+[child]
+args = ["--threads", "1", "--no-warmup"]
+ctx_size = 2048
+serving_stall_seconds = 3.0
+stop_grace_seconds = 1.0
+log_max_mib = 1
+env = { FAKE_LLAMA_TOKEN_SECONDS = "0.005" }
+[models."broken"]
+env = { FAKE_LLAMA_EXIT_STATUS = "3" }
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Holdings:
+    """What the router's process holds with no model loaded and no client there."""
+
+    descriptors: int
+    tasks: tuple[str, ...]
+    rss_bytes: int
+
+
+@dataclass(slots=True)
+class Report:
+    seconds: float = 0.0
+    requests: int = 0
+    fates: dict[str, int] = field(default_factory=dict)
+    faults: dict[str, int] = field(default_factory=dict)
+    wrong: list[str] = field(default_factory=list)
+    leaked_processes: int = 0
+    leaked_sockets: int = 0
+    leaked_descriptors: int = 0
+    leaked_tasks: list[str] = field(default_factory=list)
+    grown_bytes: int = 0
+    exit_status: int | None = None
+    tracebacks: int = 0
+
+    @property
+    def is_clean(self) -> bool:
+        left = self.leaked_processes + self.leaked_sockets + self.leaked_descriptors + len(self.leaked_tasks)
+        return not (self.wrong or left or self.exit_status or self.tracebacks)
+
+
+class Router:
+    """`python -m router serve` on one port, in one folder, life after life."""
+
+    def __init__(self, folder: Path, models: tuple[str, ...], real: Path | None) -> None:
+        self.folder, self.state = folder, folder / "state"
+        self.state.mkdir()
+        self.config = folder / "config.toml"
+        self.models = folder / "models"
+        self.models.mkdir()
+        for seed, name in enumerate((*models, "broken")):
+            make_llama(self.models / f"{name}.gguf", name=name, seed=seed, sparse=name not in REAL_MODELS)
+        self.configure(CONFIG)
+        self._binary = _binary(folder, real)
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            self._port = free.getsockname()[1]
+        self.url = f"http://127.0.0.1:{self._port}"
+        self.output = folder / "output"
+        self._tasks = folder / "tasks"
+
+    def configure(self, text: str) -> None:
+        new = self.config.with_suffix(".new")
+        new.write_text(text)
+        new.replace(self.config)
+
+    async def start(self) -> None:
+        command = [sys.executable, str(ROOT / "bench/soak_router.py"), "serve", "--config", str(self.config)]
+        command += ["--port", str(self._port), "--state-dir", str(self.state)]
+        command += ["--models-dir", str(self.models)]
+        kept = {n: v for n, v in os.environ.items() if not n.startswith(("LLAMA_", "FAKE_"))}
+        own = {"LLAMA_SERVER": str(self._binary), "HF_HOME": str(self.folder / "none")}
+        env = {**kept, **own, "LLAMA_ROUTER_SOAK_TASKS": str(self._tasks)}
+        with open(self.output, "ab") as output:
+            self.process = subprocess.Popen(
+                command, cwd=ROOT, env=env, stdout=output, stderr=subprocess.STDOUT
+            )
+        await until(self._is_up, "the router is up")
+
+    async def _is_up(self) -> bool:
+        assert self.process.poll() is None, f"the router ended:\n{self.output.read_text()[-4000:]}"
+        with contextlib.suppress(aiohttp.ClientError, OSError):
+            async with aiohttp.ClientSession() as session, session.get(f"{self.url}/health") as answer:
+                return answer.status == 200
+        return False
+
+    def children(self) -> list[psutil.Process]:
+        """Every process with a socket in this router's folder on its command line, whoever its parent is."""
+        found = []
+        for one in psutil.process_iter():
+            with contextlib.suppress(psutil.Error):
+                if f"{self.state}/run/" in " ".join(one.cmdline()) and one.pid != self.process.pid:
+                    found.append(one)
+        return found
+
+    async def holdings(self) -> Holdings:
+        """With everything unloaded."""
+        async with aiohttp.ClientSession(self.url) as session:
+            async with session.get("/v1/models") as answer:
+                names = [model["id"] for model in (await answer.json())["data"]]
+            for name in names:
+                async with session.post("/models/unload", json={"model": name, "force": True}):
+                    pass
+        await until(lambda: not self.children(), "every model is unloaded")
+        process = psutil.Process(self.process.pid)
+        await until(lambda: not process.net_connections("tcp")[1:], "every connection is closed")
+        await asyncio.sleep(1.0)  # the last measurement, the last write
+        self._tasks.unlink(missing_ok=True)
+        self.process.send_signal(signal.SIGUSR2)
+        await until(self._tasks.exists, "the tasks are written down")
+        tasks = tuple(json.loads(self._tasks.read_text()))
+        return Holdings(process.num_fds(), tasks, process.memory_info().rss)
+
+
+class Faults:
+    """What is done to the router and its children, one thing at a time."""
+
+    def __init__(self, router: Router, ledger: Ledger, luck: random.Random, *, has_disk: bool) -> None:
+        self._router, self._ledger, self._luck = router, ledger, luck
+        self.counted: Counter[str] = Counter()
+        self._kinds: list[Callable[[], Awaitable[str]]] = [
+            *[self._kill_child] * 3, self._freeze_child, self._end_child, *[self._reload] * 2, self._no_files,
+            *[self._fill_disk] * has_disk,
+        ]  # fmt: skip
+
+    async def run(self, until: float, *, kills_router: bool) -> None:
+        next_kill = time.monotonic() + self._luck.expovariate(1 / ROUTER_KILL_SECONDS)
+        while time.monotonic() < until:
+            await asyncio.sleep(self._luck.expovariate(1 / FAULT_SECONDS))
+            if kills_router and time.monotonic() >= next_kill:
+                self.counted[await self.kill_router()] += 1
+                next_kill = time.monotonic() + self._luck.expovariate(1 / ROUTER_KILL_SECONDS)
+            else:
+                self.counted[await self._luck.choice(self._kinds)()] += 1
+
+    @contextlib.contextmanager
+    def _gap(self) -> Iterator[None]:
+        self._ledger.gaps.append((time.monotonic(), float("inf")))
+        try:
+            yield
+        finally:
+            self._ledger.gaps[-1] = (self._ledger.gaps[-1][0], time.monotonic())
+
+    async def kill_router(self) -> str:
+        with self._gap():
+            self._router.process.kill()
+            self._router.process.wait()
+            await self._router.start()
+        return "router killed and started again"
+
+    def _signal_child(self, number: signal.Signals) -> bool:
+        children = self._router.children()
+        if not children:
+            return False
+        self._ledger.kills.append(time.monotonic())
+        with contextlib.suppress(psutil.Error):
+            self._luck.choice(children).send_signal(number)
+        return True
+
+    async def _kill_child(self) -> str:
+        return "child killed" if self._signal_child(signal.SIGKILL) else "no child to kill"
+
+    async def _freeze_child(self) -> str:
+        return "child frozen" if self._signal_child(signal.SIGSTOP) else "no child to freeze"
+
+    async def _end_child(self) -> str:
+        return "child told to end" if self._signal_child(signal.SIGTERM) else "no child to end"
+
+    async def _reload(self) -> str:
+        name = self._luck.choice((*FAKE_MODELS, *REAL_MODELS))
+        size = self._luck.choice((1024, 1536, 2048))
+        self._router.configure(f'{CONFIG}[models."{name}"]\nctx_size = {size}\n')
+        self._router.process.send_signal(signal.SIGHUP)
+        return "reloaded with another preset"
+
+    async def _no_files(self) -> str:
+        process = psutil.Process(self._router.process.pid)
+        _, hard = process.rlimit(resource.RLIMIT_NOFILE)
+        with self._gap():
+            process.rlimit(resource.RLIMIT_NOFILE, (process.num_fds() + 4, hard))
+            await asyncio.sleep(0.5)
+            process.rlimit(resource.RLIMIT_NOFILE, (hard, hard))
+            await asyncio.sleep(1.5)  # asyncio looks at a listener that had no files left only every second
+        return "no files left for half a second"
+
+    async def _fill_disk(self) -> str:
+        ballast = self._router.state / "ballast"
+        with contextlib.suppress(OSError), open(ballast, "wb", buffering=0) as file:
+            while file.write(b"x" * 65536):
+                pass
+        await asyncio.sleep(2.0)
+        ballast.unlink()
+        return "disk full for two seconds"
+
+
+async def soak(seconds: float, *, seed: int = 0, clients: int = 8, real: Path | None) -> Report:
+    """`real` is a llama-server; None: fake ones alone."""
+    luck = random.Random(seed)
+    report = Report()
+    begun = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="soak-") as name:
+        router = Router(Path(name), (*FAKE_MODELS, *REAL_MODELS), real)
+        has_disk = _mount_disk(router.state)
+        try:
+            await _soak(router, report, luck, seconds, clients, has_disk=has_disk)
+        finally:
+            router.process.kill()
+            router.process.wait()
+            report.leaked_processes = len(left := router.children())
+            for child in left:
+                child.kill()
+            report.tracebacks = router.output.read_text(errors="replace").count("Traceback")
+            if not report.is_clean:
+                kept = Path(tempfile.gettempdir()) / f"soak-output-{os.getpid()}.txt"
+                shutil.copy(router.output, kept)
+            if has_disk:
+                subprocess.run(["umount", "-l", str(router.state)], check=True)
+    report.seconds = time.monotonic() - begun
+    return report
+
+
+async def _soak(
+    router: Router, report: Report, luck: random.Random, seconds: float, clients: int, *, has_disk: bool
+) -> None:
+    ledger = Ledger()
+    faults = Faults(router, ledger, luck, has_disk=has_disk)
+
+    async def phase(share: float, *, kills_router: bool) -> None:
+        until = time.monotonic() + seconds * share
+        async with asyncio.TaskGroup() as tasks:
+            for _ in range(clients):
+                own_luck = random.Random(luck.random())
+                models = (*FAKE_MODELS, *REAL_MODELS)
+                tasks.create_task(Client(router.url, models, ledger, own_luck).run(until))
+            tasks.create_task(faults.run(until, kills_router=kills_router))
+
+    await router.start()
+    await phase(0.5, kills_router=True)
+    faults.counted[await faults.kill_router()] += 1
+    await phase(0.2, kills_router=False)
+    before = await router.holdings()
+    await phase(0.3, kills_router=False)
+    after = await router.holdings()
+    router.process.terminate()
+    report.exit_status = await asyncio.to_thread(router.process.wait, DEADLINE_SECONDS)
+    report.requests, report.wrong = ledger.requests, ledger.wrong
+    report.fates, report.faults = dict(ledger.fates.most_common()), dict(faults.counted.most_common())
+    report.leaked_descriptors = max(0, after.descriptors - before.descriptors)
+    report.leaked_tasks = list((Counter(after.tasks) - Counter(before.tasks)).elements())
+    report.grown_bytes = after.rss_bytes - before.rss_bytes
+    report.leaked_sockets = len(list((router.state / "run").glob("*.sock")))
+
+
+async def until(is_true: Callable[[], Any], what: str) -> None:
+    try:
+        async with asyncio.timeout(DEADLINE_SECONDS):
+            while not (await found if isinstance(found := is_true(), Awaitable) else found):
+                await asyncio.sleep(0.02)
+    except TimeoutError:
+        raise AssertionError(f"waited in vain until {what}") from None
+
+
+def _binary(folder: Path, real: Path | None) -> Path:
+    """A llama-server that is a fake one for the models whose names say so."""
+    inner = folder / "fake"
+    inner.mkdir()
+    fake = make_fake_binary(inner)
+    binary = folder / "llama-server"
+    otherwise = f'exec {real or fake} "$@"'
+    lists = '[ "$1" = --list-devices ] && exec echo Available devices:'
+    fakes = f'case "$*" in *"--alias fake-"*|*"--alias broken"*) exec {fake} "$@";; esac'
+    binary.write_text(f"#!/bin/sh\n{lists}\n{fakes}\n{otherwise}\n")
+    binary.chmod(0o755)
+    return binary
+
+
+def _mount_disk(folder: Path) -> bool:
+    """A small disk of its own where this process may mount one that nobody else sees."""
+    if not os.environ.get("LLAMA_ROUTER_SOAK_MOUNTS"):
+        return False
+    mount = ["mount", "-t", "tmpfs", "-o", "size=48m", "tmpfs", str(folder)]
+    return subprocess.run(mount, capture_output=True, check=False).returncode == 0
+
+
+def render(report: Report) -> str:
+    lines = [f"{report.requests} requests in {report.seconds:.0f} s"]
+    lines += [f"{count:8} {fate}" for fate, count in report.fates.items()]
+    lines += ["faults:", *(f"{count:8} {fault}" for fault, count in report.faults.items())]
+    lines += [f"wrong or lost: {len(report.wrong)}", *(f"    {one}" for one in report.wrong[:20])]
+    left = f"{report.leaked_processes} processes, {report.leaked_sockets} sockets"
+    lines += [
+        f"leaked: {left}, {report.leaked_descriptors} descriptors, {len(report.leaked_tasks)} tasks",
+        f"grown: {report.grown_bytes / 2**20:+.1f} MiB of resident memory between two rests of one router",
+        f"exit status {report.exit_status}, {report.tracebacks} tracebacks",
+    ]
+    return "\n".join(lines)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
+    parser.add_argument("minutes", type=float)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--clients", type=int, default=8)
+    parser.add_argument("--fake", action="store_true", help="no real llama-server")
+    parser.add_argument("--json", action="store_true")
+    given = parser.parse_args()
+    real = None if given.fake else Path(os.environ["LLAMA_SERVER"]).resolve()
+    report = asyncio.run(soak(given.minutes * 60, seed=given.seed, clients=given.clients, real=real))
+    print(json.dumps(asdict(report), indent=2) if given.json else render(report))
+    return 0 if report.is_clean else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

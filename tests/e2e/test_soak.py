@@ -1,0 +1,21 @@
+"""The soak of bench/soak, for twenty seconds: no request is lost or answered wrong, and nothing is left."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from bench.soak import render, soak
+
+pytestmark = pytest.mark.e2e
+
+
+async def test_twenty_seconds_of_faults_lose_no_request_and_leave_nothing(llama_server: Path):
+    report = await soak(20.0, seed=7, clients=4, real=llama_server)
+    assert report.is_clean, render(report)
+    assert report.exit_status == 0
+    assert report.fates["answered right"] > 0
+    assert report.fates["streamed right"] > 0
+    assert sum(report.faults.values()) > 2
+    assert report.grown_bytes < 64 << 20, render(report)
