@@ -21,9 +21,8 @@ from router.app import parts
 from router.core.types import Start
 from router.devices import Devices
 from tests.e2e.running import DEADLINE_SECONDS, Running, running
-from tests.fake_binary import make_fake_binary
-from tests.stub_nvml.build import build, library_environment
-from tests.stub_nvml.state import Stranger, StubGpu, StubNvml, Taking, keep_takings, read_takings
+from tests.e2e.stub_machine import child_environment, make_stub_machine
+from tests.stub_nvml.state import Stranger, StubGpu, StubNvml, Taking, read_takings
 
 MIB, GIB = 1 << 20, 1 << 30
 A, B = "local/cuda:GPU-a", "local/cuda:GPU-b"
@@ -41,27 +40,14 @@ HANG_SECONDS = HANG_MS / 1000
 @pytest.fixture
 def stub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> StubNvml:
     """Two cards, on which the child processes of this router see the fake llama-server allocate."""
-    library = build()
-    if library is None:
-        pytest.skip("no C compiler for the NVML library")
-    binary = make_fake_binary(tmp_path)
-    shebang, _, program = binary.read_text().partition("\n")
-    listing = (
-        "import sys\nif '--list-devices' in sys.argv: print('Available devices:\\n  (none)'); sys.exit()"
-    )
-    binary.write_text(f"{shebang}\n{listing}\n{program}")
-    monkeypatch.setenv("LLAMA_SERVER", str(binary))
-    for name, value in library_environment(tmp_path / "stub", library).items():
-        monkeypatch.setenv(name, value)
     # A driver that fails is opened anew every 30 s; here nobody waits for that.
     monkeypatch.setattr(parts, "Devices", partial(Devices, renew_seconds=0.2))
-    made = StubNvml(
-        tmp_path / "stub",
+    return make_stub_machine(
+        tmp_path,
+        monkeypatch,
         StubGpu("GPU-a", "NVIDIA Stub A", "00000000:01:00.0", 24 * GIB, 256 * MIB),
         StubGpu("GPU-b", "NVIDIA Stub B", "00000000:02:00.0", 16 * GIB, 256 * MIB),
     )
-    keep_takings(made.folder)
-    return made
 
 
 @dataclass
@@ -144,11 +130,9 @@ def rig(stub: StubNvml, tmp_path: Path) -> Callable[..., contextlib.AbstractAsyn
         *models: str, on: dict[str, str] | None = None, patience: float = 0.3
     ) -> AsyncIterator[Rig]:
         config = (
-            f"[memory]\nmargin_mib = {MARGIN_MIB}\npoll_seconds = 0.1\n"
-            f"foreign_wait_seconds = {patience}\n"
-            f'[child.env]\nLLAMA_ROUTER_STUB_NVML = "{stub.folder}"\n'
-            f'FAKE_LLAMA_ALLOC_MIB = "{ALLOCATED_MIB}"\nFAKE_LLAMA_GROW_MIB = "{GROWN_MIB}"\n'
+            f"[memory]\nmargin_mib = {MARGIN_MIB}\npoll_seconds = 0.1\nforeign_wait_seconds = {patience}\n"
         )
+        config += child_environment(stub, alloc_mib=ALLOCATED_MIB, grow_mib=GROWN_MIB)
         for name, gpu in (on or {}).items():
             config += f'[models."{name}"]\ndevices = ["{gpu.rpartition(":")[2]}"]\n'
         async with running(tmp_path, models, config) as router:
