@@ -122,7 +122,7 @@ class Check:
 
     async def _work(self, shape: Shape) -> None:
         """A prompt of several batches, and all slots at once: whatever is allocated late is allocated now."""
-        long = [{"role": "user", "content": "memory " * 2000}]
+        long = [{"role": "user", "content": "memory " * 600}]
         answers = [await self._router.chat(shape.name, 32, messages=long)]
         answers += await asyncio.gather(*(self._router.chat(shape.name, 64) for _ in range(4)))
         for answer in answers:
