@@ -84,6 +84,7 @@ class Report:
     fates: dict[str, int] = field(default_factory=dict)
     faults: dict[str, int] = field(default_factory=dict)
     wrong: list[str] = field(default_factory=list)
+    told: dict[str, int] = field(default_factory=dict)
     leaked_processes: int = 0
     leaked_sockets: int = 0
     leaked_descriptors: int = 0
@@ -302,6 +303,7 @@ async def _soak(
     router.process.terminate()
     report.exit_status = await asyncio.to_thread(router.process.wait, DEADLINE_SECONDS)
     report.requests, report.wrong = ledger.requests, ledger.wrong
+    report.told = dict(ledger.told.most_common(20))
     report.fates, report.faults = dict(ledger.fates.most_common()), dict(faults.counted.most_common())
     report.leaked_descriptors = max(0, after.descriptors - before.descriptors)
     report.leaked_tasks = list((Counter(after.tasks) - Counter(before.tasks)).elements())
@@ -344,6 +346,7 @@ def render(report: Report) -> str:
     lines = [f"{report.requests} requests in {report.seconds:.0f} s"]
     lines += [f"{count:8} {fate}" for fate, count in report.fates.items()]
     lines += ["faults:", *(f"{count:8} {fault}" for fault, count in report.faults.items())]
+    lines += ["words of refusals:", *(f"{count:8} {words}" for words, count in report.told.items())]
     lines += [f"wrong or lost: {len(report.wrong)}", *(f"    {one}" for one in report.wrong[:20])]
     left = f"{report.leaked_processes} processes, {report.leaked_sockets} sockets"
     lines += [

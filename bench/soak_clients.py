@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+import re
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
@@ -33,6 +34,8 @@ class Ledger:
 
     fates: Counter[str] = field(default_factory=Counter)
     wrong: list[str] = field(default_factory=list)
+    #: The words of refusals, without their numbers.
+    told: Counter[str] = field(default_factory=Counter)
     #: The router was killed, or had no files left, in these spans of time.monotonic(); the last may be open.
     gaps: list[tuple[float, float]] = field(default_factory=list)
     kills: list[float] = field(default_factory=list)
@@ -81,7 +84,7 @@ class Client:
         except _BROKEN as error:
             fate = f"!the connection broke: {error!r}"
         ended = time.monotonic()
-        if fate.startswith("!") and self.ledger.is_in_gap(begun, ended):
+        if fate.startswith("!the connection") and self.ledger.is_in_gap(begun, ended):
             fate = "cut or refused while the router was down"
             await asyncio.sleep(0.1)
         elif fate.startswith("!the connection") and self.ledger.has_killed(begun, ended):
@@ -97,12 +100,16 @@ class Client:
         asked = {"model": self.luck.choice(self.models), "messages": said, "max_tokens": tokens}
         return {**asked, "ignore_eos": True, **more}
 
+    def _refused(self, status: int, body: Any) -> str:
+        self.ledger.told[re.sub(r"[0-9a-f]*\d[0-9a-f.]*", "N", body["error"]["message"])[:160]] += 1
+        return _told(status, body)
+
     async def _answer(self, session: aiohttp.ClientSession) -> str:
         asked = self._asked()
         async with session.post("/v1/chat/completions", json=asked) as answer:
             body = await answer.json()
             if answer.status != 200:
-                return _told(answer.status, body)
+                return self._refused(answer.status, body)
         usage = body["usage"]["completion_tokens"]
         if body["model"] != asked["model"] or usage != asked["max_tokens"]:
             return f"!another answer: {body['model']} with {usage} tokens for {asked}"
@@ -112,7 +119,7 @@ class Client:
         asked = self._asked(stream=True)
         async with session.post("/v1/chat/completions", json=asked) as answer:
             if answer.status != 200:
-                return _told(answer.status, await answer.json())
+                return self._refused(answer.status, await answer.json())
             text = (await answer.read()).decode()
         events = [event.removeprefix("data: ") for event in text.split("\n\n") if event.startswith("data: ")]
         if not events:
@@ -163,7 +170,8 @@ class Client:
             body = await answer.json()
         if answer.status != 503:
             return f"!a model that cannot load was answered {answer.status} {body}"
-        return _told(answer.status, body)
+        told = _told(answer.status, body)
+        return told if told.startswith("!") else "refused as it ought to be: 503, a model that cannot load"
 
 
 def _told(status: int, body: Any) -> str:

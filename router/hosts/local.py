@@ -18,7 +18,7 @@ from router.backends import Launch
 from router.config import MemoryConfig, StatePaths
 from router.core.types import Device, DeviceId, HostId, InstanceId, ModelName, Placement
 from router.devices import DeviceInfo, Devices, Sample
-from router.errors import LoadFailed, ShuttingDown
+from router.errors import LoadFailed, ShuttingDown, Unavailable
 from router.hosts import Address, Exit, HostFull, InstanceRecord, Measurement
 from router.hosts.room import Occupant, Room
 from router.hosts.runtime_dir import LOGS_KEPT, RuntimeDir
@@ -148,7 +148,10 @@ class LocalHost:
         loading = [pid for pid, child in pids.items() if not child.occupant.is_ready]
         changes = self._changes
         now = asyncio.get_running_loop().time()
-        sample = await self._devices.sample(list(pids), now=now, loading=loading, wake=wake)
+        try:
+            sample = await self._devices.sample(list(pids), now=now, loading=loading, wake=wake)
+        except OSError as error:  # no file left to look with; an older measurement is better than none
+            raise Unavailable(f"cannot measure memory: {error}", retry_after_seconds=1.0) from error
         occupants = [child.occupant for child in self._children.values()]
         measured = self._room.measurement(sample, occupants, self._changes)
         self._sample, self._measured = sample, (changes, measured)

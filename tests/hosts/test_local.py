@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import errno
 import os
 import signal
 import subprocess
@@ -17,7 +18,7 @@ import pytest
 from router.backends import Launch
 from router.config import DeviceConfig, MemoryConfig
 from router.core.types import InstanceId, Placement
-from router.errors import LoadFailed, ShuttingDown, StartupError
+from router.errors import LoadFailed, ShuttingDown, StartupError, Unavailable
 from router.hosts import Address, HostFull
 from router.hosts.local import LocalHost
 from router.process import get_status, identify, is_alive
@@ -94,6 +95,19 @@ async def test_memory_of_strangers_is_respected(host, fake, stub):
     finally:
         stranger.close()
     await start(host, fake, size=16 * GIB)
+
+
+async def test_a_measurement_that_finds_no_file_to_look_with_is_refused_as_such(host, fake, monkeypatch):
+    async def out_of_files(*_, **__):
+        raise OSError(errno.EMFILE, "Too many open files", "/proc/1/task")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(host._devices, "sample", out_of_files)
+        with pytest.raises(Unavailable, match="cannot measure memory: .*Too many open files"):
+            await host.measure()
+        with pytest.raises(Unavailable):
+            await start(host, fake)
+    await start(host, fake)
 
 
 async def test_without_a_margin_nothing_is_checked(open_host, fake):
