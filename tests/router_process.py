@@ -43,6 +43,7 @@ class RouterProcess:
         self.config.write_text(config)
         self._output = folder / "output"
         self._args = args
+        self.successor: psutil.Process | None = None
         self._env = {
             **{name: value for name, value in os.environ.items() if not name.startswith(("LLAMA_", "FAKE_"))},
             "LLAMA_SERVER": str(binary),
@@ -64,7 +65,9 @@ class RouterProcess:
 
     async def __aexit__(self, *_: object) -> None:
         await self.client.close()
-        if self.process.poll() is None:
+        if self.successor is not None and self.process.poll() is None:
+            self.process.terminate()  # it still waits for clients on old connections
+        if not self.has_ended():
             await self.stop()
         for child in self.children():
             child.kill()
@@ -72,6 +75,7 @@ class RouterProcess:
     async def start_again(self) -> None:
         """Once more after its end, on another port; what it said before is forgotten."""
         await self.client.close()
+        self.successor = None
         await self.__aenter__()
 
     def command(self) -> list[str]:
@@ -102,17 +106,30 @@ class RouterProcess:
     def sockets(self) -> list[str]:
         return sorted(path.name for path in (self.state / "run").glob("*.sock"))
 
+    def has_ended(self) -> bool:
+        """This process, and the one that took its place."""
+        successor = self.successor
+        return self.process.poll() is not None and (successor is None or not is_alive(successor))
+
     # --- what is done to it ---
 
+    async def restart(self) -> psutil.Process:
+        """A new process takes over: signals go there from now on."""
+        async with self.client.post("/restart") as response:
+            answer = await response.json()
+            assert response.status == 200, answer
+        self.successor = psutil.Process(answer["pid"])
+        return self.successor
+
     def send(self, number: signal.Signals) -> None:
-        self.process.send_signal(number)
+        (self.successor or self.process).send_signal(number)
 
     async def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
         self.send(number)
         return await self.ended()
 
     async def ended(self) -> int:
-        await self.until(lambda: self.process.poll() is not None, "the router has ended")
+        await self.until(self.has_ended, "the router has ended")
         assert self.process.returncode is not None
         return self.process.returncode
 
@@ -142,6 +159,14 @@ class RouterProcess:
             assert response.status == 200, await response.text()
             text = (await response.read()).decode()
         return [event.removeprefix("data: ") for event in text.split("\n\n") if event.startswith("data: ")]
+
+
+def is_alive(process: psutil.Process) -> bool:
+    """Also where nobody reaps the orphans of this machine."""
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def _host_argument(process: psutil.Process) -> str:

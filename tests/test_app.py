@@ -83,7 +83,12 @@ class Stream:
         return self
 
     async def __aexit__(self, *_: object) -> None:
+        self._answer.close()
         await self._session.close()
+
+    async def next(self) -> bytes:
+        """What comes next, b"" at the end."""
+        return await self._answer.content.readany()
 
     async def rest(self) -> list[str]:
         """The data of its events, to its end."""

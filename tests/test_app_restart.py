@@ -1,0 +1,278 @@
+"""A new process takes the place of a running router: nobody is refused, no stream cut, nothing unloaded."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import signal
+import socket
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import aiohttp
+import psutil
+import pytest
+
+from tests.make_gguf import make_llama
+from tests.router_process import RouterProcess
+from tests.test_app import Stream, binary
+
+Start = Callable[..., RouterProcess]
+
+#: "tiny" speaks until somebody ends it, "other" answers at once.
+TALKATIVE = """
+[child]
+stop_grace_seconds = 1.0
+[models."tiny"]
+env = { FAKE_LLAMA_TOKENS = "100000", FAKE_LLAMA_TOKEN_SECONDS = "0.02" }
+"""
+#: Tokens that "tiny" is busy with for longer than a restart takes, and not for ever.
+SOME = "500"
+
+
+@pytest.fixture
+def router() -> Iterator[Start]:
+    """A router with two models, not started yet; in a short folder, as the paths of sockets are bounded."""
+    with tempfile.TemporaryDirectory(prefix="router-") as name:
+        folder = Path(name)
+
+        def make(*args: str, config: str = "") -> RouterProcess:
+            made = RouterProcess(folder, binary(folder), *args, config=config)
+            for model in ("tiny", "other"):
+                make_llama(made.models / f"{model}.gguf", sparse=True)
+            return made
+
+        yield make
+
+
+def pids(up: RouterProcess) -> list[int]:
+    return sorted(child.pid for child in up.children())
+
+
+async def shown(up: RouterProcess, model: str) -> str:
+    return next(m["status"]["value"] for m in (await up.get("/models"))["data"] if m["id"] == model)
+
+
+class Clients:
+    """Each asks for one short answer after the other, half of them on a new connection each time."""
+
+    def __init__(self, up: RouterProcess, count: int) -> None:
+        self._up = up
+        self._count = count
+        self._stop = asyncio.Event()
+        self.answers: Counter[str] = Counter()
+
+    async def __aenter__(self) -> Clients:
+        self._tasks = [asyncio.ensure_future(self._ask(number % 2 == 0)) for number in range(self._count)]
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._stop.set()
+        await asyncio.gather(*self._tasks)
+
+    async def more(self, count: int) -> None:
+        wanted = self.answers.total() + count
+        await self._up.until(lambda: self.answers.total() >= wanted, f"{count} more answers")
+
+    async def _ask(self, is_new: bool) -> None:
+        connector = aiohttp.TCPConnector(force_close=is_new)
+        timeout = aiohttp.ClientTimeout(total=30)
+        async with aiohttp.ClientSession(self._up.url, connector=connector, timeout=timeout) as session:
+            while not self._stop.is_set():
+                try:
+                    async with session.post("/v1/chat/completions", json={"model": "other"}) as answer:
+                        body = await answer.json()
+                        said = body["choices"][0]["message"]["content"] if answer.status == 200 else body
+                        self.answers[f"{answer.status} {answer.headers.get('X-Router-Action')} {said}"] += 1
+                except (aiohttp.ClientError, OSError, TimeoutError) as error:
+                    self.answers[repr(error)] += 1
+
+
+async def test_under_load_no_request_fails_no_stream_is_cut_and_no_model_is_unloaded(router: Start):
+    async with router(config=TALKATIVE) as up, contextlib.AsyncExitStack() as cleanup:
+        assert (await up.chat("other"))[0] == 200
+        stream = await cleanup.enter_async_context(Stream(up, "tiny"))
+        before = pids(up)
+        async with Clients(up, 4) as clients:
+            await clients.more(100)
+            successor = await up.restart()
+            await clients.more(200)
+        assert list(clients.answers) == ["200 already_loaded token0 token1 token2 token3 token4 "]
+        assert pids(up) == before
+        assert up.process.poll() is None, "the former one still has its stream"
+        seen = len(stream.data)
+        while len(stream.data) < seen + 10_000:
+            more = await stream.next()
+            assert more and b"error" not in more
+            stream.data += more
+        assert successor.is_running()
+
+
+async def test_the_former_process_ends_with_its_last_stream_and_the_next_goes_on(router: Start):
+    config = TALKATIVE.replace("100000", SOME)
+    async with router(config=config) as up:
+        async with Stream(up, "tiny") as stream:
+            await up.restart()
+            assert (await stream.rest())[-1] == "[DONE]"
+        await up.until(lambda: up.process.poll() is not None, "the former process has ended")
+        assert up.process.returncode == 0
+        assert await shown(up, "tiny") == "loaded"
+        assert "Traceback" not in up.output
+
+
+async def test_whom_the_former_process_streams_from_is_not_evicted_before_that_is_over(router: Start):
+    async with router(config=TALKATIVE + "[scheduler]\nmodels_max = 1\n") as up:
+        async with Stream(up, "tiny") as stream:
+            (tiny,) = up.children()
+            await up.restart()
+            waiting = asyncio.ensure_future(up.chat("other"))
+            await _until_waiting(up, "other")
+            assert await stream.next()
+            assert up.children() == [tiny]
+        assert (await waiting)[0] == 200, "the client of the stream has left: now it makes room"
+        assert tiny.pid not in pids(up)
+
+
+async def test_a_model_whose_settings_changed_serves_its_stream_to_the_end_and_is_then_loaded_anew(
+    router: Start,
+):
+    async with router(config=TALKATIVE.replace("100000", SOME)) as up:
+        async with Stream(up, "tiny") as stream:
+            (old,) = up.children()
+            up.config.write_text(up.config.read_text() + "ctx_size = 1024\n")
+            await up.restart()
+            assert (await up.chat("tiny", max_tokens=1))[0] == 200
+            assert (await stream.rest())[-1] == "[DONE]"
+        await up.until(lambda: old.pid not in pids(up), "the old one is gone")
+        (new,) = up.children()
+        assert "1024" in new.cmdline()
+
+
+async def test_a_broken_configuration_leaves_the_running_process_and_says_why(router: Start):
+    async with router() as up:
+        await up.chat("tiny")
+        before = pids(up)
+        up.config.write_text("[server]\nprot = 1\n")
+        async with up.client.post("/restart") as answer:
+            assert answer.status == 500
+            error = (await answer.json())["error"]
+        assert error["code"] == "restart_failed"
+        assert "prot" in error["message"] and "port" in error["message"]
+        assert (await up.chat("tiny"))[0] == 200
+        assert pids(up) == before
+        up.config.write_text("")
+        await up.restart()
+        assert pids(up) == before
+
+
+async def test_a_signal_restarts_it_too(router: Start):
+    async with router() as up:
+        await up.chat("tiny")
+        before = pids(up)
+        up.send(signal.SIGUSR2)
+        await up.until(lambda: up.process.poll() is not None, "the former process has ended")
+        (child,) = up.children()
+        (successor,) = [
+            one
+            for one in psutil.process_iter()
+            if one.pid not in before and str(up.config) in _arguments(one)
+        ]
+        up.successor = successor
+        assert [child.pid] == before
+        assert await shown(up, "tiny") == "loaded"
+
+
+async def test_it_can_be_restarted_again_and_again(router: Start):
+    async with router() as up:
+        await up.chat("tiny")
+        before, former = pids(up), set()
+        for _ in range(3):
+            former.add((await up.restart()).pid)
+            assert (await up.chat("tiny"))[0] == 200
+        assert len(former) == 3
+        assert pids(up) == before
+        assert await up.stop() == 0
+        assert not up.children()
+        assert not up.sockets()
+
+
+async def test_a_request_on_an_old_connection_is_served_by_the_new_process(router: Start):
+    async with router() as up:
+        parts = urlsplit(up.url)
+        reader, writer = await asyncio.open_connection(parts.hostname, parts.port)
+        request = b"GET /models HTTP/1.1\r\nHost: a\r\n\r\n"
+        writer.write(request)
+        head = await reader.readuntil(b"\r\n\r\n")
+        await reader.readexactly(int(head.lower().partition(b"content-length:")[2].split()[0]))
+        await up.restart()
+        make_llama(up.models / "third.gguf", sparse=True)
+        async with up.client.get("/models?reload=1") as answer:
+            assert answer.status == 200
+        writer.write(request)
+        answered = await asyncio.wait_for(reader.read(), 30)
+        assert b"200 OK" in answered and b"third" in answered
+        assert b"connection: close" in answered.lower(), "the next request comes to the new process"
+        writer.close()
+
+
+async def test_a_request_that_waits_for_room_is_taken_along(router: Start):
+    async with router(config=TALKATIVE + "[scheduler]\nmodels_max = 1\n") as up:
+        async with Stream(up, "tiny"):
+            waiting = asyncio.ensure_future(up.chat("other"))
+            await _until_waiting(up, "other")
+            await up.restart()
+            await _until_waiting(up, "other")
+        assert (await waiting)[0] == 200
+
+
+async def test_a_load_in_progress_is_waited_for(router: Start):
+    config = '[models."tiny"]\nenv = { FAKE_LLAMA_LOAD_SECONDS = "1" }\n'
+    async with router(config=config) as up:
+        waiting = asyncio.ensure_future(up.chat("tiny"))
+        await up.until(up.children, "it loads")
+        loading = pids(up)
+        await up.restart()
+        assert (await waiting)[0] == 200
+        assert pids(up) == loading
+
+
+async def test_a_stop_while_the_former_process_still_streams_ends_both(router: Start):
+    config = "[server]\nshutdown_grace_seconds = 0.2\n" + TALKATIVE
+    async with router(config=config) as up, Stream(up, "tiny") as stream:
+        await up.restart()
+        up.send(signal.SIGTERM)
+        assert "error" in json.loads((await stream.rest())[-1])
+        await up.until(up.has_ended, "both have ended")
+        assert not up.children()
+        assert not up.sockets()
+
+
+async def test_no_connection_is_refused_meanwhile(router: Start):
+    async with router() as up:
+        parts = urlsplit(up.url)
+        assert parts.hostname and parts.port
+        restarting = asyncio.ensure_future(up.restart())
+        tried = 0
+        while not restarting.done():
+            with socket.create_connection((parts.hostname, parts.port), timeout=5):
+                tried += 1
+            await asyncio.sleep(0.002)
+        await restarting
+        assert tried > 20
+
+
+async def _until_waiting(up: RouterProcess, model: str) -> None:
+    async with asyncio.timeout(30):
+        while (await up.get(f"/explain?model={model}"))["waiting"] == 0:
+            await asyncio.sleep(0.01)
+
+
+def _arguments(process: psutil.Process) -> list[str]:
+    try:
+        return process.cmdline() if process.status() != psutil.STATUS_ZOMBIE else []
+    except psutil.Error:
+        return []
