@@ -268,7 +268,7 @@ async def soak(seconds: float, *, seed: int = 0, clients: int = 8, real: Path | 
             report.leaked_processes = len(left := router.children())
             for child in left:
                 child.kill()
-            report.tracebacks = router.output.read_text(errors="replace").count("Traceback")
+            report.tracebacks = router.output.read_text(errors="replace").count("\nTraceback")
             if not report.is_clean:
                 kept = Path(tempfile.gettempdir()) / f"soak-output-{os.getpid()}.txt"
                 shutil.copy(router.output, kept)

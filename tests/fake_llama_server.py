@@ -132,7 +132,10 @@ class Server:
 
     def log(self, text):
         if not self.options["silent"]:
-            os.write(2, (text + "\n").encode())
+            try:
+                os.write(2, (text + "\n").encode())
+            except OSError:
+                pass  # the disk is full: llama-server goes on without a log
 
     def load(self):
         options = self.options
