@@ -36,6 +36,13 @@ def test_memory_taken_by_strangers_is_missing_from_free_and_named_as_theirs() ->
     assert (room(books), books.others(GPU)) == (8, 5 * GIB)
 
 
+def test_what_is_promised_and_what_strangers_took_both_count() -> None:
+    books = ledger()
+    books.reserve("a#1", {GPU: 10 * GIB})
+    books.measure({GPU: 13 * GIB}, {"a#1": {GPU: 6 * GIB}}, at=1.0, now=1.0)
+    assert (room(books), books.others(GPU)) == (8, 5 * GIB)
+
+
 def test_a_measurement_that_reports_too_much_free_does_not_overbook() -> None:
     books = ledger()
     books.reserve("a#1", {GPU: 10 * GIB})
