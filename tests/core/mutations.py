@@ -1,9 +1,12 @@
-"""Faults seeded into the core by hand, each with the tests that must catch it: `python -m tests.core.mutations [NAME...]`.
+"""Faults seeded into the core by hand, each with the tests that must catch it: `python -m
+tests.core.mutations [NAME...]`.
 
-A fault is a replacement of exact text in one file of router/core. It is put into a copy of the sources, never into the
-checkout, and the tests named beside it are run there. A fault whose text is no longer found is itself a failure: the list
-would otherwise rot in silence.
+A fault is a replacement of exact text in one file of router/core. It is put into a copy of the sources,
+never into the checkout, and the tests named beside it are run there. A fault whose text is no longer found
+is itself a failure: the list would otherwise rot in silence.
 """
+
+# ruff: noqa: E501 - the faults quote lines of the core as they stand there
 
 from __future__ import annotations
 
@@ -20,7 +23,8 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """`old` becomes `new` in router/core/`file`; `tests` (files of tests/core, with `-k` words) must notice."""
+    """`old` becomes `new` in router/core/`file`; `tests` (files of tests/core, with `-k` words) must
+    notice."""
 
     name: str
     file: str
@@ -33,43 +37,230 @@ ROOM, RULES, SWITCHING = "test_scenarios_room.py", "test_scenarios_rules.py", "t
 LEDGER, VICTIMS, FORECAST = "test_ledger.py", "test_victims.py", "test_forecast.py"
 
 FAULTS = (
-    Fault("admit one byte too much", "ledger.py", "if need > 0 and (room is None or need > room):", "if need > 0 and (room is None or need > room + 1):", (LEDGER,)),
-    Fault("forget all devices but the first", "ledger.py", "        for device, need in footprint.items():\n            room = self.room(device, before=before)", "        for device, need in list(footprint.items())[:1]:\n            room = self.room(device, before=before)", (LEDGER,)),
-    Fault("forget what is promised and not taken", "ledger.py", "            by_measure -= max(0, reserved - held.used.get(device, 0))", "            by_measure -= 0", (LEDGER,)),
-    Fault("believe any measurement", "ledger.py", "        return min(by_measure, by_books)", "        return by_measure", (LEDGER,)),
-    Fault("count the memory of the dead as free", "ledger.py", "            if expected:\n", "            if True:\n", (LEDGER,)),
-    Fault("take an old measurement for a new one", "ledger.py", "if d in self.devices and at >= self._measured_at.get(d, at)", "if d in self.devices", (LEDGER,)),
-    Fault("let a look from before an exit prove it", "ledger.py", "            if at < gone.exited_at:", "            if False:", (LEDGER,)),
+    Fault(
+        "admit one byte too much",
+        "ledger.py",
+        "if need > 0 and (room is None or need > room):",
+        "if need > 0 and (room is None or need > room + 1):",
+        (LEDGER,),
+    ),
+    Fault(
+        "forget all devices but the first",
+        "ledger.py",
+        "        for device, need in footprint.items():\n            room = self.room(device, before=before)",
+        "        for device, need in list(footprint.items())[:1]:\n            room = self.room(device, before=before)",
+        (LEDGER,),
+    ),
+    Fault(
+        "forget what is promised and not taken",
+        "ledger.py",
+        "            by_measure -= max(0, reserved - held.used.get(device, 0))",
+        "            by_measure -= 0",
+        (LEDGER,),
+    ),
+    Fault(
+        "believe any measurement",
+        "ledger.py",
+        "        return min(by_measure, by_books)",
+        "        return by_measure",
+        (LEDGER,),
+    ),
+    Fault(
+        "count the memory of the dead as free",
+        "ledger.py",
+        "            if expected:\n",
+        "            if True:\n",
+        (LEDGER,),
+    ),
+    Fault(
+        "take an old measurement for a new one",
+        "ledger.py",
+        "if d in self.devices and at >= self._measured_at.get(d, at)",
+        "if d in self.devices",
+        (LEDGER,),
+    ),
+    Fault(
+        "let a look from before an exit prove it",
+        "ledger.py",
+        "            if at < gone.exited_at:",
+        "            if False:",
+        (LEDGER,),
+    ),
     Fault("never give up lost memory", "ledger.py", "if gone.deadline <= now]", "if False]", (LEDGER,)),
-    Fault("credit returned bytes to everyone", "ledger.py", "other.free_then[device] = then + bytes_", "pass", (LEDGER,)),
-    Fault("let anyone pass an older claim", "ledger.py", "if name not in leaving and (before is None or held.claim < before):", "if False:", (LEDGER,)),
-    Fault("reserve less than is used", "ledger.py", "            if device in self.devices and bytes_ > held.reserved.get(device, 0):", "            if False:", (LEDGER,)),
-    Fault("take victims by size", "victims.py", "        key=lambda one: (one.group, one.rank, one.id),\n    )\n    chosen", "        key=lambda one: (one.group, -sum(one.frees.values()), one.id),\n    )\n    chosen", (VICTIMS,)),
-    Fault("spare nobody who is not needed", "victims.py", "        if need.met_by(rest):", "        if False:", (VICTIMS,)),
-    Fault("drain the busy before the idle", "victims.py", "key=lambda one: (one.group, one.rank, one.id),\n    )\n    chosen", "key=lambda one: (-one.group, one.rank, one.id),\n    )\n    chosen", (VICTIMS,)),
-    Fault("release a booking with the order to stop", "scheduler.py", "        one.move(State.STOPPING)\n", "        one.move(State.STOPPING)\n        self._books.ledger.settle(one.id, {})\n", (ROOM, SWITCHING)),
-    Fault("revive a draining model by a request", "state.py", "            if one.state is State.READY and (best is None", "            if one.state in (State.READY, State.DRAINING) and (best is None", (SWITCHING, RULES)),
-    Fault("keep draining for a plan that was given up", "scheduler.py", "        self._reopen(plan.victims)\n", "", (SWITCHING,)),
-    Fault("keep a deadline for ever", "scheduler.py", "        while self._deadlines and self._deadlines[0][0] <= now:\n            _,", "        while False:\n            _,", (RULES, SWITCHING)),
-    Fault("evict the pinned", "state.py", '        if self.is_pinned(instance):\n            return None\n        forecast', "        forecast", (RULES,)),
-    Fault("forget exclusive groups", "state.py", "        if not model.exclusive:\n            return\n", "        return\n", (RULES,)),
-    Fault("load a failing model again at once", "scheduler.py", "        record.retry_at = now + min(pause, settings.backoff_max)", "        record.retry_at = now", (RULES,)),
-    Fault("swap whenever idle", "forecast.py", "        return min(share, 1.0) * self.load_seconds", "        return 0.0", (FORECAST, SWITCHING)),
-    Fault("linger for clients that come back late", "forecast.py", "        if not self._gaps or median(self._gaps) >= self.load_seconds:", "        if not self._gaps:", (FORECAST,)),
-    Fault("drain on the first miss", "planner.py", "    return due is not None and due <= seen.now\n", "    return due is not None\n", (SWITCHING,)),
-    Fault("count the quantum from the request alone", "planner.py", "(max(w.since, ready) + _patience(w, cost, quantum) for w in record.heads())", "(w.since + _patience(w, cost, quantum) for w in record.heads())", (SWITCHING, "test_scenarios.py")),
-    Fault("load one more than models_max", "scheduler.py", "        if limit > 0 and before + 1 > limit:", "        if limit > 0 and before > limit:", (RULES, ROOM)),
-    Fault("serve the latest first", "scheduler.py", "            return (-weighted, min(w.order for w in heads))", "            return (weighted, -min(w.order for w in heads))", (SWITCHING, RULES)),
-    Fault("evict for a model that can never fit", "planner.py", "    if not possible:\n", "    possible = list(record.model.placements)\n    if not possible:\n", (ROOM, RULES)),
-    Fault("let a hang-up keep its plan", "scheduler.py", "            if not self._books.record_of(one).waiting:\n                self._cancel(one)", "            pass", (SWITCHING, RULES)),
-    Fault("evict for a replica", "scheduler.py", "        return not any(self._books.conflicts(model)) and self._books.ledger.fits(place.footprint)", "        return True", (RULES,)),
-    Fault("grant only the first of those who wait", "scheduler.py", "                self._leave_queue(waiter)\n                started", "                if instance.leases:\n                    break\n                self._leave_queue(waiter)\n                started", (SWITCHING, RULES)),
-    Fault("end an idle model before its waiters are served", "scheduler.py", "        self._grant_waiters(now)\n        self._end_what_is_over(now)\n", "        self._end_what_is_over(now)\n        self._grant_waiters(now)\n", (RULES,)),
-)  # fmt: skip
+    Fault(
+        "credit returned bytes to everyone",
+        "ledger.py",
+        "other.free_then[device] = then + bytes_",
+        "pass",
+        (LEDGER,),
+    ),
+    Fault(
+        "let anyone pass an older claim",
+        "ledger.py",
+        "if name not in leaving and (before is None or held.claim < before):",
+        "if False:",
+        (LEDGER,),
+    ),
+    Fault(
+        "reserve less than is used",
+        "ledger.py",
+        "            if device in self.devices and bytes_ > held.reserved.get(device, 0):",
+        "            if False:",
+        (LEDGER,),
+    ),
+    Fault(
+        "take victims by size",
+        "victims.py",
+        "        key=lambda one: (one.group, one.rank, one.id),\n    )\n    chosen",
+        "        key=lambda one: (one.group, -sum(one.frees.values()), one.id),\n    )\n    chosen",
+        (VICTIMS,),
+    ),
+    Fault(
+        "spare nobody who is not needed",
+        "victims.py",
+        "        if need.met_by(rest):",
+        "        if False:",
+        (VICTIMS,),
+    ),
+    Fault(
+        "drain the busy before the idle",
+        "victims.py",
+        "key=lambda one: (one.group, one.rank, one.id),\n    )\n    chosen",
+        "key=lambda one: (-one.group, one.rank, one.id),\n    )\n    chosen",
+        (VICTIMS,),
+    ),
+    Fault(
+        "release a booking with the order to stop",
+        "scheduler.py",
+        "        one.move(State.STOPPING)\n",
+        "        one.move(State.STOPPING)\n        self._books.ledger.settle(one.id, {})\n",
+        (ROOM, SWITCHING),
+    ),
+    Fault(
+        "revive a draining model by a request",
+        "state.py",
+        "            if one.state is State.READY and (best is None",
+        "            if one.state in (State.READY, State.DRAINING) and (best is None",
+        (SWITCHING, RULES),
+    ),
+    Fault(
+        "keep draining for a plan that was given up",
+        "scheduler.py",
+        "        self._reopen(plan.victims)\n",
+        "",
+        (SWITCHING,),
+    ),
+    Fault(
+        "keep a deadline for ever",
+        "scheduler.py",
+        "        while self._deadlines and self._deadlines[0][0] <= now:\n            _,",
+        "        while False:\n            _,",
+        (RULES, SWITCHING),
+    ),
+    Fault(
+        "evict the pinned",
+        "state.py",
+        "        if self.is_pinned(instance):\n            return None\n        forecast",
+        "        forecast",
+        (RULES,),
+    ),
+    Fault(
+        "forget exclusive groups",
+        "state.py",
+        "        if not model.exclusive:\n            return\n",
+        "        return\n",
+        (RULES,),
+    ),
+    Fault(
+        "load a failing model again at once",
+        "scheduler.py",
+        "        record.retry_at = now + min(pause, settings.backoff_max)",
+        "        record.retry_at = now",
+        (RULES,),
+    ),
+    Fault(
+        "swap whenever idle",
+        "forecast.py",
+        "        return min(share, 1.0) * self.load_seconds",
+        "        return 0.0",
+        (FORECAST, SWITCHING),
+    ),
+    Fault(
+        "linger for clients that come back late",
+        "forecast.py",
+        "        if not self._gaps or median(self._gaps) >= self.load_seconds:",
+        "        if not self._gaps:",
+        (FORECAST,),
+    ),
+    Fault(
+        "drain on the first miss",
+        "planner.py",
+        "    return due is not None and due <= seen.now\n",
+        "    return due is not None\n",
+        (SWITCHING,),
+    ),
+    Fault(
+        "count the quantum from the request alone",
+        "planner.py",
+        "(max(w.since, ready) + _patience(w, cost, quantum) for w in record.heads())",
+        "(w.since + _patience(w, cost, quantum) for w in record.heads())",
+        (SWITCHING, "test_scenarios.py"),
+    ),
+    Fault(
+        "load one more than models_max",
+        "scheduler.py",
+        "        if limit > 0 and before + 1 > limit:",
+        "        if limit > 0 and before > limit:",
+        (RULES, ROOM),
+    ),
+    Fault(
+        "serve the latest first",
+        "scheduler.py",
+        "            return (-weighted, min(w.order for w in heads))",
+        "            return (weighted, -min(w.order for w in heads))",
+        (SWITCHING, RULES),
+    ),
+    Fault(
+        "evict for a model that can never fit",
+        "planner.py",
+        "    if not possible:\n",
+        "    possible = list(record.model.placements)\n    if not possible:\n",
+        (ROOM, RULES),
+    ),
+    Fault(
+        "let a hang-up keep its plan",
+        "scheduler.py",
+        "            if not self._books.record_of(one).waiting:\n                self._cancel(one)",
+        "            pass",
+        (SWITCHING, RULES),
+    ),
+    Fault(
+        "evict for a replica",
+        "scheduler.py",
+        "        return not any(self._books.conflicts(model)) and self._books.ledger.fits(place.footprint)",
+        "        return True",
+        (RULES,),
+    ),
+    Fault(
+        "grant only the first of those who wait",
+        "scheduler.py",
+        "                self._leave_queue(waiter)\n                started",
+        "                if instance.leases:\n                    break\n                self._leave_queue(waiter)\n                started",
+        (SWITCHING, RULES),
+    ),
+    Fault(
+        "end an idle model before its waiters are served",
+        "scheduler.py",
+        "        self._grant_waiters(now)\n        self._end_what_is_over(now)\n",
+        "        self._end_what_is_over(now)\n        self._grant_waiters(now)\n",
+        (RULES,),
+    ),
+)
 
 
 def survives(fault: Fault, folder: Path) -> str | None:
-    """None if the tests caught the fault, else why it counts as survived. `folder` is an empty one for the copy."""
+    """None if the tests caught the fault, else why it counts as survived. `folder` is an empty one for
+    the copy."""
     source = ROOT / "router/core" / fault.file
     text = source.read_text()
     if text.count(fault.old) != 1:

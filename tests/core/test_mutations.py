@@ -1,4 +1,4 @@
-"""The tests of the core catch faults: each of the list is seeded into a copy, and its tests must fail there."""
+"""The tests of the core catch faults: each is seeded into a copy, and its tests must fail there."""
 
 from __future__ import annotations
 
