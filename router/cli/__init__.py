@@ -24,7 +24,6 @@ COMMANDS: Final[Mapping[str, str]] = {
     "explain": "router.cli.explain:explain",
     "vram": "router.cli.vram:vram",
     "restart": "router.cli.restart:restart",
-    "restart": "router.cli.restart:restart",
     "plan": "router.cli.plan:plan",
     "simulate": "router.cli.simulate:simulate",
 }

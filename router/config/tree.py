@@ -42,7 +42,6 @@ class ServerConfig:
     max_body_mib: Positive = 128
     shutdown_grace_seconds: Seconds = 30.0
     restart_grace_seconds: Seconds = 3600.0
-    restart_grace_seconds: Seconds = 3600.0
     access_log: bool = True
 
 
