@@ -59,6 +59,7 @@ backoff_max_seconds = 1.0
 [child]
 args = ["--threads", "1", "--no-warmup"]
 ctx_size = 2048
+startup_stall_seconds = 3.0
 serving_stall_seconds = 3.0
 stop_grace_seconds = 1.0
 log_max_mib = 1

@@ -132,7 +132,7 @@ class Server:
 
     def log(self, text):
         if not self.options["silent"]:
-            try:
+            try:  # noqa: SIM105 - contextlib would slow the start down
                 os.write(2, (text + "\n").encode())
             except OSError:
                 pass  # the disk is full: llama-server goes on without a log
