@@ -109,7 +109,14 @@ class _Child:
     address: Address | None = None
     stop_wanted: bool = False
     begun: bool = False
+    error: RouterError | None = None
     ended: asyncio.Event = field(default_factory=asyncio.Event)
+
+
+@dataclass(frozen=True, slots=True)
+class _Granted:
+    grant: Grant
+    child: _Child
 
 
 class Pool:
@@ -142,7 +149,7 @@ class Pool:
         self._poll = poll_seconds
         self._grace = stop_grace_seconds
         self._children: dict[InstanceId, _Child] = {}
-        self._futures: dict[str, asyncio.Future[Grant]] = {}
+        self._futures: dict[str, asyncio.Future[_Granted]] = {}
         self._lease_ids = itertools.count(1)
         self._tasks: set[asyncio.Task[None]] = set()
         self._timer: asyncio.TimerHandle | None = None
@@ -199,12 +206,11 @@ class Pool:
         if self._on_lease_end is not None:
             raise HandedOver
         name = f"r{next(self._lease_ids)}"
-        future: asyncio.Future[Grant] = self._loop.create_future()
+        future: asyncio.Future[_Granted] = self._loop.create_future()
         self._futures[name] = future
         try:
             self.tell(Acquire(name, model, priority, keep_alive, size, timeout))
-            grant = await future
-            yield self._granted(grant, model, begun)
+            yield self._lease(await future, model, begun)
         finally:
             # Done, hung up, timed out, cancelled, granted in the very turn in which the waiter left: one
             # line.
@@ -274,7 +280,9 @@ class Pool:
             self._begin_stop(child)
         await asyncio.gather(*(child.ended.wait() for child in loading))
         settled = ((name, future) for name, future in self._futures.items() if not future.cancelled())
-        return {name: future.result().instance for name, future in settled if future.exception() is None}
+        return {
+            name: future.result().grant.instance for name, future in settled if future.exception() is None
+        }
 
     # --- for those who look ---
 
@@ -340,10 +348,11 @@ class Pool:
                 self._measure_soon.set()  # with nothing loaded, nothing was measured, and no time was set to
             case Stop(instance):
                 self._begin_stop(self._children[instance])
-            case Grant(lease):
+            case Grant(lease, instance):
                 future = self._futures[lease]
                 if not future.done():
-                    future.set_result(command)
+                    # With its child: by the time the waiter runs, that may be dead and forgotten.
+                    future.set_result(_Granted(command, self._children[instance]))
             case Refuse(lease, error):
                 future = self._futures[lease]
                 if not future.done():
@@ -391,6 +400,7 @@ class Pool:
         finally:
             if self._on_lease_end is None:  # else leases still look up its address
                 del self._children[instance]
+            child.error = event.error
             self.tell(event)
             child.ended.set()
 
@@ -484,9 +494,11 @@ class Pool:
 
     # --- small steps ---
 
-    def _granted(self, grant: Grant, model: ModelName, begun: float) -> Lease:
-        child = self._children[grant.instance]
+    def _lease(self, granted: _Granted, model: ModelName, begun: float) -> Lease:
+        grant, child = granted.grant, granted.child
         assert child.address is not None, f"{grant.instance} was granted before it was ready"
+        if child.ended.is_set():
+            raise child.error or LoadFailed(f"{model} ended in the moment in which it was ready")
         waited = grant.action != "already_loaded"
         queue = max(0.0, child.started_at - begun) if waited else 0.0
         return Lease(

@@ -7,6 +7,7 @@ import dataclasses
 import random
 from collections.abc import Callable
 from typing import Any
+from typing import Any
 
 import pytest
 
@@ -16,6 +17,7 @@ from router.core.scheduler import Scheduler, Settings
 from router.core.types import Exited, Model, Placement, State
 from router.errors import LoadFailed, ModelNotFound, ModelUnusable, ShuttingDown, Unavailable
 from router.hosts import Address, InstanceRecord
+from router.hosts import Address
 from router.journal import Journal
 from router.pool import HandedOver, Pool
 from tests.fake_host import GIB, FakeChild, FakeHost, full
@@ -154,6 +156,30 @@ async def test_a_child_that_dies_in_service_is_replaced_on_the_next_request() ->
             await until(lambda: not pool.snapshot().instances)
         async with pool.lease("a") as lease:
             assert lease.instance == "a#2"
+
+
+async def test_a_child_that_dies_as_it_becomes_ready_is_an_error_of_ours_to_its_waiters() -> None:
+    class DiesWhenReady(FakeHost):
+        async def start(self, instance: str, *args: Any, **more: Any) -> Address:
+            address = await super().start(instance, *args, **more)
+            self.crash(instance)
+            return address
+
+    async with pool_of(DiesWhenReady(), model("a", 8)) as pool:
+        with pytest.raises(LoadFailed, match="SIGSEGV"):
+            await pool.load("a")
+        assert not pool.snapshot().instances and not pool._futures
+
+
+async def test_a_request_that_other_programs_keep_waiting_is_served_once_they_leave() -> None:
+    host = FakeHost()
+    host.strangers = 20 * GIB
+    async with pool_of(host, model("a", 8)) as pool:
+        waiting = asyncio.ensure_future(pool.load("a"))
+        await until(lambda: pool.snapshot().queues)
+        host.strangers = 0
+        await until(waiting.done)
+        await waiting
 
 
 async def test_a_stop_in_the_turn_of_the_start_ends_the_child_once() -> None:

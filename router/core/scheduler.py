@@ -134,8 +134,12 @@ class Scheduler:
         return min((t for t in times if t is not None), default=None)
 
     def is_expecting_memory(self) -> bool:
-        """Whether a plan, or a model its host refused, waits for a measurement: the shell measures often."""
-        held = any(record.hold_until_measured is not None for record in self._demands.values())
+        """Whether a plan waits for a measurement, or a model that its host refused or for which other
+        programs hold the memory: the shell measures often.
+        """
+        held = any(
+            r.hold_until_measured is not None or r.starved_since is not None for r in self._demands.values()
+        )
         return bool(self._plans) or held or self._books.ledger.next_deadline() is not None
 
     def snapshot(self, now: float) -> Snapshot:
