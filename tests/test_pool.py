@@ -7,7 +7,6 @@ import dataclasses
 import random
 from collections.abc import Callable
 from typing import Any
-from typing import Any
 
 import pytest
 
@@ -17,7 +16,6 @@ from router.core.scheduler import Scheduler, Settings
 from router.core.types import Exited, Model, Placement, State
 from router.errors import LoadFailed, ModelNotFound, ModelUnusable, ShuttingDown, Unavailable
 from router.hosts import Address, InstanceRecord
-from router.hosts import Address
 from router.journal import Journal
 from router.pool import HandedOver, Pool
 from tests.fake_host import GIB, FakeChild, FakeHost, full
