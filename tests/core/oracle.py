@@ -1,0 +1,773 @@
+"""What the scheduler has promised, checked against the truth of the world after every event.
+
+The oracle does its own arithmetic from the raw measurements and never asks the ledger. Where a rule leaves
+the scheduler a choice, the oracle alarms only when no reading of the rule allows what was done.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass
+from math import inf
+from typing import TYPE_CHECKING
+
+import pytest
+
+from router.core.types import (
+    TRANSITIONS,
+    Acquire,
+    Adopted,
+    Cause,
+    Command,
+    DeviceId,
+    Event,
+    Exited,
+    Footprint,
+    Grant,
+    HostId,
+    HostLost,
+    InstanceId,
+    LeaseId,
+    Measured,
+    ModelName,
+    Placement,
+    Priority,
+    Ready,
+    Refuse,
+    Release,
+    Reloaded,
+    Start,
+    State,
+    Stop,
+    Unload,
+    host_of,
+)
+from router.core.views import InstanceView, ModelView
+from router.errors import (
+    LoadFailed,
+    ModelNotFound,
+    ModelTooLarge,
+    NoRoom,
+    QueueFull,
+    RouterError,
+    Unloaded,
+    WaitTimeout,
+)
+
+if TYPE_CHECKING:
+    from tests.core.world import Child, Sample, World
+
+#: Causes for which an instance in use may be stopped: an operator's word, after his deadline or with force.
+_MAY_KILL = frozenset({Cause.UNLOADED})
+#: Causes for which an idle pinned model may be stopped.
+_MAY_END_PINNED = frozenset({Cause.UNLOADED, Cause.RELOADED, Cause.SHUTDOWN})
+
+
+@dataclass(slots=True)
+class Lease:
+    """A request as its client sees it."""
+
+    id: LeaseId
+    model: ModelName
+    asked_at: float
+    deadline: float
+    priority: Priority | None
+    hold: float
+    then: Callable[[], None] | None = None
+    state: str = "waiting"
+    instance: InstanceId | None = None
+    error: RouterError | None = None
+    answered_at: float | None = None
+
+    @property
+    def is_waiting(self) -> bool:
+        return self.state == "waiting"
+
+    @property
+    def is_open(self) -> bool:
+        return self.state in ("waiting", "granted")
+
+
+@dataclass(frozen=True, slots=True)
+class Pressure:
+    """What a newcomer would find on each device if some had gone, by the last measurement and by the
+    books.
+    """
+
+    room: Mapping[DeviceId, float]
+
+    def holds(self, footprint: Footprint) -> bool:
+        return all(need <= self.room.get(device, -inf) for device, need in footprint.items() if need > 0)
+
+
+class Oracle:
+    """Follows every lease and every child, and judges each command and each state after it."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.leases: dict[LeaseId, Lease] = {}
+        self._open: dict[LeaseId, Lease] = {}
+        self.told_free: dict[DeviceId, int | None] = {}
+        self.told_used: dict[InstanceId, dict[DeviceId, int]] = {}
+        self.told_at: dict[HostId, float] = {}
+        self.strangers_seen: dict[DeviceId, int] = {}
+        self.use_seen: dict[InstanceId, dict[DeviceId, int]] = {}
+        self.swaps = 0
+        self.loads = 0
+        self._kill_from: dict[ModelName, float] = {}
+        self._unloads: set[ModelName] = set()
+        self._failed: set[ModelName] = set()
+        self._grown: dict[ModelName, float] = {}
+        self._no_room: dict[ModelName, float] = {}
+        self._lost: set[InstanceId] = set()
+        self._before: dict[InstanceId, InstanceView] = {}
+        self._models: dict[ModelName, ModelView] = {}
+        self._order: dict[InstanceId, int] = {}
+        self._waiting_before: dict[ModelName, float] = {}
+        self._stopped: list[Stop] = []
+        self._started: list[Start] = []
+        self._from_the_queue: list[Grant] = []
+
+    # --- what the world tells it ---
+
+    def asks(self, lease: Lease) -> None:
+        self.leases[lease.id] = self._open[lease.id] = lease
+
+    def open_leases(self) -> list[Lease]:
+        return list(self._open.values())
+
+    def leaves(self, lease: LeaseId) -> None:
+        held = self._open.pop(lease, None)
+        if held is not None:
+            held.state = "left" if held.is_waiting else "over"
+
+    def operator_unloads(self, model: ModelName, force: bool, deadline: float | None) -> None:
+        patience = self.world.scene.settings.unload_deadline if deadline is None else deadline
+        until = self.world.now + (0.0 if force else patience)
+        self._kill_from[model] = min(until, self._kill_from.get(model, inf))
+        self._unloads.add(model)
+
+    def host_goes(self, host: HostId) -> None:
+        self._lost |= {name for name, view in self._before.items() if view.placement.host == host}
+        self.told_free.update({d: None for d in self.told_free if host_of(d) == host})
+
+    def adopts(self, child: Child) -> None:
+        self.told_used.setdefault(child.instance, {})
+
+    def corrects(self, child: Child, footprint: Footprint) -> None:
+        """The host says what this child really needs; what it has taken is the least."""
+        child.reserved = {
+            d: max(b, self.told_used.get(child.instance, {}).get(d, 0)) for d, b in footprint.items()
+        }
+
+    def sees(self, sample: Sample) -> None:
+        """A measurement is being delivered."""
+        self.told_free.update(sample.free)
+        self.told_used.update(sample.used)
+        self.strangers_seen.update(sample.strangers)
+        self.use_seen.update(sample.seen)
+        self.told_at[sample.host] = sample.at
+
+    def before(self, event: Event) -> None:
+        self._stopped, self._started, self._from_the_queue = [], [], []
+        self._waiting_before = self._oldest_waiting()
+        match event:
+            case Acquire(_, model):
+                # The one who asks now waits as well, but behind whoever waited before.
+                self._waiting_before.setdefault(model, self.world.now)
+            case Exited(instance, error, no_room, out_of_memory):
+                model = self.world.children[instance].model
+                # A child that ends before it was of any use failed, whatever its exit said.
+                if error is not None:
+                    self._failed.add(model)
+                was = self._before.get(instance)
+                if (no_room or out_of_memory) and was is not None and was.state is State.STARTING:
+                    self._no_room[model] = self.world.now
+                if out_of_memory:
+                    self._grown[model] = self._grown.get(model, 1.0) * 1.16
+            case Measured():
+                latest = max(self.told_at.values(), default=-inf)
+                self._no_room = {name: since for name, since in self._no_room.items() if since > latest}
+            case _:
+                pass
+
+    # --- one command ---
+
+    def judge(self, command: Command, event: Event) -> None:
+        match command:
+            case Start():
+                self._judge_start(command)
+            case Stop():
+                self._judge_stop(command, event)
+            case Grant():
+                self._judge_grant(command, event)
+            case Refuse():
+                self._judge_refusal(command)
+
+    def _judge_start(self, start: Start) -> None:
+        world, now = self.world, self.world.now
+        self._claim(start.instance not in world.children, f"{start.instance} is started twice")
+        model = world.models.get(start.model)
+        self._claim(model is not None, f"{start} is not in the catalog")
+        assert model is not None
+        planned = self._before.get(start.instance)
+        allowed = any(self._is_way(start.placement, way, start.model) for way in model.placements)
+        allowed = allowed or (planned is not None and planned.placement == start.placement)
+        self._claim(allowed, f"{start} is not one of {model.placements}")
+        self._claim(model.error is None, f"{start.model} cannot be loaded, it says so itself")
+        self._claim(self._fits_in_truth(start.placement.footprint), f"{start} overcommits")
+        alive = world.alive()
+        limit = world.scene.settings.models_max
+        self._claim(limit <= 0 or len(alive) < limit, f"{start} makes more than {limit} instances")
+        for child in alive:
+            rival = world.models.get(child.model)
+            clash = rival is not None and child.model != start.model and rival.exclusive & model.exclusive
+            self._claim(not clash, f"{start} beside {child.instance}, though they exclude each other")
+        mine = [c for c in alive if c.model == start.model and not c.stop_told]
+        serving = [c for c in mine if c.instance not in self._draining()]
+        copies = max(1, model.replicas, model.replica_max)
+        self._claim(len(serving) < copies, f"{start} is instance {len(serving) + 1} of at most {copies}")
+        view = self._models.get(start.model)
+        backing_off = view is not None and view.retry_at is not None and view.retry_at > now
+        self._claim(not backing_off, f"{start} during the back-off")
+        self._claim(
+            start.model not in self._no_room, f"{start} before the host that had no room was measured again"
+        )
+        self._started.append(start)
+        self.loads += 1
+
+    def _is_way(self, place: Placement, way: Placement, model: ModelName) -> bool:
+        """The placement of the catalog, or the same one with more where a load ran out of memory."""
+        most = self._grown.get(model, 1.0)
+        bounds = ((way.footprint.get(d, 0), bytes_) for d, bytes_ in place.footprint.items())
+        return place.devices == way.devices and all(least <= b <= least * most for least, b in bounds)
+
+    def _judge_stop(self, stop: Stop, event: Event) -> None:
+        world, now = self.world, self.world.now
+        child = world.children.get(stop.instance)
+        self._claim(child is not None and child.is_alive, f"{stop} of nothing")
+        assert child is not None
+        self._claim(not child.stop_told, f"{stop}, a second time")
+        in_use = [
+            lease.id
+            for lease in self._open.values()
+            if lease.state == "granted" and lease.instance == stop.instance
+        ]
+        killing = stop.cause in _MAY_KILL and now >= self._kill_from.get(child.model, inf)
+        self._claim(not in_use or killing, f"{stop}, though {in_use} hold it")
+        before = self._before.get(stop.instance)
+        model = world.models.get(child.model)
+        pinned = model is not None and model.pinned and child.ready_at is not None
+        self._claim(not pinned or stop.cause in _MAY_END_PINNED, f"{stop} of a pinned model")
+        if before is not None and stop.cause in (Cause.EVICTED, Cause.ABORTED, Cause.EXPIRED):
+            self._judge_victim(stop, before, event)
+        if before is not None and stop.cause is Cause.YIELDED:
+            self._judge_yielding(stop, before)
+        self._stopped.append(stop)
+        self.swaps += stop.cause is Cause.EVICTED
+
+    def _judge_victim(self, stop: Stop, before: InstanceView, event: Event) -> None:
+        state, now = before.state, self.world.now
+        wanted = self._waiters(before.model)
+        evicts = self.world.policy not in ("no-evict", "ttl")
+        match stop.cause:
+            case Cause.EVICTED:
+                self._claim(evicts, f"{stop} under {self.world.policy}")
+                self._claim(stop.for_model is not None, f"{stop} for nobody")
+                came_up = isinstance(event, Ready) and event.instance == stop.instance
+                self._claim(state in (State.READY, State.DRAINING) or came_up, f"{stop} while {state.name}")
+                self._claim(state is State.DRAINING or not wanted, f"{stop}, though {wanted} wait for it")
+            case Cause.ABORTED:
+                self._claim(state is State.STARTING, f"{stop} while {state.name}")
+                self._claim(not wanted, f"{stop}, though {wanted} wait for it")
+                self._claim(stop.for_model is not None, f"{stop}, though nobody needs its room")
+            case _:
+                # On Ready and Release the idleness begins in this very event, a reload may shorten it:
+                # not to be seen before.
+                begins = isinstance(event, Release | Ready | Reloaded)
+                due = before.expires_at is not None and before.expires_at <= now
+                served = state is State.READY or (
+                    isinstance(event, Ready) and event.instance == stop.instance
+                )
+                self._claim(served and not wanted, f"{stop} while {state.name}, wanted by {wanted}")
+                self._claim(due or begins, f"{stop} before {before.expires_at}")
+        spare = any(
+            v.model == stop.for_model and v.state is State.READY and v.id not in self._stopped_ids()
+            for v in self._before.values()
+        )
+        self._claim(stop.cause is Cause.EXPIRED or not spare, f"{stop} for a mere replica")
+
+    def _judge_yielding(self, stop: Stop, before: InstanceView) -> None:
+        """An idle one is given up for other programs only where the margin is broken."""
+        self._claim(self.world.scene.settings.yield_to_others, f"{stop}, which nobody asked for")
+        self._claim(not self._waiters(before.model), f"{stop}, though it is wanted")
+        margins = {d: self.world.devices[d].margin for d, bytes_ in before.reserved.items() if bytes_ > 0}
+        broken = [d for d, margin in margins.items() if (self.told_free.get(d) or 0) < margin]
+        self._claim(broken, f"{stop}, though no margin is broken")
+
+    def _judge_grant(self, grant: Grant, event: Event) -> None:
+        lease = self.leases.get(grant.lease)
+        self._claim(lease is not None and lease.is_waiting, f"{grant} of {lease}")
+        assert lease is not None
+        child = self.world.children.get(grant.instance)
+        self._claim(child is not None, f"{grant} on nothing")
+        assert child is not None
+        ready = child.is_alive and child.ready_at is not None and not child.stop_told
+        self._claim(ready and child.instance not in self._lost, f"{grant} on a child that is not there")
+        self._claim(child.model == lease.model, f"{grant} for {lease.model}")
+        # Piggyback is offered at the door only; who waits already is not served by a victim.
+        if not (isinstance(event, Acquire) and event.lease == grant.lease):
+            self._from_the_queue.append(grant)
+        lease.state, lease.instance, lease.answered_at = "granted", grant.instance, self.world.now
+
+    def _judge_refusal(self, refusal: Refuse) -> None:
+        world, now = self.world, self.world.now
+        lease = self.leases.get(refusal.lease)
+        self._claim(lease is not None and lease.is_waiting, f"{refusal} of {lease}")
+        assert lease is not None
+        model = world.models.get(lease.model)
+        match refusal.error:
+            case WaitTimeout():
+                self._claim(now >= lease.deadline, f"{refusal} before {lease.deadline}")
+            case QueueFull():
+                others = sum(1 for one in self._open.values() if one.is_waiting and one is not lease)
+                self._claim(others >= world.scene.settings.queue_limit, f"{refusal} with {others} waiting")
+            case ModelTooLarge():
+                self._claim(model is not None, f"{refusal} of no model")
+                assert model is not None
+                ways = [
+                    p for p in model.placements if self._could_ever_fit(p) and lease.model not in self._grown
+                ]
+                self._claim(not ways, f"{refusal}, though an empty machine could hold {ways}")
+            case NoRoom():
+                self._judge_no_room(refusal, lease)
+            case LoadFailed():
+                self._claim(lease.model in self._failed, f"{refusal}, though nothing failed")
+            case Unloaded():
+                self._claim(lease.model in self._unloads, f"{refusal}, though nobody unloaded it")
+            case ModelNotFound():
+                self._claim(model is None, f"{refusal}, though it is there")
+            case error:
+                own = model is not None and error == model.error
+                self._claim(own or self._lost, f"{refusal} for no reason")
+        lease.state, lease.error, lease.answered_at = "refused", refusal.error, now
+        del self._open[lease.id]
+
+    def _judge_no_room(self, refusal: Refuse, lease: Lease) -> None:
+        model = self.world.models[lease.model]
+        if model.exclusive or self.world.scene.settings.models_max > 0:
+            return
+        pressure = self._pressure(gone=set(), trust_returning=False)
+        fits = [p for p in model.placements if pressure.holds(p.footprint) and lease.model not in self._grown]
+        self._claim(not fits or lease.model in self._no_room, f"{refusal}, though it fits: {fits}")
+
+    # --- the state after it ---
+
+    def after(self, event: Event, commands: list[Command]) -> None:
+        snapshot = self.world.scheduler.snapshot(self.world.now)
+        after = {view.id: view for view in snapshot.instances}
+        for name in after:
+            self._order.setdefault(name, len(self._order))
+        models = {view.name: view for view in snapshot.models}
+        try:
+            self.world.scheduler.check()
+        except AssertionError as broken:
+            raise AssertionError(f"check(): {broken}\n{self.world.story()}") from broken
+        self._check_states(event, after)
+        for grant in self._from_the_queue:
+            open_ = grant.instance in after and after[grant.instance].state is State.READY
+            self._claim(open_, f"{grant} on an instance that is not open")
+        self._check_leases(after, snapshot.queues)
+        self._check_deadlines()
+        self._check_victims(after, models)
+        self._check_nobody_idles(after, models)
+        self._check_arrival_order(after, models)
+        if isinstance(event, Exited) and event.instance in self._lost:
+            self._lost.discard(event.instance)
+        self._before, self._models = after, models
+
+    def _check_states(self, event: Event, after: Mapping[InstanceId, InstanceView]) -> None:
+        """Only the transitions of the table, and the states the commands and events speak of."""
+        stopped, started = self._stopped_ids(), {s.instance for s in self._started}
+        for name in self._before.keys() | after.keys():
+            was = self._before[name].state if name in self._before else None
+            now = after[name].state if name in after else None
+            self._claim(_reachable(was, now, adopted=isinstance(event, Adopted)), f"{name}: {was} -> {now}")
+            if name in stopped:
+                self._claim(now is State.STOPPING, f"{name} was told to stop and is {now}")
+            if name in started:
+                self._claim(now in (State.STARTING, State.STOPPING), f"{name} was started and is {now}")
+            child = self.world.children.get(name)
+            if child is None:
+                self._claim(now in (None, State.PLANNED), f"{name} is {now} and was never started")
+            elif name not in self._lost:
+                self._claim(child.is_alive == (now is not None), f"{name} is {now}, alive: {child.is_alive}")
+                self._claim(
+                    not (child.stop_told and now is not State.STOPPING and child.is_alive), f"{name} revived"
+                )
+            if was is State.READY and now is State.STARTING:
+                self._claim(False, f"{name} went back to loading")
+            if was is State.DRAINING and now is State.READY:
+                self._check_revival(name, event, after)
+            if was is State.READY and now is State.DRAINING:
+                self._check_drain(after[name], after)
+
+    def _check_revival(
+        self, name: InstanceId, event: Event, after: Mapping[InstanceId, InstanceView]
+    ) -> None:
+        asked = isinstance(event, Acquire) and event.model == after[name].model
+        self._claim(not asked, f"{name} is revived by a request")
+        condemned = any(name in view.victims for view in after.values() if view.state is State.PLANNED)
+        self._claim(not condemned, f"{name} is revived though a plan still counts on it")
+        cause = self._before[name].cause
+        self._claim(cause is Cause.EVICTED, f"{name} is revived though it drains for {cause}")
+
+    def _check_drain(self, view: InstanceView, after: Mapping[InstanceId, InstanceView]) -> None:
+        """A busy one closes its gate only after its quantum, and never while idle ones would do."""
+        if view.cause is not Cause.EVICTED:
+            return
+        world, now = self.world, self.world.now
+        challenger = view.for_model
+        self._claim(challenger is not None, f"{view.id} drains for nobody")
+        assert challenger is not None
+        owed = self._owed_wait(challenger, world.children[view.id].ready_at or 0.0)
+        self._claim(now >= owed - 1e-6, f"{view.id} drains at {now}, its quantum lasts until {owed}")
+        plans = [v for v in after.values() if v.state is State.PLANNED and view.id in v.victims]
+        self._claim(bool(plans), f"{view.id} drains, but no plan counts on it")
+        for plan in plans:
+            idle = {v.id for v in self._before.values() if self._is_surely_evictable(v)}
+            model = world.models.get(plan.model)
+            if model is None or self._blocked_by_count_or_rivals(plan, idle):
+                continue
+            enough = self._pressure(gone=idle, without=plan.id).holds(plan.placement.footprint)
+            self._claim(not enough, f"{view.id} is drained for {plan.id} though idle ones suffice: {idle}")
+
+    def _owed_wait(self, challenger: ModelName, ready_at: float) -> float:
+        """Until when a busy one may serve on at least: the quantum times the challenger's load, the
+        drain not counted.
+        """
+        settings = self.world.scene.settings
+        load = self._models[challenger].load_seconds
+        until = inf
+        for lease in self._open.values():
+            if lease.model == challenger and lease.is_waiting:
+                quantum = settings.quantum * load / self._priority(lease).weight
+                # Nobody is made to wait beyond half of what he can wait at all for the sake of the quantum.
+                patience = min(quantum, max(load, (lease.deadline - lease.asked_at) / 2))
+                until = min(until, max(lease.asked_at, ready_at) + patience)
+        return until
+
+    def _check_leases(self, after: Mapping[InstanceId, InstanceView], queues: Iterable[object]) -> None:
+        """Leases and queue as the scheduler shows them are those the clients know."""
+        held: dict[InstanceId, set[LeaseId]] = {}
+        for lease in self._open.values():
+            if lease.state == "granted" and lease.instance is not None and lease.instance in after:
+                held.setdefault(lease.instance, set()).add(lease.id)
+        for name, view in after.items():
+            shown, known = set(view.leases), held.get(name, set())
+            self._claim(shown == known, f"{name} shows {shown}, but {known} hold it")
+        waiting = sum(1 for lease in self._open.values() if lease.is_waiting)
+        shown_waiting = sum(queue.waiting for queue in queues)  # type: ignore[attr-defined]
+        self._claim(shown_waiting == waiting, f"{shown_waiting} shown as waiting, {waiting} do")
+
+    def _check_deadlines(self) -> None:
+        """Every wait ends at its deadline: nobody is overlooked, and the timer is set early enough."""
+        waits = [lease for lease in self._open.values() if lease.is_waiting]
+        if not waits:
+            return
+        first = min(waits, key=lambda lease: lease.deadline)
+        due = self.world.scheduler.next_deadline()
+        self._claim(
+            due is not None and due <= first.deadline, f"the timer is set for {due}, {first} ends earlier"
+        )
+
+    def _check_victims(
+        self, after: Mapping[InstanceId, InstanceView], models: Mapping[ModelName, ModelView]
+    ) -> None:
+        """No victim is needless, and among equals the least recently used goes."""
+        for plan in after.values():
+            earlier = self._before.get(plan.id)
+            fresh = plan.victims and (earlier is None or set(plan.victims) - set(earlier.victims))
+            if plan.state is State.PLANNED and fresh:
+                self._check_not_needless(plan, after)
+        for stop in self._stopped:
+            view = self._before.get(stop.instance)
+            if stop.cause is Cause.EVICTED and view is not None and view.state is State.READY:
+                self._check_recency(view, after, models)
+
+    def _check_not_needless(self, plan: InstanceView, after: Mapping[InstanceId, InstanceView]) -> None:
+        victims = {v for v in plan.victims if v in after}
+        for spared in victims:
+            gone = victims - {spared}
+            if self._blocked_by_count_or_rivals(plan, gone, spared):
+                continue
+            enough = self._pressure(gone=gone, stays=spared, without=plan.id).holds(plan.placement.footprint)
+            self._claim(
+                not enough, f"{spared} leaves needlessly for {plan.id}: {gone or 'what is free'} would do"
+            )
+
+    def _check_recency(
+        self,
+        victim: InstanceView,
+        after: Mapping[InstanceId, InstanceView],
+        models: Mapping[ModelName, ModelView],
+    ) -> None:
+        if self.world.policy not in ("lru", "lru-ttl") or victim.idle_since is None:
+            return
+        mine = self.world.models.get(victim.model)
+        for other in self._before.values():
+            twin = self.world.models.get(other.model)
+            if mine is None or twin is None or other.id == victim.id or twin.exclusive != mine.exclusive:
+                continue
+            same = (
+                other.placement.footprint == victim.placement.footprint and other.reserved == victim.reserved
+            )
+            stays = other.id in after and after[other.id].state is State.READY
+            if same and stays and other.idle_since is not None and other.idle_since < victim.idle_since:
+                self._claim(
+                    not self._is_surely_evictable(other), f"{victim.id} goes, {other.id} was idle longer"
+                )
+
+    def _check_nobody_idles(
+        self, after: Mapping[InstanceId, InstanceView], models: Mapping[ModelName, ModelView]
+    ) -> None:
+        """Whoever waits for a model that serves is served; whoever would fit beside everything is loading."""
+        waiting = self._oldest_waiting()
+        for name, since in waiting.items():
+            mine = [view for view in after.values() if view.model == name]
+            open_ = [view for view in mine if view.state is State.READY]
+            self._claim(not open_, f"{name} is ready and {since} still waits")
+            if any(view.state in (State.PLANNED, State.STARTING) for view in mine):
+                continue
+            model = self.world.models.get(name)
+            self._claim(model is not None, f"somebody waits for {name}, which does not exist")
+            assert model is not None
+            retry_at = models[name].retry_at if name in models else None
+            if (retry_at is not None and retry_at > self.world.now) or model.exclusive:
+                continue
+            if name in self._no_room or name in self._grown:
+                continue
+            limit = self.world.scene.settings.models_max
+            if limit > 0 and len(after) + 1 > limit:
+                continue
+            pressure = self._pressure(gone=set(), trust_returning=False)
+            fits = [p for p in model.placements if pressure.holds(p.footprint)]
+            # It may have to stand back behind the claim of somebody who waits with more weight.
+            urgent = [n for n in waiting if n != name and self._pressing(n) >= self._pressing(name)]
+            self._claim(not fits or urgent, f"{name} waits though it fits: {fits}")
+
+    def _check_arrival_order(
+        self, after: Mapping[InstanceId, InstanceView], models: Mapping[ModelName, ModelView]
+    ) -> None:
+        """Among models that differ in nothing but arrival, the first come is planned first."""
+        fresh = {
+            v.model
+            for n, v in after.items()
+            if n not in self._before and v.state in (State.PLANNED, State.STARTING)
+        }
+        resident = {v.model for v in self._before.values()} | {v.model for v in after.values()}
+        for later in fresh:
+            for earlier, since in self._oldest_waiting().items():
+                if earlier in resident or since >= self._waiting_before.get(later, self.world.now):
+                    continue
+                self._claim(
+                    not self._are_equals(earlier, later, models),
+                    f"{later} is planned before {earlier}, who came first",
+                )
+
+    def _are_equals(self, one: ModelName, other: ModelName, models: Mapping[ModelName, ModelView]) -> bool:
+        a, b = self.world.models.get(one), self.world.models.get(other)
+        if a is None or b is None or one not in models or other not in models or one in self._no_room:
+            return False
+        if one in self._grown or other in self._grown:
+            return False
+        # Who can wait less long is patient for less long: a deadline of one's own is a difference too.
+        usual = self.world.scene.settings.queue_timeout
+        plain = all(
+            self._priority(lease) is Priority.NORMAL
+            and lease.deadline - lease.asked_at == pytest.approx(usual)
+            for lease in self._open.values()
+            if lease.model in (one, other)
+        )
+        same = (a.placements, a.exclusive, a.pinned) == (b.placements, b.exclusive, b.pinned)
+        free_to_load = models[one].retry_at is None
+        return plain and same and free_to_load and models[one].load_seconds == models[other].load_seconds
+
+    # --- arithmetic ---
+
+    def _fits_in_truth(self, footprint: Footprint) -> bool:
+        """Whether the room is real on every device, by the truth as far as it could be known."""
+        devices = self.world.devices
+        checked = {d: need for d, need in footprint.items() if need > 0 and devices[d].margin > 0}
+        healthy = all(self.told_free.get(device) is not None for device in checked)
+        return healthy and all(self._left_in_truth(device) >= need for device, need in checked.items())
+
+    def _left_in_truth(self, device: DeviceId) -> int:
+        """Bytes above the margin when ours have taken all they may and the strangers keep what they were
+        seen with.
+
+        Strangers who came after the measurement, and liars after it, are nobody's fault.
+        """
+        known = self.world.devices[device]
+        taken = self.strangers_seen.get(device, 0)
+        for child in self.world.holding.values():
+            reserved = child.reserved.get(device, 0)
+            seen = self.use_seen.get(child.instance, {}).get(device, 0)
+            if child.is_alive and child.instance not in self._lost:
+                taken += max(reserved, seen)
+            else:
+                taken += min(child.use(device, self.world.now), max(reserved, seen))
+        return known.total - known.margin - taken
+
+    def _pressure(
+        self,
+        *,
+        gone: Collection[InstanceId],
+        stays: InstanceId | None = None,
+        without: InstanceId | None = None,
+        trust_returning: bool = True,
+    ) -> Pressure:
+        """Room per device by what was measured, once `gone` and all that is being stopped have left; every
+        claim counts.
+
+        Pessimistic: what might be read either way counts as taken. With `trust_returning` false nothing
+        that is still on its way back counts as free.
+        """
+        world, now = self.world, self.world.now
+        room: dict[DeviceId, float] = {}
+        shown = {**self._before, **{v.id: v for v in world.scheduler.snapshot(now).instances}}
+        for device in world.devices.values():
+            free = self.told_free.get(device.id)
+            if free is None:
+                continue
+            if device.margin <= 0:
+                room[device.id] = inf
+                continue
+            by_measure = float(free - device.margin)
+            by_books = float(device.total - device.margin)
+            for child in world.holding.values():
+                used = self.told_used.get(child.instance, {}).get(device.id, 0)
+                reserved = max(child.reserved.get(device.id, 0), used)
+                if not child.is_alive:
+                    # Surely not yet in the last measurement: it was still there when that was taken.
+                    assert child.exited_at is not None
+                    recent = child.exited_at > self.told_at.get(device.host, -inf)
+                    if trust_returning and recent and now - child.exited_at < world.scene.settings.recovery:
+                        by_measure += used
+                    elif recent:
+                        by_measure -= reserved - used
+                        by_books -= reserved
+                elif (
+                    child.instance != stays
+                    and trust_returning
+                    and (child.instance in gone or child.stop_told)
+                ):
+                    by_measure += used
+                else:
+                    by_measure -= reserved - used
+                    by_books -= reserved
+            for view in shown.values():
+                # Plans, and those whose Start stands further down in the same answer.
+                if view.id != without and view.id not in world.children:
+                    claim = view.reserved.get(device.id, 0)
+                    by_measure -= claim
+                    by_books -= claim
+            room[device.id] = min(by_measure, by_books)
+        return Pressure(room)
+
+    def _could_ever_fit(self, placement: Placement) -> bool:
+        devices = self.world.devices
+        return all(
+            device in devices
+            and (devices[device].margin <= 0 or need + devices[device].margin <= devices[device].total)
+            for device, need in placement.footprint.items()
+        )
+
+    def _blocked_by_count_or_rivals(
+        self, plan: InstanceView, gone: Collection[InstanceId], stays: InstanceId | None = None
+    ) -> bool:
+        world = self.world
+        model = world.models.get(plan.model)
+        views = world.scheduler.snapshot(world.now).instances
+        leaving = {v.id for v in views if v.state is State.STOPPING or v.id == plan.id} | set(gone)
+        staying = [v for v in views if v.id == stays or v.id not in leaving]
+        limit = world.scene.settings.models_max
+        if limit > 0 and len(staying) + 1 > limit:
+            return True
+        for view in staying:
+            rival = world.models.get(view.model)
+            if (
+                model is None
+                or rival is None
+                or (view.model != plan.model and rival.exclusive & model.exclusive)
+            ):
+                return True
+        return False
+
+    def _is_surely_evictable(self, view: InstanceView) -> bool:
+        """Idle, wanted by nobody, not pinned, and idle for longer than any linger lasts."""
+        model = self.world.models.get(view.model)
+        if (
+            view.state is not State.READY
+            or view.leases
+            or model is None
+            or model.pinned
+            or view.idle_since is None
+        ):
+            return False
+        if self._waiters(view.model) or view.id in self._stopped_ids() or view.id in self._lost:
+            return False
+        linger = self._models[view.model].load_seconds if self.world.scene.settings.linger > 0 else 0.0
+        return self.world.now - view.idle_since > linger
+
+    # --- small questions ---
+
+    def _claim(self, truth: object, otherwise: str) -> None:
+        assert truth, f"{otherwise}\n{self.world.story()}"
+
+    def _waiters(self, model: ModelName) -> list[LeaseId]:
+        return [lease.id for lease in self._open.values() if lease.is_waiting and lease.model == model]
+
+    def _oldest_waiting(self) -> dict[ModelName, float]:
+        oldest: dict[ModelName, float] = {}
+        for lease in self._open.values():
+            if lease.is_waiting:
+                oldest[lease.model] = min(oldest.get(lease.model, inf), lease.asked_at)
+        return oldest
+
+    def _pressing(self, model: ModelName) -> float:
+        now = self.world.now
+        return max(
+            self._priority(x).weight * (now - x.asked_at)
+            for x in self._open.values()
+            if x.is_waiting and x.model == model
+        )
+
+    def _priority(self, lease: Lease) -> Priority:
+        model = self.world.models.get(lease.model)
+        return lease.priority or (model.priority if model is not None else Priority.NORMAL)
+
+    def _draining(self) -> set[InstanceId]:
+        return {name for name, view in self._before.items() if view.state is State.DRAINING}
+
+    def _stopped_ids(self) -> set[InstanceId]:
+        return {stop.instance for stop in self._stopped}
+
+
+def _reachable(was: State | None, now: State | None, *, adopted: bool) -> bool:
+    """Whether the table leads from one to the other within one event (a new plan may start or be given
+    up at once).
+    """
+    if was is now:
+        return True
+    if was is None:
+        return now in (State.PLANNED, State.STARTING) or (adopted and now is not None)
+    seen: set[State | None] = {was}
+    edge: set[State | None] = {was}
+    while edge:
+        edge = {to for state in edge if state is not None for to in TRANSITIONS[state]} - seen
+        seen |= edge
+    return now in seen
+
+
+__all__ = ["Lease", "Oracle", "Pressure", "Ready", "Reloaded", "HostLost", "Unload"]
