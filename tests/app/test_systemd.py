@@ -188,7 +188,7 @@ async def test_the_watchdog_hears_nothing_when_the_scheduler_does_not_answer(fol
 
     app = web.Application()
     app[REQUESTS] = Requests()
-    app[CONTEXT] = type("Context", (), {"pool": Broken()})()  # type: ignore[assignment]
+    app[CONTEXT] = type("Context", (), {"pool": Broken()})()
     never = type("Restart", (), {"done": asyncio.Event()})()
     with pytest.raises(RuntimeError):
         await _tell_that_it_lives(app, Notifier(str(folder / "notify"), 1.0), never)
