@@ -159,6 +159,7 @@ class Pool:
         self._measurements: dict[HostId, Measurement] = {}
         self._closing = False
         self._on_lease_end: Callable[[str], None] | None = None  # set once it is handed over
+        self._earlier: dict[str, InstanceId] = {}  # leases that an earlier router holds
 
     async def __aenter__(self) -> Self:
         self._loop = asyncio.get_running_loop()
@@ -215,9 +216,12 @@ class Pool:
             # Done, hung up, timed out, cancelled, granted in the very turn in which the waiter left: one
             # line.
             del self._futures[name]
-            self.tell(Release(name))
-            if self._on_lease_end is not None:
-                self._on_lease_end(name)
+            self._end_lease(name)
+
+    def _end_lease(self, lease: str) -> None:
+        self.tell(Release(lease))
+        if self._on_lease_end is not None:
+            self._on_lease_end(lease)
 
     async def load(self, model: ModelName) -> None:
         """Return when the model is ready. Raises RouterError. A caller that leaves does not abort what
@@ -246,7 +250,7 @@ class Pool:
 
     def adopt(self, record: InstanceRecord, leases: Iterable[str] = ()) -> None:
         """Take over a child that its host has found. `leases` are those that the earlier router still
-        holds: each ends by being told so (`Release`). One that does not answer, or stands on a device that
+        holds: `end_adopted` ends each. One that does not answer, or stands on a device that
         is gone, is stopped as soon as it has none.
         """
         there = {device.id for device in self.snapshot().devices}
@@ -256,7 +260,14 @@ class Pool:
         self._children[record.instance] = child
         child.task = self._spawn(self._live(child), record.instance)
         definition = record.definition if is_usable else UNUSABLE
-        self.tell(Adopted(record.instance, record.model, record.placement, definition, tuple(leases)))
+        held = dict.fromkeys(leases, record.instance)
+        self._earlier |= held
+        self.tell(Adopted(record.instance, record.model, record.placement, definition, tuple(held)))
+
+    def end_adopted(self, lease: str) -> None:
+        """A lease of the earlier router is over. One that is not known was on a child that has gone."""
+        if self._earlier.pop(lease, None) is not None:
+            self._end_lease(lease)
 
     def is_changing(self) -> bool:
         """Whether a child is on its way up or down: no time to hand over."""
@@ -279,10 +290,11 @@ class Pool:
         for child in loading:
             self._begin_stop(child)
         await asyncio.gather(*(child.ended.wait() for child in loading))
-        settled = ((name, future) for name, future in self._futures.items() if not future.cancelled())
-        return {
-            name: future.result().grant.instance for name, future in settled if future.exception() is None
-        }
+        held = dict(self._earlier)
+        for name, future in self._futures.items():
+            if not future.cancelled() and future.exception() is None:
+                held[name] = future.result().grant.instance
+        return held
 
     # --- for those who look ---
 

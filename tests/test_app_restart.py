@@ -18,7 +18,7 @@ import psutil
 import pytest
 
 from tests.make_gguf import make_llama
-from tests.router_process import RouterProcess
+from tests.router_process import RouterProcess, is_alive
 from tests.test_app import Stream, binary
 
 Start = Callable[..., RouterProcess]
@@ -198,6 +198,22 @@ async def test_it_can_be_restarted_again_and_again(router: Start):
         assert await up.stop() == 0
         assert not up.children()
         assert not up.sockets()
+
+
+async def test_a_stream_outlives_two_restarts_and_is_not_evicted_in_between(router: Start):
+    async with router(config=TALKATIVE + "[scheduler]\nmodels_max = 1\n") as up:
+        async with Stream(up, "tiny") as stream:
+            (tiny,) = up.children()
+            between = await up.restart()
+            await up.restart()
+            waiting = asyncio.ensure_future(up.chat("other"))
+            await _until_waiting(up, "other")
+            more = await stream.next()
+            assert more and b"error" not in more
+            assert up.children() == [tiny]
+            assert is_alive(between), "it hands on when the first one's stream ends"
+        assert (await waiting)[0] == 200
+        await up.until(lambda: up.process.poll() is not None and not is_alive(between), "both have ended")
 
 
 async def test_a_request_on_an_old_connection_is_served_by_the_new_process(router: Start):

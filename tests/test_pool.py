@@ -373,6 +373,20 @@ async def test_a_pool_that_is_handed_over_tells_its_leases_and_touches_no_child_
     assert host.started == ["a#1"]
 
 
+async def test_leases_of_an_earlier_router_are_handed_on_until_they_end() -> None:
+    host, a, ended = FakeHost(), model("a", 8, definition="d"), list[str]()
+    record = found(host, "a#1", a.placements[0])
+    async with pool_of(host, a) as pool:
+        pool.adopt(record, ["earlier 1", "earlier 2"])
+        assert pool.snapshot().instances[0].leases == ("earlier 1", "earlier 2")
+        pool.end_adopted("earlier 1")
+        pool.end_adopted("earlier 1")
+        assert pool.snapshot().instances[0].leases == ("earlier 2",)
+        assert await pool.hand_over(ended.append) == {"earlier 2": "a#1"}
+        pool.end_adopted("earlier 2")
+    assert ended == ["earlier 2"]
+
+
 async def test_a_load_that_has_not_ended_is_called_off_by_a_handover() -> None:
     host = FakeHost(auto_ready=False)
     async with pool_of(host, model("a", 8)) as pool:

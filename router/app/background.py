@@ -9,6 +9,7 @@ from collections.abc import Coroutine
 from aiohttp import web
 
 from router.errors import RouterError
+from router.pool import HandedOver
 
 log = logging.getLogger("router.app")
 
@@ -44,5 +45,7 @@ async def _to_the_end(coroutine: Coroutine[object, object, None], name: str) -> 
         await coroutine
     except RouterError as error:
         log.warning("%s: %s", name, error.message)
+    except HandedOver:
+        log.warning("%s: not done; another process serves by now", name)
     except Exception:
         log.exception("%s failed", name)

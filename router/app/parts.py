@@ -26,7 +26,7 @@ from router.catalog import Catalog
 from router.config import Config, MemoryConfig, SchedulerConfig, StatePaths
 from router.core.policy import make_policy
 from router.core.scheduler import Scheduler, Settings
-from router.core.types import Device, InstanceId, Model, ModelName, Release
+from router.core.types import Device, InstanceId, Model, ModelName
 from router.devices import Devices
 from router.hosts.local import LocalHost
 from router.journal import Journal
@@ -170,10 +170,10 @@ async def _release(predecessor: Predecessor, leases: Iterable[str], pool: Pool, 
     try:
         async for lease in predecessor.ended():
             left.discard(lease)
-            pool.tell(Release(_earlier(lease)))
+            pool.end_adopted(_earlier(lease))
     finally:
         for lease in left:
-            pool.tell(Release(_earlier(lease)))
+            pool.end_adopted(_earlier(lease))
         requests.ended()
 
 
