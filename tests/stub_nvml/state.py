@@ -204,8 +204,8 @@ class Taking:
     """A process took `size` more bytes of a device (or was refused them) at `at`, CLOCK_MONOTONIC in seconds.
 
     `free_after` is what was then left free by anybody's account; below 0 by what was missing where it was
-    refused. Noted under the lock that every allocation takes, so that between two of them free memory can only
-    have grown."""
+    refused. Noted under the lock that every allocation takes, so that between two of them free memory can
+    only have grown."""
 
     at: float
     pid: int
