@@ -124,10 +124,12 @@ class Ledger:
 
     def expire(self, now: float) -> bool:
         """Give up waiting for memory that did not come back: from now on it is simply not free. True if
-        some was."""
-        late = [name for name, gone in self._returning.items() if gone.deadline <= now]
+        some was. What had been promised stays counted until somebody has looked.
+        """
+        late = [name for name, gone in self._returning.items() if gone.used and gone.deadline <= now]
         for name in late:
-            del self._returning[name]
+            self._returning[name].used.clear()
+            self._forget_returned(name)
         return bool(late)
 
     def replace_devices(self, devices: Iterable[Device]) -> None:
@@ -223,7 +225,7 @@ class Ledger:
         return max(0, total - free - self.used_by_ours(device) - self.returning(device))
 
     def next_deadline(self) -> float | None:
-        return min((g.deadline for g in self._returning.values()), default=None)
+        return min((g.deadline for g in self._returning.values() if g.used), default=None)
 
     def check(self) -> None:
         """Every invariant, or AssertionError."""
@@ -284,7 +286,13 @@ class Ledger:
                     del gone.used[device]
                 elif free - then >= gone.used[device] * RETURNED_SHARE:
                     self._credit(device, gone.used.pop(device))
-        if not (gone.used or gone.promised or gone.booked) or gone.deadline <= now:
+        if gone.deadline <= now:
+            gone.used.clear()
+        self._forget_returned(name)
+
+    def _forget_returned(self, name: InstanceId) -> None:
+        gone = self._returning[name]
+        if not (gone.used or gone.promised or gone.booked):
             del self._returning[name]
 
     def _credit(self, device: DeviceId, bytes_: int) -> None:

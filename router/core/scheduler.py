@@ -337,6 +337,8 @@ class Scheduler:
                     self._retire(one, Cause.RELOADED)
             if new is not None:
                 record.model, record.vanished = new, False
+                if new.error is not None:
+                    self._refuse_all(record, new.error)
             self._forget_vanished(record)
         for name, model in event.models.items():
             if name not in self._books.records:

@@ -375,8 +375,7 @@ class Oracle:
             raise AssertionError(f"check(): {broken}\n{self.world.story()}") from broken
         self._check_states(event, after)
         for grant in self._from_the_queue:
-            open_ = grant.instance in after and after[grant.instance].state is State.READY
-            self._claim(open_, f"{grant} on an instance that is not open")
+            self._check_was_open(grant, after)
         self._check_leases(after, snapshot.queues)
         self._check_deadlines()
         self._check_victims(after, models)
@@ -385,6 +384,16 @@ class Oracle:
         if isinstance(event, Exited) and event.instance in self._lost:
             self._lost.discard(event.instance)
         self._before, self._models = after, models
+
+    def _check_was_open(self, grant: Grant, after: Mapping[InstanceId, InstanceView]) -> None:
+        """Who waited is served by an open instance; a gate may open and, for the next challenger, close
+        again within one event.
+        """
+        view = after.get(grant.instance)
+        plans = [v for v in after.values() if v.state is State.PLANNED and grant.instance in v.victims]
+        closed_before = any(plan.id in self._before for plan in plans)
+        open_ = view is not None and view.state in (State.READY, State.DRAINING) and not closed_before
+        self._claim(open_, f"{grant} on an instance that is not open")
 
     def _check_states(self, event: Event, after: Mapping[InstanceId, InstanceView]) -> None:
         """Only the transitions of the table, and the states the commands and events speak of."""

@@ -23,6 +23,7 @@ from hypothesis import strategies as st
 
 from router.core.policy import POLICIES
 from router.core.types import Priority, State
+from router.errors import ModelUnusable
 from tests.core.oracle import Lease
 from tests.core.scenes import SCENES
 from tests.core.world import GIB, Scene, World, changed
@@ -148,16 +149,23 @@ def _reload(world: World, a: int, b: int) -> None:
     names = list(world.models)
     name = names[a % len(names)]
     models = dict(world.models)
-    match b % 4:
+    devices = None
+    match b % 6:
         case 0:
             models[name] = changed(models[name], models[name].definition + "'")
         case 1 if len(names) > 2:
             del models[name]
         case 2:
-            models[name] = replace(models[name], ttl=None if b % 8 == 2 else 5.0)
+            models[name] = replace(models[name], ttl=None if b % 12 == 2 else 5.0)
+        case 3:
+            broken = models[name].definition + "!"
+            models[name] = changed(models[name], broken, error=ModelUnusable("its file is gone"))
+        case 4:
+            margin = GIB * (1 + b % 5) // 2
+            devices = tuple(replace(d, margin=margin if d.margin else 0) for d in world.devices.values())
         case _:
             models |= {n: m for n, m in world.scene.models.items() if n not in models}
-    world.reload(models)
+    world.reload(models, devices)
 
 
 def _lose(world: World, a: int, b: int) -> None:

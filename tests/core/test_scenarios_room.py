@@ -104,6 +104,17 @@ def test_what_a_child_had_been_promised_when_it_died_counts_until_a_look_that_be
     assert table.returns("a") == ["start b"]
 
 
+def test_without_a_look_at_the_device_time_alone_frees_nothing() -> None:
+    """What the dead one had been promised was last seen as free: nobody has looked since it died."""
+    table = Table(gpu=10, a=6, b=6)
+    table.asks("r1", "a")
+    table.wait(1.0)
+    table.exits("a", returns=False)
+    table.wait(11.0)
+    assert table.asks("r2", "b") == []
+    assert table.returns("a") == ["start b"]
+
+
 def test_a_look_that_is_older_than_the_last_one_is_ignored() -> None:
     table = Table(gpu=10, policy="no-evict", a=6)
     table.wait(5.0)

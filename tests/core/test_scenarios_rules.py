@@ -571,6 +571,17 @@ def test_who_waits_for_a_model_that_vanishes_is_told() -> None:
     assert table.asks("r3", "b") == ["start b"]
 
 
+def test_who_waits_for_a_model_that_becomes_unusable_is_told_and_nobody_leaves_for_it() -> None:
+    table = Table(gpu=10, a=6, b=6)
+    table.serves("a")
+    table.asks("r1", "a")
+    table.asks("r2", "b")
+    gone = ModelUnusable("b.gguf is not there any more")
+    table.reloads(model("a", on(gpu=6)), model("b", on(gpu=6), definition="2", error=gone))
+    assert table.errors.get("r2") is gone
+    assert table.ends("r1") == []
+
+
 def test_who_waits_for_a_model_that_changes_gets_the_new_one() -> None:
     table = Table(gpu=8, a=6)
     table.asks("r1", "a")

@@ -216,11 +216,13 @@ class World:
         self.oracle.operator_unloads(model, force, deadline)
         self.tell(Unload(model, force, deadline))
 
-    def reload(self, models: Mapping[ModelName, Model]) -> None:
+    def reload(self, models: Mapping[ModelName, Model], devices: tuple[Device, ...] | None = None) -> None:
         for name in models:
             self.natures.setdefault(name, Nature())
         self.models = dict(models)
-        self.tell(Reloaded(dict(models)))
+        if devices is not None:
+            self.devices = {device.id: device for device in devices}
+        self.tell(Reloaded(dict(models), devices))
 
     def lose(self, host: HostId) -> None:
         """A host goes away with everything on it; it comes back empty with the next look."""
