@@ -86,7 +86,13 @@ FAULTS = (
         "            if False:",
         (LEDGER,),
     ),
-    Fault("never give up lost memory", "ledger.py", "if gone.used and gone.deadline <= now]", "if False]", (LEDGER,)),
+    Fault(
+        "never give up lost memory",
+        "ledger.py",
+        "if gone.used and gone.deadline <= now]",
+        "if False]",
+        (LEDGER,),
+    ),
     Fault(
         "credit returned bytes to everyone",
         "ledger.py",
