@@ -105,7 +105,11 @@ def get(address: str, path: str) -> Any:
         try:
             connection.sock.connect(address)
             connection.request("GET", path)
-            return json.loads(connection.getresponse().read())
+            answer = connection.getresponse()
+            body = json.loads(answer.read())
+            if answer.status != 503 or time.monotonic() > deadline:  # 503: it is still starting
+                return body
+            time.sleep(0.05)
         except (FileNotFoundError, ConnectionRefusedError):
             assert time.monotonic() < deadline, "llama-server does not answer"
             time.sleep(0.02)
