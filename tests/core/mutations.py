@@ -1,5 +1,5 @@
 """Faults seeded into the core by hand, each with the tests that must catch it: `python -m
-tests.core.mutations [--histories] [NAME...]`.
+tests.core.mutations [NAME...]`.
 
 A fault is a replacement of exact text in one file of router/core. It is put into a copy of the sources,
 never into the checkout, and the tests named beside it are run there. A fault whose text is no longer found
@@ -10,7 +10,6 @@ is itself a failure: the list would otherwise rot in silence.
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
 import sys
@@ -36,9 +35,6 @@ class Fault:
 
 ROOM, RULES, SWITCHING = "test_scenarios_room.py", "test_scenarios_rules.py", "test_scenarios_switching.py"
 LEDGER, VICTIMS, FORECAST = "test_ledger.py", "test_victims.py", "test_forecast.py"
-HISTORIES = "test_histories.py"
-#: Where a fault is left to random histories, so many are lived through at most, always the same.
-HISTORIES_EACH = 400
 
 FAULTS = (
     Fault(
@@ -265,153 +261,12 @@ FAULTS = (
         "        self._end_what_is_over(now)\n        self._grant_waiters(now)\n",
         (RULES,),
     ),
-    Fault(
-        "let piggyback prolong a drain",
-        "scheduler.py",
-        "if is_drained_for_another and one.drain_end is not None and end <= one.drain_end:",
-        "if is_drained_for_another:",
-        (SWITCHING,),
-    ),
-    Fault(
-        "keep draining for one that found its room elsewhere",
-        "scheduler.py",
-        "        self._reopen(one.victims)  # of those it does not need any more\n",
-        "",
-        (SWITCHING,),
-    ),
-    Fault(
-        "give what an eviction frees to whoever came later",
-        "scheduler.py",
-        "                    if decision.stop or decision.drain:\n                        return True\n",
-        "",
-        (SWITCHING,),
-    ),
-    Fault(
-        "evict on a device of which nothing is known",
-        "planner.py",
-        "    if not seen.is_healthy(place):\n        return None",
-        "    if False:\n        return None",
-        (ROOM,),
-    ),
-    Fault(
-        "try a replica its host refused again at once",
-        "scheduler.py",
-        "if record.hold_until_measured is not None or (record.retry_at is not None and record.retry_at > now):",
-        "if record.retry_at is not None and record.retry_at > now:",
-        (RULES,),
-    ),
-    Fault(
-        "let a look at one host speak for another",
-        "ledger.py",
-        "                self._see_return(name, gone, news, now)",
-        "                self._see_return(name, gone, list(self.devices), now)",
-        (ROOM,),
-    ),
-    Fault(
-        "learn nothing from a look under way at an exit",
-        "ledger.py",
-        "                gone.learn({d: b for d, b in used.get(name, NOTHING).items() if d in news}, self.free)",
-        "                pass",
-        (ROOM,),
-    ),
-    Fault(
-        "let time void what a dead child was promised",
-        "ledger.py",
-        "            self._returning[name].used.clear()\n            self._forget_returned(name)",
-        "            del self._returning[name]",
-        (ROOM,),
-    ),
-    Fault("weigh every priority alike", "types.py", "Priority.HIGH: 8.0", "Priority.HIGH: 1.0", (SWITCHING,)),
-    Fault(
-        "ignore keep_alive",
-        "state.py",
-        "        ttl = instance.keep_alive\n",
-        "        ttl = None\n",
-        (RULES,),
-    ),
-    Fault(
-        "expire a moment after the timer",
-        "scheduler.py",
-        "is not None and expires <= now:",
-        "is not None and expires < now:",
-        (RULES,),
-    ),
-    Fault(
-        "cut off who is served, for a reload",
-        "scheduler.py",
-        "            case State.READY if one.leases:\n                self._drain(one, cause)",
-        "            case State.READY if one.leases:\n                self._stop(one, cause)",
-        (RULES,),
-    ),
-    Fault(
-        "wait for ever where an operator set a deadline",
-        "scheduler.py",
-        "if not one.leases or (one.kill_at is not None and one.kill_at <= now):",
-        "if not one.leases:",
-        (RULES,),
-    ),
-    Fault(
-        "let one too many into the queue",
-        "scheduler.py",
-        "if self._queue_length() >= books.settings.queue_limit:",
-        "if self._queue_length() > books.settings.queue_limit:",
-        (RULES,),
-    ),
-    Fault(
-        "stop one that is leased",
-        "situation.py",
-        "        if one.leases or one.state not in (State.STARTING, State.READY):",
-        "        if one.state not in (State.STARTING, State.READY):",
-        (SWITCHING,),
-    ),
-    Fault(
-        "abort a load that somebody waits for",
-        "situation.py",
-        "            return None if record.waiting else Idle(",
-        "            return Idle(",
-        (SWITCHING,),
-    ),
-    Fault(
-        "set no timer for the next deadline",
-        "scheduler.py",
-        "            times.append(self._deadlines[0][0])",
-        "            pass",
-        (RULES, HISTORIES),
-    ),
-    Fault(
-        "wait for ever for what strangers hold",
-        "planner.py",
-        "    if until <= seen.now:\n        return Reject(",
-        "    if False:\n        return Reject(",
-        (ROOM,),
-    ),
-    Fault(
-        "send requests to the busiest replica",
-        "state.py",
-        "len(one.leases) < len(best.leases)",
-        "len(one.leases) > len(best.leases)",
-        (RULES,),
-    ),
-    Fault(
-        "forgive a child that dies before it has answered",
-        "scheduler.py",
-        "        elif was in (State.READY, State.DRAINING) and one.completed == 0:",
-        "        elif False:",
-        (RULES,),
-    ),
-    Fault(
-        "answer in an order that hashing decides",
-        "scheduler.py",
-        "one.placement, tuple(sorted(one.victims))))",
-        "one.placement, tuple(one.victims)))",
-        (HISTORIES,),
-    ),
 )
 
 
-def survives(fault: Fault, folder: Path, tests: tuple[str, ...] = ()) -> str | None:
+def survives(fault: Fault, folder: Path) -> str | None:
     """None if the tests caught the fault, else why it counts as survived. `folder` is an empty one for
-    the copy; `tests` are run instead of the fault's own."""
+    the copy."""
     source = ROOT / "router/core" / fault.file
     text = source.read_text()
     if text.count(fault.old) != 1:
@@ -420,41 +275,34 @@ def survives(fault: Fault, folder: Path, tests: tuple[str, ...] = ()) -> str | N
         shutil.copytree(ROOT / part, folder / part, ignore=shutil.ignore_patterns("__pycache__", "*.pyc"))
     shutil.copy(ROOT / "pyproject.toml", folder)
     (folder / "router/core" / fault.file).write_text(text.replace(fault.old, fault.new))
-    names = tests or fault.tests
     run = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "--rootdir", str(folder)]
+    tests = [str(folder / "tests/core" / name) for name in fault.tests]
     ended = subprocess.run(
-        [*run, *(str(folder / "tests/core" / name) for name in names)],
-        cwd=folder,
-        env=os.environ | {"LLAMA_ROUTER_HISTORIES": str(HISTORIES_EACH)},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
+        [*run, *tests], cwd=folder, capture_output=True, text=True, timeout=300, check=False
     )
     if ended.returncode == 0:
-        return f"{', '.join(names)} pass with it"
+        return f"{', '.join(fault.tests)} pass with it"
     if ended.returncode != 1:  # a fault that does not even run proves nothing about the tests
         return f"pytest ended with {ended.returncode}: {ended.stdout[-500:]}{ended.stderr[-500:]}"
     return None
 
 
-def main(arguments: Iterable[str]) -> int:
-    """`--histories` asks of each fault whether random histories alone notice it; a survivor is no failure
-    then, the scenarios are there for those."""
-    wanted = set(arguments)
-    alone = "--histories" in wanted
-    wanted.discard("--histories")
+def main(names: Iterable[str]) -> int:
+    wanted = set(names)
     survivors = 0
     for fault in FAULTS:
         if wanted and fault.name not in wanted:
             continue
         with tempfile.TemporaryDirectory() as folder:
-            reason = survives(fault, Path(folder), (HISTORIES,) if alone else ())
-        verdict = "caught  " if reason is None else "SURVIVED"
-        print(f"{verdict}  {fault.name}" + (f": {reason}" if reason else ""), flush=True)
+            reason = survives(fault, Path(folder))
+        print(
+            f"{'caught  ' if reason is None else 'SURVIVED'}  {fault.name}"
+            + (f": {reason}" if reason else ""),
+            flush=True,
+        )
         survivors += reason is not None
     print(f"{survivors} survived")
-    return 1 if survivors and not alone else 0
+    return 1 if survivors else 0
 
 
 if __name__ == "__main__":
