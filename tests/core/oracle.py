@@ -381,6 +381,11 @@ class Oracle:
         self._check_victims(after, models)
         self._check_nobody_idles(after, models)
         self._check_arrival_order(after, models)
+        if isinstance(event, Exited) and event.out_of_memory:
+            # The second time in a row is a failed load: those who waited were told, the next may ask again.
+            model = self.world.children[event.instance].model
+            if not self._waiters(model):
+                self._no_room.pop(model, None)
         if isinstance(event, Exited) and event.instance in self._lost:
             self._lost.discard(event.instance)
         self._before, self._models = after, models

@@ -108,6 +108,8 @@ def test_without_a_look_at_the_device_time_alone_frees_nothing() -> None:
     """What the dead one had been promised was last seen as free: nobody has looked since it died."""
     table = Table(gpu=10, a=6, b=6)
     table.asks("r1", "a")
+    table.holds("a", gpu=2)
+    table.measure()
     table.wait(1.0)
     table.exits("a", returns=False)
     table.wait(11.0)
