@@ -1,7 +1,7 @@
 """What the scheduler has promised, checked against the truth of the world after every event.
 
-The oracle does its own arithmetic from the raw measurements and never asks the ledger. Where a rule leaves
-the scheduler a choice, the oracle alarms only when no reading of the rule allows what was done.
+Where a rule leaves the scheduler a choice, the oracle alarms only when no reading of the rule allows what was
+done. Its arithmetic is its own: `tests.core.reckoning`.
 """
 
 from __future__ import annotations
@@ -19,13 +19,10 @@ from router.core.types import (
     Adopted,
     Cause,
     Command,
-    DeviceId,
     Event,
     Exited,
-    Footprint,
     Grant,
     HostId,
-    HostLost,
     InstanceId,
     LeaseId,
     Measured,
@@ -39,8 +36,6 @@ from router.core.types import (
     Start,
     State,
     Stop,
-    Unload,
-    host_of,
 )
 from router.core.views import InstanceView, ModelView
 from router.errors import (
@@ -53,9 +48,10 @@ from router.errors import (
     Unloaded,
     WaitTimeout,
 )
+from tests.core.reckoning import Reckoning, Room
 
 if TYPE_CHECKING:
-    from tests.core.world import Child, Sample, World
+    from tests.core.world import World
 
 #: Causes for which an instance in use may be stopped: an operator's word, after his deadline or with force.
 _MAY_KILL = frozenset({Cause.UNLOADED})
@@ -88,18 +84,6 @@ class Lease:
         return self.state in ("waiting", "granted")
 
 
-@dataclass(frozen=True, slots=True)
-class Pressure:
-    """What a newcomer would find on each device if some had gone, by the last measurement and by the
-    books.
-    """
-
-    room: Mapping[DeviceId, float]
-
-    def holds(self, footprint: Footprint) -> bool:
-        return all(need <= self.room.get(device, -inf) for device, need in footprint.items() if need > 0)
-
-
 class Oracle:
     """Follows every lease and every child, and judges each command and each state after it."""
 
@@ -107,20 +91,14 @@ class Oracle:
         self.world = world
         self.leases: dict[LeaseId, Lease] = {}
         self._open: dict[LeaseId, Lease] = {}
-        self.told_free: dict[DeviceId, int | None] = {}
-        self.told_used: dict[InstanceId, dict[DeviceId, int]] = {}
-        self.told_at: dict[HostId, float] = {}
-        self.strangers_seen: dict[DeviceId, int] = {}
-        self.use_seen: dict[InstanceId, dict[DeviceId, int]] = {}
-        self.swaps = 0
-        self.loads = 0
+        self.reckoning = Reckoning(world)
         self._kill_from: dict[ModelName, float] = {}
         self._unloads: set[ModelName] = set()
         self._failed: set[ModelName] = set()
         self._grown: dict[ModelName, float] = {}
         self._no_room: dict[ModelName, float] = {}
-        self._lost: set[InstanceId] = set()
         self._before: dict[InstanceId, InstanceView] = {}
+        self._after: dict[InstanceId, InstanceView] = {}
         self._models: dict[ModelName, ModelView] = {}
         self._order: dict[InstanceId, int] = {}
         self._waiting_before: dict[ModelName, float] = {}
@@ -148,25 +126,7 @@ class Oracle:
         self._unloads.add(model)
 
     def host_goes(self, host: HostId) -> None:
-        self._lost |= {name for name, view in self._before.items() if view.placement.host == host}
-        self.told_free.update({d: None for d in self.told_free if host_of(d) == host})
-
-    def adopts(self, child: Child) -> None:
-        self.told_used.setdefault(child.instance, {})
-
-    def corrects(self, child: Child, footprint: Footprint) -> None:
-        """The host says what this child really needs; what it has taken is the least."""
-        child.reserved = {
-            d: max(b, self.told_used.get(child.instance, {}).get(d, 0)) for d, b in footprint.items()
-        }
-
-    def sees(self, sample: Sample) -> None:
-        """A measurement is being delivered."""
-        self.told_free.update(sample.free)
-        self.told_used.update(sample.used)
-        self.strangers_seen.update(sample.strangers)
-        self.use_seen.update(sample.seen)
-        self.told_at[sample.host] = sample.at
+        self.reckoning.host_goes(host, {n for n, view in self._before.items() if view.placement.host == host})
 
     def before(self, event: Event) -> None:
         self._stopped, self._started, self._from_the_queue = [], [], []
@@ -186,12 +146,17 @@ class Oracle:
                 if out_of_memory:
                     self._grown[model] = self._grown.get(model, 1.0) * 1.16
             case Measured():
-                latest = max(self.told_at.values(), default=-inf)
+                latest = max(self.reckoning.told_at.values(), default=-inf)
                 self._no_room = {name: since for name, since in self._no_room.items() if since > latest}
             case _:
                 pass
 
     # --- one command ---
+
+    def answered(self) -> None:
+        """The scheduler has decided; its commands have not been carried out yet."""
+        views = self.world.scheduler.snapshot(self.world.now).instances
+        self._after = {view.id: view for view in views}
 
     def judge(self, command: Command, event: Event) -> None:
         match command:
@@ -215,7 +180,7 @@ class Oracle:
         allowed = allowed or (planned is not None and planned.placement == start.placement)
         self._claim(allowed, f"{start} is not one of {model.placements}")
         self._claim(model.error is None, f"{start.model} cannot be loaded, it says so itself")
-        self._claim(self._fits_in_truth(start.placement.footprint), f"{start} overcommits")
+        self._claim(self.reckoning.fits_in_truth(start.placement.footprint), f"{start} overcommits")
         alive = world.alive()
         limit = world.scene.settings.models_max
         self._claim(limit <= 0 or len(alive) < limit, f"{start} makes more than {limit} instances")
@@ -230,17 +195,23 @@ class Oracle:
         view = self._models.get(start.model)
         backing_off = view is not None and view.retry_at is not None and view.retry_at > now
         self._claim(not backing_off, f"{start} during the back-off")
+        ahead = {n for n, view in self._after.items() if self._is_older_plan(view, start.instance)}
+        beside = self._room(claims=ahead, trust_returning=False).holds(start.placement.footprint)
+        self._claim(beside, f"{start} takes what is claimed by {ahead}")
         self._claim(
             start.model not in self._no_room, f"{start} before the host that had no room was measured again"
         )
         self._started.append(start)
-        self.loads += 1
 
     def _is_way(self, place: Placement, way: Placement, model: ModelName) -> bool:
         """The placement of the catalog, or the same one with more where a load ran out of memory."""
         most = self._grown.get(model, 1.0)
         bounds = ((way.footprint.get(d, 0), bytes_) for d, bytes_ in place.footprint.items())
         return place.devices == way.devices and all(least <= b <= least * most for least, b in bounds)
+
+    def _is_older_plan(self, view: InstanceView, than: InstanceId) -> bool:
+        order = self._order.get(than, len(self._order))
+        return view.state is State.PLANNED and self._order.get(view.id, order) < order
 
     def _judge_stop(self, stop: Stop, event: Event) -> None:
         world, now = self.world, self.world.now
@@ -264,7 +235,6 @@ class Oracle:
         if before is not None and stop.cause is Cause.YIELDED:
             self._judge_yielding(stop, before)
         self._stopped.append(stop)
-        self.swaps += stop.cause is Cause.EVICTED
 
     def _judge_victim(self, stop: Stop, before: InstanceView, event: Event) -> None:
         state, now = before.state, self.world.now
@@ -302,7 +272,7 @@ class Oracle:
         self._claim(self.world.scene.settings.yield_to_others, f"{stop}, which nobody asked for")
         self._claim(not self._waiters(before.model), f"{stop}, though it is wanted")
         margins = {d: self.world.devices[d].margin for d, bytes_ in before.reserved.items() if bytes_ > 0}
-        broken = [d for d, margin in margins.items() if (self.told_free.get(d) or 0) < margin]
+        broken = [d for d, margin in margins.items() if (self.reckoning.told_free.get(d) or 0) < margin]
         self._claim(broken, f"{stop}, though no margin is broken")
 
     def _judge_grant(self, grant: Grant, event: Event) -> None:
@@ -313,7 +283,9 @@ class Oracle:
         self._claim(child is not None, f"{grant} on nothing")
         assert child is not None
         ready = child.is_alive and child.ready_at is not None and not child.stop_told
-        self._claim(ready and child.instance not in self._lost, f"{grant} on a child that is not there")
+        self._claim(
+            ready and child.instance not in self.reckoning.lost, f"{grant} on a child that is not there"
+        )
         self._claim(child.model == lease.model, f"{grant} for {lease.model}")
         # Piggyback is offered at the door only; who waits already is not served by a victim.
         if not (isinstance(event, Acquire) and event.lease == grant.lease):
@@ -336,7 +308,9 @@ class Oracle:
                 self._claim(model is not None, f"{refusal} of no model")
                 assert model is not None
                 ways = [
-                    p for p in model.placements if self._could_ever_fit(p) and lease.model not in self._grown
+                    p
+                    for p in model.placements
+                    if self.reckoning.could_ever_fit(p) and lease.model not in self._grown
                 ]
                 self._claim(not ways, f"{refusal}, though an empty machine could hold {ways}")
             case NoRoom():
@@ -349,7 +323,7 @@ class Oracle:
                 self._claim(model is None, f"{refusal}, though it is there")
             case error:
                 own = model is not None and error == model.error
-                self._claim(own or self._lost, f"{refusal} for no reason")
+                self._claim(own or self.reckoning.lost, f"{refusal} for no reason")
         lease.state, lease.error, lease.answered_at = "refused", refusal.error, now
         del self._open[lease.id]
 
@@ -357,8 +331,8 @@ class Oracle:
         model = self.world.models[lease.model]
         if model.exclusive or self.world.scene.settings.models_max > 0:
             return
-        pressure = self._pressure(gone=set(), trust_returning=False)
-        fits = [p for p in model.placements if pressure.holds(p.footprint) and lease.model not in self._grown]
+        room = self._room(trust_returning=False)
+        fits = [p for p in model.placements if room.holds(p.footprint) and lease.model not in self._grown]
         self._claim(not fits or lease.model in self._no_room, f"{refusal}, though it fits: {fits}")
 
     # --- the state after it ---
@@ -386,8 +360,8 @@ class Oracle:
             model = self.world.children[event.instance].model
             if not self._waiters(model):
                 self._no_room.pop(model, None)
-        if isinstance(event, Exited) and event.instance in self._lost:
-            self._lost.discard(event.instance)
+        if isinstance(event, Exited) and event.instance in self.reckoning.lost:
+            self.reckoning.lost.discard(event.instance)
         self._before, self._models = after, models
 
     def _check_was_open(self, grant: Grant, after: Mapping[InstanceId, InstanceView]) -> None:
@@ -414,7 +388,7 @@ class Oracle:
             child = self.world.children.get(name)
             if child is None:
                 self._claim(now in (None, State.PLANNED), f"{name} is {now} and was never started")
-            elif name not in self._lost:
+            elif name not in self.reckoning.lost:
                 self._claim(child.is_alive == (now is not None), f"{name} is {now}, alive: {child.is_alive}")
                 self._claim(
                     not (child.stop_told and now is not State.STOPPING and child.is_alive), f"{name} revived"
@@ -453,7 +427,7 @@ class Oracle:
             model = world.models.get(plan.model)
             if model is None or self._blocked_by_count_or_rivals(plan, idle):
                 continue
-            enough = self._pressure(gone=idle, without=plan.id).holds(plan.placement.footprint)
+            enough = self._room(gone=idle, without=plan.id).holds(plan.placement.footprint)
             self._claim(not enough, f"{view.id} is drained for {plan.id} though idle ones suffice: {idle}")
 
     def _owed_wait(self, challenger: ModelName, ready_at: float) -> float:
@@ -515,7 +489,7 @@ class Oracle:
             gone = victims - {spared}
             if self._blocked_by_count_or_rivals(plan, gone, spared):
                 continue
-            enough = self._pressure(gone=gone, stays=spared, without=plan.id).holds(plan.placement.footprint)
+            enough = self._room(gone=gone, stays=spared, without=plan.id).holds(plan.placement.footprint)
             self._claim(
                 not enough, f"{spared} leaves needlessly for {plan.id}: {gone or 'what is free'} would do"
             )
@@ -564,8 +538,8 @@ class Oracle:
             limit = self.world.scene.settings.models_max
             if limit > 0 and len(after) + 1 > limit:
                 continue
-            pressure = self._pressure(gone=set(), trust_returning=False)
-            fits = [p for p in model.placements if pressure.holds(p.footprint)]
+            room = self._room(trust_returning=False)
+            fits = [p for p in model.placements if room.holds(p.footprint)]
             # It may have to stand back behind the claim of somebody who waits with more weight.
             urgent = [n for n in waiting if n != name and self._pressing(n) >= self._pressing(name)]
             self._claim(not fits or urgent, f"{name} waits though it fits: {fits}")
@@ -607,95 +581,7 @@ class Oracle:
         free_to_load = models[one].retry_at is None
         return plain and same and free_to_load and models[one].load_seconds == models[other].load_seconds
 
-    # --- arithmetic ---
-
-    def _fits_in_truth(self, footprint: Footprint) -> bool:
-        """Whether the room is real on every device, by the truth as far as it could be known."""
-        devices = self.world.devices
-        checked = {d: need for d, need in footprint.items() if need > 0 and devices[d].margin > 0}
-        healthy = all(self.told_free.get(device) is not None for device in checked)
-        return healthy and all(self._left_in_truth(device) >= need for device, need in checked.items())
-
-    def _left_in_truth(self, device: DeviceId) -> int:
-        """Bytes above the margin when ours have taken all they may and the strangers keep what they were
-        seen with.
-
-        Strangers who came after the measurement, and liars after it, are nobody's fault.
-        """
-        known = self.world.devices[device]
-        taken = self.strangers_seen.get(device, 0)
-        for child in self.world.holding.values():
-            reserved = child.reserved.get(device, 0)
-            seen = self.use_seen.get(child.instance, {}).get(device, 0)
-            if child.is_alive and child.instance not in self._lost:
-                taken += max(reserved, seen)
-            else:
-                taken += min(child.use(device, self.world.now), max(reserved, seen))
-        return known.total - known.margin - taken
-
-    def _pressure(
-        self,
-        *,
-        gone: Collection[InstanceId],
-        stays: InstanceId | None = None,
-        without: InstanceId | None = None,
-        trust_returning: bool = True,
-    ) -> Pressure:
-        """Room per device by what was measured, once `gone` and all that is being stopped have left; every
-        claim counts.
-
-        Pessimistic: what might be read either way counts as taken. With `trust_returning` false nothing
-        that is still on its way back counts as free.
-        """
-        world, now = self.world, self.world.now
-        room: dict[DeviceId, float] = {}
-        shown = {**self._before, **{v.id: v for v in world.scheduler.snapshot(now).instances}}
-        for device in world.devices.values():
-            free = self.told_free.get(device.id)
-            if free is None:
-                continue
-            if device.margin <= 0:
-                room[device.id] = inf
-                continue
-            by_measure = float(free - device.margin)
-            by_books = float(device.total - device.margin)
-            for child in world.holding.values():
-                used = self.told_used.get(child.instance, {}).get(device.id, 0)
-                reserved = max(child.reserved.get(device.id, 0), used)
-                if not child.is_alive:
-                    # Surely not yet in the last measurement: it was still there when that was taken.
-                    assert child.exited_at is not None
-                    recent = child.exited_at > self.told_at.get(device.host, -inf)
-                    if trust_returning and recent and now - child.exited_at < world.scene.settings.recovery:
-                        by_measure += used
-                    elif recent:
-                        by_measure -= reserved - used
-                        by_books -= reserved
-                elif (
-                    child.instance != stays
-                    and trust_returning
-                    and (child.instance in gone or child.stop_told)
-                ):
-                    by_measure += used
-                else:
-                    by_measure -= reserved - used
-                    by_books -= reserved
-            for view in shown.values():
-                # Plans, and those whose Start stands further down in the same answer.
-                if view.id != without and view.id not in world.children:
-                    claim = view.reserved.get(device.id, 0)
-                    by_measure -= claim
-                    by_books -= claim
-            room[device.id] = min(by_measure, by_books)
-        return Pressure(room)
-
-    def _could_ever_fit(self, placement: Placement) -> bool:
-        devices = self.world.devices
-        return all(
-            device in devices
-            and (devices[device].margin <= 0 or need + devices[device].margin <= devices[device].total)
-            for device, need in placement.footprint.items()
-        )
+    # --- what stands in the way ---
 
     def _blocked_by_count_or_rivals(
         self, plan: InstanceView, gone: Collection[InstanceId], stays: InstanceId | None = None
@@ -729,10 +615,27 @@ class Oracle:
             or view.idle_since is None
         ):
             return False
-        if self._waiters(view.model) or view.id in self._stopped_ids() or view.id in self._lost:
+        if self._waiters(view.model) or view.id in self._stopped_ids() or view.id in self.reckoning.lost:
             return False
         linger = self._models[view.model].load_seconds if self.world.scene.settings.linger > 0 else 0.0
         return self.world.now - view.idle_since > linger
+
+    def _room(
+        self,
+        *,
+        gone: Collection[InstanceId] = (),
+        stays: InstanceId | None = None,
+        without: InstanceId | None = None,
+        claims: Collection[InstanceId] | None = None,
+        trust_returning: bool = True,
+    ) -> Room:
+        """The room a newcomer finds with every claim counted, or only those of `claims`."""
+        shown = {**self._before, **{v.id: v for v in self.world.scheduler.snapshot(self.world.now).instances}}
+        # Plans, and those whose Start stands further down in the same answer.
+        booked = [v.reserved for v in shown.values() if v.id != without and v.id not in self.world.children]
+        if claims is not None:
+            booked = [shown[name].reserved for name in claims]
+        return self.reckoning.room(gone=gone, stays=stays, claims=booked, trust_returning=trust_returning)
 
     # --- small questions ---
 
@@ -782,6 +685,3 @@ def _reachable(was: State | None, now: State | None, *, adopted: bool) -> bool:
         edge = {to for state in edge if state is not None for to in TRANSITIONS[state]} - seen
         seen |= edge
     return now in seen
-
-
-__all__ = ["Lease", "Oracle", "Pressure", "Ready", "Reloaded", "HostLost", "Unload"]

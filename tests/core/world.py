@@ -241,7 +241,6 @@ class World:
         child = Child(instance, model, placement, nature, dict(placement.footprint), self.now - 60.0)
         child.ready_at = self.now - 50.0
         self.children[instance] = self.holding[instance] = child
-        self.oracle.adopts(child)
         definition = "no more" if stale else self.models[model].definition
         self.tell(Adopted(instance, model, placement, definition))
         return instance
@@ -254,7 +253,7 @@ class World:
         ]
         reserve = {c.instance: {d: c.need(d) for d in c.placement.footprint} for c in children}
         for child in children:
-            self.oracle.corrects(child, reserve[child.instance])
+            self.oracle.reckoning.corrects(child, reserve[child.instance])
         self.tell(Measured({}, {}, None, reserve))
         if nature.need < 1.0 and known == self.scene.models.get(model):
             places = tuple(
@@ -367,6 +366,7 @@ class World:
                 f"the scheduler contradicts itself: {impossible}\n{self.story()}"
             ) from impossible
         self.history.append((event, self.now, commands))
+        self.oracle.answered()
         for command in commands:
             self.oracle.judge(command, event)
             self._carry_out(command)
@@ -424,7 +424,7 @@ class World:
             {d: child.need(d) for d in child.placement.footprint} if child.nature.is_measured else None
         )
         if footprint is not None and not child.stop_told:
-            self.oracle.corrects(child, footprint)
+            self.oracle.reckoning.corrects(child, footprint)
         self.tell(Ready(child.instance, footprint))
 
     def _bury(
@@ -473,7 +473,7 @@ class World:
             for name, child in self.holding.items()
             if child.is_alive or child.held_until >= sample.at or child.placement.host != sample.host
         }
-        self.oracle.sees(sample)
+        self.oracle.reckoning.sees(sample)
         self.tell(Measured(sample.free, sample.used, sample.at))
 
     def _at(self, when: float, happen: Callable[[], None]) -> None:
