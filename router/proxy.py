@@ -79,6 +79,11 @@ class Account:
     load_seconds: float = 0.0
     first_byte_seconds: float | None = None
     evicted: tuple[InstanceId, ...] = ()
+    # What the child told at the end of its answer, None where it told nothing.
+    prompt_tokens: int | None = None
+    cached_tokens: int | None = None
+    generated_tokens: int | None = None
+    tokens_per_second: float | None = None
 
     def headers(self) -> dict[str, str]:
         return {
