@@ -60,13 +60,16 @@ class Dialect(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """What the scheduler is told of a request. `model` is the canonical name; `keep_alive` is in seconds."""
+    """What the scheduler is told of a request. `model` is the canonical name; `keep_alive` is in seconds;
+    `stream`: the client asked for server-sent events.
+    """
 
     model: ModelName
     priority: Priority | None = None
     keep_alive: float | None = None
     size: float | None = None
     dialect: Dialect = Dialect.OPENAI
+    stream: bool = False
 
 
 @dataclass(slots=True)
@@ -118,8 +121,11 @@ class Proxy:
         self._pool = pool
         self.traffic = Traffic()
 
-    async def forward(self, request: web.Request, body: bytes, ask: Ask) -> web.StreamResponse:
+    async def forward(
+        self, request: web.Request, body: bytes, ask: Ask, *, target: str | None = None
+    ) -> web.StreamResponse:
         """Answer `request` from an instance of its model. Raises RouterError as long as nothing was sent.
+        `target` is the path and query that the child is asked for, encoded; None: those of `request`.
 
         A child that dies before its answer began is replaced once. One that dies later ends the answer with
         an error event in a server-sent stream, else with a closed connection: never with what looks like a
@@ -128,7 +134,7 @@ class Proxy:
         account = request[ACCOUNT] = Account(ask.model)
         begun = asyncio.get_running_loop().time()
         try:
-            return await self._attempt(request, body, ask, account)
+            return await self._attempt(request, body, ask, account, target)
         except _Broken as broken:
             if not broken.may_retry:
                 raise broken.error from broken
@@ -137,20 +143,26 @@ class Proxy:
             account.queue_seconds = asyncio.get_running_loop().time() - begun
             raise
         log.warning("%s; the request is tried once more", first.message)
-        return await self._retry(request, body, ask, account, first)
+        return await self._retry(request, body, ask, account, target, first)
 
     async def _retry(
-        self, request: web.Request, body: bytes, ask: Ask, account: Account, first: RouterError
+        self,
+        request: web.Request,
+        body: bytes,
+        ask: Ask,
+        account: Account,
+        target: str | None,
+        first: RouterError,
     ) -> web.StreamResponse:
         try:
             try:
-                return await self._attempt(request, body, ask, account)
+                return await self._attempt(request, body, ask, account, target)
             except LoadFailed as pausing:
                 pause = pausing.retry_after_seconds
                 if pause is None or pause > RETRY_PATIENCE_SECONDS:
                     raise
                 await asyncio.sleep(pause)
-                return await self._attempt(request, body, ask, account)
+                return await self._attempt(request, body, ask, account, target)
         except _Broken as broken:
             raise broken.error from broken
         except RouterError as refusal:
@@ -161,7 +173,7 @@ class Proxy:
             ) from refusal
 
     async def _attempt(
-        self, request: web.Request, body: bytes, ask: Ask, account: Account
+        self, request: web.Request, body: bytes, ask: Ask, account: Account, target: str | None
     ) -> web.StreamResponse:
         async with self._pool.lease(
             ask.model, priority=ask.priority, keep_alive=ask.keep_alive, size=ask.size
@@ -170,7 +182,7 @@ class Proxy:
             account.queue_seconds, account.load_seconds = lease.queue_seconds, lease.load_seconds
             account.evicted = lease.evicted
             with self.traffic.passage(lease.instance) as passage:
-                return await self._exchange(request, body, ask, account, lease, passage)
+                return await self._exchange(request, body, ask, account, target, lease, passage)
 
     async def _exchange(
         self,
@@ -178,6 +190,7 @@ class Proxy:
         body: bytes,
         ask: Ask,
         account: Account,
+        target: str | None,
         lease: Lease,
         passage: Passage,
     ) -> web.StreamResponse:
@@ -186,7 +199,7 @@ class Proxy:
             try:
                 upstream = await session.request(
                     request.method,
-                    URL(f"http://llama-server{request.rel_url.raw_path_qs}", encoded=True),
+                    URL(f"http://llama-server{target or request.rel_url.raw_path_qs}", encoded=True),
                     headers=_request_headers(request, body),
                     data=body if len(body) <= BODY_PIECE_BYTES else _pieces(body),
                     allow_redirects=False,

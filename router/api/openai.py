@@ -55,7 +55,7 @@ async def infer(request: web.Request) -> web.StreamResponse:
     if not context.config.scheduler.autoload:
         _require_loaded(context, model)
     dialect = Dialect.ANTHROPIC if request.path in _ANTHROPIC_PATHS else Dialect.OPENAI
-    ask = Ask(model, head.priority, head.keep_alive, head.size, dialect)
+    ask = Ask(model, head.priority, head.keep_alive, head.size, dialect, head.stream)
     return await context.proxy.forward(request, body, ask)
 
 
