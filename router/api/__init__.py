@@ -6,14 +6,15 @@ from __future__ import annotations
 
 from aiohttp import web
 
-from router.api import explain, health, models, openai, restart, vram
+from router.api import explain, health, models, openai, page, restart, vram
 from router.api.context import CONTEXT, Context, Known
 from router.api.cors import ORIGINS, answer_pages, mark_answer
 from router.api.errors import tell_errors
 from router.api.keys import ACCESS, KEYS, Keys, check_key
+from router.api.route import ENDLESS
 from router.config import ServerConfig
 
-FAMILIES = (openai, models, vram, explain, health, restart)
+FAMILIES = (openai, models, vram, explain, health, restart, page)
 
 __all__ = ["CONTEXT", "FAMILIES", "Context", "Known", "application"]
 
@@ -26,12 +27,14 @@ def application(server: ServerConfig) -> web.Application:
     )
     app[KEYS] = Keys(server.api_keys, server.admin_keys)
     app[ORIGINS] = frozenset(server.cors_origins)
-    app[ACCESS] = {
+    app[ACCESS], app[ENDLESS] = {}, set()
+    for route in (route for family in FAMILIES for route in family.ROUTES):
         # A GET answers HEAD as well, as RFC 9110 (9.1) asks of every server.
-        app.router.add_route(method, route.path, route.handler): route.access
-        for family in FAMILIES
-        for route in family.ROUTES
-        for method in (("GET", "HEAD") if route.method == "GET" else (route.method,))
-    }
+        for method in ("GET", "HEAD") if route.method == "GET" else (route.method,):
+            added = app.router.add_route(method, route.path, route.handler)
+            app[ACCESS][added] = route.access
+            if route.endless:
+                app[ENDLESS].add(added)
+    page.prepare(app)
     app.on_response_prepare.append(mark_answer)
     return app

@@ -23,9 +23,16 @@ class Access(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """One endpoint. `path` is in aiohttp's notation: "/v1/models/{model}"."""
+    """One endpoint. `path` is in aiohttp's notation: "/v1/models/{model}".
+
+    `endless`: its answer ends only with its client; a shutdown does not wait for it, but cancels it."""
 
     method: str
     path: str
     handler: Handler
     access: Access = Access.INFERENCE
+    endless: bool = False
+
+
+#: The routes whose answers end only with their clients.
+ENDLESS = web.AppKey("endless", set[web.AbstractRoute])

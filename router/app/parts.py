@@ -15,6 +15,7 @@ from aiohttp import web
 from router import api
 from router.api import CONTEXT, Context, Known
 from router.api.access_log import note_access
+from router.api.page import keep_history, keep_timeline
 from router.app.background import BACKGROUND, Background
 from router.app.handover import Predecessor
 from router.app.models import Models
@@ -193,7 +194,17 @@ async def _stalls(app: web.Application) -> AsyncIterator[None]:
     task.cancel()
 
 
-PARTS: Final = (_store, _learning, _devices, _host, _background, _pool, _stalls)
+@asynccontextmanager
+async def _status(app: web.Application) -> AsyncIterator[None]:
+    """What the status page shows of the past is kept from the start, whoever looks."""
+    keeping = (keep_history(app), keep_timeline(app))
+    tasks = [app[BACKGROUND].spawn(one, name=f"status {i}") for i, one in enumerate(keeping)]
+    yield
+    for task in tasks:
+        task.cancel()
+
+
+PARTS: Final = (_store, _learning, _devices, _host, _background, _pool, _stalls, _status)
 
 
 async def _close_pool(app: web.Application) -> None:

@@ -115,6 +115,7 @@ async def _finish(app: web.Application) -> None:
     one that is idle longer than that may be closed. Then only what runs is waited for.
     """
     requests, grace = app[REQUESTS], app[SETUP].config.server.restart_grace_seconds
+    requests.end_endless()
     with suppress(TimeoutError):
         async with asyncio.timeout(min(MOVING_SECONDS, grace)):
             await requests.settled.wait()

@@ -1,0 +1,138 @@
+"""The state as a stream: whole again whenever it changed, so that a page that comes back knows everything.
+
+    event: state    data: {"at", "state", "moments", "requests", "downloads", "history" (only in the first)}
+
+`moments` are those since the last event of this stream: all that are kept in the first."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from contextlib import suppress
+from typing import Any, Final
+
+import msgspec
+from aiohttp import web
+
+from router.api.answer import json_response
+from router.api.context import CONTEXT
+from router.api.page.history import EVERY_SECONDS, History, Point
+from router.api.page.state import State, state
+from router.api.page.timeline import Moment, Timeline
+from router.errors import Unavailable
+
+#: A page need not be told more often than a person can read.
+LEAST_SECONDS: Final = 0.5
+HEARTBEAT_SECONDS: Final = 10.0
+#: Each viewer costs a few milliseconds of CPU for every state.
+VIEWERS_MAX: Final = 32
+
+HISTORY = web.AppKey("history", History)
+TIMELINE = web.AppKey("timeline", Timeline)
+_VIEWERS = web.AppKey("viewers", set[asyncio.Task[Any]])
+
+
+class Told(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One event of the stream, and the answer of `GET /status`. `at` is Unix time in seconds."""
+
+    at: float
+    state: State
+    moments: list[Moment]
+    requests: list[Any] = []
+    downloads: list[Any] = []
+    history: dict[str, list[Point]] | None = None
+
+
+async def status(request: web.Request) -> web.Response:
+    """All that the page shows, once."""
+    return json_response(_Viewer(request.app).told())
+
+
+async def stream(request: web.Request) -> web.StreamResponse:
+    """Server-sent events until the client leaves or the router stops. Raises Unavailable when too many
+    look."""
+    viewers = request.app[_VIEWERS]
+    if len(viewers) >= VIEWERS_MAX:
+        raise Unavailable(f"{VIEWERS_MAX} pages look at the status already; close one", retry_after_seconds=5)
+    task = asyncio.current_task()
+    assert task is not None, "a handler runs in a task"
+    viewers.add(task)
+    try:
+        return await _stream(request)
+    finally:
+        viewers.discard(task)
+
+
+async def _stream(request: web.Request) -> web.StreamResponse:
+    response = web.StreamResponse(
+        headers={
+            "Content-Type": "text/event-stream; charset=utf-8",
+            "Cache-Control": "no-cache",
+            "X-Accel-Buffering": "no",
+        }
+    )
+    await response.prepare(request)
+    if request.method == "HEAD":
+        return response
+    viewer = _Viewer(request.app)
+    loop = asyncio.get_running_loop()
+    last_sent, said_at = b"", loop.time()
+    with request.app[CONTEXT].pool.journal.subscribe() as entries:
+        while True:
+            told = viewer.told()
+            # The time alone is no news.
+            body = msgspec.json.encode(msgspec.structs.replace(told, at=0.0))
+            now = loop.time()
+            if body != last_sent:
+                await response.write(b"event: state\ndata: " + msgspec.json.encode(told) + b"\n\n")
+                last_sent, said_at = body, now
+            elif now - said_at >= HEARTBEAT_SECONDS:
+                await response.write(b": still here\n\n")
+                said_at = now
+            await asyncio.sleep(LEAST_SECONDS)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(EVERY_SECONDS - LEAST_SECONDS):
+                    await anext(entries)
+
+
+class _Viewer:
+    """What one stream has told already."""
+
+    def __init__(self, app: web.Application) -> None:
+        self._context, self._history, self._timeline = app[CONTEXT], app[HISTORY], app[TIMELINE]
+        self._after = 0
+        self._is_first = True
+
+    def told(self) -> Told:
+        fresh = self._timeline.after(self._after)
+        self._after = fresh[-1].id if fresh else self._after
+        history = {device: list(line) for device, line in self._history.lines().items()}
+        told = Told(
+            at=round(time.time(), 1),
+            state=state(self._context, self._timeline.lasts),
+            moments=fresh,
+            history=history if self._is_first else None,
+        )
+        self._is_first = False
+        return told
+
+
+async def keep_history(app: web.Application) -> None:
+    """For ever: note what was measured. It ends with its task, which the router's background owns."""
+    while True:
+        app[HISTORY].note(app[CONTEXT].pool.snapshot(), time.time())
+        await asyncio.sleep(EVERY_SECONDS)
+
+
+async def keep_timeline(app: web.Application) -> None:
+    """For ever: note what was decided."""
+    pool = app[CONTEXT].pool
+    with pool.journal.subscribe() as entries:
+        async for entry in entries:
+            labels = {device.id: device.label for device in pool.snapshot().devices}
+            app[TIMELINE].note([entry], labels)
+
+
+def prepare(app: web.Application) -> None:
+    """What the stream needs of the application, before anything is asked."""
+    app[HISTORY], app[TIMELINE], app[_VIEWERS] = History(), Timeline(), set()
