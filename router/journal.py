@@ -8,13 +8,14 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 from router.core.types import (
     Acquire,
     Adopted,
+    Closed,
     Command,
     Event,
     Exited,
@@ -54,6 +55,7 @@ class Journal:
         self._backlog = backlog
         self._next = 1
         self._readers: set[_Reader] = set()
+        self._followers: list[Callable[[Entry], None]] = []
 
     def record(self, now: float, event: Event, commands: list[Command]) -> Entry | None:
         """Note what was decided. Returns None for what is not worth an entry."""
@@ -64,7 +66,15 @@ class Journal:
         self._entries.append(entry)
         for reader in self._readers:
             reader.put(entry)
+        for heard in self._followers:
+            heard(entry)
         return entry
+
+    def follow(self, heard: Callable[[Entry], None]) -> None:
+        """Call `heard` with every entry from now on, before anything is carried out: it must be quick, and
+        never fail. For those that count and must miss nothing.
+        """
+        self._followers.append(heard)
 
     def entries(self, after: int = 0) -> tuple[Entry, ...]:
         """The kept entries with an id above `after`, oldest first."""
@@ -147,7 +157,7 @@ def event_fields(event: Event) -> dict[str, object]:
             return {"event": name, "models": sorted(models)}
         case Learned(model):
             return {"event": name, "model": model.name}
-        case Tick():
+        case Closed() | Tick():
             return {"event": name}
 
 

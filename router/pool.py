@@ -18,6 +18,7 @@ from router.core.scheduler import Scheduler
 from router.core.types import (
     Acquire,
     Adopted,
+    Closed,
     Command,
     Device,
     Event,
@@ -174,12 +175,8 @@ class Pool:
         self._closing = True
         if self._timer is not None:
             self._timer.cancel()
-        for future in self._futures.values():
-            if not future.done():
-                future.set_exception(ShuttingDown("the router is shutting down", retry_after_seconds=5.0))
+        self.tell(Closed())
         children = list(self._children.values()) if self._on_lease_end is None else []
-        for child in children:
-            self._begin_stop(child)
         await asyncio.gather(*(child.ended.wait() for child in children))
         for task in self._tasks:
             task.cancel()
@@ -317,6 +314,11 @@ class Pool:
     def measurements(self) -> Mapping[HostId, Measurement]:
         """The last one of each host: for people, who want to know what is wrong with a device."""
         return self._measurements
+
+    def address(self, instance: InstanceId) -> Address | None:
+        """Where a ready instance answers; None for one that does not yet, or does no more."""
+        child = self._children.get(instance)
+        return child.address if child is not None and not child.stop_wanted else None
 
     def log_tail(self, instance: InstanceId, lines: int = 20) -> tuple[str, ...]:
         child = self._children.get(instance)

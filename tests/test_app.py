@@ -326,8 +326,7 @@ async def test_a_second_signal_ends_the_streams_with_a_word(router: Start):
         up.send(signal.SIGTERM)
         await up.until(lambda: "a second signal ends them now" in up.output, "it drains")
         up.send(signal.SIGINT)
-        last = (await stream.rest())[-1]
-        assert "error" in json.loads(last)
+        assert json.loads((await stream.rest())[-1])["error"]["code"] == "shutting_down"
         assert await up.ended() == 0
         assert not up.children()
         assert not up.sockets()

@@ -11,6 +11,7 @@ from router.core.types import (
     Acquire,
     Adopted,
     Cause,
+    Closed,
     Event,
     Exited,
     Grant,
@@ -85,6 +86,7 @@ async def test_a_reader_sees_all_from_its_begin_on_and_a_slow_one_sees_the_gap_i
         HostLost("local"),
         Reloaded({}),
         Learned(Model("a", (PLACE,))),
+        Closed(),
         Tick(),
     ],
 )

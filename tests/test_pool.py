@@ -13,7 +13,7 @@ import pytest
 from router.backends import Launch
 from router.core.policy import make_policy
 from router.core.scheduler import Scheduler, Settings
-from router.core.types import Exited, Model, Placement, State
+from router.core.types import Cause, Exited, Model, Placement, State, Stop
 from router.errors import LoadFailed, ModelNotFound, ModelUnusable, ShuttingDown, Unavailable
 from router.hosts import Address, InstanceRecord
 from router.journal import Journal
@@ -216,6 +216,19 @@ async def test_shutting_down_refuses_those_who_wait_and_stops_loads_and_resident
     assert not host.children and host.started == ["a#1", "b#1"]
     with pytest.raises(ShuttingDown):
         await pool.load("a")
+
+
+async def test_a_shutdown_is_in_the_journal_as_the_reason_of_every_stop() -> None:
+    host = FakeHost()
+    async with pool_of(host, model("a", 8), model("b", 8)) as pool:
+        await pool.load("a")
+        host.auto_ready = False
+        loading = asyncio.ensure_future(pool.load("b"))
+        await until(lambda: "b#1" in host.children)
+    await asyncio.gather(loading, return_exceptions=True)
+    stops = [c for entry in pool.journal.entries() for c in entry.commands if isinstance(c, Stop)]
+    assert stops == [Stop("a#1", Cause.SHUTDOWN), Stop("b#1", Cause.SHUTDOWN)]
+    assert (exits(pool, "a#1"), exits(pool, "b#1")) == (1, 1)
 
 
 async def test_an_unknown_model_is_refused_and_leaves_nothing() -> None:

@@ -14,6 +14,7 @@ from router.errors import (
     NoRoom,
     QueueFull,
     RouterError,
+    ShuttingDown,
     Unloaded,
     WaitTimeout,
 )
@@ -22,6 +23,10 @@ from router.errors import (
 RETRY_SECONDS = 10.0
 #: Names listed in a refusal at most.
 NAMES_SHOWN = 20
+
+
+def closed() -> ShuttingDown:
+    return ShuttingDown("the router is shutting down", retry_after_seconds=5.0)
 
 
 def gib(bytes_: int) -> str:

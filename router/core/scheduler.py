@@ -23,6 +23,7 @@ from router.core.types import (
     Acquire,
     Adopted,
     Cause,
+    Closed,
     Command,
     Device,
     DeviceId,
@@ -116,6 +117,8 @@ class Scheduler:
                 self._reloaded(event, now)
             case Learned():
                 self._learned(event)
+            case Closed():
+                self._closed()
             case Tick():
                 pass
         self._bring_up_to_date(now)
@@ -343,6 +346,18 @@ class Scheduler:
         for name, model in event.models.items():
             if name not in self._books.records:
                 self._books.records[name] = Record(model, Forecast(model.load_seconds))
+
+    def _closed(self) -> None:
+        for record in list(self._books.records.values()):
+            self._refuse_all(record, refusals.closed())
+            for one in list(record.instances.values()):
+                match one.state:
+                    case State.PLANNED:
+                        self._cancel(one)
+                    case State.STARTING | State.READY | State.DRAINING:
+                        self._stop(one, Cause.SHUTDOWN)
+                    case State.STOPPING:
+                        pass
 
     def _learned(self, event: Learned) -> None:
         record = self._books.records.get(event.model.name)

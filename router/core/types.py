@@ -244,12 +244,28 @@ class Learned:
 
 
 @dataclass(frozen=True, slots=True)
+class Closed:
+    """The router shuts down: whoever waits is refused, and everything that runs is stopped."""
+
+
+@dataclass(frozen=True, slots=True)
 class Tick:
     """Time has passed: `next_deadline()` is due."""
 
 
 Event: TypeAlias = (
-    Acquire | Release | Ready | Exited | Adopted | Measured | Unload | HostLost | Reloaded | Learned | Tick
+    Acquire
+    | Release
+    | Ready
+    | Exited
+    | Adopted
+    | Measured
+    | Unload
+    | HostLost
+    | Reloaded
+    | Learned
+    | Closed
+    | Tick
 )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from router.core.types import Device, Learned, Model, Reloaded
+from router.core.types import Closed, Device, Learned, Model, Reloaded
 from router.errors import LoadFailed, ModelUnusable, UpstreamFailed
 from tests.core.playbook import GIB, Table, at, device, model, on
 
@@ -672,3 +672,18 @@ def test_devices_of_two_hosts_are_told_apart() -> None:
         devices=[device("gpu", 10), Device("far/gpu", 11 * GIB, GIB)], models=[model("a", on(gpu=6))]
     )
     assert [view.room for view in table.scheduler.snapshot(0.0).devices] == [10 * GIB, 10 * GIB]
+
+
+def test_a_shutdown_refuses_who_waits_and_stops_what_runs_loads_or_drains_each_once() -> None:
+    table = Table(gpu=10, a=4, b=4, c=9)
+    table.serves("a")
+    table.asks("r1", "a")
+    table.asks("r2", "b")
+    table.asks("r3", "c")
+    told = table.tell(Closed())
+    assert sorted(told) == [
+        "refuse r2: ShuttingDown", "refuse r3: ShuttingDown", "stop a: shutdown", "stop b: shutdown",
+    ]  # fmt: skip
+    assert table.tell(Closed()) == []
+    assert table.exits("a") + table.exits("b") == []
+    assert table.states() == []
