@@ -92,7 +92,7 @@ class Scheduler:
 
     # --- the four calls ---
 
-    def handle(self, event: Event, now: float) -> list[Command]:
+    def handle(self, event: Event, now: float) -> list[Command]:  # noqa: C901 - a case per event
         """Take one event and return what to do about it, in order."""
         self._now = now = max(now, self._now)
         self._commands = []
