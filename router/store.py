@@ -1,4 +1,5 @@
-"""What outlives the router, in one sqlite file: records of its children, load times, learned footprints.
+"""What outlives the router, in one sqlite file: records of its children, load times, learned footprints,
+downloads.
 
 It is never worth stopping for: a database that is damaged or newer than this program is moved aside, and
 where nothing can be written (disk full, read-only) the store goes on in memory, after one warning.
@@ -69,6 +70,13 @@ CREATE TABLE footprints (
     files      TEXT NOT NULL,
     updated_at REAL NOT NULL,
     PRIMARY KEY (key, shape)
+) STRICT;
+""",
+    """
+CREATE TABLE downloads (
+    id         TEXT PRIMARY KEY,
+    job        TEXT NOT NULL,
+    updated_at REAL NOT NULL
 ) STRICT;
 """,
 )
@@ -212,6 +220,20 @@ class Store:
     async def forget_footprints(self, *, older_than: float) -> None:
         """Drop what was not confirmed since that Unix time."""
         await self._write("DELETE FROM footprints WHERE updated_at < ?", (older_than,))
+
+    # --- downloads -----------------------------------------------------------------------------------------
+
+    async def put_download(self, job: str, text: str) -> None:
+        """Write or replace a job, which is whatever `router.downloads` makes of it."""
+        await self._write("INSERT OR REPLACE INTO downloads VALUES (?, ?, ?)", (job, text, time.time()))
+
+    async def downloads(self) -> Mapping[str, str]:
+        """By id, those that changed last at the end."""
+        return dict(await self._read("SELECT id, job FROM downloads ORDER BY updated_at, rowid"))
+
+    async def delete_download(self, job: str) -> None:
+        """Forget a job; unknown is fine."""
+        await self._write("DELETE FROM downloads WHERE id = ?", (job,))
 
     # --- the thread ----------------------------------------------------------------------------------------
 

@@ -234,3 +234,15 @@ async def test_two_stores_on_one_file_do_not_block_each_other_for_long(path):
         assert first.is_persistent
         assert second.is_persistent
         assert {name: time.count for name, time in (await first.load_times()).items()} == {"a": 20, "b": 20}
+
+
+async def test_downloads_come_back_until_they_are_forgotten(path):
+    async with Store(path) as store:
+        await store.put_download("a", "first")
+        await store.put_download("b", "second")
+        await store.put_download("a", "third")
+    async with Store(path) as store:
+        assert list((await store.downloads()).items()) == [("b", "second"), ("a", "third")]
+        await store.delete_download("a")
+        await store.delete_download("nobody")
+        assert await store.downloads() == {"b": "second"}

@@ -118,6 +118,16 @@ class ChildConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class DownloadsConfig:
+    """[downloads]: how models are fetched from a Hugging Face hub."""
+
+    concurrent: Positive = 2
+    min_free_mib: Count = 1024
+    retry_seconds: Seconds = 600.0
+    stall_seconds: PositiveSeconds = 60.0
+
+
+@dataclass(frozen=True, slots=True)
 class Config:
     """All of it. `models` holds the tables of [models."NAME"] as written; `lines` says where each key stands
     in `source`, the file it came from.
@@ -128,6 +138,7 @@ class Config:
     memory: MemoryConfig = MemoryConfig()
     scheduler: SchedulerConfig = SchedulerConfig()
     child: ChildConfig = ChildConfig()
+    downloads: DownloadsConfig = DownloadsConfig()
     models: Mapping[str, Mapping[str, Any]] = field(default_factory=_no_entries)
     source: Path | None = field(default=None, compare=False)
     lines: Mapping[tuple[str, ...], int] = field(default_factory=_no_entries, repr=False, compare=False)

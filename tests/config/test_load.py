@@ -110,7 +110,7 @@ def test_a_misspelt_section_is_refused_with_the_nearest_one(write):
 
 
 def test_an_unheard_of_section_is_told_which_there_are(write):
-    assert "there are [child], [memory]" in problems(write("[zzzz]\n"))[0]
+    assert "there are [child], [downloads], [memory]" in problems(write("[zzzz]\n"))[0]
 
 
 def test_a_key_like_no_other_is_told_which_there_are(write):

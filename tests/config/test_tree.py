@@ -54,7 +54,7 @@ def test_what_the_file_of_the_project_shows_in_comments_can_be_used(tmp_path):
     assert loaded.models["qwen3-8b"]["pinned"] is True
 
 
-@pytest.mark.parametrize("section", ["server", "paths", "memory", "scheduler", "child"])
+@pytest.mark.parametrize("section", ["server", "paths", "memory", "scheduler", "child", "downloads"])
 def test_every_default_is_within_the_bounds_of_its_key(section, tmp_path):
     defaults = getattr(Config(), section)
     file = tmp_path / "config.toml"
