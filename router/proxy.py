@@ -82,6 +82,10 @@ class Account:
     load_seconds: float = 0.0
     first_byte_seconds: float | None = None
     evicted: tuple[InstanceId, ...] = ()
+    instance: InstanceId | None = None
+    sent_bytes: int = 0
+    # Set by an operator who ends the request, before its task is cancelled.
+    ended_by: RouterError | None = None
     # What the child told at the end of its answer, None where it told nothing.
     prompt_tokens: int | None = None
     cached_tokens: int | None = None
@@ -181,6 +185,7 @@ class Proxy:
             account.action = lease.action
             account.queue_seconds, account.load_seconds = lease.queue_seconds, lease.load_seconds
             account.evicted = lease.evicted
+            account.instance = lease.instance
             with self.traffic.passage(lease.instance) as passage:
                 return await self._exchange(request, body, ask, account, target, lease, passage)
 
@@ -230,12 +235,20 @@ class Proxy:
                 failure = await self._cut(lease, error)
                 await _end_with_error(request, response, failure, dialect, last)
                 return response
+            except asyncio.CancelledError:
+                ended_by, task = request[ACCOUNT].ended_by, asyncio.current_task()
+                if ended_by is None or task is None:
+                    raise
+                task.uncancel()
+                await _end_with_error(request, response, ended_by, dialect, last)
+                return response
             if not chunk:
                 break
             last = chunk
             passage.moved(len(chunk))
             await response.write(chunk)
             passage.taken()
+            request[ACCOUNT].sent_bytes += len(chunk)
         await response.write_eof()
         return response
 

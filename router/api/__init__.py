@@ -6,15 +6,17 @@ from __future__ import annotations
 
 from aiohttp import web
 
-from router.api import explain, health, models, openai, page, restart, vram
+from router.api import explain, health, metrics, models, openai, page, requests, restart, vram
+from router.api.access_log import SERVER, note_access
 from router.api.context import CONTEXT, Context, Known
 from router.api.cors import ORIGINS, answer_pages, mark_answer
 from router.api.errors import tell_errors
 from router.api.keys import ACCESS, KEYS, Keys, check_key
+from router.api.requests import IN_FLIGHT, InFlight, note_request
 from router.api.route import ENDLESS
 from router.config import ServerConfig
 
-FAMILIES = (openai, models, vram, explain, health, restart, page)
+FAMILIES = (openai, models, requests, vram, explain, health, metrics, restart, page)
 
 __all__ = ["CONTEXT", "FAMILIES", "Context", "Known", "application"]
 
@@ -23,10 +25,13 @@ def application(server: ServerConfig) -> web.Application:
     """Every endpoint, with its keys and limits. Whoever starts it sets `app[CONTEXT]` before the first
     request."""
     app = web.Application(
-        middlewares=[tell_errors, answer_pages, check_key], client_max_size=server.max_body_mib << 20
+        middlewares=[note_access, tell_errors, answer_pages, check_key, note_request],
+        client_max_size=server.max_body_mib << 20,
     )
+    app[SERVER] = server
     app[KEYS] = Keys(server.api_keys, server.admin_keys)
     app[ORIGINS] = frozenset(server.cors_origins)
+    app[IN_FLIGHT] = InFlight()
     app[ACCESS], app[ENDLESS] = {}, set()
     for route in (route for family in FAMILIES for route in family.ROUTES):
         # A GET answers HEAD as well, as RFC 9110 (9.1) asks of every server.

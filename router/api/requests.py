@@ -1,0 +1,153 @@
+"""The requests in flight: who asks which model for what, since when, and how far it is; and their end by an
+operator's word."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import time
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import msgspec
+from aiohttp import web
+
+from router.api.answer import json_response
+from router.api.route import Access, Handler, Route
+from router.core.types import InstanceId, ModelName
+from router.errors import RouterError
+from router.proxy import ACCOUNT, Account
+
+
+class RequestNotFound(RouterError):
+    """No request in flight has this id: it never was, or it has ended."""
+
+    status = 404
+    type = "not_found_error"
+    code = "request_not_found"
+
+
+class RequestEnded(RouterError):
+    """What the client of a request is told that an operator ended."""
+
+    status = 503
+    type = "unavailable_error"
+    code = "request_ended"
+
+
+class RequestRow(msgspec.Struct, frozen=True):
+    """One request in flight. `state` is "waiting" until its model is ready, then "answering"; `action` what
+    it took to get there; `since` Unix time; `bytes` those of its answer that have been sent."""
+
+    id: str
+    model: ModelName
+    instance: InstanceId | None
+    client: str | None
+    method: str
+    path: str
+    state: str
+    action: str | None
+    since: float
+    age_seconds: float
+    bytes: int
+
+
+class RequestList(msgspec.Struct, frozen=True):
+    data: list[RequestRow]
+    object: str = "list"
+
+
+class EndedRequest(msgspec.Struct, frozen=True):
+    id: str
+    success: bool = True
+
+
+@dataclass(slots=True, eq=False)
+class Ticket:
+    """A request from its arrival to its end. `since` is Unix time."""
+
+    id: str
+    request: web.Request
+    task: asyncio.Task[Any]
+    since: float = field(default_factory=time.time)
+
+
+class InFlight:
+    """Every request that is being handled, by id, oldest first."""
+
+    def __init__(self) -> None:
+        self.tickets: dict[str, Ticket] = {}
+        self._ids = itertools.count(1)
+
+    def enter(self, request: web.Request) -> Ticket:
+        task = asyncio.current_task()
+        assert task is not None, "a request is handled in a task"
+        ticket = Ticket(str(next(self._ids)), request, task)
+        self.tickets[ticket.id] = ticket
+        return ticket
+
+
+IN_FLIGHT: Final = web.AppKey("in_flight", InFlight)
+
+
+@web.middleware
+async def note_request(request: web.Request, handler: Handler) -> web.StreamResponse:
+    in_flight = request.app[IN_FLIGHT]
+    ticket = in_flight.enter(request)
+    try:
+        return await handler(request)
+    except asyncio.CancelledError:
+        account = request.get(ACCOUNT)
+        if account is None or account.ended_by is None:
+            raise
+        ticket.task.uncancel()
+        raise account.ended_by from None
+    finally:
+        del in_flight.tickets[ticket.id]
+
+
+def rows(app: web.Application) -> list[RequestRow]:
+    """The requests that are for a model, oldest first; the router's own are left out."""
+    now = time.time()
+    tickets = app[IN_FLIGHT].tickets.values()
+    return [_row(one, account, now) for one in tickets if (account := one.request.get(ACCOUNT)) is not None]
+
+
+async def list_requests(request: web.Request) -> web.Response:
+    return json_response(RequestList(rows(request.app)))
+
+
+async def end_request(request: web.Request) -> web.Response:
+    """Its client gets an error: as a whole answer where none had begun, else as the end of its stream."""
+    id_ = request.match_info["id"]
+    ticket = request.app[IN_FLIGHT].tickets.get(id_)
+    account = ticket.request.get(ACCOUNT) if ticket is not None else None
+    if ticket is None or account is None:
+        raise RequestNotFound(f"no request {id_[:40]!r} is in flight; GET /requests lists those that are")
+    if account.ended_by is None:
+        account.ended_by = RequestEnded("an operator has ended this request")
+        ticket.task.cancel()
+    return json_response(EndedRequest(id_))
+
+
+def _row(ticket: Ticket, account: Account, now: float) -> RequestRow:
+    request = ticket.request
+    return RequestRow(
+        id=ticket.id,
+        model=account.model,
+        instance=account.instance,
+        client=request.remote,
+        method=request.method,
+        path=request.path,
+        state="waiting" if account.instance is None else "answering",
+        action=None if account.instance is None else account.action,
+        since=round(ticket.since, 3),
+        age_seconds=round(max(0.0, now - ticket.since), 3),
+        bytes=account.sent_bytes,
+    )
+
+
+ROUTES = (
+    Route("GET", "/requests", list_requests, Access.ADMIN),
+    Route("DELETE", "/requests/{id}", end_request, Access.ADMIN),
+)
