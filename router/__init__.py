@@ -8,6 +8,7 @@ The rooms, top to bottom. A room imports only from floors below it; rooms of one
     __main__ > cli     the command line; each command is a file, imported when asked for
     app                Config -> a running server: every part with its owner, in one ordered list
     api                one file per family of endpoints, each with its ROUTES; errors in OpenAI's shape
+    metrics            what Prometheus is told: counted as it happens, or read off a snapshot
     proxy              the data plane: hold a lease, pass bytes both ways
     pool               the async shell: carries out commands, reports events, keeps one timer
     stall              whether a child that requests wait for is stuck
@@ -30,7 +31,8 @@ chunk by chunk -> the lease ends, whatever happened, with one Release.
 
 To add: a backend = a file in backends; a kind of host = a file in hosts; a kind of device = a probe in
 devices; an eviction policy = an entry in core.policy; an endpoint = a Route in its family's file in api; a
-command = a file in cli; a metric or an event = a reader of the journal.
+command = a file in cli; a metric = a row in metrics.state, or a counter where it happens; an
+event = a reader of the journal.
 """
 
 __version__ = "0.1.0"

@@ -56,6 +56,7 @@ class Journal:
         self._next = 1
         self._readers: set[_Reader] = set()
         self._followers: list[Callable[[Entry], None]] = []
+        self._followers: list[Callable[[Entry], None]] = []
 
     def record(self, now: float, event: Event, commands: list[Command]) -> Entry | None:
         """Note what was decided. Returns None for what is not worth an entry."""
@@ -69,6 +70,12 @@ class Journal:
         for heard in self._followers:
             heard(entry)
         return entry
+
+    def follow(self, heard: Callable[[Entry], None]) -> None:
+        """Call `heard` with every entry from now on, before anything is carried out: it must be quick, and
+        never fail. For those that count and must miss nothing.
+        """
+        self._followers.append(heard)
 
     def follow(self, heard: Callable[[Entry], None]) -> None:
         """Call `heard` with every entry from now on, before anything is carried out: it must be quick, and

@@ -320,6 +320,11 @@ class Pool:
         child = self._children.get(instance)
         return child.address if child is not None and not child.stop_wanted else None
 
+    def address(self, instance: InstanceId) -> Address | None:
+        """Where a ready instance answers; None for one that does not yet, or does no more."""
+        child = self._children.get(instance)
+        return child.address if child is not None and not child.stop_wanted else None
+
     def log_tail(self, instance: InstanceId, lines: int = 20) -> tuple[str, ...]:
         child = self._children.get(instance)
         hosts = self._hosts.values() if child is None else [self._hosts[child.start.placement.host]]

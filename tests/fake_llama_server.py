@@ -288,8 +288,12 @@ class Server:
 
     def answer_about(self, connection, path):
         if path == "/metrics":
-            text = f"llamacpp:requests_processing 0\nllamacpp:tokens_predicted_total {self.answered}\n"
-            send(connection, 200, text.encode(), "text/plain; version=0.0.4")
+            rows = {"tokens_predicted_total counter": self.answered, "requests_processing gauge": 0}
+            lines = [
+                f"# HELP llamacpp:{name} of a fake\n# TYPE llamacpp:{name} {kind}\nllamacpp:{name} {value}\n"
+                for (name, kind), value in ((row.split(), value) for row, value in rows.items())
+            ]
+            send(connection, 200, "".join(lines).encode(), "text/plain; version=0.0.4")
         elif path == "/props":
             n_ctx, total_slots = int(self.options["ctx-size"]), int(self.options["parallel"])
             props = {"total_slots": total_slots, "default_generation_settings": {"n_ctx": n_ctx}}

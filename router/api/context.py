@@ -15,6 +15,7 @@ from router.config import Config
 from router.core.types import ModelName
 from router.definitions import Definitions
 from router.errors import Unavailable
+from router.metrics import Page
 from router.pool import Pool
 from router.proxy import Proxy
 
@@ -56,10 +57,12 @@ class Context:
     spawn: Spawn
     restart: Callable[[], Awaitable[int]] = _no_restart
     proxy: Proxy = field(init=False)
+    metrics: Page = field(default_factory=Page, init=False)
     planning: asyncio.Lock = field(default_factory=asyncio.Lock, init=False)
 
     def __post_init__(self) -> None:
         self.proxy = Proxy(self.pool)
+        self.pool.journal.follow(self.metrics.decisions.heard)
 
     def name_of(self, name: str) -> ModelName:
         """The canonical name of a model or alias. Raises ModelNotFound, which tells the names there are."""

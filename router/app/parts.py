@@ -14,7 +14,6 @@ from aiohttp import web
 
 from router import api
 from router.api import CONTEXT, Context, Known
-from router.api.access_log import note_access
 from router.api.page import keep_history, keep_timeline
 from router.app.background import BACKGROUND, Background
 from router.app.handover import Predecessor
@@ -78,9 +77,7 @@ def build(setup: Setup) -> web.Application:
     app = api.application(setup.config.server)
     app[SETUP], app[REQUESTS], app[BACKGROUND] = setup, Requests(), Background()
     app[RELAY] = Relay()
-    app.middlewares[1:1] = [count_requests, relay_after_handover]  # within the one that tells errors
-    if setup.config.server.access_log:
-        app.middlewares.insert(0, note_access)
+    app.middlewares[2:2] = [count_requests, relay_after_handover]  # within the one that tells errors
     app.cleanup_ctx.extend(PARTS)
     app.on_shutdown.append(_close_pool)
     return app

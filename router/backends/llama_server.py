@@ -31,8 +31,11 @@ OUT_OF_MEMORY_TEXTS: Final = (
 
 #: What it has got done, slot by slot. Its main loop answers, so a stuck one does not.
 PROGRESS_PATH: Final = "/slots"
+#: What it tells Prometheus (--metrics); a sleeping one is not woken by it.
+METRICS_PATH: Final = "/metrics"
 
 __all__ = [
+    "METRICS_PATH",
     "OUT_OF_MEMORY_TEXTS",
     "PROGRESS_PATH",
     "LlamaServerSettings",

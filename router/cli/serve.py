@@ -71,12 +71,19 @@ def serve(ctx: click.Context, /, config: Path | None, no_autoload: bool, **optio
     def read_config() -> Config:
         return load_config(config, overrides)
 
-    logging.basicConfig(
-        level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
-    )
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_Lines("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
     with taking_over() as predecessor:
         read = read_config()
         run(read, find_models(read, say=click.echo), read_config, say=click.echo, predecessor=predecessor)
+
+
+class _Lines(logging.Formatter):
+    """A record that is `bare` is a line by itself: an object of the access log."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return record.getMessage() if getattr(record, "bare", False) else super().format(record)
 
 
 def _overrides(options: dict[str, Any], no_autoload: bool, child_args: list[str]) -> dict[str, object]:

@@ -43,6 +43,7 @@ class ServerConfig:
     shutdown_grace_seconds: Seconds = 30.0
     restart_grace_seconds: Seconds = 3600.0
     access_log: bool = True
+    access_log_format: Literal["text", "json"] = "text"
 
 
 @dataclass(frozen=True, slots=True)

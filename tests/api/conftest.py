@@ -15,7 +15,6 @@ import pytest
 from aiohttp import web
 
 from router.api import CONTEXT, Context, Known, application
-from router.api.access_log import note_access
 from router.catalog import Catalog
 from router.config import ChildConfig, Config, PathsConfig, SchedulerConfig, ServerConfig
 from router.core.types import Device
@@ -115,8 +114,7 @@ class Api:
             upstream = Upstream(self._folder / f"{number}.sock", script)
             await self._stack.enter_async_context(upstream)
             self.pool.sockets[name] = [upstream.path] * 9
-        app = application(served)
-        app.middlewares.insert(0, note_access)
+        app = self.app = application(served)
         config = Config(server=served, scheduler=SchedulerConfig(autoload=autoload))
         app[CONTEXT] = Context(config, self.known, cast(Pool, self.pool), self._reload, self._spawn)
         runner = web.AppRunner(

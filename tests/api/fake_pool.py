@@ -133,6 +133,10 @@ class FakePool:
     def standings(self, model: str) -> tuple[Standing, ...]:
         return self.standings_of.get(model, ())
 
+    def address(self, instance: str) -> Address | None:
+        found = self.instances.get(instance)
+        return Address(found.socket) if found is not None else None
+
     def log_tail(self, instance: str, lines: int = 20) -> tuple[str, ...]:
         return self.logs.get(instance, ())[-lines:]
 

@@ -117,7 +117,7 @@ def test_a_key_like_no_other_is_told_which_there_are(write):
     line = problems(write("[server]\nzzzz = 1\n"))[0]
     assert line.endswith(
         "[server] has host, port, api_keys, admin_keys, cors_origins, max_body_mib, shutdown_grace_seconds, "
-        "restart_grace_seconds, access_log"
+        "restart_grace_seconds, access_log, access_log_format"
     )
 
 

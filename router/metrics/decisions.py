@@ -1,0 +1,71 @@
+"""What the scheduler did, counted as a reader of the journal."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from prometheus_client import CollectorRegistry, Counter
+
+from router.core.types import Adopted, Cause, Exited, InstanceId, ModelName, Ready, Start, Stop
+from router.journal import Entry
+
+_OF_A_MODEL: Final = ("model",)
+
+
+class DecisionMetrics:
+    """Collectors in `registry`; `heard` is told every entry of the journal, and is quick."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        def counter(name: str, help_: str, *further: str) -> Counter:
+            return Counter(name, help_, (*_OF_A_MODEL, *further), registry=registry)
+
+        self._loads = counter("llama_router_loads_total", "Loads begun.")
+        self._failures = counter(
+            "llama_router_load_failures_total",
+            "Loads that did not come to a ready llama-server, by reason: failed, out_of_memory, or no_room "
+            "(the host had less than the books said; it is planned anew).",
+            "reason",
+        )
+        self._crashes = counter(
+            "llama_router_crashes_total", "Ready llama-servers that ended without being told to."
+        )
+        self._unloads = counter(
+            "llama_router_unloads_total",
+            "llama-servers ended by the router, by reason: evicted, expired, unloaded, reloaded, aborted, "
+            "yielded.",
+            "reason",
+        )
+        self._evictions = counter(
+            "llama_router_evictions_total", "llama-servers ended to make room for another model."
+        )
+        self._swaps = counter(
+            "llama_router_swaps_total", "Loads for which at least one other llama-server had to leave."
+        )
+        self._ready: set[InstanceId] = set()
+
+    def heard(self, entry: Entry) -> None:
+        match entry.event:
+            case Ready(instance) | Adopted(instance):
+                self._ready.add(instance)
+            case Exited(instance, error, no_room, out_of_memory):
+                if instance in self._ready:
+                    self._ready.discard(instance)
+                    if error is not None:
+                        self._crashes.labels(_model(instance)).inc()
+                elif error is not None:
+                    reason = "no_room" if no_room else "out_of_memory" if out_of_memory else "failed"
+                    self._failures.labels(_model(instance), reason).inc()
+        for command in entry.commands:
+            match command:
+                case Start(_, model, _, evicted):
+                    self._loads.labels(model).inc()
+                    if evicted:
+                        self._swaps.labels(model).inc()
+                case Stop(instance, cause):
+                    self._unloads.labels(_model(instance), cause.value).inc()
+                    if cause is Cause.EVICTED:
+                        self._evictions.labels(_model(instance)).inc()
+
+
+def _model(instance: InstanceId) -> ModelName:
+    return instance.rpartition("#")[0]

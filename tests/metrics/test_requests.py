@@ -1,0 +1,49 @@
+"""What is counted of a request when it ends."""
+
+from __future__ import annotations
+
+from prometheus_client import CollectorRegistry
+
+from router.metrics.requests import RequestMetrics
+from router.proxy import Account
+
+
+def ended(*accounts: tuple[Account, int, float]) -> CollectorRegistry:
+    registry = CollectorRegistry()
+    metrics = RequestMetrics(registry)
+    for account, status, seconds in accounts:
+        metrics.ended(account, status, seconds)
+    return registry
+
+
+def test_the_first_token_is_counted_from_the_arrival():
+    account = Account("a", "loaded", queue_seconds=1.0, load_seconds=2.0, first_byte_seconds=0.5)
+    registry = ended((account, 200, 4.0))
+    values = {
+        name: registry.get_sample_value(f"llama_router_request_{name}_seconds_sum", {"model": "a"})
+        for name in ("queue", "load", "first_token", "duration")
+    }
+    assert values == {"queue": 1.0, "load": 2.0, "first_token": 3.5, "duration": 4.0}
+
+
+def test_a_request_that_found_its_model_loaded_waited_for_no_load():
+    registry = ended((Account("a", "already_loaded"), 200, 0.1))
+    assert registry.get_sample_value("llama_router_request_load_seconds_count", {"model": "a"}) == 0
+
+
+def test_outcomes_are_told_apart_and_tokens_added_up():
+    good = Account(
+        "a", "already_loaded", prompt_tokens=10, cached_tokens=4, generated_tokens=5, tokens_per_second=60.0
+    )
+    registry = ended((good, 200, 1.0), (good, 200, 1.0), (Account("a"), 503, 1.0))
+
+    def value(name: str, **labels: str) -> float | None:
+        return registry.get_sample_value(f"llama_router_{name}", {"model": "a", **labels})
+
+    assert value("requests_total", action="already_loaded", status="200") == 2
+    assert value("requests_total", action="rejected", status="503") == 1
+    assert value("prompt_tokens_total") == 20
+    assert value("cached_prompt_tokens_total") == 8
+    assert value("generated_tokens_total") == 10
+    assert value("generation_tokens_per_second_bucket", le="50.0") == 0
+    assert value("generation_tokens_per_second_bucket", le="75.0") == 2
