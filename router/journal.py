@@ -23,6 +23,7 @@ from router.core.types import (
     HostLost,
     Learned,
     Measured,
+    Pinned,
     Ready,
     Refuse,
     Release,
@@ -56,7 +57,6 @@ class Journal:
         self._next = 1
         self._readers: set[_Reader] = set()
         self._followers: list[Callable[[Entry], None]] = []
-        self._followers: list[Callable[[Entry], None]] = []
 
     def record(self, now: float, event: Event, commands: list[Command]) -> Entry | None:
         """Note what was decided. Returns None for what is not worth an entry."""
@@ -70,12 +70,6 @@ class Journal:
         for heard in self._followers:
             heard(entry)
         return entry
-
-    def follow(self, heard: Callable[[Entry], None]) -> None:
-        """Call `heard` with every entry from now on, before anything is carried out: it must be quick, and
-        never fail. For those that count and must miss nothing.
-        """
-        self._followers.append(heard)
 
     def follow(self, heard: Callable[[Entry], None]) -> None:
         """Call `heard` with every entry from now on, before anything is carried out: it must be quick, and
@@ -158,6 +152,8 @@ def event_fields(event: Event) -> dict[str, object]:
             return {"event": name, "free": dict(free)}
         case Unload(model, force):
             return {"event": name, "model": model, "force": force}
+        case Pinned(model, pinned):
+            return {"event": name, "model": model, "pinned": pinned}
         case HostLost(host):
             return {"event": name, "host": host}
         case Reloaded(models):

@@ -65,10 +65,13 @@ LOAD_POLL_SECONDS = 1.0
 
 
 class Learner(Protocol):
-    """Corrects what is reserved by what is measured (router.learning). Neither call waits."""
+    """Corrects what is reserved by what is measured (router.learning). Only `consult` waits."""
 
     def heard(self, event: Event, commands: Sequence[Command]) -> Iterable[Event]:
         """Told all that the scheduler is told and answers; returns what it is to be told in turn."""
+
+    async def consult(self, instance: InstanceId) -> Iterable[Event]:
+        """Asked before a child is started; what it says means that too little is reserved. Bounded."""
 
     def corrections(self, taken: Measurement) -> Mapping[InstanceId, Footprint]:
         """The reservations that a measurement changes."""
@@ -320,11 +323,6 @@ class Pool:
         child = self._children.get(instance)
         return child.address if child is not None and not child.stop_wanted else None
 
-    def address(self, instance: InstanceId) -> Address | None:
-        """Where a ready instance answers; None for one that does not yet, or does no more."""
-        child = self._children.get(instance)
-        return child.address if child is not None and not child.stop_wanted else None
-
     def log_tail(self, instance: InstanceId, lines: int = 20) -> tuple[str, ...]:
         child = self._children.get(instance)
         hosts = self._hosts.values() if child is None else [self._hosts[child.start.placement.host]]
@@ -425,6 +423,7 @@ class Pool:
 
     async def _start(self, child: _Child, host: Host) -> Address:
         start = child.start
+        await self._consult(start)
         definition = self._definitions.get(start.model)
         return await host.start(
             start.instance,
@@ -433,6 +432,14 @@ class Pool:
             self._launcher(start.model, start.placement),
             definition=definition.definition if definition is not None else "",
         )
+
+    async def _consult(self, start: Start) -> None:
+        """Raises HostFull where too little is reserved: the next plan reserves enough."""
+        news = [] if self._learner is None else list(await self._learner.consult(start.instance))
+        for event in news:
+            self.tell(event)
+        if news:
+            raise HostFull(f"{start.model} takes more than was reserved for it, by a second opinion")
 
     def _begin_stop(self, child: _Child) -> None:
         """Cancel a load (the host ends its child then), or have a ready child stopped."""

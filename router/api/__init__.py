@@ -8,7 +8,6 @@ from aiohttp import web
 
 from router.api import explain, health, metrics, models, openai, page, requests, restart, vram
 from router.api.access_log import SERVER, note_access
-from router.api.access_log import SERVER, note_access
 from router.api.context import CONTEXT, Context, Known
 from router.api.cors import ORIGINS, answer_pages, mark_answer
 from router.api.errors import tell_errors
@@ -29,7 +28,6 @@ def application(server: ServerConfig) -> web.Application:
         middlewares=[note_access, tell_errors, answer_pages, check_key, note_request],
         client_max_size=server.max_body_mib << 20,
     )
-    app[SERVER] = server
     app[SERVER] = server
     app[KEYS] = Keys(server.api_keys, server.admin_keys)
     app[ORIGINS] = frozenset(server.cors_origins)
