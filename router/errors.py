@@ -3,6 +3,7 @@
     RouterError                       500 server_error
       InvalidRequest                  400 invalid_request_error
         ModelNotLoaded                400   autoload is off and the model is not running
+        LoadedOtherwise               409   it runs with other settings than a load asks for
       Unauthorized                    401 authentication_error
       Forbidden                       403 permission_error
       ModelNotFound                   404 not_found_error         names what exists and the nearest
@@ -70,6 +71,11 @@ class InvalidRequest(RouterError):
 
 class ModelNotLoaded(InvalidRequest):
     code = "model_not_loaded"
+
+
+class LoadedOtherwise(InvalidRequest):
+    status = 409
+    code = "loaded_otherwise"
 
 
 class Unauthorized(RouterError):

@@ -19,6 +19,7 @@ from router.core.types import (
     Learned,
     Measured,
     Model,
+    Pinned,
     Placement,
     Priority,
     Ready,
@@ -83,6 +84,7 @@ async def test_a_reader_sees_all_from_its_begin_on_and_a_slow_one_sees_the_gap_i
         Adopted("a#1", "a", PLACE),
         Measured({"local/cuda:0": None}),
         Unload("a", force=True),
+        Pinned("a", True),
         HostLost("local"),
         Reloaded({}),
         Learned(Model("a", (PLACE,))),
@@ -102,6 +104,8 @@ def test_commands_read_as_one_line_each() -> None:
         command_words(Start("a#1", "a", PLACE, ("b#2",)))
         == "start a#1 on local/cuda:0 3072 MiB after b#2 left"
     )
+    varied = Start("a#1", "a", PLACE, (), '3f {"ctx_size":512}')
+    assert command_words(varied) == 'start a#1 on local/cuda:0 3072 MiB with {"ctx_size":512}'
     assert command_words(Stop("b#2", Cause.EVICTED, "a")) == "stop b#2: evicted for a"
     assert command_words(Grant("r1", "a#1", "queued")) == "grant r1 on a#1: queued"
     assert command_words(Refuse("r2", NoRoom("no room for c"))) == "refuse r2: no room for c"

@@ -178,6 +178,7 @@ def _instance(books: Books, one: Instance) -> InstanceView:
         cause=one.cause,
         for_model=one.for_model,
         victims=tuple(sorted(one.victims)),
+        definition=one.model.definition,
     )
 
 

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from router.core.state import Books, Record, Waiter
 from router.core.types import DeviceId, Footprint, Placement
 from router.errors import (
+    LoadedOtherwise,
     LoadFailed,
     ModelNotFound,
     ModelTooLarge,
@@ -43,7 +44,8 @@ def unknown(name: str, known: Iterable[str]) -> ModelNotFound:
 
 def too_large(books: Books, record: Record) -> RouterError:
     ways = (
-        "; or ".join(_need_words(books, place) for place in record.model.placements) or "no device can run it"
+        "; or ".join(_need_words(books, place) for place in record.wanted.placements)
+        or "no device can run it"
     )
     return ModelTooLarge(
         f"{record.model.name} does not fit this machine: {ways}. "
@@ -103,6 +105,13 @@ def backing_off(record: Record, now: float) -> RouterError:
         f"{record.model.name} failed {times}; the next try is in {retry_after:.0f} s. Last: {cause}",
         retry_after_seconds=retry_after,
         details=record.last_error.details if record.last_error is not None else None,
+    )
+
+
+def loaded_otherwise(name: str) -> RouterError:
+    return LoadedOtherwise(
+        f"{name} is loaded, or about to be, with other settings; unload it first: "
+        f'POST /models/unload {{"model": "{name}"}}'
     )
 
 

@@ -37,6 +37,7 @@ from router.core.types import (
     Measured,
     Model,
     ModelName,
+    Pinned,
     Placement,
     Ready,
     Refuse,
@@ -47,6 +48,7 @@ from router.core.types import (
     Stop,
     Tick,
     Unload,
+    as_preset,
 )
 from router.core.views import Explanation, Snapshot
 from router.errors import RouterError
@@ -111,6 +113,8 @@ class Scheduler:
                 self._adopted(event, now)
             case Unload():
                 self._unloaded(event, now)
+            case Pinned():
+                self._pinned(event)
             case HostLost():
                 self._host_lost(event, now)
             case Reloaded():
@@ -155,14 +159,14 @@ class Scheduler:
         if record is None or record.vanished:
             raise refusals.unknown(model, self._names())
         if instead is not None:
-            record = replace(record, model=instead)
+            record = replace(record, model=instead, varied={})
         return explain.explain(self._books, record, self._waits.get(model), now)
 
     # --- what an event changes by itself ---
 
     def _acquired(self, event: Acquire, now: float) -> None:
-        """1 unknown, 2 unusable, 3 resident: granted now, 4 backing off, 5 queue full, 6 piggyback on a
-        drain, 7 waits.
+        """1 unknown, 2 unusable, or there with other settings than a load asks for, 3 resident: granted now,
+        4 backing off, 5 queue full, 6 piggyback on a drain, 7 waits.
         """
         books = self._books
         assert event.lease not in books.leases, f"lease {event.lease} was asked for twice"
@@ -176,19 +180,23 @@ class Scheduler:
         if record.model.error is not None:
             self._refuse(event.lease, record.model.error)  # 2
             return
+        if event.instead is not None and _is_otherwise(record, event.instead):
+            self._refuse(event.lease, refusals.loaded_otherwise(event.model))  # 2
+            return
         waiter = self._waiter(event, record, now)
         instance = record.open_instance()
         if instance is not None:
             record.hits += 1
             self._grant(waiter, instance, now, "already_loaded")  # 3
             return
-        if record.retry_at is not None and record.retry_at > now and not record.has_coming():
+        is_paused = record.retry_at is not None and record.retry_at > now and not record.has_coming()
+        if is_paused and event.instead is None:  # other settings may be what it needs
             self._refuse(event.lease, refusals.backing_off(record, now))  # 4
             return
         if self._queue_length() >= books.settings.queue_limit:
             self._refuse(event.lease, refusals.queue_full(books.settings.queue_limit))  # 5
             return
-        draining = self._piggyback(record, event, now)
+        draining = self._piggyback(record, event, now) if event.instead is None else None
         if draining is not None:
             record.hits += 1
             self._grant(waiter, draining, now, "already_loaded")  # 6
@@ -196,7 +204,7 @@ class Scheduler:
         books.leases[event.lease] = waiter  # 7
         record.join(waiter)
         self._demands[event.model] = record
-        if len(record.lines[waiter.priority]) == 1:
+        if len(record.lines[waiter.priority]) == 1 or waiter.instead is not None:
             self._dirty = True
         heapq.heappush(self._deadlines, (waiter.deadline, waiter.order, waiter.lease))
 
@@ -226,7 +234,8 @@ class Scheduler:
 
     def _exited(self, event: Exited, now: float) -> None:
         """1 refused by its host for memory, 2 wanted more than was reserved: once more, with more, 3 died
-        while loading, 4 died in service before it served anyone, 5 ended as told.
+        while loading; with other settings than its own that says nothing of the model, 4 died in service
+        before it served anyone, 5 ended as told.
         """
         one = self._books.instances.get(event.instance)
         if one is None:
@@ -236,6 +245,8 @@ class Scheduler:
         self._remove(one, now)
         if event.no_room and was is State.STARTING:
             record.hold_until_measured = now  # 1
+        elif was is State.STARTING and one.is_varied:
+            self._refuse_varied(record, event.error)  # 3
         elif was is State.STARTING and event.out_of_memory and self._enlarge(record):
             record.hold_until_measured = now  # 2
         elif was is State.STARTING:
@@ -258,7 +269,7 @@ class Scheduler:
             if (
                 held is not None
                 and held <= at
-                and any(p.footprint.keys() & event.free for p in record.model.placements)
+                and any(p.footprint.keys() & event.free for p in record.wanted.placements)
             ):
                 record.hold_until_measured = None
 
@@ -274,7 +285,10 @@ class Scheduler:
                 model, Forecast(model.load_seconds), vanished=True
             )
         order = self._next_order()
-        one = Instance(event.instance, record.model, event.placement, order, now, state=State.READY)
+        model = record.model
+        if as_preset(event.definition) != event.definition:
+            model = replace(model, placements=(event.placement,), definition=event.definition)
+        one = Instance(event.instance, model, event.placement, order, now, state=State.READY)
         one.started_at = one.ready_at = one.last_used = now
         one.completed = 1
         one.is_adopted = True
@@ -286,7 +300,7 @@ class Scheduler:
         number = one.id.rpartition("#")[2]  # no later child may be called the same
         if number.isdecimal():
             self._ids[event.model] = max(self._ids.get(event.model, 0), int(number))
-        if record.vanished or record.model.definition != event.definition:
+        if record.vanished or record.model.definition != as_preset(event.definition):
             self._retire(one, Cause.RELOADED)
 
     def _unloaded(self, event: Unload, now: float) -> None:
@@ -310,6 +324,12 @@ class Scheduler:
                             self._stop(one, Cause.UNLOADED)
                 case State.STOPPING:
                     pass
+
+    def _pinned(self, event: Pinned) -> None:
+        record = self._books.records.get(event.model)
+        if record is not None:
+            record.pin = event.pinned
+            self._dirty = True
 
     def _host_lost(self, event: HostLost, now: float) -> None:
         """Its children are gone; whoever waited for one there is planned anew, on what is left."""
@@ -429,9 +449,12 @@ class Scheduler:
         )
 
     def _drop_forsaken_plans(self) -> None:
-        """A plan nobody waits for any more is given up; the victims it only drained serve on."""
+        """A plan nobody waits for any more is given up, and one for other settings than are wanted now; the
+        victims it only drained serve on.
+        """
         for one in list(self._plans.values()):
-            if not self._books.record_of(one).waiting:
+            record = self._books.record_of(one)
+            if not record.waiting or one.model.definition != record.wanted.definition:
                 self._cancel(one)
 
     def _grant_waiters(self, now: float) -> None:
@@ -443,6 +466,9 @@ class Scheduler:
                 instance = record.open_instance()
                 assert instance is not None, "granting closes nobody"
                 self._leave_queue(waiter)
+                if waiter.instead is not None and _is_otherwise(record, waiter.instead):
+                    self._refuse(waiter.lease, refusals.loaded_otherwise(waiter.model))
+                    continue
                 started = instance.started_at if instance.started_at is not None else now
                 self._grant(waiter, instance, now, "queued" if waiter.since < started else "loaded")
 
@@ -537,7 +563,7 @@ class Scheduler:
     ) -> Instance:
         name = record.model.name
         self._ids[name] = number = self._ids.get(name, 0) + 1
-        one = Instance(f"{name}#{number}", record.model, place, self._next_order(), now, victims=victims)
+        one = Instance(f"{name}#{number}", record.wanted, place, self._next_order(), now, victims=victims)
         self._books.instances[one.id] = record.instances[one.id] = self._plans[one.id] = one
         self._books.ledger.claim(one.id, place.footprint, one.order)
         return one
@@ -581,7 +607,8 @@ class Scheduler:
         del self._plans[one.id]
         self._reopen(one.victims)  # of those it does not need any more
         self._books.ledger.reserve(one.id)
-        self._commands.append(Start(one.id, one.model.name, one.placement, tuple(sorted(one.victims))))
+        victims, definition = tuple(sorted(one.victims)), one.model.definition if one.is_varied else ""
+        self._commands.append(Start(one.id, one.model.name, one.placement, victims, definition))
 
     def _cancel(self, plan: Instance) -> None:
         """Give a plan up: its claim goes, and the victims that only drain for it open their gates again."""
@@ -659,6 +686,7 @@ class Scheduler:
             order=self._next_order(),
             keep_alive=event.keep_alive,
             size=event.size,
+            instead=event.instead,
         )
 
     def _grant(self, waiter: Waiter, one: Instance, now: float, action: str) -> None:
@@ -703,6 +731,14 @@ class Scheduler:
             self._leave_queue(waiter)
             self._refuse(waiter.lease, error)
 
+    def _refuse_varied(self, record: Record, error: RouterError | None) -> None:
+        """Whoever asked for these settings learns why they failed; others get the model as it is defined."""
+        record.failures += 1
+        record.last_error = error
+        for waiter in [one for one in record.waiters() if one.instead is not None]:
+            self._leave_queue(waiter)
+            self._refuse(waiter.lease, refusals.load_failed(record.model.name, error, 0.0))
+
     def _refuse_failed(self, record: Record, error: RouterError | None, now: float) -> None:
         """All who waited for the load learn why it failed, unless another instance will serve them."""
         if not record.has_coming():
@@ -724,6 +760,8 @@ class Scheduler:
         ready = [one for one in record.instances.values() if one.state is State.READY]
         if not ready or record.vanished or len(ready) < len(record.instances):
             return False  # none yet, or one is on its way up or down
+        if any(one.is_varied for one in ready):
+            return False  # it would be another one beside it
         if record.hold_until_measured is not None or (record.retry_at is not None and record.retry_at > now):
             return False
         if len(ready) < record.model.replicas:
@@ -803,3 +841,9 @@ class Scheduler:
     def check(self) -> None:
         """Every invariant, or AssertionError."""
         explain.check(self._books, self._demands, self._plans)
+
+
+def _is_otherwise(record: Record, wanted: Model) -> bool:
+    """Whether it is there, or about to be, with other settings than these."""
+    coming = [one.model for one in record.instances.values() if one.is_live and not one.is_leaving]
+    return any(one.definition != wanted.definition for one in (*coming, *record.varied.values()))

@@ -20,6 +20,7 @@ from router.core.types import (
     Placement,
     Priority,
     State,
+    as_preset,
 )
 from router.errors import RouterError
 
@@ -54,6 +55,7 @@ class Waiter:
     order: int
     keep_alive: float | None
     size: float | None
+    instead: Model | None = None
 
 
 @dataclass(slots=True, eq=False)
@@ -110,6 +112,11 @@ class Instance:
     def is_idle(self) -> bool:
         return self.state is State.READY and not self.leases
 
+    @property
+    def is_varied(self) -> bool:
+        """Whether it runs with other settings than the model's own."""
+        return as_preset(self.model.definition) != self.model.definition
+
 
 @dataclass(slots=True, eq=False)
 class Record:
@@ -120,6 +127,8 @@ class Record:
     instances: dict[InstanceId, Instance] = field(default_factory=dict)
     lines: dict[Priority, dict[LeaseId, Waiter]] = field(default_factory=lambda: {p: {} for p in Priority})
     waiting: int = 0
+    varied: dict[LeaseId, Model] = field(default_factory=dict)
+    pin: bool | None = None
     last_idle_at: float | None = None
     failures: int = 0
     failed_at: float = 0.0
@@ -145,13 +154,21 @@ class Record:
             if line:
                 yield next(iter(line.values()))
 
+    @property
+    def wanted(self) -> Model:
+        """How it is loaded next: as a waiting load asks for it, else as it is defined."""
+        return next(iter(self.varied.values()), self.model)
+
     def join(self, waiter: Waiter) -> None:
         self.lines[waiter.priority][waiter.lease] = waiter
         self.waiting += 1
+        if waiter.instead is not None:
+            self.varied[waiter.lease] = waiter.instead
 
     def leave(self, waiter: Waiter) -> None:
         del self.lines[waiter.priority][waiter.lease]
         self.waiting -= 1
+        self.varied.pop(waiter.lease, None)
 
     def open_instance(self) -> Instance | None:
         """The READY instance with the fewest leases, the oldest of equals."""
@@ -181,7 +198,8 @@ class Books:
         return self.records[instance.model.name]
 
     def is_pinned(self, instance: Instance) -> bool:
-        return self.record_of(instance).model.pinned
+        record = self.record_of(instance)
+        return record.model.pinned if record.pin is None else record.pin
 
     def conflicts(self, model: Model) -> Iterator[Instance]:
         """Instances of other models that must not be resident together with this one."""

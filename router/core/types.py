@@ -76,7 +76,7 @@ _WEIGHTS: Final = {Priority.HIGH: 8.0, Priority.NORMAL: 1.0, Priority.LOW: 0.125
 @dataclass(frozen=True, slots=True)
 class Model:
     """A model's definition. `definition` is a hash of all that decides how it runs: a reload compares
-    nothing else.
+    nothing else. For one load that was asked for with other settings a blank and these settings follow it.
 
     `ttl`: seconds of idleness after which it leaves; None = the policy's, negative = never, 0 = as soon as
     idle. `replicas` are loaded together (the first is owed, further ones only into free room), up to
@@ -96,6 +96,11 @@ class Model:
     exclusive: frozenset[str] = frozenset()
     load_seconds: float = 5.0
     error: RouterError | None = None
+
+
+def as_preset(definition: str) -> str:
+    """The definition without what one load was given instead."""
+    return definition.partition(" ")[0]
 
 
 class State(Enum):
@@ -143,7 +148,8 @@ class Cause(Enum):
 class Acquire:
     """A client asks for a model. `keep_alive` overrides the TTL from now on; `size` is what the request
     may produce (its max_tokens) and serves only to predict how long it will hold the lease; `timeout`
-    bounds the wait in seconds.
+    bounds the wait in seconds. `instead`: an operator's load with other settings; it is refused while the
+    model runs with any others, and the settings are forgotten with the instance that got them.
     """
 
     lease: LeaseId
@@ -152,6 +158,7 @@ class Acquire:
     keep_alive: float | None = None
     size: float | None = None
     timeout: float | None = None
+    instead: Model | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,6 +230,14 @@ class Unload:
 
 
 @dataclass(frozen=True, slots=True)
+class Pinned:
+    """An operator pins the model or takes the pin away, whatever its preset says; None: as that says."""
+
+    model: ModelName
+    pinned: bool | None
+
+
+@dataclass(frozen=True, slots=True)
 class HostLost:
     host: HostId
     error: RouterError | None = None
@@ -261,6 +276,7 @@ Event: TypeAlias = (
     | Adopted
     | Measured
     | Unload
+    | Pinned
     | HostLost
     | Reloaded
     | Learned
@@ -274,12 +290,15 @@ Event: TypeAlias = (
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """Start a child; the shell answers with one Ready or none, and one Exited."""
+    """Start a child; the shell answers with one Ready or none, and one Exited. `definition`: of a load with
+    other settings than the model's own; else empty.
+    """
 
     instance: InstanceId
     model: ModelName
     placement: Placement
     evicted: tuple[InstanceId, ...] = ()
+    definition: str = ""
 
 
 @dataclass(frozen=True, slots=True)

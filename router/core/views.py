@@ -31,6 +31,7 @@ class InstanceView:
     cause: Cause | None
     for_model: ModelName | None
     victims: tuple[InstanceId, ...] = ()
+    definition: str = ""
 
     def __repr__(self) -> str:
         where = ", ".join(f"{d.partition('/')[2]} {b / 2**30:.1f} GiB" for d, b in self.reserved.items())

@@ -34,6 +34,7 @@ class Fault:
 
 
 ROOM, RULES, SWITCHING = "test_scenarios_room.py", "test_scenarios_rules.py", "test_scenarios_switching.py"
+VARIED = "test_scenarios_varied.py"
 LEDGER, VICTIMS, FORECAST = "test_ledger.py", "test_victims.py", "test_forecast.py"
 
 FAULTS = (
@@ -236,9 +237,30 @@ FAULTS = (
     Fault(
         "let a hang-up keep its plan",
         "scheduler.py",
-        "            if not self._books.record_of(one).waiting:\n                self._cancel(one)",
-        "            pass",
+        "if not record.waiting or one.model.definition != record.wanted.definition:",
+        "if False:",
         (SWITCHING, RULES),
+    ),
+    Fault(
+        "load with the settings that were given last for ever",
+        "state.py",
+        "        self.varied.pop(waiter.lease, None)\n",
+        "",
+        (VARIED,),
+    ),
+    Fault(
+        "give an operator a model with other settings",
+        "scheduler.py",
+        "if waiter.instead is not None and _is_otherwise(record, waiter.instead):",
+        "if False:",
+        (VARIED,),
+    ),
+    Fault(
+        "forget an operator's pin",
+        "state.py",
+        "return record.model.pinned if record.pin is None else record.pin",
+        "return record.model.pinned",
+        (VARIED,),
     ),
     Fault(
         "evict for a replica",
@@ -250,8 +272,8 @@ FAULTS = (
     Fault(
         "grant only the first of those who wait",
         "scheduler.py",
-        "                self._leave_queue(waiter)\n                started",
-        "                if instance.leases:\n                    break\n                self._leave_queue(waiter)\n                started",
+        "                self._leave_queue(waiter)\n                if waiter.instead",
+        "                if instance.leases:\n                    break\n                self._leave_queue(waiter)\n                if waiter.instead",
         (SWITCHING, RULES),
     ),
     Fault(
