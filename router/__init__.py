@@ -24,6 +24,7 @@ The rooms, top to bottom. A room imports only from floors below it; rooms of one
                        ring of decisions; sqlite; a trace replayed in virtual time; a small model to try
     core               the whole decision, pure: told (event, now), it answers with commands
     errors             each knows its HTTP status, its OpenAI type and its Retry-After
+    descriptors        whether files have run out
 
 One request: api reads the head of the body -> proxy takes a lease -> pool tells the scheduler Acquire and
 awaits its Grant (behind it, maybe: Stop a victim, wait until the room is real, Start, Ready) -> bytes pass,

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
+from router.descriptors import check_left
 from router.errors import StartupError
 
 _ASK_SECONDS: Final = 20.0
@@ -47,6 +48,12 @@ def find_binary(configured: str | Path | None = None, environ: Mapping[str, str]
     return max(built, key=lambda path: path.stat().st_mtime)
 
 
+def find_fit_params(server: Path) -> Path | None:
+    """The `llama-fit-params` of the same build, beside the server. Many distributions leave it out."""
+    beside = (where.with_name("llama-fit-params") for where in (server, server.resolve()))
+    return next((path for path in beside if path.is_file() and os.access(path, os.X_OK)), None)
+
+
 def _builds(environ: Mapping[str, str]) -> list[Path]:
     cache = environ.get("XDG_CACHE_HOME", "")
     base = Path(cache) if cache.startswith("/") else Path(environ.get("HOME") or Path.home()) / ".cache"
@@ -75,6 +82,7 @@ async def _ask(binary: Path, flag: str, *, visible: bool = False) -> str:
     if not visible:
         env["CUDA_VISIBLE_DEVICES"] = ""
     try:
+        check_left()
         process = await asyncio.create_subprocess_exec(
             binary,
             flag,

@@ -12,6 +12,7 @@ from typing import Final, TypeVar, cast
 
 import msgspec
 
+from router.descriptors import check_left
 from router.devices.protocol import Hello, Reading, Request
 
 #: The longest answer a probe may give: cards with thousands of processes fit.
@@ -61,6 +62,7 @@ class Probe(asyncio.SubprocessProtocol):
         """
         loop = asyncio.get_running_loop()
         try:
+            check_left()
             _, probe = await loop.subprocess_exec(
                 cls, *argv, stderr=DEVNULL, env=dict(environ), start_new_session=True
             )
