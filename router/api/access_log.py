@@ -64,8 +64,10 @@ def _line(request: web.Request, account: Account | None, status: int, total_seco
             words.append(f"first={account.first_byte_seconds * 1e3:.0f}ms")
     words.append(f"total={total_seconds * 1e3:.0f}ms")
     if account is not None:
-        if account.prompt_tokens is not None or account.generated_tokens is not None:
-            words.append(f"tokens={account.prompt_tokens or 0}+{account.generated_tokens or 0}")
+        if account.prompt_tokens is not None or account.completion_tokens is not None:
+            words.append(f"tokens={account.prompt_tokens or 0}+{account.completion_tokens or 0}")
+        if account.error is not None:
+            words.append(f"error={account.error}")
         if account.evicted:
             words.append(f"evicted={','.join(account.evicted)}")
         words.append(f"policy={_policy(request)}")
@@ -88,8 +90,9 @@ def _json_line(request: web.Request, account: Account | None, status: int, total
         "total_ms": _ms(total_seconds),
         "prompt_tokens": None,
         "cached_tokens": None,
-        "generated_tokens": None,
+        "completion_tokens": None,
         "tokens_per_second": None,
+        "error": None,
         "evicted": [],
         "policy": _policy(request),
     }
@@ -102,8 +105,9 @@ def _json_line(request: web.Request, account: Account | None, status: int, total
             "first_byte_ms": _ms(account.first_byte_seconds),
             "prompt_tokens": account.prompt_tokens,
             "cached_tokens": account.cached_tokens,
-            "generated_tokens": account.generated_tokens,
+            "completion_tokens": account.completion_tokens,
             "tokens_per_second": account.tokens_per_second,
+            "error": account.error,
             "evicted": account.evicted,
         }
     return msgspec.json.encode(fields).decode()

@@ -44,9 +44,9 @@ class RequestMetrics:
 
         self._requests = Counter(
             "llama_router_requests_total",
-            "Requests by what was done for them (already_loaded, loaded, queued, rejected) and HTTP status; "
-            "499: the client left before its answer began.",
-            ("model", "action", "status"),
+            "Requests by what was done for them (already_loaded, loaded, queued, rejected), HTTP status (499: the "
+            "client left before its answer began) and the code of the error that ended them, if any.",
+            ("model", "action", "status", "error"),
             registry=registry,
         )
         self._queue = seconds(
@@ -80,7 +80,7 @@ class RequestMetrics:
 
     def ended(self, account: Account, status: int, total_seconds: float) -> None:
         """One request is over, however it ended."""
-        self._requests.labels(account.model, account.action, str(status)).inc()
+        self._requests.labels(account.model, account.action, str(status), account.error or "").inc()
         one = self._models.get(account.model) or self._of_model(account.model)
         one.queue.observe(account.queue_seconds)
         if account.action in ("loaded", "queued"):
@@ -93,7 +93,7 @@ class RequestMetrics:
             one.speed.observe(account.tokens_per_second)
         one.prompt.inc(account.prompt_tokens or 0)
         one.cached.inc(account.cached_tokens or 0)
-        one.generated.inc(account.generated_tokens or 0)
+        one.generated.inc(account.completion_tokens or 0)
 
     def _of_model(self, model: ModelName) -> _Model:
         made = self._models[model] = _Model(

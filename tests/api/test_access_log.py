@@ -30,7 +30,14 @@ async def test_it_tells_the_model_what_was_done_and_how_long_that_took(api: Api,
 
 
 async def test_it_tells_tokens_evictions_and_the_policy(api: Api, caplog):
-    account = Account("tiny", "loaded", prompt_tokens=12, generated_tokens=34, evicted=("a#1", "b#2"))
+    account = Account(
+        "tiny",
+        "loaded",
+        prompt_tokens=12,
+        completion_tokens=34,
+        error="upstream_failed",
+        evicted=("a#1", "b#2"),
+    )
     await api.start()
     caplog.clear()
     request = make_mocked_request("POST", "/v1/completions", app=api.app)
@@ -41,7 +48,7 @@ async def test_it_tells_tokens_evictions_and_the_policy(api: Api, caplog):
 
     await note_access(request, handler)
     (line,) = [record.getMessage() for record in caplog.records if record.name == "router.access"]
-    assert line.endswith(" tokens=12+34 evicted=a#1,b#2 policy=lru")
+    assert line.endswith(" tokens=12+34 error=upstream_failed evicted=a#1,b#2 policy=lru")
 
 
 async def test_as_json_every_line_is_an_object_with_the_same_keys(api: Api, caplog):

@@ -33,15 +33,15 @@ def test_a_request_that_found_its_model_loaded_waited_for_no_load():
 
 def test_outcomes_are_told_apart_and_tokens_added_up():
     good = Account(
-        "a", "already_loaded", prompt_tokens=10, cached_tokens=4, generated_tokens=5, tokens_per_second=60.0
+        "a", "already_loaded", prompt_tokens=10, cached_tokens=4, completion_tokens=5, tokens_per_second=60.0
     )
-    registry = ended((good, 200, 1.0), (good, 200, 1.0), (Account("a"), 503, 1.0))
+    registry = ended((good, 200, 1.0), (good, 200, 1.0), (Account("a", error="no_room"), 503, 1.0))
 
     def value(name: str, **labels: str) -> float | None:
         return registry.get_sample_value(f"llama_router_{name}", {"model": "a", **labels})
 
-    assert value("requests_total", action="already_loaded", status="200") == 2
-    assert value("requests_total", action="rejected", status="503") == 1
+    assert value("requests_total", action="already_loaded", status="200", error="") == 2
+    assert value("requests_total", action="rejected", status="503", error="no_room") == 1
     assert value("prompt_tokens_total") == 20
     assert value("cached_prompt_tokens_total") == 8
     assert value("generated_tokens_total") == 10
