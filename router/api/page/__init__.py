@@ -7,12 +7,13 @@ from __future__ import annotations
 import hashlib
 from functools import cache
 from importlib.resources import files
-from typing import Final
+from typing import Any, Final
 
 from aiohttp import web
 
-from router.api.page.stream import keep_history, keep_timeline, prepare, status, stream
+from router.api.page.stream import Told, keep_history, keep_timeline, prepare, show_status, stream_status
 from router.api.route import Access, Route
+from router.errors import Unavailable
 
 __all__ = ["ROUTES", "keep_history", "keep_timeline", "prepare"]
 
@@ -52,7 +53,28 @@ def _file(name: str) -> tuple[bytes, str]:
 
 
 ROUTES = (
-    *(Route("GET", path, page_file, Access.PUBLIC) for path in _FILES),
-    Route("GET", "/status", status, Access.ADMIN),
-    Route("GET", "/status/sse", stream, Access.ADMIN, endless=True),
+    *(
+        Route(
+            "GET",
+            path,
+            page_file,
+            Access.PUBLIC,
+            summary=f"The status page: {name}",
+            answer=Any,
+            media=(kind,),
+        )
+        for path, (name, kind) in _FILES.items()
+    ),
+    Route("GET", "/status", show_status, Access.ADMIN, summary="All that the status page shows", answer=Told),
+    Route(
+        "GET",
+        "/status/sse",
+        stream_status,
+        Access.ADMIN,
+        endless=True,
+        summary="The same as a stream, whole again whenever it changed",
+        answer=Any,
+        media=("text/event-stream",),
+        refusals=(Unavailable,),
+    ),
 )

@@ -23,14 +23,15 @@ function filled(made, attributes, children) {
 export function bytes(count) {
   if (count === null || count === undefined) return "unknown";
   const mib = count / 2 ** 20;
-  return Math.abs(mib) >= 1024 ? `${(mib / 1024).toFixed(1)} GiB` : `${mib.toFixed(mib < 10 ? 1 : 0)} MiB`;
+  return Math.abs(mib) >= 1000 ? `${(mib / 1024).toFixed(1)}\u00a0GiB` : `${mib.toFixed(mib < 10 ? 1 : 0)}\u00a0MiB`;
 }
 
 export function duration(seconds) {
   const s = Math.max(0, Math.round(seconds));
-  if (s < 60) return `${s} s`;
-  if (s < 3600) return `${Math.floor(s / 60)} min ${s % 60} s`;
-  return `${Math.floor(s / 3600)} h ${Math.floor((s % 3600) / 60)} min`;
+  // No-break spaces: a number does not part from its unit.
+  if (s < 60) return `${s}\u00a0s`;
+  if (s < 3600) return `${Math.floor(s / 60)}\u00a0min ${s % 60}\u00a0s`;
+  return `${Math.floor(s / 3600)}\u00a0h ${Math.floor((s % 3600) / 60)}\u00a0min`;
 }
 
 /** The same colour for the same model, wherever it is shown. */
@@ -124,14 +125,17 @@ export function stays(moments) {
   return all;
 }
 
-/** Lanes of the last minutes, a row for each model that was in memory. */
-export function lanes(moments, now, seconds = 600) {
+/** Lanes of the last minutes, a row for each model that was in memory; at most `most` seconds, and less while
+ * there is less to show. */
+export function lanes(moments, now, most = 600) {
+  const first = moments.find((moment) => moment.instance && moment.at >= now - most)?.at ?? now;
+  const seconds = [60, 120, 300, 600].find((one) => one >= now - first) ?? most;
   const shown = stays(moments).filter((stay) => (stay.to ?? now) >= now - seconds);
   const models = [...new Set(shown.map((stay) => stay.model))].slice(-12);
   if (!models.length) return null;
   const left = 170, width = 1000, row = 22, height = models.length * row + 22;
   const x = (at) => left + (Math.max(0, at - (now - seconds)) / seconds) * (width - left - 4);
-  const picture = svg("svg", { viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": `Which models were in memory in the last ${seconds / 60} minutes: ${models.join(", ")}` });
+  const picture = svg("svg", { viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": `Which models were in memory in the last ${duration(seconds)}: ${models.join(", ")}` });
   models.forEach((model, index) => {
     const y = index * row;
     const name = model.length > 24 ? `${model.slice(0, 23)}…` : model;
@@ -145,9 +149,9 @@ export function lanes(moments, now, seconds = 600) {
         svg("rect", { x: ready, y: y + 4, width: Math.max(stay.ready ? 1.5 : 0, to - ready), height: 14, rx: 2, fill: colour(model) })));
     }
   });
-  for (const minutes of [10, 5, 0]) {
-    const at = x(now - minutes * 60);
-    picture.append(svg("text", { class: "axis", x: minutes ? at : at - 22, y: height - 5 }, minutes ? `${minutes} min ago` : "now"));
+  for (const ago of [seconds, seconds / 2, 0]) {
+    const at = x(now - ago);
+    picture.append(svg("text", { class: "axis", x: ago ? at : at - 22, y: height - 5 }, ago ? `${duration(ago)} ago` : "now"));
   }
   return picture;
 }

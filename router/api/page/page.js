@@ -192,7 +192,7 @@ function drawRequests(requests) {
       onclick: () => act(`cancel request ${one.id}`, "DELETE", `requests/${encodeURIComponent(one.id)}`) }, "Cancel");
     return { root: element("li", {}, time, words, end), fill(it) {
       setText(time, duration(now() - it.since));
-      setText(words, `${it.model ?? "–"} · ${it.path ?? ""} · ${it.state ?? it.action ?? ""}${it.sent_bytes ? ` · ${bytes(it.sent_bytes)} sent` : ""}${it.client ? ` · ${it.client}` : ""}`);
+      setText(words, `${it.model ?? "–"} · ${it.path ?? ""} · ${it.state ?? it.action ?? ""}${it.bytes ? ` · ${bytes(it.bytes)} sent` : ""}${it.client ? ` · ${it.client}` : ""}`);
     } };
   });
 }

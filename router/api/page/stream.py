@@ -19,6 +19,7 @@ from router.api.context import CONTEXT
 from router.api.page.history import EVERY_SECONDS, History, Point
 from router.api.page.state import State, state
 from router.api.page.timeline import Moment, Timeline
+from router.api.requests import RequestRow, rows
 from router.errors import Unavailable
 
 #: A page need not be told more often than a person can read.
@@ -26,6 +27,8 @@ LEAST_SECONDS: Final = 0.5
 HEARTBEAT_SECONDS: Final = 10.0
 #: Each viewer costs a few milliseconds of CPU for every state.
 VIEWERS_MAX: Final = 32
+#: Nobody reads more of them, and each state tells them all.
+REQUESTS_MAX: Final = 100
 
 HISTORY = web.AppKey("history", History)
 TIMELINE = web.AppKey("timeline", Timeline)
@@ -38,17 +41,17 @@ class Told(msgspec.Struct, frozen=True, omit_defaults=True):
     at: float
     state: State
     moments: list[Moment]
-    requests: list[Any] = []
+    requests: list[RequestRow] = []
     downloads: list[Any] = []
     history: dict[str, list[Point]] | None = None
 
 
-async def status(request: web.Request) -> web.Response:
+async def show_status(request: web.Request) -> web.Response:
     """All that the page shows, once."""
     return json_response(_Viewer(request.app).told())
 
 
-async def stream(request: web.Request) -> web.StreamResponse:
+async def stream_status(request: web.Request) -> web.StreamResponse:
     """Server-sent events until the client leaves or the router stops. Raises Unavailable when too many
     look."""
     viewers = request.app[_VIEWERS]
@@ -99,7 +102,8 @@ class _Viewer:
     """What one stream has told already."""
 
     def __init__(self, app: web.Application) -> None:
-        self._context, self._history, self._timeline = app[CONTEXT], app[HISTORY], app[TIMELINE]
+        self._app, self._context = app, app[CONTEXT]
+        self._history, self._timeline = app[HISTORY], app[TIMELINE]
         self._after = 0
         self._is_first = True
 
@@ -111,6 +115,7 @@ class _Viewer:
             at=round(time.time(), 1),
             state=state(self._context, self._timeline.lasts),
             moments=fresh,
+            requests=rows(self._app)[:REQUESTS_MAX],
             history=history if self._is_first else None,
         )
         self._is_first = False

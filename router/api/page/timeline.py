@@ -66,8 +66,13 @@ class Timeline:
     def note(self, entries: Iterable[Entry], labels: Mapping[DeviceId, str]) -> None:
         for moment in moments(entries, labels):
             self._kept.append(moment)
-            if moment.model is not None:
+            if moment.model is not None and not self._is_end_of_leaving(moment):
                 self.lasts[moment.model] = moment
+
+    def _is_end_of_leaving(self, moment: Moment) -> bool:
+        """That it is gone says less than why it left."""
+        last = self.lasts.get(moment.model or "")
+        return moment.kind == "gone" and last is not None and last.kind == "leave"
 
     def after(self, entry: int) -> list[Moment]:
         return [moment for moment in self._kept if moment.id > entry]
@@ -85,7 +90,7 @@ def moments(entries: Iterable[Entry], labels: Mapping[DeviceId, str]) -> Iterato
                         for device, bytes_ in placement.footprint.items()
                     )
                     left = f", after {_names(evicted)} left" if evicted else ""
-                    text = f"{model} is loaded on {where}{left}"
+                    text = f"{model} loads on {where}{left}"
                     yield Moment(entry.id, entry.at, "load", text, model, instance)
                 case Stop(instance, cause, for_model):
                     whom = f" for {for_model}" if for_model is not None else ""
