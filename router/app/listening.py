@@ -6,14 +6,17 @@ import errno
 import resource
 import socket
 from contextlib import suppress
+from pathlib import Path
 
 from router.config import ServerConfig
 from router.errors import StartupError
 
 
 def bind(server: ServerConfig) -> tuple[socket.socket, ...]:
-    """Sockets on every address of `server.host`, not listening yet. Raises StartupError that says what
-    to do."""
+    """Sockets on every address of `server.host`, not listening yet; a host that ends with .sock is the path
+    of a Unix socket. Raises StartupError that says what to do."""
+    if server.host.endswith(".sock"):
+        return (_bound_path(Path(server.host).expanduser()),)
     try:
         found = socket.getaddrinfo(server.host, server.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except OSError as error:
@@ -29,6 +32,28 @@ def bind(server: ServerConfig) -> tuple[socket.socket, ...]:
             one.close()
         raise StartupError(_bind_words(server, error)) from error
     return tuple(bound)
+
+
+def _bound_path(path: Path) -> socket.socket:
+    """For its owner alone. What a router left there that is gone is taken away."""
+    made = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        if path.is_socket():
+            with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as other:
+                try:
+                    other.connect(str(path))
+                except ConnectionRefusedError:
+                    path.unlink()
+        made.bind(str(path))
+        path.chmod(0o600)
+    except OSError as error:
+        made.close()
+        if error.errno == errno.EADDRINUSE:
+            words = "another program does already; stop it, or choose another --host"
+        else:
+            words = error.strerror or str(error)
+        raise StartupError(f"cannot listen on {path}: {words}") from error
+    return made
 
 
 def url_of(bound: socket.socket) -> str:

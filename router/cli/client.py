@@ -1,16 +1,19 @@
-"""Talks to a running router by its address: what every command but `serve` stands on."""
+"""Talks to a running router by its address or its socket: what every command but `serve` stands on."""
 
 from __future__ import annotations
 
 import http.client
 import json
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlencode, urlsplit
 
 import click
+from click.core import ParameterSource
 
 DEFAULT_URL = "http://127.0.0.1:8080"
 CONNECT_SECONDS = 5.0
@@ -31,9 +34,19 @@ class NoRouter(click.ClickException):
         self.url = url
 
 
+class Refused(click.ClickException):
+    """The router answered with an error, in its words. `code` is the error's."""
+
+    def __init__(self, message: str, status: int, code: str | None) -> None:
+        super().__init__(message)
+        self.status = status
+        self.code = code
+
+
 @dataclass(frozen=True, slots=True)
 class Client:
-    """Every call raises click.ClickException with a message for people."""
+    """`url` is an address ("http://host:port") or a Unix socket ("unix:/path", or the path alone). Every call
+    raises click.ClickException with a message for people."""
 
     url: str
     api_key: str | None = None
@@ -44,6 +57,43 @@ class Client:
     def post(self, path: str, body: Mapping[str, object], query: Mapping[str, str] | None = None) -> Any:
         return self._call("POST", path, query, body, None)
 
+    def delete(self, path: str, query: Mapping[str, str] | None = None) -> Any:
+        return self._call("DELETE", path, query, None, READ_SECONDS)
+
+    def lines(
+        self,
+        method: str,
+        path: str,
+        *,
+        query: Mapping[str, str] | None = None,
+        body: Mapping[str, object] | None = None,
+    ) -> Generator[str, None, None]:
+        """The lines of an answer as they come. Closing the iterator ends the request."""
+        with self._asked(method, path, query, body, None) as response:
+            if response.status >= 400:
+                self._read(response.status, response.read())
+            while line := response.readline():
+                yield line.decode(errors="replace").rstrip("\r\n")
+
+    def events(
+        self,
+        method: str,
+        path: str,
+        *,
+        query: Mapping[str, str] | None = None,
+        body: Mapping[str, object] | None = None,
+    ) -> Generator[str, None, None]:
+        """The data of every server-sent event, as it comes."""
+        data: list[str] = []
+        for line in self.lines(method, path, query=query, body=body):
+            if line.startswith("data:"):
+                data.append(line[5:].removeprefix(" "))
+            elif not line and data:
+                yield "\n".join(data)
+                data.clear()
+        if data:
+            yield "\n".join(data)
+
     def _call(
         self,
         method: str,
@@ -52,7 +102,19 @@ class Client:
         body: Mapping[str, object] | None,
         timeout_seconds: float | None,
     ) -> Any:
-        headers = {"Content-Type": "application/json", "Accept": "application/json"}
+        with self._asked(method, path, query, body, timeout_seconds) as response:
+            return self._read(response.status, response.read())
+
+    @contextmanager
+    def _asked(
+        self,
+        method: str,
+        path: str,
+        query: Mapping[str, str] | None,
+        body: Mapping[str, object] | None,
+        timeout_seconds: float | None,
+    ) -> Iterator[http.client.HTTPResponse]:
+        headers = {"Content-Type": "application/json"}
         if self.api_key:
             headers["Authorization"] = f"Bearer {self.api_key}"
         connection, prefix = self._connection()
@@ -61,8 +123,7 @@ class Client:
             connection.connect()
             connection.sock.settimeout(timeout_seconds)
             connection.request(method, target, json.dumps(body) if body is not None else None, headers)
-            response = connection.getresponse()
-            return self._read(response.status, response.read())
+            yield connection.getresponse()
         except (ConnectionRefusedError, FileNotFoundError, socket.gaierror) as error:
             raise NoRouter(self.url) from error
         except (OSError, http.client.HTTPException) as error:
@@ -71,6 +132,8 @@ class Client:
             connection.close()
 
     def _connection(self) -> tuple[http.client.HTTPConnection, str]:
+        if self.url.startswith(("unix:", "/")):
+            return _UnixConnection(self.url.removeprefix("unix:").removeprefix("//")), ""
         try:
             parts = urlsplit(self.url if "://" in self.url else f"http://{self.url}")
             host, port = parts.hostname, parts.port
@@ -91,8 +154,21 @@ class Client:
         if status < 400:
             return answer
         error = answer.get("error") if isinstance(answer, dict) else None
-        message = error.get("message") if isinstance(error, dict) else None
-        raise click.ClickException(str(message or f"{self.url} answered with status {status}"))
+        if not isinstance(error, dict):
+            raise Refused(f"{self.url} answered with status {status}", status, None)
+        message = error.get("message") or f"{self.url} answered with status {status}"
+        raise Refused(str(message), status, error.get("code"))
+
+
+class _UnixConnection(http.client.HTTPConnection):
+    def __init__(self, path: str) -> None:
+        super().__init__("localhost", timeout=CONNECT_SECONDS)
+        self._path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.sock.settimeout(self.timeout)
+        self.sock.connect(self._path)
 
 
 def client_options(command: _F) -> _F:
@@ -100,13 +176,18 @@ def client_options(command: _F) -> _F:
     for option in (
         click.option("--json", "as_json", is_flag=True, help="Print the answer as JSON."),
         click.option(
-            "--api-key", envvar="LLAMA_ROUTER_API_KEY", help="A key of the router. [$LLAMA_ROUTER_API_KEY]"
+            "--api-key",
+            envvar="LLAMA_ROUTER_API_KEY",
+            callback=_or_configured_key,
+            help="A key of the router. [$LLAMA_ROUTER_API_KEY]",
         ),
         click.option(
             "--url",
             envvar="LLAMA_ROUTER_URL",
-            default=DEFAULT_URL,
-            help=f"The router's address. [$LLAMA_ROUTER_URL, else {DEFAULT_URL}]",
+            is_eager=True,
+            callback=_or_configured_url,
+            help="The router's address, or unix:/path/to/socket. "
+            f"[$LLAMA_ROUTER_URL, else that of config.toml, else {DEFAULT_URL}]",
         ),
     ):
         command = option(command)
@@ -115,3 +196,29 @@ def client_options(command: _F) -> _F:
 
 def print_json(value: object) -> None:
     click.echo(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def _or_configured_url(ctx: click.Context, _: click.Parameter, given: str | None) -> str:
+    return given or _configured().url
+
+
+def _or_configured_key(ctx: click.Context, _: click.Parameter, given: str | None) -> str | None:
+    """The keys of our configuration are for the router that it configures, and shown to nobody else."""
+    is_ours = ctx.get_parameter_source("url") in (ParameterSource.DEFAULT, None)
+    return given or (_configured().api_key if is_ours else None)
+
+
+def _configured() -> Client:
+    """The router that the configuration of this user describes."""
+    from router.config import load_config
+    from router.errors import ConfigError
+
+    try:
+        server = load_config(None).server
+    except ConfigError:  # of no concern here; `config check` says what is wrong
+        return Client(DEFAULT_URL)
+    key = next(iter((*server.admin_keys, *server.api_keys)), None)
+    if server.host.endswith(".sock"):
+        return Client(f"unix:{Path(server.host).expanduser()}", key)
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}.get(server.host, server.host)
+    return Client(f"http://[{host}]:{server.port}" if ":" in host else f"http://{host}:{server.port}", key)

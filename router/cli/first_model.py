@@ -37,7 +37,14 @@ def find_models(config: Config, *, say: Callable[[str], None]) -> Catalog:
 
 
 def _words(config: Config, path: Path) -> str:
-    url = f"http://{config.server.host}:{config.server.port}/v1/chat/completions"
+    server = config.server
+    is_socket = server.host.endswith(".sock")
+    where = (
+        f"--unix-socket {server.host} http://localhost"
+        if is_socket
+        else f"http://{server.host}:{server.port}"
+    )
+    url = f"{where}/v1/chat/completions"
     body = f'{{"model":"{NAME}","stream":true,"messages":[{{"role":"user","content":"Hello"}}]}}'
     return f"""\
 No model was found, so a small one was made: {path}

@@ -117,7 +117,7 @@ class Api:
         app = self.app = application(served)
         config = Config(server=served, scheduler=SchedulerConfig(autoload=autoload))
         app[CONTEXT] = Context(config, self.known, cast(Pool, self.pool), self._reload, self._spawn)
-        runner = web.AppRunner(
+        runner = self.runner = web.AppRunner(
             app, handler_cancellation=True, auto_decompress=False, access_log=None, shutdown_timeout=0.1
         )
         await runner.setup()

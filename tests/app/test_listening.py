@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 from contextlib import closing
+from pathlib import Path
 
 import pytest
 
@@ -69,3 +70,31 @@ def test_an_ipv6_address_is_bracketed():
             return ("::1", 8080, 0, 0)
 
     assert url_of(Bound()) == "http://[::1]:8080"  # type: ignore[arg-type]
+
+
+def test_a_path_is_a_socket_for_its_owner_alone(tmp_path: Path):
+    path = tmp_path / "router.sock"
+    (bound,) = bind(ServerConfig(host=str(path)))
+    with closing(bound):
+        assert url_of(bound) == f"unix:{path}"
+        assert path.stat().st_mode & 0o777 == 0o600
+
+
+def test_a_socket_whose_router_is_gone_is_taken_over_and_one_that_is_served_is_not(tmp_path: Path):
+    path = tmp_path / "router.sock"
+    for _ in range(2):  # the second time it was left by the first
+        (bound,) = bind(ServerConfig(host=str(path)))
+        with closing(bound):
+            bound.listen()
+            with pytest.raises(StartupError, match="another program does already"):
+                bind(ServerConfig(host=str(path)))
+
+
+def test_a_path_that_is_something_else_is_left_alone(tmp_path: Path):
+    path = tmp_path / "router.sock"
+    path.write_text("mine")
+    with pytest.raises(StartupError, match="cannot listen on"):
+        bind(ServerConfig(host=str(path)))
+    assert path.read_text() == "mine"
+    with pytest.raises(StartupError, match="No such file"):
+        bind(ServerConfig(host=str(tmp_path / "nowhere" / "router.sock")))

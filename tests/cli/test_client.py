@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from pathlib import Path
 
 import click
 import pytest
+from aiohttp import web
 from click.testing import CliRunner
 
 from router.cli import cli
-from router.cli.client import Client
+from router.cli.client import Client, _configured
 from tests.api.conftest import Api
-from tests.api.upstream import free_port
+from tests.api.upstream import Connection, Received, free_port
 
 
 def failure(client: Client) -> str:
@@ -62,3 +64,78 @@ async def test_the_key_and_the_address_come_from_the_environment_too(api: Api):
 async def test_an_address_may_be_written_without_its_scheme(api: Api):
     await api.start()
     assert await asyncio.to_thread(Client(api.url.removeprefix("http://")).get, "/health") == {"status": "ok"}
+
+
+async def test_a_router_may_be_named_by_its_socket(api: Api, tmp_path: Path):
+    await api.start()
+    path = tmp_path / "router.sock"
+    site = web.UnixSite(api.runner, str(path))
+    await site.start()
+    for url in (f"unix:{path}", str(path), f"unix://{path}"):
+        assert await asyncio.to_thread(Client(url).get, "/health") == {"status": "ok"}
+    assert "no router answers at unix:/nowhere.sock" in failure(Client("unix:/nowhere.sock"))
+
+
+async def test_without_a_word_it_is_the_router_of_the_own_configuration(api: Api, tmp_path: Path):
+    await api.start(api_keys=("secret",))
+    host, port = api.url.removeprefix("http://").split(":")
+    config = tmp_path / "config.toml"
+    config.write_text(f'[server]\nhost = "{host}"\nport = {port}\napi_keys = ["secret"]\n')
+    environment = {"LLAMA_ROUTER_CONFIG": str(config), "LLAMA_ROUTER_URL": None}
+    result = await asyncio.to_thread(CliRunner().invoke, cli, ["ps"], env=environment)
+    assert result.output == "No model is loaded.\n"
+    # The keys of the configuration are for that router alone.
+    result = await asyncio.to_thread(CliRunner().invoke, cli, ["ps", "--url", api.url], env=environment)
+    assert "a valid key is needed" in result.output
+
+
+def test_a_configuration_that_is_wrong_does_not_hinder(tmp_path: Path):
+    config = tmp_path / "config.toml"
+    config.write_text("[server]\nprot = 1\n")
+    result = CliRunner().invoke(
+        cli, ["ps"], env={"LLAMA_ROUTER_CONFIG": str(config), "LLAMA_ROUTER_URL": None}
+    )
+    assert "Traceback" not in result.output
+    assert "prot" not in result.output
+
+
+@pytest.mark.parametrize(
+    ("server", "url"),
+    [
+        ('host = "0.0.0.0"\nport = 9000', "http://127.0.0.1:9000"),
+        ('host = "::"', "http://[::1]:8080"),
+        ('host = "/run/x/router.sock"', "unix:/run/x/router.sock"),
+    ],
+)
+def test_an_address_to_listen_on_becomes_one_to_call(tmp_path: Path, monkeypatch, server: str, url: str):
+    config = tmp_path / "config.toml"
+    config.write_text(f"[server]\n{server}\n")
+    monkeypatch.setenv("LLAMA_ROUTER_CONFIG", str(config))
+    assert _configured().url == url
+
+
+async def test_events_come_as_they_are_sent_and_end_with_their_reader(api: Api):
+    sent, left = asyncio.Event(), asyncio.Event()
+
+    async def script(_: Received, connection: Connection) -> None:
+        await connection.begin_stream()
+        await connection.chunk(b": a comment\n\ndata: one\ndata: more\n\nid: 7\ndata:two\n\n")
+        await sent.wait()
+        await connection.chunk(b"data: three\n\n")
+        await connection.until_client_left()
+        left.set()
+
+    await api.start(script=script)
+    loop = asyncio.get_running_loop()
+
+    def read() -> list[str]:
+        events = Client(api.url).events("POST", "/v1/completions", body={"model": "tiny"})
+        first = [next(events), next(events)]
+        loop.call_soon_threadsafe(sent.set)
+        first.append(next(events))
+        events.close()
+        return first
+
+    assert await asyncio.to_thread(read) == ["one\nmore", "two", "three"]
+    async with asyncio.timeout(10):
+        await left.wait()
