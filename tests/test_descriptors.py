@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import errno
 import gc
-import resource
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,31 +14,7 @@ from router.descriptors import check_left, is_out_of_files
 from router.devices.probe import Probe, ProbeFailed
 from router.errors import StartupError
 from router.estimate.fit_params import ask
-
-FOLDER = Path("/proc/self/fd")
-
-
-def open_descriptors() -> dict[int, str]:
-    found = {}
-    for entry in FOLDER.iterdir():
-        with contextlib.suppress(OSError):  # that of the listing itself
-            found[int(entry.name)] = str(entry.readlink())
-    return {fd: target for fd, target in found.items() if not target.endswith("/fd")}
-
-
-@contextlib.contextmanager
-def at_most(free: int) -> Iterator[None]:
-    """So many descriptors can still be opened; gaps below the highest count, too."""
-    used = open_descriptors().keys()
-    limit = 0
-    while limit - sum(fd < limit for fd in used) < free:
-        limit += 1
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+from tests.scarcity import few_descriptors, open_descriptors
 
 
 def test_an_error_for_want_of_descriptors_is_told_from_others():
@@ -54,7 +27,7 @@ def test_an_error_for_want_of_descriptors_is_told_from_others():
 
 def test_what_is_left_is_counted_and_given_back():
     before = open_descriptors()
-    with at_most(4):
+    with few_descriptors(4):
         with pytest.raises(OSError, match="Too many open files") as caught:
             check_left(6)
         assert is_out_of_files(caught.value)
@@ -91,7 +64,7 @@ def test_a_process_that_cannot_be_started_for_want_of_descriptors_costs_none(wha
         await asyncio.sleep(0.05)  # the loop closes the ends of pipes in its next turns
         before, started = open_descriptors(), 0
         for free in range(24):
-            with at_most(free):
+            with few_descriptors(free):
                 started += await start()
         await asyncio.sleep(0.05)
         gc.collect()

@@ -73,7 +73,10 @@ async def _look(
     stall = stalls.get(instance)
     # Its slots are asked only once nothing else has moved for a while: a child at work is left in peace.
     asks = stall is not None and stall.fruitless_seconds >= bound_seconds / 4
-    signs = await _signs(process, flow, asks=asks)
+    try:
+        signs = await _signs(process, flow, asks=asks)
+    except OSError:  # no file left to look with: nothing that could be held against it
+        return
     now = asyncio.get_running_loop().time()
     if stall is None:
         stalls[instance] = Stall(signs, now)

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
+from router.descriptors import is_out_of_files
 from router.devices.amd_processes import bytes_per_process
 from router.devices.attribution import Attribution, Listing
 from router.devices.found import Found, Trees, unhealthy
@@ -152,7 +153,9 @@ def _prefers_host(card: _Card) -> bool:
     try:
         with (card.path / "gpu_metrics").open("rb") as metrics:
             header = metrics.read(4)
-    except OSError:
+    except OSError as error:
+        if is_out_of_files(error):
+            raise
         return False
     return len(header) == 4 and header[2] in (2, 3)
 

@@ -1,9 +1,12 @@
 """Small files of /proc and /sys, where a file that is missing, or not ours to read, is an answer like any
-other."""
+other. Only that this process may open no more files is none: all functions raise that OSError, as a limit or
+a process that was merely not looked at would make memory look free."""
 
 from __future__ import annotations
 
 from pathlib import Path
+
+from router.descriptors import is_out_of_files
 
 
 def text(path: Path | str) -> str | None:
@@ -13,7 +16,9 @@ def text(path: Path | str) -> str | None:
         # once.
         with open(path, "rb", buffering=0) as file:
             return file.read().decode(errors="replace").strip()
-    except OSError:
+    except OSError as error:
+        if is_out_of_files(error):
+            raise
         return None
 
 
@@ -32,6 +37,8 @@ def numbered(folder: Path | str) -> list[int]:
     """The entries of a folder whose names are numbers; none where it cannot be read."""
     try:
         entries = list(Path(folder).iterdir())
-    except OSError:
+    except OSError as error:
+        if is_out_of_files(error):
+            raise
         return []
     return [int(entry.name) for entry in entries if entry.name.isascii() and entry.name.isdigit()]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import functools
 import hashlib
 import os
@@ -12,6 +11,8 @@ from pathlib import Path
 from typing import Final
 
 import psutil
+
+from router.descriptors import is_out_of_files
 
 #: Every child carries its socket path under this name, and so does what it forks. It finds what escaped the
 #: child's session (a double fork), and children of a router that died before it could write a record.
@@ -101,7 +102,7 @@ def _stat(pid: int) -> _Stat | None:
     try:
         text = (_PROC / str(pid) / "stat").read_text(errors="replace")
     except OSError as error:
-        if error.errno in (errno.EMFILE, errno.ENFILE):
+        if is_out_of_files(error):
             raise
         return None
     # The command's name stands in brackets and may hold brackets: the third field follows the last one.
@@ -140,6 +141,8 @@ class Progress:
 def progress(pid: int) -> Progress:
     """What the process has read and touched so far; zeros where the system does not tell.
 
+    Raises OSError where no file can be opened any more: that is not a process that stands still.
+
     CPU time alone proves little: a driver that waits for a dead GPU spins. What sockets receive is not in
     `rchar`, so our own health probes do not look like progress.
     """
@@ -147,7 +150,9 @@ def progress(pid: int) -> Progress:
         resident_pages = int((_PROC / str(pid) / "statm").read_text().split()[1])
         io = dict(line.split(": ") for line in (_PROC / str(pid) / "io").read_text().splitlines())
         stat = _stat(pid)
-    except (OSError, ValueError, IndexError):
+    except (OSError, ValueError, IndexError) as error:
+        if is_out_of_files(error):
+            raise
         return Progress()
     io_bytes = int(io["rchar"]) + int(io["wchar"]) + int(io["read_bytes"])
     resident_bytes = resident_pages * os.sysconf("SC_PAGESIZE")

@@ -118,7 +118,11 @@ class _Stall:
         return now - self._moved_at
 
     def _has_moved(self) -> bool:
-        seen, best, log_bytes = progress(self._pid), self._best, self._log.size()
+        try:
+            seen = progress(self._pid)
+        except OSError:  # nobody can tell: that is not held against it
+            return True
+        best, log_bytes = self._best, self._log.size()
         moved = (
             log_bytes != self._log_bytes
             or seen.resident_bytes > best.resident_bytes + _NOISE_BYTES

@@ -16,6 +16,7 @@ import pytest
 from router.app.stalls import watch_for_stalls
 from router.process import LogFile
 from router.stall import Traffic
+from tests.scarcity import few_descriptors
 
 BOUND = 0.3
 IDLE = "import time; time.sleep(600)"
@@ -99,6 +100,16 @@ async def test_an_idle_child_with_a_request_is_given_up_with_the_reason(child):
             assert passage.verdict is not None
             assert passage.verdict.startswith("stuck: it neither answered nor worked")
     assert children.given_up == [("a#1", passage.verdict)]
+
+
+async def test_a_child_that_cannot_be_looked_at_for_want_of_files_is_not_blamed(child):
+    children, traffic = child(IDLE), Traffic()
+    async with watching(traffic, children):
+        with traffic.passage("a#1"):
+            with few_descriptors(0):
+                await asyncio.sleep(4 * BOUND)
+            assert not children.given_up
+            await until(lambda: children.given_up)
 
 
 async def test_nobody_is_looked_at_without_a_request_that_waits_for_it(child):

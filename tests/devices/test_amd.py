@@ -7,9 +7,11 @@ from typing import Any, ClassVar
 
 import pytest
 
+from router.descriptors import is_out_of_files
 from router.devices.amd import Amd
 from router.devices.found import Found
 from tests.devices.conftest import look
+from tests.scarcity import at_each_moment
 
 GIB = 1 << 30
 MIB = 1 << 20
@@ -247,3 +249,16 @@ def test_a_card_that_does_not_answer_or_is_gone_is_kept_with_a_reason(machine):
     (card / "vendor").write_text("0x1002\n")
     (card / "mem_info_vram_used").write_text(f"{GIB}\n")
     assert amd.read({}) == before
+
+
+def test_a_card_is_read_whole_or_not_at_all_when_files_run_out(machine):
+    """Else an APU's memory were for a moment another's, or what a process holds nobody's."""
+    machine.card(0, "0000:03:00.0", vram=(24 * GIB, 8 * GIB), unique_id="aa")
+    machine.card(1, "0000:04:00.0", vram=(GIB, 0), metrics=2)
+    machine.node(1, 51001, location=0x0300)
+    machine.compute(5, 51001, 5 * GIB)
+    machine.render(5, 7, "0000:04:00.0", client=70, memory_gtt=1 << 20)
+    *without, whole = at_each_moment(lambda: machine.read(5))
+    assert whole == machine.read(5)
+    assert len(without) > 20
+    assert all(isinstance(error, OSError) and is_out_of_files(error) for error in without)

@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from router.descriptors import is_out_of_files
 from router.devices.cgroup import Limit, memory_limits
+from tests.scarcity import at_each_moment
 
 GIB = 1 << 30
 
@@ -108,3 +110,14 @@ def test_this_very_machine_can_be_read():
     for limit in memory_limits():
         assert limit.limit_bytes >= 0
         assert limit.available_bytes <= limit.limit_bytes
+
+
+def test_a_limit_is_not_taken_for_none_when_files_run_out(root):
+    place(root, "0::/a/b\n", V2_MOUNT)
+    group(root, "a", max=8 * GIB, current=GIB, stat="")
+    group(root, "a/b", max=6 * GIB, current=GIB, stat="inactive_file 5")
+    *without, whole = at_each_moment(lambda: memory_limits(root))
+    assert len(memory_limits(root)) == 2
+    assert whole == memory_limits(root)
+    assert len(without) > 6
+    assert all(isinstance(error, OSError) and is_out_of_files(error) for error in without)

@@ -10,8 +10,10 @@ from pathlib import Path
 import psutil
 import pytest
 
+from router.descriptors import is_out_of_files
 from router.devices.process_memory import HostUse, Processes, ProcessMemory
 from tests.devices.conftest import until
+from tests.scarcity import at_each_moment
 
 MIB = 1 << 20
 linux_only = pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="reads /proc")
@@ -148,6 +150,16 @@ def test_a_zombie_holds_nothing(root):
     process(root, 5)
     (root / "proc/5/status").write_text("Name:\tllama-server\nState:\tZ (zombie)\nThreads:\t1\n")
     assert use_of(root, 5).used == {5: 0}
+
+
+def test_a_tree_is_told_whole_or_not_at_all_when_files_run_out(root):
+    process(root, 5, anon=1, children="6 7")
+    process(root, 6, anon=2, maps=mapping(7, 3))
+    process(root, 7, anon=4)
+    *without, whole = at_each_moment(lambda: use_of(root, 5))
+    assert whole == use_of(root, 5)
+    assert len(without) > 6
+    assert all(isinstance(error, OSError) and is_out_of_files(error) for error in without)
 
 
 def test_where_processes_cannot_be_told_apart_that_is_said(tmp_path):

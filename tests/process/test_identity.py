@@ -9,6 +9,7 @@ import pytest
 from router.process import argv_hash, find_marked, identify, is_alive
 from router.process.identity import MARKER, progress
 from tests.process.traces import wait_until
+from tests.scarcity import few_descriptors
 
 
 @pytest.fixture
@@ -107,3 +108,8 @@ def test_progress_sees_memory_and_reads(tmp_path):
 
 def test_nobody_makes_no_progress():
     assert progress(2**22 + 1).io_bytes == 0
+
+
+def test_without_files_to_look_with_progress_is_unknown_and_not_none(sleeper):
+    with few_descriptors(0), pytest.raises(OSError, match="Too many open files"):
+        progress(sleeper.pid)

@@ -2,12 +2,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
 import pytest
 
-from router.process import get_status
+from router.process import Health, LogFile, get_status
+from router.process.probe import NotReady, wait_ready
+from tests.scarcity import few_descriptors
 
 Talk = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
@@ -66,3 +69,10 @@ async def test_a_peer_that_never_answers_costs_only_its_time(tmp_path):
 
     async with serving(tmp_path / "s.sock", talk):
         assert await get_status(tmp_path / "s.sock", "/health", timeout_seconds=0.05) is None
+
+
+async def test_a_load_that_cannot_be_looked_at_for_want_of_files_is_not_called_hung(tmp_path):
+    log = LogFile(tmp_path / "log", 1 << 20)
+    health = Health(stall_seconds=0.8, timeout_seconds=2.0)
+    with few_descriptors(0), pytest.raises(NotReady, match="was not ready after"):
+        await wait_ready(os.getpid(), tmp_path / "none.sock", log, health)
