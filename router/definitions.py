@@ -29,7 +29,8 @@ from router.estimate.values import (
     LoadSettings,
 )
 from router.gguf import GgufError, GgufMetadata, read_gguf
-from router.presets import ModelPreset
+from router.presets import ModelPreset, Overrides
+from router.presets.overrides import overridden, read, written
 
 #: A memory pool as the estimate sees it, and what people call it.
 Budget: TypeAlias = tuple[DeviceBudget, frozenset[str]]
@@ -88,11 +89,38 @@ class Definitions:
                 "bin/build-llama-server makes one"
             )
 
-    def launch(self, name: ModelName, placement: Placement) -> Launch:
-        """How to start `name` where it was placed. Raises RouterError for a model that cannot be run."""
-        definition = self.by_name.get(name)
-        if definition is None:
+    def launch(self, name: ModelName, placement: Placement, definition: str = "") -> Launch:
+        """How to start `name` where it was placed; `definition` of a load with other settings than its own.
+        Raises RouterError for a model that cannot be run.
+        """
+        return self._launch(self._defined(name, definition), placement)
+
+    def overridden(self, name: ModelName, overrides: Overrides, devices: Sequence[Device]) -> Definition:
+        """The model as one load gets it; as it is where that is the same. Arithmetic, some milliseconds.
+        Raises RouterError for settings that it cannot be loaded with.
+        """
+        own = self.by_name[name]
+        if own.model.error is not None:
+            raise own.model.error
+        preset = overridden(own.entry.preset, overrides)
+        if preset == own.entry.preset:
+            return own
+        named = replace(own.model, definition=written(own.model.definition, overrides))
+        varied = self._placed_anew(replace(own, model=named), preset, devices)
+        for place in varied.model.placements:
+            self._launch(varied, place)
+        return varied
+
+    def _defined(self, name: ModelName, definition: str) -> Definition:
+        own = self.by_name.get(name)
+        if own is None:
             raise ModelUnusable(f"{name} is not in the catalog any more")
+        overrides = read(definition)
+        if overrides is None:
+            return own
+        return replace(own, entry=replace(own.entry, preset=overridden(own.entry.preset, overrides)))
+
+    def _launch(self, definition: Definition, placement: Placement) -> Launch:
         settings = _server_settings(definition, placement)
         devices = [self.infos[device] for device in placement.devices if device in self.infos]
         return launch(
@@ -112,7 +140,12 @@ class Definitions:
         definition = self.by_name[name]
         if definition.metadata is None or definition.companions is None:
             return definition
-        preset = replace(definition.entry.preset, ctx_size=ctx_size)
+        return self._placed_anew(definition, replace(definition.entry.preset, ctx_size=ctx_size), devices)
+
+    def _placed_anew(
+        self, definition: Definition, preset: ModelPreset, devices: Sequence[Device]
+    ) -> Definition:
+        assert definition.metadata is not None and definition.companions is not None, "it can be loaded"
         budgets = _budgets(devices, self.infos, self.config)
         found = _placed(preset, definition.metadata, definition.companions, budgets, self.config)
         return replace(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from router.backends import Launch
 from router.core.types import Device, Footprint, HostId, InstanceId, ModelName, Placement
@@ -99,6 +100,9 @@ class FakeHost:
 
     def log_tail(self, instance: InstanceId, lines: int = 20) -> tuple[str, ...]:
         return (f"last line of {instance}",)
+
+    def log_path(self, instance: InstanceId) -> Path | None:
+        return None
 
     # --- what a test makes happen ---
 

@@ -13,6 +13,7 @@ from router.core.types import Device, Placement, Priority
 from router.definitions import Definitions, define
 from router.devices import DeviceInfo
 from router.errors import ModelUnusable
+from router.presets import Overrides
 from tests.make_gguf import make_llama
 
 GIB = 1 << 30
@@ -187,3 +188,35 @@ def test_an_unusable_model_is_no_better_with_another_context(models: Path) -> No
     (models / "half.gguf").write_bytes((models / "tiny.gguf").read_bytes()[:1000])
     definitions = defined(models, machine(host=32))
     assert definitions.at_context("half", 512, []) is definitions.by_name["half"]
+
+
+def test_one_load_with_other_settings_is_placed_and_launched_with_them(models: Path) -> None:
+    make_llama(models / "long.gguf", name="long", n_ctx_train=1 << 20)
+    definitions = defined(models, machine(host=32, small=8, large=24))
+    devices = [Device(name, one.total_bytes, GIB, one.label) for name, one in definitions.infos.items()]
+    own = definitions.by_name["long"].model
+    wanted = Overrides(ctx_size=65536, cache_type_k="q8_0", devices=("GPU-large",), args=("--threads", "3"))
+    model = definitions.overridden("long", wanted, devices).model
+    assert model.definition.startswith(own.definition + " ")
+    (place,) = model.placements
+    assert place.devices == (LARGE,)
+    assert place.footprint[LARGE] > own.placements[0].footprint[SMALL]
+    argv = " ".join(definitions.launch("long", place, model.definition).argv)
+    assert "-c 65536" in argv and "-ctk q8_0" in argv and "--threads 3" in argv
+    plain = " ".join(definitions.launch("long", own.placements[0]).argv)
+    assert "-ctk" not in plain and "--threads" not in plain
+
+
+def test_settings_that_are_its_own_already_are_no_others(models: Path) -> None:
+    definitions = defined(models, machine(host=32), "[child]\nctx_size = 512\n")
+    assert definitions.overridden("tiny", Overrides(ctx_size=512), []) is definitions.by_name["tiny"]
+
+
+def test_settings_it_cannot_be_loaded_with_are_refused_with_the_reason(models: Path) -> None:
+    (models / "half.gguf").write_bytes((models / "tiny.gguf").read_bytes()[:1000])
+    definitions = defined(models, machine(host=32))
+    devices = [Device(name, one.total_bytes, GIB, one.label) for name, one in definitions.infos.items()]
+    with pytest.raises(ModelUnusable, match="no-such.*there are: host"):
+        definitions.overridden("tiny", Overrides(devices=("no-such",)), devices)
+    with pytest.raises(ModelUnusable, match="half"):
+        definitions.overridden("half", Overrides(ctx_size=512), devices)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Protocol
 
 from router.backends import Launch
@@ -110,3 +111,6 @@ class Host(Protocol):
 
     def log_tail(self, instance: InstanceId, lines: int = 20) -> tuple[str, ...]:
         """The child's last log lines, also after its death."""
+
+    def log_path(self, instance: InstanceId) -> Path | None:
+        """Where its log can be read here, also after its death; None if nowhere."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from router.presets.family import Family
 from router.presets.load import Presets, load_presets, shipped_presets_dir
+from router.presets.overrides import Overrides
 from router.presets.preset import ModelPreset
 
-__all__ = ["Family", "ModelPreset", "Presets", "load_presets", "shipped_presets_dir"]
+__all__ = ["Family", "ModelPreset", "Overrides", "Presets", "load_presets", "shipped_presets_dir"]

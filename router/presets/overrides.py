@@ -1,0 +1,86 @@
+"""Other settings for one load of a model: what an operator may say beside its name, and the preset that makes.
+
+They are written behind the definition of what was loaded with them (`written`), so that whoever has that
+knows how it runs: the scheduler, the record of the child, the next router."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from router.config import Context, Layers
+from router.errors import InvalidRequest
+from router.presets.layer import LayerReader, merge
+from router.presets.options import spelling_of_arg
+from router.presets.preset import CacheType, ModelPreset
+
+
+class Overrides(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """Each means what it means in a preset; None leaves it as it is there. `args` are further options of
+    llama-server, of those that `server.load_args` allows."""
+
+    ctx_size: Context | None = None
+    n_gpu_layers: Layers | None = None
+    devices: tuple[str, ...] | None = None
+    cache_type_k: CacheType | None = None
+    cache_type_v: CacheType | None = None
+    args: tuple[str, ...] = ()
+
+
+def check_args(args: Collection[str], allowed: Collection[str]) -> None:
+    """Raises InvalidRequest for an option that is not among `allowed`, however it is spelt."""
+    names = {spelling.option.name for one in allowed if (spelling := spelling_of_arg(_dashed(one)))}
+    for arg in args:
+        if not arg.startswith("-") or arg.removeprefix("-").replace(".", "").isdigit():
+            continue  # a value: an option takes it, or the reader says that it belongs to none
+        spelling = spelling_of_arg(arg)
+        if (spelling.option.name if spelling is not None else arg) not in names:
+            may = ", ".join(f"--{name}" for name in sorted(names)) or "none"
+            raise InvalidRequest(
+                f"args: {arg} is not among those that a load may set (server.load_args): {may}"
+            )
+
+
+def overridden(preset: ModelPreset, overrides: Overrides) -> ModelPreset:
+    """The preset with these settings instead of its own. Raises InvalidRequest for what cannot be read."""
+    reader = LayerReader((Path.cwd(),))
+    reader.set_args(overrides.args, "load")
+    layer = reader.layer()
+    if layer.problems:
+        raise InvalidRequest("; ".join(layer.problems))
+    own = LayerReader((Path.cwd(),))
+    own.set_args(preset.args, "preset")
+    groups = merge([own.layer(), layer]).args
+    given = {name: value for name, value in _given(overrides).items() if name != "args"}
+    args = tuple(token for tokens in groups.values() for token in tokens)
+    return replace(preset, args=args, **{**layer.fields, **given})
+
+
+def written(definition: str, overrides: Overrides) -> str:
+    """The definition of what is loaded with them."""
+    return f"{definition} {msgspec.json.encode(overrides, order='sorted').decode()}"
+
+
+def read(definition: str) -> Overrides | None:
+    """Those behind a definition; None where there are none. Raises InvalidRequest for what another version
+    of this program may have written."""
+    _, blank, text = definition.partition(" ")
+    if not blank:
+        return None
+    try:
+        return msgspec.json.decode(text, type=Overrides)
+    except msgspec.DecodeError as error:
+        raise InvalidRequest(f"unknown settings: {text[:80]} ({error})") from error
+
+
+def _given(overrides: Overrides) -> Mapping[str, Any]:
+    fields = {name: getattr(overrides, name) for name in overrides.__struct_fields__}
+    return {name: value for name, value in fields.items() if value is not None}
+
+
+def _dashed(name: str) -> str:
+    return name if name.startswith("-") else f"--{name}"
