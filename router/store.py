@@ -79,6 +79,14 @@ CREATE TABLE downloads (
     updated_at REAL NOT NULL
 ) STRICT;
 """,
+    """
+CREATE TABLE opinions (
+    key        TEXT PRIMARY KEY,
+    rows       TEXT NOT NULL,
+    files      TEXT NOT NULL,
+    updated_at REAL NOT NULL
+) STRICT;
+""",
 )
 SCHEMA_VERSION: Final = len(_MIGRATIONS)
 
@@ -122,6 +130,16 @@ class LearnedFootprint:
     floor: tuple[int, ...] = ()
     requests: int = 0
     trials: int = 0
+    files: tuple[tuple[str, int, int], ...] = ()
+    updated_at: float = field(default=0.0, compare=False)
+
+
+@dataclass(frozen=True, slots=True)
+class KeptOpinion:
+    """What llama-fit-params answered: a row per device with bytes for model, context and compute; no row
+    where it had no answer. `files` and `updated_at` as of a learned footprint."""
+
+    rows: tuple[tuple[str, int, int, int], ...]
     files: tuple[tuple[str, int, int], ...] = ()
     updated_at: float = field(default=0.0, compare=False)
 
@@ -234,6 +252,26 @@ class Store:
     async def delete_download(self, job: str) -> None:
         """Forget a job; unknown is fine."""
         await self._write("DELETE FROM downloads WHERE id = ?", (job,))
+
+    # --- second opinions -----------------------------------------------------------------------------------
+
+    async def put_opinion(self, key: str, opinion: KeptOpinion) -> None:
+        """Replace what was answered to the question of this key."""
+        row = (key, json.dumps(opinion.rows), json.dumps(opinion.files), opinion.updated_at or time.time())
+        await self._write("INSERT OR REPLACE INTO opinions VALUES (?, ?, ?, ?)", row)
+
+    async def opinions(self) -> Mapping[str, KeptOpinion]:
+        """By key. What cannot be read is left out."""
+        rows = await self._read("SELECT key, rows, files, updated_at FROM opinions")
+        return {row[0]: found for row in rows if (found := _opinion(row[1:])) is not None}
+
+    async def forget_opinion(self, key: str) -> None:
+        """Drop one; unknown is fine."""
+        await self._write("DELETE FROM opinions WHERE key = ?", (key,))
+
+    async def forget_opinions(self, *, older_than: float) -> None:
+        """Drop what was asked before that Unix time."""
+        await self._write("DELETE FROM opinions WHERE updated_at < ?", (older_than,))
 
     # --- the thread ----------------------------------------------------------------------------------------
 
@@ -373,6 +411,18 @@ def _footprint(row: Sequence[Any]) -> LearnedFootprint | None:
     except (ValueError, TypeError):
         return None
     return found if len(found.floor) in (0, len(found.peak)) and min(requests, trials) >= 0 else None
+
+
+def _opinion(row: Sequence[Any]) -> KeptOpinion | None:
+    rows, files, updated_at = row
+    try:
+        return KeptOpinion(
+            tuple((str(name), _size(m), _size(c), _size(k)) for name, m, c, k in json.loads(rows)),
+            tuple((str(path), int(size), int(changed_ns)) for path, size, changed_ns in json.loads(files)),
+            updated_at,
+        )
+    except (ValueError, TypeError):
+        return None
 
 
 def _size(value: object) -> int:

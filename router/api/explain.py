@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from aiohttp import web
 
 from router.api.answer import json_response
 from router.api.context import CONTEXT
-from router.api.route import Route
+from router.api.route import Query, Route
 from router.core.views import Explanation
-from router.errors import InvalidRequest
+from router.errors import InvalidRequest, ModelNotFound
+from router.planning import opinion_words
 
 
 async def explain(request: web.Request) -> web.Response:
@@ -18,9 +21,11 @@ async def explain(request: web.Request) -> web.Response:
         raise InvalidRequest("name a model: GET /explain?model=NAME")
     context = request.app[CONTEXT]
     explanation = context.pool.explain(context.name_of(name))
+    standings = context.pool.standings(explanation.model)
     if request.query.get("format") == "text" or request.headers.get("Accept") == "text/plain":
         return web.Response(text=explanation.text + "\n")
-    return json_response(_body(explanation, context.pool.snapshot().now))
+    opinion = opinion_words(standings[0]) if standings else None
+    return json_response({**_body(explanation, context.pool.snapshot().now), "second_opinion": opinion})
 
 
 def _body(explanation: Explanation, now: float) -> dict[str, object]:
@@ -40,4 +45,18 @@ def _body(explanation: Explanation, now: float) -> dict[str, object]:
     }
 
 
-ROUTES = (Route("GET", "/explain", explain),)
+ROUTES = (
+    Route(
+        "GET",
+        "/explain",
+        explain,
+        summary="Why a model is where it is, and what a request for it would do",
+        query=(
+            Query("model", "Its name or alias", required=True),
+            Query("format", "`text`: only the words"),
+        ),
+        answer=dict[str, Any],
+        media=("application/json", "text/plain"),
+        refusals=(InvalidRequest, ModelNotFound),
+    ),
+)

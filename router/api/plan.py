@@ -18,6 +18,7 @@ from router.planning import (
     choices,
     empty_rooms,
     missing,
+    opinion_words,
     plan_together,
     rooms_now,
     together_words,
@@ -118,11 +119,12 @@ def _way(one: Choice, rooms: Mapping[DeviceId, int], empty: Mapping[DeviceId, in
         "tensor_split": estimate.tensor_split,
         "bytes": sum(one.reserved.values()),
         "footprint": dict(one.reserved),
-        "predicted": dict(estimate.footprint),
+        "predicted": dict(estimate.footprint if one.standing is None else one.standing.predicted),
         "confidence": one.confidence,
         "is_guess": estimate.estimate.is_guess,
         "missing_now": missing(rooms, one.reserved),
         "missing_if_empty": missing(empty, one.reserved),
+        "second_opinion": _opinion(one),
         "terms": _terms(one),
     }
 
@@ -133,11 +135,22 @@ def _terms(one: Choice) -> list[dict[str, Any]]:
         {"device": term.device, "kind": term.kind, "bytes": term.bytes, "explanation": term.explanation}
         for term in one.estimate.estimate.terms
     ]
-    why = "what measurements have shown beyond the estimate, or less"
-    return terms + [
-        {"device": device, "kind": "learned", "bytes": difference, "explanation": why}
-        for device, difference in one.corrections.items()
-    ]
+    for kind, sizes, why in (
+        ("second-opinion", one.second_opinion, "llama-fit-params counts so much more"),
+        ("learned", one.corrections, "what measurements have shown beyond that, or less"),
+    ):
+        terms += [
+            {"device": device, "kind": kind, "bytes": size, "explanation": why}
+            for device, size in sizes.items()
+        ]
+    return terms
+
+
+def _opinion(one: Choice) -> dict[str, str] | None:
+    """None where nobody learns, or for a context that is not that of the model."""
+    if one.standing is None:
+        return None
+    return {"state": one.standing.opinion, "text": opinion_words(one.standing)}
 
 
 def _least_missing(placements: Iterable[Mapping[str, Any]], explanation: Explanation) -> dict[DeviceId, int]:

@@ -128,7 +128,7 @@ async def _pool(app: web.Application) -> AsyncIterator[None]:
     pool = Pool(
         Scheduler(defined, app[DEFINED].devices, policy, _settings(config.scheduler, config.memory)),
         [host],
-        lambda model, placement: app[CONTEXT].known.definitions.launch(model, placement),  # noqa: PLW0108 - a reload replaces them
+        lambda *start: app[CONTEXT].known.definitions.launch(*start),  # noqa: PLW0108 - a reload replaces them
         Journal(),
         definitions=defined,
         check=lambda model: app[CONTEXT].known.definitions.check(model),  # noqa: PLW0108 - as above
@@ -141,7 +141,9 @@ async def _pool(app: web.Application) -> AsyncIterator[None]:
     async with AsyncExitStack() as app[POOL]:
         await app[POOL].enter_async_context(pool)
         context = Context(config, known, pool, lambda: models.reload(context), app[BACKGROUND].spawn)
+        context.vary = models.vary
         app[CONTEXT] = context
+        app[POOL].callback(context.proxy.close)
         await _adopt(app, pool)
         for name, definition in known.definitions.by_name.items():
             if definition.entry.preset.load_on_startup:
@@ -154,6 +156,7 @@ async def _adopt(app: web.Application, pool: Pool) -> None:
     leases = app[LEASES]
     for record in await app[HOST].instances():
         log.info("%s of an earlier router lives on as pid %s", record.instance, record.pid)
+        await app[MODELS].recall(app[DEFINED].known, record.model, record.definition)
         pool.adopt(record, [_earlier(lease) for lease, held in leases.items() if held == record.instance])
     await pool.measure()
     predecessor = app[SETUP].predecessor
@@ -181,6 +184,17 @@ def _earlier(lease: str) -> str:
 
 
 @asynccontextmanager
+async def _second_opinions(app: web.Application) -> AsyncIterator[None]:
+    async def tell() -> None:
+        async for event in app[LEARNING].second_opinions():
+            app[CONTEXT].pool.tell(event)
+
+    task = app[BACKGROUND].spawn(tell(), name="second opinions")
+    yield
+    task.cancel()
+
+
+@asynccontextmanager
 async def _stalls(app: web.Application) -> AsyncIterator[None]:
     context = app[CONTEXT]
     watch = watch_for_stalls(
@@ -201,7 +215,7 @@ async def _status(app: web.Application) -> AsyncIterator[None]:
         task.cancel()
 
 
-PARTS: Final = (_store, _learning, _devices, _host, _background, _pool, _stalls, _status)
+PARTS: Final = (_store, _learning, _devices, _host, _background, _pool, _second_opinions, _stalls, _status)
 
 
 async def _close_pool(app: web.Application) -> None:

@@ -96,6 +96,8 @@ def _print_model(answer: dict[str, Any]) -> None:
         row for device, need in shown["footprint"].items() for row in _terms(devices, shown, device, need)
     ]
     print_table(("DEVICE", "WHAT", "BYTES", "HOW IT COMES ABOUT"), rows)
+    if shown.get("second_opinion") is not None:  # a router of another version may not tell
+        click.echo(f"\nSecond opinion: {shown['second_opinion']['text']}")
     _print_bars(devices, shown["footprint"])
     others = [one for one in placements if one is not shown]
     if others:

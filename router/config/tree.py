@@ -44,6 +44,9 @@ class ServerConfig:
     restart_grace_seconds: Seconds = 3600.0
     access_log: bool = True
     access_log_format: Literal["text", "json"] = "text"
+    stream_head_seconds: Seconds = 1.5
+    stream_heartbeat_seconds: Seconds = 5.0
+    load_args: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +80,7 @@ class MemoryConfig:
     foreign_wait_seconds: Seconds = 10.0
     context_overhead_mib: Count = 600
     yield_to_others: bool = True
+    second_opinion: bool = True
 
 
 @dataclass(frozen=True, slots=True)

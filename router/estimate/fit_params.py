@@ -4,24 +4,31 @@ loads nothing.
 It is optional (not every distribution ships it), knows only some of the server's flags, reserves logits for
 a whole step where the server reserves one row per slot, and aborts on models that it cannot load: no answer
 is a normal answer. `ask` alone does I/O here.
+
+    counted = counts(prepared, layout, estimated)       what it should say, if the estimate is right
+    rows = await ask(fit_params_argv(...), environment)
+    beyond(rows, counted)                               what it counts more, row by row
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 from asyncio import subprocess
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from router.estimate.context import ubatch
-from router.estimate.layout import Layout
+from router.descriptors import check_left
+from router.estimate.context import context_terms, ubatch
+from router.estimate.layout import Layout, layer_devices
 from router.estimate.total import Prepared
-from router.estimate.values import MIB, Estimate, Term
+from router.estimate.values import MIB, Counted, Estimate
 
 TIMEOUT_SECONDS = 10.0
 _MAX_OUTPUT_BYTES = 1 << 20
+_NICENESS = 10
 
 _FLAGS_WITH_VALUE = frozenset((
     "-c", "--ctx-size", "-np", "--parallel", "-b", "--batch-size", "-ub", "--ubatch-size",
@@ -77,17 +84,45 @@ def parse_fit_params(output: str) -> tuple[FitRow, ...] | None:
     return tuple(rows) if rows and rows[-1].name == "Host" else None
 
 
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What to ask about one placement, and what is made of the answer.
+
+    `key` is one for all that would be answered alike. Row by row, `counted` is what the answer should be, and
+    `places` the position of the memory among those that a prediction counts. `touches_gpus`: for the time of
+    the call it takes memory on each GPU that `env` lets it see.
+    """
+
+    key: str
+    argv: tuple[str, ...]
+    env: Mapping[str, str] = field(repr=False)
+    counted: tuple[Counted, ...]
+    places: tuple[int, ...]
+    touches_gpus: bool
+
+    def beyond(self, rows: Sequence[FitRow], n_places: int) -> tuple[int, ...]:
+        """Bytes per place that an answer counts beyond the estimate; nothing where it is about others."""
+        found = [0] * n_places
+        for place, size in zip(self.places, beyond(rows, self.counted) or (), strict=False):
+            found[place] += size
+        return tuple(found)
+
+
 async def ask(
-    argv: Sequence[str], environment: Mapping[str, str], timeout_seconds: float = TIMEOUT_SECONDS
+    argv: Sequence[str],
+    environment: Mapping[str, str],
+    timeout_seconds: float = TIMEOUT_SECONDS,
+    *,
+    is_urgent: bool = True,
 ) -> tuple[FitRow, ...] | None:
-    """Run it and parse its answer; None when it is missing, fails, aborts, takes too long or says something
-    else.
+    """Run it and parse its answer; None when it is missing, fails, aborts or says something else.
 
     A GPU build creates a context on every device it may see, for the time of the call: `environment` decides
-    which.
+    which. One that is not urgent leaves the processor to others. Raises TimeoutError.
     """
     env = {**environment, "GGML_NO_BACKTRACE": "1"}
     try:
+        check_left()
         process = await asyncio.create_subprocess_exec(
             *argv,
             stdin=subprocess.DEVNULL,
@@ -99,12 +134,13 @@ async def ask(
     except OSError:
         return None
     try:
+        if not is_urgent:
+            with contextlib.suppress(OSError):
+                os.setpriority(os.PRIO_PROCESS, process.pid, _NICENESS)
         async with asyncio.timeout(timeout_seconds):
             assert process.stdout is not None, "stdout is a pipe"
             output = await process.stdout.read(_MAX_OUTPUT_BYTES)
             code = await process.wait()
-    except TimeoutError:
-        return None
     finally:
         if process.returncode is None:
             with contextlib.suppress(ProcessLookupError):
@@ -113,27 +149,57 @@ async def ask(
     return parse_fit_params(output.decode("utf-8", "replace")) if code == 0 else None
 
 
-def raised(estimated: Estimate, rows: Sequence[FitRow], prepared: Prepared, layout: Layout) -> Estimate:
-    """The estimate, raised on every device for which llama.cpp counts more.
-
-    Its compute buffers hold logits for a whole step; the rows of it that the server does not reserve are
-    taken off, which leaves a lower bound of what the server needs.
-    """
+def counts(prepared: Prepared, layout: Layout, estimated: Estimate) -> tuple[Counted, ...]:
+    """What it should say of this layout, in the order of its answer: the GPUs, then the host."""
     devices = [*layout.device_ids, layout.host.id] if layout.gpus else [layout.host.id]
-    if len(rows) != len(devices):
-        return estimated
-    more = []
-    for row, device in zip(rows, devices, strict=True):
-        compute = max(0, row.compute_bytes - _surplus_logits(prepared, layout))
-        theirs = row.model_bytes + row.context_bytes + compute
-        ours = estimated.bytes_of("weights", "repacked", "kv", "state", "compute", "unknown", device=device)
-        why = f"llama-fit-params counts {theirs / MIB:.0f} MiB of weights, context and compute buffer"
-        more.append(Term(device, "second-opinion", theirs - ours, why))
-    return Estimate.of([*estimated.terms, *more], is_guess=estimated.is_guess)
+    logits, contexts = _surplus_logits(prepared, layout), _surplus_contexts(prepared, layout)
+    return tuple(
+        Counted(
+            estimated.bytes_of("weights", "repacked", "kv", "state", "compute", "unknown", device=device),
+            contexts.get(device, 0),
+            logits.get(device, 0),
+        )
+        for device in devices
+    )
 
 
-def _surplus_logits(prepared: Prepared, layout: Layout) -> int:
+def beyond(rows: Sequence[FitRow], counted: Sequence[Counted]) -> tuple[int, ...] | None:
+    """Bytes that llama.cpp counts more than the estimate, row by row; None for an answer about other devices.
+
+    What it counts and the server does not reserve is taken off first: that leaves a lower bound of what the
+    server needs.
+    """
+    if len(rows) != len(counted):
+        return None
+    return tuple(
+        max(
+            0,
+            row.model_bytes
+            + max(0, row.context_bytes - ours.surplus_context)
+            + max(0, row.compute_bytes - ours.surplus_compute)
+            - ours.bytes,
+        )
+        for row, ours in zip(rows, counted, strict=True)
+    )
+
+
+def _surplus_logits(prepared: Prepared, layout: Layout) -> dict[str, int]:
+    """It reserves logits for a whole step, on the device of the output; the server a row per slot."""
     if prepared.shape is None or prepared.settings.embedding:
-        return 0
+        return {}
     n_tokens = ubatch(prepared.settings, layout.ctx_size)
-    return 4 * max(0, n_tokens - prepared.settings.n_slots) * prepared.shape.n_vocab
+    rows = max(0, n_tokens - prepared.settings.n_slots)
+    return {layer_devices(layout, prepared.shape.n_layers_all)[-1]: 4 * rows * prepared.shape.n_vocab}
+
+
+def _surplus_contexts(prepared: Prepared, layout: Layout) -> dict[str, int]:
+    """It does not know of a cache that slots share: sliding windows are larger when each has its own."""
+    if prepared.shape is None or not prepared.settings.is_unified:
+        return {}
+    surplus: dict[str, int] = {}
+    apart = replace(prepared.settings, parallel=prepared.settings.n_slots, kv_unified=False)
+    for sign, settings in ((1, apart), (-1, prepared.settings)):
+        for term in context_terms(prepared.shape, settings, layout):
+            if term.kind == "kv":
+                surplus[term.device] = surplus.get(term.device, 0) + sign * term.bytes
+    return {device: max(0, size) for device, size in surplus.items()}

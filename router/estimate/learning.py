@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
@@ -18,11 +19,15 @@ from typing import Final, Literal, TypeAlias
 
 from router.core.scheduler import OUT_OF_MEMORY_FACTOR
 from router.core.types import NOTHING, DeviceId, Footprint
+from router.estimate.fit_params import FitRow, Question
 from router.estimate.values import MIB, Estimate
 
 Stamp: TypeAlias = tuple[str, int, int]
 """A file as it was: its real path, bytes, and time of change in nanoseconds."""
 Confidence: TypeAlias = Literal["estimated", "measured", "proven"]
+#: Of llama-fit-params: not wanted, not there, not asked yet, asked without an answer, more or no more than
+#: the estimate.
+Opinion: TypeAlias = Literal["off", "missing", "open", "none", "more", "agrees"]
 
 #: Kept above the peak for what a model takes only with use: lazily loaded kernels, cuBLAS workspaces, pools.
 UNPROVEN_SLACK_BYTES: Final = 256 * MIB
@@ -54,7 +59,8 @@ class Prediction:
 
     `key` stands for files, binary and flags, `shape` for the kinds of devices. `predicted`, `growing` (the
     part of it that comes only with use) and `most` (what the device has, less its margin) are per device of
-    `devices`. `files` are those the server opens: what was learned ends with them.
+    `devices`. `files` are those the server opens: what was learned ends with them. `beyond` is the part of
+    `predicted` that is there because of a second opinion, and `question` how to ask for one.
     """
 
     key: str
@@ -64,6 +70,19 @@ class Prediction:
     growing: tuple[int, ...]
     most: tuple[int, ...]
     files: tuple[Stamp, ...] = ()
+    beyond: tuple[int, ...] = ()
+    question: Question | None = field(default=None, compare=False, repr=False)
+    no_question: Opinion = "off"
+
+    def heeding(self, rows: Sequence[FitRow]) -> Prediction:
+        """With a second opinion: no less is predicted than llama.cpp counts."""
+        if self.beyond or self.question is None:
+            return self
+        beyond = self.question.beyond(rows, len(self.devices))
+        if not any(beyond):
+            return self
+        predicted = tuple(map(operator.add, self.predicted, beyond))
+        return replace(self, predicted=predicted, beyond=beyond)
 
     @property
     def id(self) -> tuple[str, str]:
@@ -95,7 +114,8 @@ class Learned:
 @dataclass(frozen=True, slots=True)
 class Standing:
     """How well one placement is known, for people: what was predicted, the most that was measured, what a
-    load reserves now (of a running instance: what is reserved for it), all in bytes per device.
+    load reserves now (of a running instance: what is reserved for it), all in bytes per device. `beyond` is
+    what a second opinion has added to the prediction.
     """
 
     confidence: Confidence
@@ -104,6 +124,8 @@ class Standing:
     reserved: Footprint
     requests: int = 0
     measured_now: Footprint = field(default_factory=lambda: NOTHING)
+    beyond: Footprint = field(default_factory=lambda: NOTHING)
+    opinion: Opinion = "off"
 
 
 # --- what it is known by ---
@@ -202,6 +224,7 @@ def standing(
     *,
     reserved: Footprint | None = None,
     measured: Footprint = NOTHING,
+    opinion: Opinion = "off",
 ) -> Standing:
     """The numbers of one placement; `reserved` and `measured` are a running instance's, where it is one."""
     peaks = learned.peak if learned is not None else (None,) * len(prediction.devices)
@@ -213,6 +236,8 @@ def standing(
         MappingProxyType(dict(reserved) if reserved is not None else reservation(prediction, learned)),
         learned.requests if learned is not None else 0,
         measured,
+        MappingProxyType(dict(zip(prediction.devices, prediction.beyond, strict=False))),
+        opinion,
     )
 
 

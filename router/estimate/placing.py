@@ -12,6 +12,7 @@ from dataclasses import replace
 from itertools import combinations, islice
 from typing import Literal
 
+from router.estimate import fit_params
 from router.estimate.context import default_ctx_size
 from router.estimate.layout import Layout, layer_devices
 from router.estimate.splitting import capacity, divide_layers, proportional
@@ -160,10 +161,12 @@ class _Finder:
         ctx_size, total = self._settle_context(layout)
         if self._must_fit and not self._fits(gpus, total.footprint):
             return []
-        counts = _layers_per_gpu(replace(layout, ctx_size=ctx_size), self._prepared.n_layers)
+        layout = replace(layout, ctx_size=ctx_size)
+        counts = _layers_per_gpu(layout, self._prepared.n_layers)
+        counted = fit_params.counts(self._prepared, layout, total)
         return [
             EstimatedPlacement(
-                tier, layout.device_ids, n_gpu_layers, counts, ctx_size, total.footprint, total
+                tier, layout.device_ids, n_gpu_layers, counts, ctx_size, total.footprint, total, counted
             )
         ]
 

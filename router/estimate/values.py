@@ -148,6 +148,16 @@ class Estimate:
 
 
 @dataclass(frozen=True, slots=True)
+class Counted:
+    """What `llama-fit-params` should count on one device if an estimate is right: `bytes`, and what it counts
+    in its columns for context and compute that the server does not reserve."""
+
+    bytes: int
+    surplus_context: int = 0
+    surplus_compute: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class EstimatedPlacement:
     """One way to load the model: on which devices, with which explicit flags, at which cost.
 
@@ -163,3 +173,5 @@ class EstimatedPlacement:
     ctx_size: int
     footprint: Mapping[str, int] = field(hash=False)
     estimate: Estimate
+    counted: tuple[Counted, ...] = ()
+    """For a second opinion: on `devices` and then on the host."""

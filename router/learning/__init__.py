@@ -13,6 +13,6 @@ The arithmetic is `router.estimate.learning`.
 from __future__ import annotations
 
 from router.learning.learner import Learning
-from router.learning.predictions import predictions
+from router.learning.predictions import predictions, predictions_of
 
-__all__ = ["Learning", "predictions"]
+__all__ = ["Learning", "predictions", "predictions_of"]

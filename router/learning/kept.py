@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Final, Self, TypeAlias
+from typing import Final, Self, TypeAlias, TypeVar
 
 from router.catalog.candidate import stamp_of
 from router.estimate.learning import FORGET_SECONDS, Learned, Stamp, has_grown
@@ -17,6 +17,7 @@ from router.store import LearnedFootprint, Store
 
 log = logging.getLogger("router.learning")
 
+_Id = TypeVar("_Id")
 EntryId: TypeAlias = tuple[str, str]
 """(key, shape)."""
 
@@ -115,17 +116,17 @@ class Kept:
         await self._store.forget_footprints(older_than=self._now() - FORGET_SECONDS)
         rows = await self._store.footprints()
         ids = list(rows)[:ENTRIES_MAX]
-        stale = set(await asyncio.to_thread(lambda: list(_stale((i, rows[i].files) for i in ids))))
-        for entry in [*stale, *list(rows)[ENTRIES_MAX:]]:
+        gone = await asyncio.to_thread(lambda: set(stale((i, rows[i].files) for i in ids)))
+        for entry in [*gone, *list(rows)[ENTRIES_MAX:]]:
             await self._store.forget_footprint(*entry)
         for entry in ids:
-            if entry not in stale:
+            if entry not in gone:
                 row = rows[entry]
                 learned = Learned(row.peak, row.floor, row.requests, row.trials)
                 self._entries[entry] = _Entry(learned, row.files, learned)
 
 
-def _stale(entries: Iterable[tuple[EntryId, tuple[Stamp, ...]]]) -> Iterator[EntryId]:
+def stale(entries: Iterable[tuple[_Id, tuple[Stamp, ...]]]) -> Iterator[_Id]:
     """Those whose files are gone, or are others by now: their key will never be asked for again."""
     for entry, files in entries:
         if any(stamp_of(Path(stamp[0])) != stamp for stamp in files):

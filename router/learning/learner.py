@@ -6,9 +6,10 @@ since when, and whether it was used.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import TracebackType
 from typing import Final, Self
@@ -33,9 +34,12 @@ from router.core.types import (
     Ready,
     Release,
     Start,
+    as_preset,
 )
 from router.estimate import learning
+from router.estimate.fit_params import TIMEOUT_SECONDS, Question
 from router.estimate.learning import (
+    Opinion,
     Prediction,
     Standing,
     believed_loss,
@@ -46,12 +50,15 @@ from router.estimate.learning import (
 )
 from router.hosts import Measurement
 from router.learning.kept import EntryId, Kept
+from router.learning.opinions import LOAD_PATIENCE_SECONDS, Opinions
 from router.store import Store
 
 log = logging.getLogger("router.learning")
 
 #: Measurements nearer to each other than this are one trial: memory on its way back is measured every 50 ms.
 TRIAL_SECONDS: Final = 2.0
+#: Loads with other settings than a model's own that are remembered, to learn from them.
+VARIED_MAX: Final = 64
 #: A change of a footprint by less than this share of it is not worth a new plan.
 MATERIAL_SHARE: Final = 100
 
@@ -83,12 +90,16 @@ class Learning:
         *,
         now: Callable[[], float] = time.time,
         trial_seconds: float = TRIAL_SECONDS,
+        opinions: Opinions | None = None,
     ) -> None:
         self._kept = Kept(store, now=now)
+        self._opinions = opinions or Opinions(store, now=now)
+        self._defined = asyncio.Event()
         self._trial_seconds = trial_seconds
-        self._predictions: Mapping[ModelName, tuple[Prediction, ...]] = {}
+        self._predictions: dict[ModelName, tuple[Prediction, ...]] = {}
         self._models: dict[ModelName, Model] = {}
         self._told: dict[ModelName, Model] = {}
+        self._varied: dict[tuple[ModelName, str], tuple[Model, tuple[Prediction, ...]]] = {}
         self._users: dict[EntryId, list[ModelName]] = {}
         self._margins: dict[DeviceId, int] = {}
         self._running: dict[InstanceId, _Running] = {}
@@ -97,6 +108,7 @@ class Learning:
         self._changed: set[EntryId] = set()
 
     async def __aenter__(self) -> Self:
+        await self._opinions.__aenter__()
         await self._kept.__aenter__()
         return self
 
@@ -116,7 +128,9 @@ class Learning:
         """Take the models there are from now on, and return them with what was learned in the place of what
         was predicted. What runs already goes on under what it was started with.
         """
-        self._models, self._predictions = dict(models), predictions
+        self._models = dict(models)
+        self._predictions = {n: tuple(map(self._heeding, places)) for n, places in predictions.items()}
+        self._defined.set()
         self._margins = {device.id: device.margin for device in devices}
         self._users = {}
         for name, places in predictions.items():
@@ -126,14 +140,81 @@ class Learning:
         self._told = {name: self._corrected(name) for name in models}
         return dict(self._told)
 
+    def vary(self, model: Model, places: Sequence[Prediction]) -> Model:
+        """Take a model as one load gets it, with other settings than its own, and return it with what was
+        learned of these.
+        """
+        places = tuple(map(self._heeding, places))
+        self._varied[model.name, model.definition] = model, places
+        while len(self._varied) > VARIED_MAX:
+            del self._varied[next(iter(self._varied))]
+        return self._with_learned(model, places)
+
+    # --- second opinions ---
+
+    async def second_opinions(self) -> AsyncIterator[Event]:
+        """For ever: of each placement that takes no GPU ask what llama.cpp counts, one after another and out
+        of everybody's way. Yields what the scheduler is to be told."""
+        while True:
+            await self._defined.wait()
+            self._defined.clear()
+            for place in [place for places in self._predictions.values() for place in places]:
+                question = place.question
+                if question is None or question.touches_gpus or self._opinions.of(question) is not None:
+                    continue
+                await self._opinions.ask(question, place.files, within_seconds=TIMEOUT_SECONDS)
+                for event in self._news(self._heed(question)):
+                    yield event
+
+    async def consult(self, instance: InstanceId) -> list[Event]:
+        """Before a child is started, in the room that is reserved for it: ask, where nobody has, what
+        llama.cpp counts. Bounded by `LOAD_PATIENCE_SECONDS`. Where more was counted than is reserved, returns
+        what the scheduler is to be told before it plans anew; else nothing.
+        """
+        running = self._running.get(instance)
+        if running is None or running.prediction.question is None:
+            return []
+        question, files = running.prediction.question, running.prediction.files
+        if self._opinions.of(question) is None:
+            await self._opinions.ask(question, files, within_seconds=LOAD_PATIENCE_SECONDS)
+            self._changed |= self._heed(question)
+        prediction = running.prediction = self._heeding(running.prediction)
+        wanted = reservation(prediction, self._known(prediction))
+        is_enough = all(size <= running.reserved.get(device, 0) for device, size in wanted.items())
+        return [] if is_enough or not prediction.beyond else self._news({prediction.id})
+
+    def _heeding(self, place: Prediction) -> Prediction:
+        answer = self._opinions.of(place.question) if place.question is not None else None
+        return place.heeding(answer) if answer else place
+
+    def _heed(self, question: Question) -> set[EntryId]:
+        """Take an answer into account; returns the entries of which more is predicted now."""
+        raised: set[EntryId] = set()
+        for name, places in self._predictions.items():
+            if any(place.question is not None and place.question.key == question.key for place in places):
+                heeding = tuple(map(self._heeding, places))
+                raised |= {now.id for was, now in zip(places, heeding, strict=True) if now != was}
+                self._predictions[name] = heeding
+        for load, (model, places) in self._varied.items():
+            self._varied[load] = model, tuple(map(self._heeding, places))
+        return raised
+
+    def _opinion(self, place: Prediction) -> Opinion:
+        if place.question is None:
+            return place.no_question
+        answer = self._opinions.of(place.question)
+        if not answer:
+            return "open" if answer is None else "none"
+        return "more" if place.beyond else "agrees"
+
     # --- what happens ---
 
     def heard(self, event: Event, commands: Sequence[Command]) -> list[Event]:
         """Follow what the scheduler was told and answered; returns what it is to be told in turn."""
         found: list[Event] = []
         match event:
-            case Adopted(instance, model, placement):
-                self._begin(instance, model, placement)
+            case Adopted(instance, model, placement, definition):
+                self._begin(instance, model, placement, definition)
                 self._became_ready(instance)
             case Ready(instance):
                 self._became_ready(instance)
@@ -145,8 +226,8 @@ class Learning:
                 found = self._ended(instance, out_of_memory)
         for command in commands:
             match command:
-                case Start(instance, model, placement):
-                    self._begin(instance, model, placement)
+                case Start(instance, model, placement, _, definition):
+                    self._begin(instance, model, placement, definition)
                 case Grant(lease, instance):
                     self._granted(lease, instance)
         return found
@@ -178,12 +259,18 @@ class Learning:
         if running is None:
             return None
         learned = self._known(running.prediction)
-        return standing(running.prediction, learned, reserved=running.reserved, measured=running.used)
+        return standing(
+            running.prediction,
+            learned,
+            reserved=running.reserved,
+            measured=running.used,
+            opinion=self._opinion(running.prediction),
+        )
 
     def of_model(self, model: ModelName) -> tuple[Standing, ...]:
         """What a load would reserve and why, for each placement of the model in its order."""
         places = self._predictions.get(model, ())
-        return tuple(standing(place, self._known(place)) for place in places)
+        return tuple(standing(place, self._known(place), opinion=self._opinion(place)) for place in places)
 
     # --- steps of the above ---
 
@@ -192,16 +279,18 @@ class Learning:
         # A row of the database is believed only if it could be ours.
         return learned if learned is not None and len(learned.peak) == len(prediction.devices) else None
 
-    def _begin(self, instance: InstanceId, model: ModelName, placement: Placement) -> None:
-        prediction = self._prediction_of(model, placement)
+    def _begin(self, instance: InstanceId, model: ModelName, placement: Placement, definition: str) -> None:
+        prediction = self._prediction_of(model, placement, definition)
         if prediction is not None:
             self._running[instance] = _Running(model, prediction, placement.footprint)
 
-    def _prediction_of(self, model: ModelName, placement: Placement) -> Prediction | None:
-        known = self._models.get(model)
-        if known is None or not self._predictions.get(model):
+    def _prediction_of(self, model: ModelName, placement: Placement, definition: str) -> Prediction | None:
+        own = self._models.get(model), self._predictions.get(model, ())
+        is_own = as_preset(definition) == definition
+        known, places = own if is_own else self._varied.get((model, definition), (None, ()))
+        if known is None or not places:
             return None
-        pairs = zip(known.placements, self._predictions[model], strict=True)
+        pairs = zip(known.placements, places, strict=True)
         same = (p for place, p in pairs if (place.devices, place.args) == (placement.devices, placement.args))
         return next(same, None)
 
@@ -258,7 +347,7 @@ class Learning:
         """Every placement of the model is believed to take more: the scheduler may choose another for the
         next try, and will have enlarged them all."""
         places = self._predictions.get(running.model, ())
-        if running.prediction not in places:
+        if running.prediction.id not in {place.id for place in places}:
             return []  # its definition was replaced meanwhile
         alike: dict[EntryId, list[Prediction]] = {}
         for place in places:
@@ -296,9 +385,9 @@ class Learning:
 
     def _news(self, entries: Iterable[EntryId] | None = None) -> list[Event]:
         """The models whose footprints have changed so much that the scheduler should know."""
-        changed = self._changed if entries is None else entries
+        changed = set(self._changed if entries is None else entries)
         names = dict.fromkeys(name for entry in changed for name in self._users.get(entry, ()))
-        self._changed = set()
+        self._changed -= changed
         found: list[Event] = []
         for name in names:
             model = self._corrected(name)
@@ -308,7 +397,9 @@ class Learning:
         return found
 
     def _corrected(self, name: ModelName) -> Model:
-        model, places = self._models[name], self._predictions.get(name, ())
+        return self._with_learned(self._models[name], self._predictions.get(name, ()))
+
+    def _with_learned(self, model: Model, places: Sequence[Prediction]) -> Model:
         if not places:
             return model
         pairs = zip(model.placements, places, strict=True)
@@ -316,7 +407,9 @@ class Learning:
 
     def _placed(self, place: Placement, expected: Prediction) -> Placement:
         learned = self._known(expected)
-        return place if learned is None else replace(place, footprint=reservation(expected, learned))
+        if learned is None and not expected.beyond:
+            return place
+        return replace(place, footprint=reservation(expected, learned))
 
 
 def _differ(old: Model, new: Model) -> bool:

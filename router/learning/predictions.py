@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Final
 
 from router.backends import Launch
+from router.backends.llama_binary import find_fit_params
 from router.catalog.candidate import Stamp, stamp_of
 from router.core.ledger import UNBOUNDED
 from router.core.types import Device, DeviceId, Footprint, ModelName, Placement
 from router.definitions import Definition, Definitions
 from router.devices import DeviceInfo
 from router.errors import RouterError
+from router.estimate.fit_params import Question, fit_params_argv
 from router.estimate.learning import Prediction, growing_bytes, key, shape
 from router.estimate.values import EstimatedPlacement
 from router.presets.options import Spelling, spelling_of_arg
@@ -42,51 +48,88 @@ def predictions(
 
     Looks at files: call it in a thread.
     """
-    binary = stamp_of(definitions.binary)
-    known = {device.id: device for device in devices}
-    return {
-        name: _of_model(definitions, definition, binary, known)
-        for name, definition in definitions.by_name.items()
-    }
+    look = _look(definitions, devices)
+    return {name: _of_model(look, definition) for name, definition in definitions.by_name.items()}
 
 
-def _of_model(
-    definitions: Definitions,
-    definition: Definition,
-    binary: Stamp | None,
-    devices: Mapping[DeviceId, Device],
+def predictions_of(
+    definitions: Definitions, definition: Definition, devices: Sequence[Device]
 ) -> tuple[Prediction, ...]:
-    model = definition.model
+    """The same for one model that is loaded with other settings than its own."""
+    return _of_model(_look(definitions, devices), definition)
+
+
+def _look(definitions: Definitions, devices: Sequence[Device]) -> _Look:
+    return _Look(
+        definitions,
+        stamp_of(definitions.binary),
+        find_fit_params(definitions.binary) if definitions.config.memory.second_opinion else None,
+        {device.id: device for device in devices},
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Look:
+    """What is the same for all models."""
+
+    definitions: Definitions
+    binary: Stamp | None
+    fit_params: Path | None
+    devices: Mapping[DeviceId, Device]
+
+
+def _of_model(look: _Look, definition: Definition) -> tuple[Prediction, ...]:
+    model, launch = definition.model, look.definitions.launch
     pairs = zip(model.placements, definition.estimates, strict=True)
     try:
         return tuple(
-            _prediction(definition, place, estimated, definitions.launch(model.name, place), binary, devices,
-                        definitions.infos)
+            _prediction(look, definition, place, estimated, launch(model.name, place, model.definition))
             for place, estimated in pairs
-        )  # fmt: skip
+        )
     except RouterError:
         return ()  # every start of it will say so
 
 
 def _prediction(
-    definition: Definition,
-    place: Placement,
-    estimated: EstimatedPlacement,
-    launch: Launch,
-    binary: Stamp | None,
-    devices: Mapping[DeviceId, Device],
-    infos: Mapping[DeviceId, DeviceInfo],
+    look: _Look, definition: Definition, place: Placement, estimated: EstimatedPlacement, launch: Launch
 ) -> Prediction:
+    infos = look.definitions.infos
     order = positions(place.devices, place.footprint)
     files = definition.entry.stamps
-    return Prediction(
-        key=key(files, binary, telling_args(launch.argv), telling_env(launch.env)),
+    found = Prediction(
+        key=key(files, look.binary, telling_args(launch.argv), telling_env(launch.env)),
         shape=shape([_kind(infos.get(device), device) for device in order]),
         devices=order,
         predicted=tuple(place.footprint.get(device, 0) for device in order),
         growing=tuple(growing_bytes(estimated.estimate, device) for device in order),
-        most=tuple(_most(devices.get(device)) for device in order),
+        most=tuple(_most(look.devices.get(device)) for device in order),
         files=files,
+        no_question="missing" if look.definitions.config.memory.second_opinion else "off",
+    )
+    if look.fit_params is None or definition.entry.path is None:
+        return found
+    return replace(found, question=_question(look.fit_params, found, place, estimated, definition, launch))
+
+
+def _question(
+    binary: Path,
+    prediction: Prediction,
+    place: Placement,
+    estimated: EstimatedPlacement,
+    definition: Definition,
+    launch: Launch,
+) -> Question:
+    assert definition.entry.path is not None, "it was launched"
+    host = f"{place.host}/host"
+    gpus = [device for device in place.devices if device != host]
+    told = [prediction.id, stamp_of(binary)]
+    return Question(
+        hashlib.sha256(json.dumps(told).encode()).hexdigest(),
+        tuple(fit_params_argv(binary, definition.entry.path, launch.argv[1:])),
+        launch.env,
+        estimated.counted,
+        tuple(prediction.devices.index(device) for device in [*gpus, host]),
+        touches_gpus=bool(gpus),
     )
 
 

@@ -24,7 +24,7 @@ from router.planning.needs import (
 )
 from router.planning.packing import EXACT_LIMIT, Packing, pack
 from router.planning.together import Fit, Together, Way, Wish, fit_together
-from router.planning.words import together_words
+from router.planning.words import opinion_words, together_words
 
 __all__ = [
     "EXACT_LIMIT",
@@ -40,6 +40,7 @@ __all__ = [
     "empty_rooms",
     "fit_together",
     "missing",
+    "opinion_words",
     "pack",
     "plan_together",
     "rooms_now",

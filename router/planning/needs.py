@@ -52,15 +52,22 @@ class Choice:
     estimate: EstimatedPlacement
     reserved: Footprint
     confidence: Confidence
+    standing: Standing | None = None
+
+    @property
+    def second_opinion(self) -> dict[DeviceId, int]:
+        """What llama.cpp itself counts beyond the estimate."""
+        beyond = self.standing.beyond if self.standing is not None else {}
+        return {device: size for device, size in beyond.items() if size}
 
     @property
     def corrections(self) -> dict[DeviceId, int]:
-        """What is reserved beyond the estimate; less than nothing where that was too high."""
-        told = self.estimate.footprint
+        """What is reserved beyond both; less than nothing where that was too high."""
+        told, beyond = self.estimate.footprint, self.second_opinion
         return {
             device: difference
             for device in {**told, **self.reserved}
-            if (difference := self.reserved.get(device, 0) - told.get(device, 0))
+            if (difference := self.reserved.get(device, 0) - told.get(device, 0) - beyond.get(device, 0))
         }
 
 
@@ -71,7 +78,7 @@ def choices(seen: Seen, definition: Definition) -> tuple[Choice, ...]:
     if len(standings) != len(definition.estimates):
         return tuple(Choice(one, one.footprint, "estimated") for one in definition.estimates)
     pairs = zip(definition.estimates, standings, strict=True)
-    return tuple(Choice(one, standing.reserved, standing.confidence) for one, standing in pairs)
+    return tuple(Choice(one, standing.reserved, standing.confidence, standing) for one, standing in pairs)
 
 
 def plan_together(

@@ -1,10 +1,12 @@
-"""Which models fit together, in words."""
+"""Which models fit together, in words; and what came of the second opinion on one of them."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
 from router.core.types import ModelName
+from router.estimate.learning import Standing
+from router.estimate.values import MIB
 from router.planning.packing import EXACT_LIMIT
 from router.planning.together import Fit, Together, Wish, exclusive_pairs
 
@@ -21,6 +23,24 @@ def together_words(together: Together, wishes: Sequence[Wish], *, most: int = 0)
     elif len(wishes) > 1:
         sentences.append("None of them fits even alone.")
     return " ".join(sentences)
+
+
+def opinion_words(standing: Standing) -> str:
+    """One sentence."""
+    match standing.opinion:
+        case "off":
+            return "llama-fit-params is not asked: memory.second_opinion is false."
+        case "missing":
+            return "There is no llama-fit-params beside llama-server: the estimate stands alone."
+        case "open":
+            return "llama-fit-params has not been asked yet; it is before the first load, at the latest."
+        case "none":
+            return "llama-fit-params had no answer: the estimate stands alone."
+        case "more":
+            beyond = sum(standing.beyond.values()) / MIB
+            return f"llama-fit-params counts {beyond:.0f} MiB more than the estimate: they are reserved, too."
+        case "agrees":
+            return "llama-fit-params counts no more than the estimate."
 
 
 def _fit_words(fit: Fit, names: str, wishes: Sequence[Wish]) -> str:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from router.backends.llama_binary import find_fit_params
 from router.backends.llama_server import find_binary, list_devices, version
 from router.errors import StartupError
 from tests.fake_binary import make_fake_binary
@@ -106,3 +107,15 @@ async def test_asking_for_the_version_shows_it_no_gpu_but_asking_for_devices_doe
     shown = program(tmp_path / "s", 'echo "version: <$CUDA_VISIBLE_DEVICES>"')
     assert await version(shown) == "<>"
     assert await list_devices(shown) == "version: <7>\n"
+
+
+def test_fit_params_stands_beside_the_server_or_beside_what_that_links_to(tmp_path):
+    build = tmp_path / "build"
+    build.mkdir()
+    for name in ("llama-server", "llama-fit-params"):
+        (build / name).touch(mode=0o755)
+    (tmp_path / "llama-server").symlink_to(build / "llama-server")
+    assert find_fit_params(build / "llama-server") == build / "llama-fit-params"
+    assert find_fit_params(tmp_path / "llama-server") == build / "llama-fit-params"
+    (build / "llama-fit-params").chmod(0o644)
+    assert find_fit_params(build / "llama-server") is None

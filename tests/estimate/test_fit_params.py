@@ -8,13 +8,15 @@ from pathlib import Path
 
 import pytest
 
-from router.estimate import Layout, LoadSettings, Prepared, estimate
-from router.estimate.fit_params import FitRow, ask, fit_params_argv, parse_fit_params, raised
+from router.estimate import Estimate, Layout, LoadSettings, Prepared, estimate
+from router.estimate.fit_params import FitRow, ask, beyond, counts, fit_params_argv, parse_fit_params
+from router.estimate.values import Counted
 from router.gguf import read_gguf
 from tests.estimate.made_up import HOST, MIB, gpu, llama, on_gpus, on_host
 from tests.estimate.reported import find_llama_server
 from tests.make_gguf import make_gemma3, make_llama
 
+GEMMA = llama(n_layers=12, architecture="gemma3", attention__sliding_window=1024)
 BINARY, MODEL = Path("/bin/llama-fit-params"), Path("/models/m.gguf")
 
 
@@ -102,7 +104,8 @@ async def test_a_program_that_is_not_there_is_no_answer(tmp_path: Path) -> None:
 async def test_one_that_takes_too_long_is_ended(tmp_path: Path) -> None:
     pid_file = tmp_path / "pid"
     body = f"echo $$ > {pid_file}; exec sleep 600"
-    assert await ask(script(tmp_path, body), ENVIRONMENT, timeout_seconds=0.5) is None
+    with pytest.raises(TimeoutError):
+        await ask(script(tmp_path, body), ENVIRONMENT, timeout_seconds=0.5)
     assert not Path(f"/proc/{pid_file.read_text().strip()}").exists()
 
 
@@ -110,34 +113,50 @@ def rows(*mib: tuple[str, int, int, int]) -> tuple[FitRow, ...]:
     return tuple(FitRow(name, m * MIB, k * MIB, c * MIB) for name, m, k, c in mib)
 
 
-def test_a_larger_answer_raises_the_estimate_and_says_so() -> None:
-    prepared, layout = Prepared.of(llama(), LoadSettings()), on_gpus(gpu(0, 24))
+def counted_and_ours(prepared: Prepared, layout: Layout) -> tuple[tuple[Counted, ...], Estimate]:
     ours = estimate(prepared, layout)
+    return counts(prepared, layout, ours), ours
+
+
+def test_a_larger_answer_tells_by_how_much_on_which_device() -> None:
+    prepared, layout = Prepared.of(llama(), LoadSettings()), on_gpus(gpu(0, 24))
+    counted, ours = counted_and_ours(prepared, layout)
     gpu_bytes = ours.bytes_of("weights", "kv", "compute", device="box/cuda:0")
-    more = raised(ours, rows(("CUDA0", gpu_bytes // MIB + 500, 0, 0), ("Host", 1, 0, 0)), prepared, layout)
-    assert more.footprint["box/cuda:0"] == pytest.approx(ours.footprint["box/cuda:0"] + 500 * MIB, abs=MIB)
-    assert more.footprint[HOST.id] == ours.footprint[HOST.id]
-    assert "llama-fit-params counts" in more.terms[-1].explanation
+    more = beyond(rows(("CUDA0", gpu_bytes // MIB + 500, 0, 0), ("Host", 1, 0, 0)), counted)
+    assert more == (pytest.approx(500 * MIB, abs=MIB), 0)
 
 
 def test_a_smaller_answer_changes_nothing() -> None:
-    prepared, layout = Prepared.of(llama(), LoadSettings()), on_host()
-    ours = estimate(prepared, layout)
-    assert raised(ours, rows(("Host", 1, 1, 1)), prepared, layout) == ours
+    counted, _ = counted_and_ours(Prepared.of(llama(), LoadSettings()), on_host())
+    assert beyond(rows(("Host", 1, 1, 1)), counted) == (0,)
 
 
 def test_logits_that_the_server_does_not_reserve_are_taken_off() -> None:
     prepared, layout = Prepared.of(llama(n_vocab=262_144), LoadSettings()), on_host()
-    ours = estimate(prepared, layout)
-    counted = ours.bytes_of("weights") // MIB, ours.bytes_of("kv") // MIB
+    counted, ours = counted_and_ours(prepared, layout)
     surplus = 512 * 262_144 * 4 // MIB
-    assert raised(ours, rows(("Host", *counted, surplus)), prepared, layout) == ours
+    told = ours.bytes_of("weights") // MIB, ours.bytes_of("kv") // MIB, surplus
+    assert beyond(rows(("Host", *told)), counted) == (0,)
+    on_gpu = on_gpus(gpu(0, 24))
+    counted, ours = counted_and_ours(prepared, on_gpu)
+    assert counted[0].surplus_compute > 500 * MIB
+    assert counted[1].surplus_compute == 0, "the logits are where the output is"
+
+
+def test_windows_that_slots_share_are_not_counted_for_each_slot() -> None:
+    prepared = Prepared.of(GEMMA, LoadSettings())
+    layout = on_host(32_768)
+    counted, ours = counted_and_ours(prepared, layout)
+    apart = Prepared.of(GEMMA, LoadSettings(parallel=4, kv_unified=False))
+    theirs = estimate(apart, layout).bytes_of("kv")
+    assert theirs > ours.bytes_of("kv")
+    told = (ours.bytes_of("weights") // MIB, theirs // MIB, ours.bytes_of("compute") // MIB)
+    assert beyond(rows(("Host", *told)), counted) == (0,)
 
 
 def test_an_answer_about_other_devices_is_not_used() -> None:
-    prepared, layout = Prepared.of(llama(), LoadSettings()), on_host()
-    ours = estimate(prepared, layout)
-    assert raised(ours, rows(("CUDA0", 99_999, 0, 0), ("Host", 99_999, 0, 0)), prepared, layout) == ours
+    counted, _ = counted_and_ours(Prepared.of(llama(), LoadSettings()), on_host())
+    assert beyond(rows(("CUDA0", 99_999, 0, 0), ("Host", 99_999, 0, 0)), counted) is None
 
 
 # --- the real one

@@ -18,6 +18,7 @@ from router.estimate.learning import PROOF_TRIALS, PROVEN_SLACK_BYTES, UNPROVEN_
 from router.hosts import Exit, Measurement
 from router.journal import Journal
 from router.learning import Learning
+from router.learning.opinions import Opinions
 from router.pool import Pool
 from router.store import Store
 from tests.fake_host import GIB, FakeHost
@@ -63,7 +64,7 @@ def out_of_memory() -> LoadFailed:
 
 def model(name: str, gib: float, *devices: str) -> Model:
     places = (Placement("local", {d: int(gib * GIB)}, (d,), ("-c", "1")) for d in devices or (GPU,))
-    return Model(name, tuple(places), f"definition of {name}", load_seconds=0.01)
+    return Model(name, tuple(places), f"definition-of-{name}", load_seconds=0.01)
 
 
 def predictions_of(*models: Model, keys: dict[str, str] | None = None) -> dict[str, tuple[Prediction, ...]]:
@@ -117,12 +118,21 @@ class Bench:
 
 @asynccontextmanager
 async def learning_pool(
-    host: MeasuredHost, *models: Model, store: Store | None = None, keys=None, **settings
+    host: MeasuredHost,
+    *models: Model,
+    store: Store | None = None,
+    keys=None,
+    opinions: Opinions | None = None,
+    predictions=None,
+    **settings,
 ):
-    async with Store(None) as memory, Learning(store or memory, trial_seconds=0) as learning:
+    async with (
+        Store(None) as memory,
+        Learning(store or memory, trial_seconds=0, opinions=opinions) as learning,
+    ):
         devices = await host.devices()
         definitions = {m.name: m for m in models}
-        placed = learning.define(definitions, predictions_of(*models, keys=keys), devices)
+        placed = learning.define(definitions, predictions or predictions_of(*models, keys=keys), devices)
         rules = Settings(backoff_initial=0.01, backoff_max=0.01, **settings)
         scheduler = Scheduler(placed, devices, make_policy("lru"), rules)
         launch = Launch(("true",))

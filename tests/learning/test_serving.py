@@ -44,10 +44,16 @@ def router(tmp_path: Path, stub: StubNvml, monkeypatch: pytest.MonkeyPatch) -> R
     monkeypatch.setattr(parts, "Learning", functools.partial(Learning, trial_seconds=0.02))
 
     def open_one(
-        further: str = "", *, yields: bool = True, grow_mib: int = 0, **takes_mib: int
+        further: str = "",
+        *,
+        yields: bool = True,
+        second_opinion: bool = True,
+        grow_mib: int = 0,
+        **takes_mib: int,
     ) -> AbstractAsyncContextManager[Running]:
         config = f"[memory]\nmargin_mib = {MARGIN_MIB}\npoll_seconds = 0.05\n"
         config += "" if yields else "yield_to_others = false\n"  # true is the default
+        config += "" if second_opinion else "second_opinion = false\n"
         config += "[scheduler]\nlinger = 0.0\n"
         config += "backoff_initial_seconds = 0.05\nbackoff_max_seconds = 0.05\n"
         for name, mib in takes_mib.items():
@@ -201,3 +207,63 @@ async def test_a_real_stranger_that_comes_and_goes_is_made_way_for(router, stub)
             stranger.close()
         await one.pool.measure()
         assert (await one.chat("idle")).status == 200
+
+
+def fit_params(folder: Path, gpu_mib: int, host_mib: int) -> Path:
+    """A llama-fit-params beside the server that counts so much; returns where it notes what it was asked."""
+    noted, program = folder / "asked", folder / "llama-fit-params"
+    program.write_text(
+        f'#!/bin/sh\necho "$CUDA_VISIBLE_DEVICES $*" >> {noted}\n'
+        f'echo "CUDA0 {gpu_mib} 0 0"\necho "Host {host_mib} 0 0"\n'
+    )
+    program.chmod(0o755)
+    return noted
+
+
+async def way_of(router: Running, model: str) -> dict:
+    async with router.session.get(f"/vram?model={model}") as answer:
+        return (await answer.json())["placements"][0]
+
+
+async def test_what_llama_fit_params_counts_more_is_reserved_and_told_as_a_term(router, tmp_path):
+    noted = fit_params(tmp_path, gpu_mib=1500, host_mib=1)
+    async with router(a=300) as running_one:
+        way = await way_of(running_one, "a")
+        assert way["second_opinion"]["state"] == "open"
+        assert not noted.exists(), "no GPU is touched before a load"
+        estimated = way["footprint"][GPU]
+        assert (await running_one.chat("a")).status == 200
+        (asked,) = noted.read_text().splitlines()
+        assert asked.startswith("GPU-only-0000 -m "), "it sees the device of the placement and no other"
+        assert "--alias" not in asked
+        way = await way_of(running_one, "a")
+        assert way["second_opinion"]["state"] == "more"
+        (term,) = [term for term in way["terms"] if term["kind"] == "second-opinion"]
+        assert term["device"] == GPU
+        assert starts(running_one, "a") == [estimated, estimated + term["bytes"]]
+        for device, size in way["footprint"].items():
+            assert sum(t["bytes"] for t in way["terms"] if t["device"] == device) == size
+        async with running_one.session.get("/explain?model=a") as answer:
+            assert "counts" in (await answer.json())["second_opinion"]
+    async with router(a=300) as later:
+        assert (await later.chat("a")).status == 200
+    assert len(noted.read_text().splitlines()) == 1, "it is asked once"
+
+
+@pytest.mark.parametrize(
+    ("program", "is_wanted", "state"),
+    [(None, True, "missing"), ("kill -ABRT $$", True, "none"), ("kill -ABRT $$", False, "off")],
+)
+async def test_without_a_second_opinion_the_estimate_stands_and_it_is_said(
+    router, tmp_path, program, is_wanted, state
+):
+    if program is not None:
+        (tmp_path / "llama-fit-params").write_text(f"#!/bin/sh\n{program}\n")
+        (tmp_path / "llama-fit-params").chmod(0o755)
+    async with router(second_opinion=is_wanted, a=300) as running_one:
+        estimated = (await way_of(running_one, "a"))["footprint"][GPU]
+        assert (await running_one.chat("a")).status == 200
+        assert starts(running_one, "a") == [estimated]
+        opinion = (await way_of(running_one, "a"))["second_opinion"]
+        assert opinion["state"] == state
+        assert "llama-fit-params" in opinion["text"]
