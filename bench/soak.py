@@ -16,6 +16,7 @@ import contextlib
 import json
 import os
 import random
+import re
 import resource
 import shutil
 import signal
@@ -46,6 +47,8 @@ DEADLINE_SECONDS: Final = 30.0
 #: Seconds between two faults, on average; between two kills of the router.
 FAULT_SECONDS: Final = 2.0
 ROUTER_KILL_SECONDS: Final = 8.0
+#: A rest is looked at so often, a second apart.
+LOOKS: Final = 3
 CONFIG: Final = """
 [server]
 shutdown_grace_seconds = 5.0
@@ -71,11 +74,21 @@ env = { FAKE_LLAMA_EXIT_STATUS = "3" }
 
 @dataclass(frozen=True, slots=True)
 class Holdings:
-    """What the router's process holds with no model loaded and no client there."""
+    """What the router's process holds with no model loaded and no client there. `descriptors` are named by
+    what they lead to.
+    """
 
-    descriptors: int
-    tasks: tuple[str, ...]
+    descriptors: Counter[str]
+    tasks: Counter[str]
     rss_bytes: int
+
+    def in_common(self, other: Holdings) -> Holdings:
+        """What was there in both looks: who looks at his devices just then holds more for that moment."""
+        return Holdings(
+            self.descriptors & other.descriptors,
+            self.tasks & other.tasks,
+            min(self.rss_bytes, other.rss_bytes),
+        )
 
 
 @dataclass(slots=True)
@@ -88,7 +101,7 @@ class Report:
     told: dict[str, int] = field(default_factory=dict)
     leaked_processes: int = 0
     leaked_sockets: int = 0
-    leaked_descriptors: int = 0
+    leaked_descriptors: list[str] = field(default_factory=list)
     leaked_tasks: list[str] = field(default_factory=list)
     grown_bytes: int = 0
     exit_status: int | None = None
@@ -96,7 +109,7 @@ class Report:
 
     @property
     def is_clean(self) -> bool:
-        left = self.leaked_processes + self.leaked_sockets + self.leaked_descriptors + len(self.leaked_tasks)
+        left = self.leaked_processes or self.leaked_sockets or self.leaked_descriptors or self.leaked_tasks
         return not (self.wrong or left or self.exit_status or self.tracebacks)
 
 
@@ -164,12 +177,18 @@ class Router:
         await until(lambda: not self.children(), "every model is unloaded")
         process = psutil.Process(self.process.pid)
         await until(lambda: not process.net_connections("tcp")[1:], "every connection is closed")
-        await asyncio.sleep(1.0)  # the last measurement, the last write
+        held = await self._look(process)
+        for _ in range(LOOKS - 1):
+            await asyncio.sleep(1.0)
+            held = held.in_common(await self._look(process))
+        return held
+
+    async def _look(self, process: psutil.Process) -> Holdings:
         self._tasks.unlink(missing_ok=True)
         self.process.send_signal(signal.SIGUSR2)
         await until(self._tasks.exists, "the tasks are written down")
-        tasks = tuple(json.loads(self._tasks.read_text()))
-        return Holdings(process.num_fds(), tasks, process.memory_info().rss)
+        tasks = Counter(json.loads(self._tasks.read_text()))
+        return Holdings(_descriptors(process.pid), tasks, process.memory_info().rss)
 
 
 class Faults:
@@ -306,10 +325,19 @@ async def _soak(
     report.requests, report.wrong = ledger.requests, ledger.wrong
     report.told = dict(ledger.told.most_common(20))
     report.fates, report.faults = dict(ledger.fates.most_common()), dict(faults.counted.most_common())
-    report.leaked_descriptors = max(0, after.descriptors - before.descriptors)
-    report.leaked_tasks = list((Counter(after.tasks) - Counter(before.tasks)).elements())
+    report.leaked_descriptors = list((after.descriptors - before.descriptors).elements())
+    report.leaked_tasks = list((after.tasks - before.tasks).elements())
     report.grown_bytes = after.rss_bytes - before.rss_bytes
     report.leaked_sockets = len(list((router.state / "run").glob("*.sock")))
+
+
+def _descriptors(pid: int) -> Counter[str]:
+    """Sockets and pipes without the numbers that tell one from the other."""
+    found = Counter[str]()
+    for entry in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # closed meanwhile
+            found[re.sub(r":\[\d+\]", "", str(entry.readlink()))] += 1
+    return found
 
 
 async def until(is_true: Callable[[], Any], what: str) -> None:
@@ -351,7 +379,8 @@ def render(report: Report) -> str:
     lines += [f"wrong or lost: {len(report.wrong)}", *(f"    {one}" for one in report.wrong[:20])]
     left = f"{report.leaked_processes} processes, {report.leaked_sockets} sockets"
     lines += [
-        f"leaked: {left}, {report.leaked_descriptors} descriptors, {len(report.leaked_tasks)} tasks",
+        f"leaked: {left}, {len(report.leaked_descriptors)} descriptors, {len(report.leaked_tasks)} tasks",
+        *(f"    {one}" for one in (*report.leaked_descriptors, *report.leaked_tasks)),
         f"grown: {report.grown_bytes / 2**20:+.1f} MiB of resident memory between two rests of one router",
         f"exit status {report.exit_status}, {report.tracebacks} tracebacks",
     ]

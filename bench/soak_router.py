@@ -22,8 +22,14 @@ def note_tasks() -> None:
         gc.collect()
         tasks = [one for one in gc.get_objects() if type(one) is asyncio.Task and not one.done()]
         new = file.with_suffix(".new")
-        new.write_text(json.dumps(sorted(task.get_name() for task in tasks)))
+        new.write_text(json.dumps(sorted(_name(task) for task in tasks)))
         new.replace(file)
+
+
+def _name(task: asyncio.Task[object]) -> str:
+    """One that was given none is called after what it runs: its number says nothing."""
+    name, runs = task.get_name(), task.get_coro()
+    return getattr(runs, "__qualname__", str(runs)) if name.startswith("Task-") else name
 
 
 if __name__ == "__main__":
