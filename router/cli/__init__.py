@@ -21,6 +21,7 @@ COMMANDS: Final[Mapping[str, str]] = {
     "models": "router.cli.models:models",
     "load": "router.cli.load:load",
     "unload": "router.cli.unload:unload",
+    "run": "router.cli.run:run",
     "explain": "router.cli.explain:explain",
     "vram": "router.cli.vram:vram",
     "restart": "router.cli.restart:restart",

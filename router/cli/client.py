@@ -199,16 +199,16 @@ def print_json(value: object) -> None:
 
 
 def _or_configured_url(ctx: click.Context, _: click.Parameter, given: str | None) -> str:
-    return given or _configured().url
+    return given or configured().url
 
 
 def _or_configured_key(ctx: click.Context, _: click.Parameter, given: str | None) -> str | None:
     """The keys of our configuration are for the router that it configures, and shown to nobody else."""
     is_ours = ctx.get_parameter_source("url") in (ParameterSource.DEFAULT, None)
-    return given or (_configured().api_key if is_ours else None)
+    return given or (configured().api_key if is_ours else None)
 
 
-def _configured() -> Client:
+def configured() -> Client:
     """The router that the configuration of this user describes."""
     from router.config import load_config
     from router.errors import ConfigError

@@ -5,20 +5,37 @@ from __future__ import annotations
 import click
 
 from router.cli.client import Client, client_options, print_json
+from router.cli.complete import MODEL
+from router.cli.progress import while_waiting
 
 
 @click.command()
 @client_options
-@click.argument("model")
+@click.argument("model", type=MODEL)
 @click.option("--force", is_flag=True, help="Do not wait for requests in flight: end them.")
 @click.option("--deadline", type=float, metavar="SECONDS", help="Wait for requests no longer than this.")
 def unload(
     url: str, api_key: str | None, as_json: bool, model: str, force: bool, deadline: float | None
 ) -> None:
     """Unload MODEL and return when it is gone."""
+    client = Client(url, api_key)
     body = {"model": model, "force": force, "deadline": deadline}
-    answer = Client(url, api_key).post("/models/unload", body)
+    answer = while_waiting(
+        lambda: client.post("/models/unload", body),
+        lambda seconds: f"{model}: {_progress(client, model)} ({seconds:.0f} s)",
+    )
     if as_json:
         print_json(answer)
     else:
         click.echo(f"{answer['id']}: {answer['status']['value']}")
+
+
+def _progress(client: Client, model: str) -> str:
+    try:
+        running = client.get(f"/v1/models/{model}")["instances"]
+    except click.ClickException as error:
+        return error.message
+    leases = sum(one["leases"] for one in running)
+    if not leases:
+        return "ends"
+    return f"waits for {leases} request{'s' * (leases != 1)} to end"

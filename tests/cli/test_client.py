@@ -12,7 +12,7 @@ from aiohttp import web
 from click.testing import CliRunner
 
 from router.cli import cli
-from router.cli.client import Client, _configured
+from router.cli.client import Client, configured
 from tests.api.conftest import Api
 from tests.api.upstream import Connection, Received, free_port
 
@@ -111,7 +111,7 @@ def test_an_address_to_listen_on_becomes_one_to_call(tmp_path: Path, monkeypatch
     config = tmp_path / "config.toml"
     config.write_text(f"[server]\n{server}\n")
     monkeypatch.setenv("LLAMA_ROUTER_CONFIG", str(config))
-    assert _configured().url == url
+    assert configured().url == url
 
 
 async def test_events_come_as_they_are_sent_and_end_with_their_reader(api: Api):

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 
+from router.api.page.stream import TIMELINE
+from router.core.types import Adopted, Placement
 from router.core.views import QueueView
+from tests.api.conftest import Api
 from tests.api.fake_pool import Instance
 from tests.cli.conftest import Terminal
 
@@ -17,25 +20,31 @@ async def test_it_shows_who_runs_where_and_who_waits(terminal: Terminal):
     terminal.api.pool.instances["tiny#1"] = Instance("tiny#1", "tiny", "", leases=["r1", "r2"])
     terminal.api.pool.queues = (QueueView("other", 3, 90.0, 1, "its turn", None),)
     heads, tiny, other = (await terminal.run("ps")).output.splitlines()
-    assert heads.split()[:3] == ["INSTANCE", "STATE", "MEMORY"]
-    assert tiny.split() == [
-        "tiny#1",
-        "ready",
-        "6.0",
-        "GiB",
-        "5.0",
-        "GiB",
-        "cuda:GPU-5f3c",
-        "2",
-        "-",
-        "-",
-        "-",
-    ]
+    assert heads.split()[:5] == ["INSTANCE", "STATE", "DEVICE", "PREDICTED", "MEASURED"]
+    where = "cuda:GPU-5f3c"
+    assert tiny.split() == ["tiny#1", "ready", where, "6.0", "GiB", "5.0", "GiB", "2", "-", "-", "-", "-"]
     assert other.split()[:2] == ["other", "queued"]
-    assert other.split()[-3] == "3"
+    assert other.endswith("waits for its turn")
+
+
+async def test_it_shows_the_last_decision_about_a_model(terminal: Terminal):
+    pool = terminal.api.pool
+    pool.instances["tiny#1"] = Instance("tiny#1", "tiny", "")
+    entry = pool.journal.record(1.0, Adopted("tiny#1", "tiny", Placement("local", {})), [])
+    assert entry is not None
+    terminal.api.app[TIMELINE].note([entry], {})
+    assert "tiny lives on from an earlier router" in (await terminal.run("ps")).output
+
+
+async def test_whoever_may_not_see_decisions_sees_the_rest(api: Api):
+    await api.start(api_keys=("user",), admin_keys=("boss",))
+    api.pool.instances["tiny#1"] = Instance("tiny#1", "tiny", "")
+    result = await Terminal(api).run("ps", "--api-key", "user")
+    assert "tiny#1" in result.output
 
 
 async def test_as_json_it_is_one_object_per_instance(terminal: Terminal):
     terminal.api.pool.instances["tiny#1"] = Instance("tiny#1", "tiny", "")
     (one,) = json.loads((await terminal.run("ps", "--json")).output)
     assert (one["model"], one["id"], one["state"]) == ("tiny", "tiny#1", "ready")
+    assert one["predicted"] == 6 << 30
