@@ -427,7 +427,7 @@ async def test_a_retry_that_is_refused_tells_both_reasons(bench: Bench):
 
 
 async def test_a_child_that_hangs_up_but_lives_is_not_asked_twice(bench: Bench, monkeypatch):
-    monkeypatch.setattr("router.proxy.EXIT_NOTICE_SECONDS", 0.05)
+    monkeypatch.setattr("router.proxy.failures.EXIT_NOTICE_SECONDS", 0.05)
 
     async def script(_: Received, connection: Connection) -> None:
         connection.die()

@@ -9,15 +9,16 @@ from typing import Protocol, Self
 
 from aiohttp import web
 
-from router.api.listing import Card, make_cards
+from router.api.listing import Cards, make_cards
 from router.catalog import Catalog
 from router.config import Config
-from router.core.types import ModelName
+from router.core.types import Model, ModelName
 from router.definitions import Definitions
 from router.errors import Unavailable
 from router.metrics import Page
 from router.pool import Pool
-from router.proxy import Proxy
+from router.presets import Overrides
+from router.proxy import Patience, Proxy
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +27,7 @@ class Known:
 
     catalog: Catalog
     definitions: Definitions
-    cards: Mapping[ModelName, Card]
+    cards: Cards
 
     @classmethod
     def of(cls, catalog: Catalog, definitions: Definitions) -> Self:
@@ -44,6 +45,10 @@ async def _no_restart() -> int:
     raise Unavailable("this router was not started in a way that lets it start another")
 
 
+async def _no_vary(_: Known, name: ModelName, __: Overrides) -> Model:
+    raise Unavailable(f"{name} cannot be loaded with other settings here")
+
+
 @dataclass(slots=True)
 class Context:
     """`reload` looks for models anew and replaces `known`; `spawn` starts a task that outlives its
@@ -56,13 +61,18 @@ class Context:
     reload: Callable[[], Awaitable[None]]
     spawn: Spawn
     restart: Callable[[], Awaitable[int]] = _no_restart
+    vary: Callable[[Known, ModelName, Overrides], Awaitable[Model]] = _no_vary
     proxy: Proxy = field(init=False)
     metrics: Page = field(default_factory=Page, init=False)
     planning: asyncio.Lock = field(default_factory=asyncio.Lock, init=False)
 
     def __post_init__(self) -> None:
-        self.proxy = Proxy(self.pool)
+        self.proxy = Proxy(self.pool, self._patience)
         self.pool.journal.follow(self.metrics.decisions.heard)
+
+    def _patience(self) -> Patience:
+        server = self.config.server
+        return Patience(server.stream_head_seconds, server.stream_heartbeat_seconds)
 
     def name_of(self, name: str) -> ModelName:
         """The canonical name of a model or alias. Raises ModelNotFound, which tells the names there are."""

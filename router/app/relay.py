@@ -14,6 +14,7 @@ from yarl import URL
 from router.api.route import Handler
 from router.errors import ShuttingDown
 from router.pool import HandedOver
+from router.proxy import read_body
 
 _HOP_BY_HOP: Final = frozenset(
     {"connection", "keep-alive", "proxy-connection", "te", "trailer", "transfer-encoding", "upgrade"}
@@ -44,7 +45,7 @@ class Relay:
     async def forward(self, request: web.Request) -> web.StreamResponse:
         """Waits while nobody accepts yet: the connection stands in the queue of the socket."""
         assert self.is_on, "nobody to pass it to"
-        body = await request.read()
+        body = (await read_body(request)).joined()
         headers = {k: v for k, v in request.headers.items() if k.lower() not in _HOP_BY_HOP}
         connector = aiohttp.UnixConnector(self._path) if self._path is not None else None
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=None)

@@ -1,0 +1,27 @@
+"""The data plane: hold a lease and pass the bytes of one request and its answer through, untouched, as they
+come.
+
+It knows nothing of what is inside a body: the families of `router.api` read what must be read and put it
+into an `Ask`.
+
+`forward`    one request from its lease to its last byte; the only one who sees all of it
+`waiting`    what a client hears while its model is not there
+`answer`     one answer from a child to a client, held back while the client does not take it
+`client`     the connection it goes to, behind aiohttp's server
+`upstream`   the connection it comes from; `idle` keeps those that may be used again
+`heads`      what of a head passes; `framing` where a body ends; `body` what is said to the child
+`usage`      what llama-server says of its work, read from what passes by
+`failures`   what became of a child that failed; `telling` puts it into the words of the client
+"""
+
+from __future__ import annotations
+
+from router.proxy.ask import ACCOUNT, Account, Ask, Dialect
+from router.proxy.body import BODY, Body, read_body
+from router.proxy.forward import Proxy
+from router.proxy.telling import error_body
+from router.proxy.waiting import Patience
+
+__all__ = [
+    "ACCOUNT", "BODY", "Account", "Ask", "Body", "Dialect", "Patience", "Proxy", "error_body", "read_body",
+]  # fmt: skip

@@ -1,0 +1,191 @@
+"""One answer on its way from a child to a client: read as far as its framing, passed on as it comes, and held
+back while the client does not take it."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Final
+
+from router.proxy.ask import Account
+from router.proxy.client import Client
+from router.proxy.framing import Chunked, Counted, Framing, Malformed, Spans, UntilClosed
+from router.proxy.heads import HEAD_LIMIT, Head, read_head
+from router.proxy.upstream import HungUp, Upstream
+from router.proxy.usage import Ends
+from router.stall import Passage
+
+_END_OF_HEAD: Final = b"\r\n\r\n"
+#: So much is kept of a refusal that is to become an event.
+REJECTION_BYTES: Final = 64 << 10
+
+
+class Answer:
+    """Hears what its `upstream` says; `over` is done when nothing more will come: `error` says why, if that
+    was not its end.
+    """
+
+    def __init__(self, upstream: Upstream, client: Client, account: Account, passage: Passage) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._upstream = upstream
+        self._client = client
+        self._account = account
+        self._passage = passage
+        self._begun_at = self._loop.time()
+        self._unread = b""
+        self._framing: Framing | None = None
+        self._draining: asyncio.Task[None] | None = None
+        self._ends = Ends()
+        self._last = b""
+        self.head: Head | None = None
+        self.rejection: bytearray | None = None
+        self.over: asyncio.Future[None] = self._loop.create_future()
+        self.error: Exception | None = None
+        self.can_reuse = False
+        self.has_heard = False
+        self._is_settled = False
+
+    @property
+    def ends_an_event(self) -> bool:
+        """Whether what passed last is whole: else more of ours would become a part of it."""
+        return not self._last or self._last.endswith((b"\n\n", b"\r\n\r\n"))
+
+    def abandon(self) -> None:
+        """Nobody waits for it any more."""
+        if self._draining is not None:
+            self._draining.cancel()
+        if not self._is_settled:
+            self._is_settled = True
+            self._upstream.close()
+
+    # --- told by the upstream ---
+
+    def received(self, data: bytes) -> None:
+        self.has_heard = True
+        try:
+            self._take(data)
+        except Malformed as error:
+            self._fail(error)
+
+    def lost(self, error: Exception | None) -> None:
+        framing = self._framing
+        if framing is not None and framing.ends_with_connection and error is None:
+            framing.is_over = True
+            if self._client.takes_chunks and self.rejection is None:
+                self._client.end()
+            self._finish()
+        else:
+            self._fail(error or HungUp("it closed the connection"))
+
+    # --- step by step ---
+
+    def _take(self, data: bytes) -> None:
+        out = b""
+        framing = self._framing
+        if framing is None:
+            found = self._find_head(data)
+            if found is None:
+                return
+            out, data, framing = found
+        self._passage.flow.moved_bytes += len(data)
+        if not data and not framing.is_over:
+            if out:
+                self._client.write(out)
+            return
+        spans, taken = framing.feed(data) if data else ([], 0)
+        self._pass_on(out, data, spans, framing)
+        if framing.is_over:
+            self.can_reuse = isinstance(framing, Counted) and taken == len(data)
+            self._finish()
+        elif self._client.is_full and self.rejection is None:
+            self._hold()
+
+    def _pass_on(self, out: bytes, data: bytes, spans: Spans, framing: Framing) -> None:
+        """`out` goes before the body."""
+        self._ends.passed(data)
+        for start, end in spans:
+            self._account.sent_bytes += end - start
+        if spans:
+            start, end = spans[-1]
+            whole = data[max(start, end - 4) : end]
+            self._last = whole if len(whole) == 4 else self._last[-4:] + whole
+        if self.rejection is not None:
+            for start, end in spans:
+                self.rejection += data[start : min(end, start + REJECTION_BYTES - len(self.rejection))]
+            return
+        client = self._client
+        is_fit = framing.is_verbatim and client.takes_chunks
+        body = data if is_fit else client.framed(data, spans, framing)
+        if body or out:
+            client.write(out + body if out else body)
+
+    def _find_head(self, data: bytes) -> tuple[bytes, bytes, Framing] | None:
+        """The head for the client, what came behind it, and how that is framed."""
+        while True:
+            unread = self._unread + data if self._unread else data
+            end = unread.find(_END_OF_HEAD)
+            if end < 0:
+                if len(unread) > HEAD_LIMIT:
+                    raise Malformed("its head never ends")
+                self._unread = unread
+                return None
+            self._unread = b""
+            end += len(_END_OF_HEAD)
+            head, data = read_head(unread[:end]), unread[end:]
+            if head.status >= 200:
+                return self._begin(head), data, self._frame(head)
+            self._client.interim(head)
+
+    def _begin(self, head: Head) -> bytes:
+        self.head = head
+        self._account.first_byte_seconds = self._loop.time() - self._begun_at
+        if not self._client.is_early:
+            return self._client.head(head)
+        if head.status != 200 or not head.is_event_stream or head.is_encoded:
+            self.rejection = bytearray()
+        return b""
+
+    def _frame(self, head: Head) -> Framing:
+        framing: Framing
+        if self._client.is_head_request or head.status in (204, 304):
+            framing = Counted(0)
+        elif head.is_chunked:
+            framing = Chunked()
+        elif head.length is not None:
+            framing = Counted(head.length)
+        else:
+            framing = UntilClosed()
+        self._framing = framing
+        return framing
+
+    def _finish(self) -> None:
+        self.can_reuse = self.can_reuse and self._upstream.has_sent_all
+        self._upstream.end()
+        self._ends.note(self._account)
+        self._settle()
+
+    def _fail(self, error: Exception) -> None:
+        self.error = error
+        self._upstream.close()
+        self._settle()
+
+    def _settle(self) -> None:
+        self._is_settled = True
+        if not self.over.done():  # it is cancelled together with who awaits it
+            self.over.set_result(None)
+
+    # --- a client that does not take it ---
+
+    def _hold(self) -> None:
+        if self._draining is None:
+            self._upstream.pause()
+            self._passage.moved(0)
+            self._draining = self._loop.create_task(self._client.drain(), name="drain")
+            self._draining.add_done_callback(self._go_on)
+
+    def _go_on(self, drained: asyncio.Task[None]) -> None:
+        self._draining = None
+        if drained.cancelled() or drained.exception() is not None:
+            return  # the client has left: whoever handles its request is told
+        self._passage.taken()
+        if not self._is_settled:
+            self._upstream.resume()

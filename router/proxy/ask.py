@@ -1,0 +1,70 @@
+"""What is known of a request before it is passed on, and what became of it after."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+from aiohttp import web
+
+from router.core.types import InstanceId, ModelName, Priority
+from router.errors import RouterError
+
+
+class Dialect(Enum):
+    """Whose words an error inside a stream is told in."""
+
+    OPENAI = "openai"
+    ANTHROPIC = "anthropic"
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """What the scheduler is told of a request. `model` is the canonical name; `keep_alive` is in seconds;
+    `stream`: the client asked for server-sent events.
+    """
+
+    model: ModelName
+    priority: Priority | None = None
+    keep_alive: float | None = None
+    size: float | None = None
+    dialect: Dialect = Dialect.OPENAI
+    stream: bool = False
+
+
+@dataclass(slots=True)
+class Account:
+    """What became of a request, for its X-Router headers, its line in the access log and the metrics.
+
+    `error` is the code of what it ended with, also where its status had been sent before. `sent_bytes` are
+    those of the child's body. `ended_by` is set by an operator who ends the request, before its task is
+    cancelled. Tokens and their rates are what llama-server says itself at the end of an answer; None where it
+    does not say.
+    """
+
+    model: ModelName
+    action: str = "rejected"
+    queue_seconds: float = 0.0
+    load_seconds: float = 0.0
+    first_byte_seconds: float | None = None
+    evicted: tuple[InstanceId, ...] = ()
+    instance: InstanceId | None = None
+    attempts: int = 0
+    error: str | None = None
+    sent_bytes: int = 0
+    ended_by: RouterError | None = None
+    prompt_tokens: int | None = None
+    cached_tokens: int | None = None
+    completion_tokens: int | None = None
+    prompt_tokens_per_second: float | None = None
+    tokens_per_second: float | None = None
+
+    def headers(self) -> dict[str, str]:
+        return {
+            "X-Router-Action": self.action,
+            "X-Router-Queue-Ms": f"{self.queue_seconds * 1e3:.0f}",
+            "X-Router-Load-Ms": f"{self.load_seconds * 1e3:.0f}",
+        }
+
+
+ACCOUNT = web.RequestKey("account", Account)

@@ -1,0 +1,68 @@
+"""The body of a request: held once, in the pieces in which it came.
+
+It is held whole because it may have to be said twice (to the child that replaces one that died), and because
+the last `model` in it counts, which may be its last word."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Final, Self
+
+from aiohttp import web
+
+#: A child is handed so much at a time.
+SLICE_BYTES: Final = 1 << 18
+
+
+@dataclass(slots=True, eq=False)
+class Body:
+    pieces: list[bytes] = field(default_factory=list)
+    size: int = 0
+
+    @classmethod
+    def of(cls, data: bytes) -> Self:
+        return cls([data] if data else [], len(data))
+
+    def add(self, piece: bytes) -> None:
+        self.pieces.append(piece)
+        self.size += len(piece)
+
+    def joined(self) -> bytes:
+        """All of it as one; from then on it is held so."""
+        if len(self.pieces) > 1:
+            self.pieces = [b"".join(self.pieces)]
+        return self.pieces[0] if self.pieces else b""
+
+    def slices(self) -> Iterator[bytes | memoryview]:
+        for piece in self.pieces:
+            if len(piece) <= SLICE_BYTES:
+                yield piece
+            else:
+                view = memoryview(piece)
+                for start in range(0, len(piece), SLICE_BYTES):
+                    yield view[start : start + SLICE_BYTES]
+
+
+BODY = web.RequestKey("body", Body)
+
+
+async def read_body(request: web.Request, each: Callable[[bytes], object] | None = None) -> Body:
+    """All of the request's body; `each` is shown every piece as it comes. Raises HTTPRequestEntityTooLarge
+    before more is read than `client_max_size`.
+    """
+    known: Body | None = request.get(BODY)
+    if known is not None:
+        return known
+    limit, body = request.client_max_size, Body()
+    if limit and (declared := request.content_length) is not None and declared > limit:
+        raise web.HTTPRequestEntityTooLarge(max_size=limit, actual_size=declared)
+    if request.can_read_body:
+        while piece := await request.content.readany():
+            body.add(piece)
+            if limit and body.size > limit:
+                raise web.HTTPRequestEntityTooLarge(max_size=limit, actual_size=body.size)
+            if each is not None:
+                each(piece)
+    request[BODY] = body
+    return body

@@ -1,0 +1,101 @@
+"""What became of a child that failed a request: whether it died, was stopped or was given up, in words for
+the client."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+from typing import Final
+
+from router.core.types import Cause, InstanceId, Stop
+from router.errors import RouterError, ShuttingDown, Unavailable, Unloaded, UpstreamFailed
+from router.pool import Lease, Pool
+from router.proxy.framing import Malformed
+from router.stall import Traffic
+
+#: A child's death is seen on its connections a moment before the pool is told of it.
+EXIT_NOTICE_SECONDS = 1.0
+EXIT_POLL_SECONDS = 0.01
+
+_OUT_OF_FILES: Final = "the router has as many files and connections open as it may (ulimit -n)"
+
+
+class Broken(Exception):
+    """An attempt ended before anything of its answer was sent to the client."""
+
+    def __init__(self, error: RouterError, *, may_retry: bool) -> None:
+        super().__init__(error.message)
+        self.error = error
+        self.may_retry = may_retry
+
+
+class Failures:
+    """To be asked under the lease: the scheduler then sees the child die in service."""
+
+    def __init__(self, pool: Pool, traffic: Traffic) -> None:
+        self._pool = pool
+        self._traffic = traffic
+
+    async def before_answer(self, lease: Lease, error: Exception, *, was_connected: bool) -> Broken:
+        """Nothing was sent yet."""
+        if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
+            return Broken(Unavailable(_OUT_OF_FILES, retry_after_seconds=1.0), may_retry=False)
+        is_gone = await self._is_gone(lease.instance)
+        is_own_death = self._stopped_for(lease.instance) is None and self._verdict(lease) is None
+        failure = self._failure(lease, _words(error, was_connected), "before its answer began")
+        return Broken(failure, may_retry=is_own_death and (is_gone or not was_connected))
+
+    async def within_answer(self, lease: Lease, error: Exception) -> RouterError:
+        await self._is_gone(lease.instance)
+        return self._failure(lease, _words(error, was_connected=True), "in the middle of its answer")
+
+    async def _is_gone(self, instance: InstanceId) -> bool:
+        """Wait a moment for the pool to be told of the child's exit; False: it still lives."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + EXIT_NOTICE_SECONDS
+        while any(one.id == instance for one in self._pool.snapshot().instances):
+            if loop.time() >= deadline:
+                return False
+            await asyncio.sleep(EXIT_POLL_SECONDS)
+        return True
+
+    def _stopped_for(self, instance: InstanceId) -> Cause | None:
+        """Why the router itself stopped the instance, if it did."""
+        for entry in reversed(self._pool.journal.entries()):
+            for command in entry.commands:
+                if isinstance(command, Stop) and command.instance == instance:
+                    return command.cause
+        return None
+
+    def _verdict(self, lease: Lease) -> str | None:
+        """Why the instance was given up as stuck, if it was. Its next request loads it anew; this one is not
+        tried again, as it may be what the instance was stuck in.
+        """
+        flow = self._traffic.flows.get(lease.instance)
+        return flow.verdict if flow is not None else None
+
+    def _failure(self, lease: Lease, words: str, when: str) -> RouterError:
+        match self._stopped_for(lease.instance):
+            case None:
+                tail = self._pool.log_tail(lease.instance)
+                last = f"; its last line: {tail[-1]}" if tail else ""
+                return UpstreamFailed(
+                    f"the llama-server of {lease.model} failed {when}: {self._verdict(lease) or words}{last}",
+                    details={"instance": lease.instance, "log_tail": list(tail)},
+                )
+            case Cause.SHUTDOWN:
+                return ShuttingDown(f"the router shut down {when}", retry_after_seconds=5.0)
+            case cause:
+                return Unloaded(f"{lease.model} was stopped {when}: {cause.value}", retry_after_seconds=1.0)
+
+
+def _words(error: Exception, was_connected: bool) -> str:
+    match error:
+        case OSError() if not was_connected:
+            return f"cannot connect to it: {error.strerror or error}"
+        case ConnectionError():
+            return "it closed the connection"
+        case Malformed():
+            return f"its answer is no HTTP: {error}"
+        case _:
+            return str(error) or type(error).__name__

@@ -1,0 +1,216 @@
+"""One request from its lease to its last byte."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from aiohttp import web
+
+from router.errors import LoadFailed, RouterError, ShuttingDown, UpstreamFailed
+from router.pool import HandedOver, Lease, Pool
+from router.proxy.answer import Answer
+from router.proxy.ask import ACCOUNT, Account, Ask
+from router.proxy.body import Body
+from router.proxy.client import Client, Passed
+from router.proxy.failures import Broken, Failures
+from router.proxy.heads import request_head
+from router.proxy.idle import Idle
+from router.proxy.telling import error_event, rejection_event
+from router.proxy.upstream import HungUp, connect
+from router.proxy.waiting import Patience, Waiting
+from router.stall import Passage, Traffic
+
+log = logging.getLogger("router.proxy")
+
+#: A child that dies in its first request counts as a failed load, and the model pauses: so long a retry
+#: waits for it.
+RETRY_PATIENCE_SECONDS = 5.0
+
+
+@dataclass(slots=True, eq=False)
+class _Call:
+    """One request, as often as it has to be made."""
+
+    head: bytes
+    body: Body
+    ask: Ask
+    account: Account
+    client: Client
+    waiting: Waiting
+    answer: Answer | None = None
+
+
+class Proxy:
+    """Passes requests to the instances of one pool. `traffic` tells what each of them moves."""
+
+    def __init__(self, pool: Pool, patience: Callable[[], Patience] = Patience) -> None:
+        self._pool = pool
+        self._patience = patience
+        self._idle = Idle()
+        self.traffic = Traffic()
+        self._failures = Failures(pool, self.traffic)
+
+    def close(self) -> None:
+        """Let go of the connections that wait for more requests."""
+        self._idle.close()
+
+    async def forward(
+        self, request: web.Request, body: bytes | Body, ask: Ask, *, target: str | None = None
+    ) -> web.StreamResponse:
+        """Answer `request` from an instance of its model. Raises RouterError as long as nothing was sent.
+        `target` is the path and query that the child is asked for, encoded; None: those of `request`.
+
+        A child that dies before its answer began is replaced once. One that dies later ends the answer with
+        an error event in a server-sent stream, else with a closed connection: never with what looks like a
+        proper end.
+        """
+        account = request[ACCOUNT] = Account(ask.model)
+        held = body if isinstance(body, Body) else Body.of(body)
+        response = Passed()
+        client = Client(request, account, await _more_head(request, response))
+        head = request_head(
+            request.method, target or request.rel_url.raw_path_qs, request.raw_headers, held.size
+        )
+        with Waiting(self._pool, self._patience(), client, ask, account) as waiting:
+            call = _Call(head, held, ask, account, client, waiting)
+            try:
+                await self._answer(call)
+            except RouterError as error:
+                self._tell(call, error)
+            except HandedOver:
+                if not client.has_begun:
+                    raise
+                self._tell(call, ShuttingDown("the router is being restarted", retry_after_seconds=1.0))
+            except asyncio.CancelledError:
+                task = asyncio.current_task()
+                if account.ended_by is None or task is None or not client.has_begun:
+                    raise
+                task.uncancel()
+                self._tell(call, account.ended_by)
+        if client.is_full:  # one who asks again and again without reading is not answered without end
+            await client.drain()
+        response.sent(client.status, keeps_alive=client.keeps_alive)
+        return response
+
+    async def _answer(self, call: _Call) -> None:
+        begun = asyncio.get_running_loop().time()
+        try:
+            await self._attempt(call)
+            return
+        except Broken as broken:
+            if not broken.may_retry:
+                raise broken.error from broken
+            first = broken.error
+        except RouterError:
+            call.account.queue_seconds = asyncio.get_running_loop().time() - begun
+            if not call.client.has_begun:
+                call.account.action = "rejected"
+            raise
+        log.warning("%s; the request is tried once more", first.message)
+        await self._retry(call, first)
+
+    async def _retry(self, call: _Call, first: RouterError) -> None:
+        call.waiting.again()
+        try:
+            try:
+                await self._attempt(call)
+            except LoadFailed as pausing:
+                pause = pausing.retry_after_seconds
+                if pause is None or pause > RETRY_PATIENCE_SECONDS:
+                    raise
+                await asyncio.sleep(pause)
+                await self._attempt(call)
+        except Broken as broken:
+            raise broken.error from broken
+        except RouterError as refusal:
+            raise UpstreamFailed(
+                f"{first.message}; the second try: {refusal.message}",
+                retry_after_seconds=refusal.retry_after_seconds,
+                details=first.details,
+            ) from refusal
+
+    async def _attempt(self, call: _Call) -> None:
+        ask, account = call.ask, call.account
+        account.attempts += 1
+        async with self._pool.lease(
+            ask.model, priority=ask.priority, keep_alive=ask.keep_alive, size=ask.size
+        ) as lease:
+            call.waiting.over()
+            account.action, account.instance, account.evicted = lease.action, lease.instance, lease.evicted
+            account.queue_seconds, account.load_seconds = lease.queue_seconds, lease.load_seconds
+            with self.traffic.passage(lease.instance) as passage:
+                await self._exchange(call, lease, passage)
+
+    async def _exchange(self, call: _Call, lease: Lease, passage: Passage) -> None:
+        path = lease.address.socket
+        upstream = self._idle.take(path)
+        while True:
+            is_kept = upstream is not None
+            if upstream is None:
+                try:
+                    upstream = await connect(path)
+                except OSError as error:
+                    raise await self._failures.before_answer(lease, error, was_connected=False) from error
+            answer = call.answer = Answer(upstream, call.client, call.account, passage)
+            upstream.begin(answer)
+            try:
+                await upstream.send(call.head, call.body)
+                await answer.over
+            finally:
+                answer.abandon()
+            if answer.error is None:
+                break
+            if is_kept and not answer.has_heard and isinstance(answer.error, ConnectionError):
+                # It was closed while we wrote: the child has not read all of it, so it has not begun it.
+                upstream = None
+                continue
+            raise await self._failure(lease, answer, answer.error) from answer.error
+        if answer.can_reuse and answer.head is not None:
+            self._idle.put(path, upstream, answer.head.promised_seconds)
+        else:
+            upstream.close()
+        if answer.rejection is not None and answer.head is not None:
+            call.account.error = "upstream_refused"
+            call.client.say(rejection_event(answer.head.status, bytes(answer.rejection), call.ask.dialect))
+            call.client.end()
+
+    async def _failure(self, lease: Lease, answer: Answer, error: Exception) -> Exception:
+        """The answer ended before its end: what is to be raised. Broken, where the client has heard nothing
+        of it."""
+        if answer.head is None:
+            return await self._failures.before_answer(lease, error, was_connected=True)
+        if isinstance(error, HungUp | ConnectionError):
+            error = HungUp("its connection broke off")
+        failure = await self._failures.within_answer(lease, error)
+        log.warning("%s", failure.message)
+        return failure
+
+    def _tell(self, call: _Call, error: RouterError) -> None:
+        """Raises the error where nothing was sent yet: it can be told properly then. Else as an event, or by
+        a cut."""
+        call.account.error = error.code
+        client, answer = call.client, call.answer
+        if not client.has_begun:
+            raise error
+        head = answer.head if answer is not None else None
+        is_events = head is not None and head.is_event_stream and not head.is_encoded
+        if not (client.is_early or is_events) or not client.can_be_told:
+            client.cut()
+            return
+        # An event that was cut in half must be ended, or the error would become a part of it.
+        between = b"" if answer is None or answer.ends_an_event else b"\n\n"
+        client.say(between + error_event(error, call.ask.dialect))
+        client.end()
+
+
+async def _more_head(request: web.Request, response: Passed) -> bytes:
+    """The header lines that the application adds to every answer (CORS), before the answer is known."""
+    for app in request.match_info.apps:
+        if app.on_response_prepare:
+            await app.on_response_prepare.send(request, response)
+    if not response.headers:
+        return b""
+    return "".join(f"{name}: {value}\r\n" for name, value in response.headers.items()).encode("utf-8")

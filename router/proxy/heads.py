@@ -1,0 +1,141 @@
+"""Heads on their way: what of a request's head the child gets to see, and of an answer's head the client."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Final
+
+import httptools
+
+from router.proxy.framing import Malformed
+
+#: A longer head is no answer of a sane server.
+HEAD_LIMIT: Final = 64 << 10
+
+_HOP_BY_HOP: Final = frozenset(
+    {b"connection", b"keep-alive", b"proxy-authenticate", b"proxy-authorization", b"proxy-connection"}
+    | {b"te", b"trailer", b"transfer-encoding", b"upgrade"}
+)
+#: Ours to read, and none of the child's business; a length is written anew, an expectation was met by us.
+_NOT_FORWARDED: Final = _HOP_BY_HOP | {b"authorization", b"x-api-key", b"content-length", b"expect"}
+_BODILESS: Final = ("GET", "HEAD", "OPTIONS", "DELETE")
+
+
+def request_head(method: str, target: str, headers: Iterable[tuple[bytes, bytes]], body_size: int) -> bytes:
+    """`headers` as they came. A length is said wherever there is a body, or one is usual."""
+    lines = [f"{method} {target} HTTP/1.1".encode("ascii", "surrogateescape")]
+    named: frozenset[bytes] = frozenset()
+    has_host = False
+    for name, value in headers:
+        lower = name.lower()
+        if lower == b"connection":
+            named |= _names(value)
+        has_host = has_host or lower == b"host"
+    for name, value in headers:
+        lower = name.lower()
+        if lower not in _NOT_FORWARDED and lower not in named:
+            lines.append(name + b": " + value)
+    if not has_host:
+        lines.append(b"Host: llama-server")
+    if body_size or method not in _BODILESS:
+        lines.append(b"Content-Length: %d" % body_size)
+    lines.append(b"\r\n")
+    return b"\r\n".join(lines)
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """The head of an answer. `lines` are those that pass, whatever frames the body; `length` and
+    `is_chunked` say how the child framed it. `promised_seconds` is how long it keeps the connection for the
+    next request, 0: not at all.
+    """
+
+    status: int
+    reason: bytes
+    lines: bytes
+    length: int | None
+    is_chunked: bool
+    is_event_stream: bool
+    is_encoded: bool
+    promised_seconds: float
+
+
+@lru_cache(maxsize=512)
+def read_head(block: bytes) -> Head:
+    """`block` is a head with the empty line that ends it; many are the same. Raises Malformed."""
+    reader = _Reader()
+    parser = httptools.HttpResponseParser(reader)
+    try:
+        parser.feed_data(block)
+    except httptools.HttpParserError as error:
+        raise Malformed(str(error)) from error
+    if not reader.is_complete:
+        raise Malformed("its head does not end where it seems to")
+    status = parser.get_status_code()
+    if status == 101:
+        raise Malformed("it changes the protocol, which nobody asked it for")
+    return reader.head(status, parser.should_keep_alive())
+
+
+class _Reader:
+    """Told by the parser what it finds."""
+
+    def __init__(self) -> None:
+        self._reason = b""
+        self._headers: list[tuple[bytes, bytes]] = []
+        self.is_complete = False
+
+    def on_status(self, reason: bytes) -> None:
+        self._reason += reason
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self._headers.append((name, value))
+
+    def on_headers_complete(self) -> None:
+        self.is_complete = True
+
+    def head(self, status: int, keeps_alive: bool) -> Head:
+        lines, length, promised = [], None, 0.0
+        is_chunked = is_events = is_encoded = has_accel = False
+        named = frozenset[bytes]().union(*(_names(v) for n, v in self._headers if n.lower() == b"connection"))
+        for name, value in self._headers:
+            match lower := name.lower():
+                case b"content-length":
+                    length = int(value)
+                    continue
+                case b"transfer-encoding":
+                    is_chunked = value.lower().strip() == b"chunked"
+                    if not is_chunked:
+                        raise Malformed(f"its body comes as {value[:40]!r}")
+                case b"keep-alive":
+                    promised = _timeout_seconds(value) if keeps_alive else 0.0
+                case b"content-type":
+                    is_events = value.lower().partition(b";")[0].strip() == b"text/event-stream"
+                case b"content-encoding":
+                    is_encoded = value.lower().strip() not in (b"", b"identity")
+                case b"x-accel-buffering":
+                    has_accel = True
+            # Who may read the answer in a browser is said by our configuration alone.
+            if lower in _HOP_BY_HOP or lower in named or lower.startswith(b"access-control-"):
+                continue
+            lines.append(name + b": " + value + b"\r\n")
+        if is_events and not has_accel:
+            lines.append(b"X-Accel-Buffering: no\r\n")  # else an nginx in front collects the stream
+        return Head(
+            status, self._reason, b"".join(lines), length, is_chunked, is_events, is_encoded, promised
+        )
+
+
+def _names(value: bytes) -> frozenset[bytes]:
+    """What a Connection header names goes no further than the connection (RFC 9110, 7.6.1)."""
+    return frozenset(name.strip().lower() for name in value.split(b","))
+
+
+def _timeout_seconds(value: bytes) -> float:
+    for part in value.lower().split(b","):
+        name, _, seconds = part.strip().partition(b"=")
+        if name == b"timeout" and seconds.isdigit():
+            return float(seconds)
+    return 0.0

@@ -1,0 +1,84 @@
+"""Connections kept for the next request to the same child.
+
+llama-server closes a kept connection after 100 requests and after 5 s of idleness, and after every streamed
+answer, whatever that promised. So one is used again only when its last answer was counted and promised it,
+for less than half of the promised time, for fewer than 100 requests, and only after the kernel was asked
+whether it is still open. A request that meets the close all the same gets a reset, which proves that the
+child has not read all of it: `Proxy` then says it once more on a new connection."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import defaultdict
+from typing import Final
+
+from router.proxy.upstream import Upstream
+
+#: llama-server ends a connection with its 100th answer.
+MOST_SERVED: Final = 95
+#: Of the time that the child promised, and never more than so many seconds.
+SHARE: Final = 0.4
+LONGEST_SECONDS: Final = 2.0
+#: So many of one child are kept: each occupies one of its threads.
+MOST_KEPT: Final = 64
+
+
+class Idle:
+    """The idle connections of all children, by socket. The one used last is used next."""
+
+    def __init__(self) -> None:
+        self._kept: defaultdict[str, list[tuple[float, Upstream]]] = defaultdict(list)
+        self._sweep: asyncio.TimerHandle | None = None
+        self._is_closed = False
+
+    def take(self, path: str) -> Upstream | None:
+        kept = self._kept.get(path)
+        if not kept:
+            return None
+        now = asyncio.get_running_loop().time()
+        while kept:
+            until, upstream = kept.pop()
+            if now < until and upstream.is_silent():
+                return upstream
+            upstream.close()
+        return None
+
+    def put(self, path: str, upstream: Upstream, promised_seconds: float) -> None:
+        """Keep it, or close it."""
+        is_good = upstream.is_open and promised_seconds > 0 and upstream.served < MOST_SERVED
+        if self._is_closed or not is_good:
+            upstream.close()
+            return
+        kept = self._kept[path]
+        if len(kept) >= MOST_KEPT:
+            kept.pop(0)[1].close()
+        loop = asyncio.get_running_loop()
+        kept.append((loop.time() + min(LONGEST_SECONDS, SHARE * promised_seconds), upstream))
+        if self._sweep is None:
+            self._sweep = loop.call_later(LONGEST_SECONDS, self._close_expired)
+
+    def close(self) -> None:
+        """From then on nothing is kept."""
+        self._is_closed = True
+        if self._sweep is not None:
+            self._sweep.cancel()
+            self._sweep = None
+        for kept in self._kept.values():
+            for _, upstream in kept:
+                upstream.close()
+        self._kept.clear()
+
+    def __len__(self) -> int:
+        return sum(map(len, self._kept.values()))
+
+    def _close_expired(self) -> None:
+        loop = asyncio.get_running_loop()
+        now = loop.time()
+        for path, kept in list(self._kept.items()):
+            for until, upstream in kept:
+                if until <= now:
+                    upstream.close()
+            kept[:] = [(until, upstream) for until, upstream in kept if until > now]
+            if not kept:
+                del self._kept[path]
+        self._sweep = loop.call_later(LONGEST_SECONDS, self._close_expired) if self._kept else None

@@ -1,0 +1,60 @@
+"""How a client is told what went wrong, in the words of its dialect."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from router.errors import RouterError
+from router.proxy.ask import Dialect
+
+
+def error_body(error: RouterError) -> dict[str, object]:
+    """The error in OpenAI's shape; its details stand beside the usual fields."""
+    usual = {"message": error.message, "type": error.type, "code": error.code, "param": None}
+    return {"error": {**error.details, **usual}}
+
+
+def error_event(error: RouterError, dialect: Dialect) -> bytes:
+    """For a stream that has begun: what would have been the status and Retry-After is said in the event."""
+    match dialect:
+        case Dialect.OPENAI:
+            body = error_body(error)
+            if error.retry_after_seconds is not None:
+                body = {"error": {"retry_after_seconds": error.retry_after_seconds, **_inner(body)}}
+            return _openai(body)
+        case Dialect.ANTHROPIC:
+            return _anthropic(
+                "overloaded_error" if error.status in (429, 503) else "api_error", error.message
+            )
+
+
+def rejection_event(status: int, body: bytes, dialect: Dialect) -> bytes:
+    """The answer of a child that refuses, after its client was told that a stream begins."""
+    try:
+        told = msgspec.json.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        told = None
+    inner = _inner(told) if isinstance(told, dict) else {}
+    message = str(inner.get("message") or body[:500].decode("utf-8", "replace") or f"status {status}")
+    match dialect:
+        case Dialect.OPENAI:
+            usual = {"message": message, "type": "server_error", "code": status, "param": None}
+            return _openai({"error": {**usual, **inner}})
+        case Dialect.ANTHROPIC:
+            return _anthropic("invalid_request_error" if 400 <= status < 500 else "api_error", message)
+
+
+def _inner(body: dict[str, Any]) -> dict[str, Any]:
+    inner = body.get("error")
+    return inner if isinstance(inner, dict) else {}
+
+
+def _openai(body: object) -> bytes:
+    return b"data: " + msgspec.json.encode(body) + b"\n\n"
+
+
+def _anthropic(kind: str, message: str) -> bytes:  # its clients look at named events only
+    body = {"type": "error", "error": {"type": kind, "message": message}}
+    return b"event: error\ndata: " + msgspec.json.encode(body) + b"\n\n"

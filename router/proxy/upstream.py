@@ -1,0 +1,175 @@
+"""A connection to a child, for one exchange after another: requests are written here, and whoever waits for
+the answer is told what comes."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from typing import Final, Protocol
+
+from router.proxy.body import Body
+
+#: All connections read into one buffer: what was read is copied out before the next one reads. It bounds what
+#: a client that does not read makes us hold.
+_BUFFER: Final = memoryview(bytearray(1 << 16))
+#: How often a child that has more connections waiting than it allows is tried again.
+CONNECT_AGAIN_SECONDS: Final = 0.002
+#: A request up to this size is written with its head in one piece.
+ONE_WRITE_BYTES: Final = 1 << 16
+
+
+class HungUp(Exception):
+    """The child closed the connection in the middle of an exchange."""
+
+
+class Listener(Protocol):
+    """Who waits for an answer."""
+
+    def received(self, data: bytes) -> None: ...
+    def lost(self, error: Exception | None) -> None:
+        """Nothing more will come. None: the child ended the connection properly."""
+
+
+class Upstream(asyncio.BufferedProtocol):
+    """One connection. `served` counts its exchanges."""
+
+    def __init__(self, own: socket.socket) -> None:
+        self._socket = own
+        self._transport: asyncio.Transport | None = None
+        self._listener: Listener | None = None
+        self._is_full = False
+        self._room: asyncio.Future[None] | None = None
+        self.served = 0
+
+    # --- an exchange ---
+
+    def begin(self, listener: Listener) -> None:
+        assert self._listener is None, "one exchange at a time"
+        self._listener = listener
+        self.served += 1
+
+    async def send(self, head: bytes, body: Body) -> None:
+        """Hand over a request, as fast as the child takes it; stops when nobody waits for the answer any
+        more.
+        """
+        if self._transport is None:
+            return
+        if body.size <= ONE_WRITE_BYTES:
+            self._transport.write(b"".join((head, *body.pieces)))
+            return
+        self._transport.write(head)
+        for piece in body.slices():
+            if self._is_full:
+                self._room = asyncio.get_running_loop().create_future()
+                await self._room
+            if self._listener is None or self._transport is None:
+                return
+            self._transport.write(piece)
+
+    def end(self) -> None:
+        """The answer is complete."""
+        self._listener = None
+        self._make_room()
+
+    @property
+    def is_open(self) -> bool:
+        return self._transport is not None and not self._transport.is_closing()
+
+    @property
+    def has_sent_all(self) -> bool:
+        """Whether the kernel has all of the request: a child may answer before it has read that far."""
+        return (
+            self._room is None and self._transport is not None and not self._transport.get_write_buffer_size()
+        )
+
+    def pause(self) -> None:
+        if self._transport is not None:
+            self._transport.pause_reading()
+
+    def resume(self) -> None:
+        if self._transport is not None:
+            self._transport.resume_reading()
+
+    def close(self) -> None:
+        """At once: what is not written yet is not wanted any more."""
+        self._listener = None
+        self._make_room()
+        if self._transport is not None:
+            self._transport.abort()
+            self._transport = None
+
+    def is_silent(self) -> bool:
+        """Whether the child has neither closed the connection nor said anything: asked of the kernel, since
+        the loop may not have looked yet.
+        """
+        if self._transport is None or self._transport.is_closing():
+            return False
+        try:
+            self._socket.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False
+        return False
+
+    # --- asyncio.BufferedProtocol ---
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+
+    def get_buffer(self, _: int) -> memoryview:
+        return _BUFFER
+
+    def buffer_updated(self, size: int) -> None:
+        listener = self._listener
+        if listener is not None:
+            listener.received(bytes(_BUFFER[:size]))
+        else:
+            self.close()  # an answer to nothing
+
+    def eof_received(self) -> bool:
+        self._end(None)
+        return False
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._transport = None
+        self._end(error)
+
+    def pause_writing(self) -> None:
+        self._is_full = True
+
+    def resume_writing(self) -> None:
+        self._is_full = False
+        self._make_room()
+
+    def _end(self, error: Exception | None) -> None:
+        listener, self._listener = self._listener, None
+        self._make_room()
+        if listener is not None:
+            listener.lost(error)
+
+    def _make_room(self) -> None:
+        room, self._room = self._room, None
+        if room is not None and not room.done():
+            room.set_result(None)
+
+
+async def connect(path: str) -> Upstream:
+    """A new connection. Raises OSError. Waits for a child that has as many waiting as it allows: a Unix
+    socket refuses then with EAGAIN, where one of TCP would wait.
+    """
+    own = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    try:
+        while True:
+            try:
+                own.connect(path)
+                break
+            except BlockingIOError:
+                await asyncio.sleep(CONNECT_AGAIN_SECONDS)
+        loop = asyncio.get_running_loop()
+        _, upstream = await loop.create_unix_connection(lambda: Upstream(own), sock=own)
+    except BaseException:
+        own.close()
+        raise
+    return upstream

@@ -1,0 +1,107 @@
+"""What llama-server says of its own work at the end of an answer, read from what passes by.
+
+Only the first and the last few bytes are kept: the usage stands last in completions, and first in
+embeddings; Anthropic's streams have half of it in each."""
+
+from __future__ import annotations
+
+import re
+from collections import deque
+from typing import Final
+
+import msgspec
+
+from router.proxy.ask import Account
+
+FIRST_BYTES: Final = 2 << 10
+LAST_BYTES: Final = 8 << 10
+#: Of what came last, so many reads are kept: an event may come in two.
+_READS: Final = 3
+#: In JSON the quotes of a text are escaped, so that this is a key wherever it stands. Neither has texts.
+_USAGE: Final = re.compile(rb'"usage":\s*(\{[^{}]*(?:\{[^{}]*\}[^{}]*)*\})')
+_TIMINGS: Final = re.compile(rb'"timings":\s*(\{[^{}]*\})')
+
+
+class _Details(msgspec.Struct):
+    cached_tokens: int | None = None
+
+
+class _Usage(msgspec.Struct):
+    prompt_tokens: int | None = None
+    input_tokens: int | None = None
+    completion_tokens: int | None = None
+    output_tokens: int | None = None
+    cache_read_input_tokens: int | None = None
+    prompt_tokens_details: _Details | None = None
+    input_tokens_details: _Details | None = None
+
+
+class _Timings(msgspec.Struct):
+    cache_n: int | None = None
+    prompt_n: int | None = None
+    predicted_n: int | None = None
+    prompt_per_second: float | None = None
+    predicted_per_second: float | None = None
+
+
+_usage = msgspec.json.Decoder(_Usage)
+_timings = msgspec.json.Decoder(_Timings)
+
+
+class Ends:
+    """The beginning and the end of what passed."""
+
+    __slots__ = ("_first", "_last")
+
+    def __init__(self) -> None:
+        self._first = b""
+        self._last: deque[bytes] = deque(maxlen=_READS)
+
+    def passed(self, data: bytes) -> None:
+        if not self._first:
+            self._first = data[:FIRST_BYTES]
+        self._last.append(data if len(data) <= LAST_BYTES else data[-LAST_BYTES:])
+
+    def note(self, account: Account) -> None:
+        """Write down what they say. What is not there, or not understood, is left out."""
+        last = b"".join(self._last)
+        if b'"usage"' in self._first:
+            _note_usage(self._first, account)
+        if b'"usage"' in last:
+            _note_usage(last, account)
+        if b'"timings"' in last:
+            _note_timings(last, account)
+
+
+def _note_usage(data: bytes, account: Account) -> None:
+    for text in _USAGE.findall(data)[-1:]:
+        try:
+            usage = _usage.decode(text)
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            return
+        details = usage.prompt_tokens_details or usage.input_tokens_details
+        cached = details.cached_tokens if details is not None else usage.cache_read_input_tokens
+        prompt = usage.prompt_tokens if usage.prompt_tokens is not None else usage.input_tokens
+        if prompt is not None:
+            # Anthropic counts what was cached apart, OpenAI within.
+            account.prompt_tokens = prompt + (usage.cache_read_input_tokens or 0)
+        if cached is not None:
+            account.cached_tokens = cached
+        completion = usage.completion_tokens if usage.completion_tokens is not None else usage.output_tokens
+        if completion is not None:
+            account.completion_tokens = completion
+
+
+def _note_timings(data: bytes, account: Account) -> None:
+    for text in _TIMINGS.findall(data)[-1:]:
+        try:
+            timings = _timings.decode(text)
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            return
+        account.prompt_tokens_per_second = timings.prompt_per_second
+        account.tokens_per_second = timings.predicted_per_second
+        if account.prompt_tokens is None and timings.prompt_n is not None:
+            account.prompt_tokens = timings.prompt_n + (timings.cache_n or 0)
+            account.cached_tokens = timings.cache_n
+        if account.completion_tokens is None:
+            account.completion_tokens = timings.predicted_n
