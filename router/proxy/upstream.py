@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from typing import Final, Protocol
+from typing import Final, Protocol, cast
 
 from router.proxy.body import Body
 
@@ -115,8 +115,7 @@ class Upstream(asyncio.BufferedProtocol):
     # --- asyncio.BufferedProtocol ---
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's are not of that class
 
     def get_buffer(self, _: int) -> memoryview:
         return _BUFFER
