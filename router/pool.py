@@ -8,9 +8,10 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
-from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Coroutine, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Protocol, Self
 
 from router.backends import Launch
@@ -30,6 +31,7 @@ from router.core.types import (
     Measured,
     Model,
     ModelName,
+    Pinned,
     Placement,
     Priority,
     Ready,
@@ -50,8 +52,9 @@ from router.journal import Journal, command_words
 
 log = logging.getLogger("router.pool")
 
-#: What a backend makes of a model and the placement it was given. Raises RouterError.
-Launcher = Callable[[ModelName, Placement], Launch]
+#: What a backend makes of a model, the placement it was given, and the definition of a load with other settings
+#: than its own (else ""). Raises RouterError.
+Launcher = Callable[[ModelName, Placement, str], Launch]
 
 #: While memory is on its way back it is measured this often: fast for the first second, when it usually
 #: comes.
@@ -138,6 +141,7 @@ class Pool:
         definitions: Mapping[ModelName, Model] | None = None,
         check: Callable[[ModelName], None] | None = None,
         learner: Learner | None = None,
+        look_again: Callable[[], Awaitable[None]] | None = None,
         measure_max_age_seconds: float = 0.1,
         poll_seconds: float = 5.0,
         stop_grace_seconds: Callable[[ModelName], float] = lambda _: 10.0,
@@ -149,10 +153,12 @@ class Pool:
         self._check = check
         self._learner = learner
         self.journal = journal
+        self._look_again = look_again
         self._max_age = measure_max_age_seconds
         self._poll = poll_seconds
         self._grace = stop_grace_seconds
         self._children: dict[InstanceId, _Child] = {}
+        self._newest: dict[ModelName, InstanceId] = {}
         self._futures: dict[str, asyncio.Future[_Granted]] = {}
         self._lease_ids = itertools.count(1)
         self._tasks: set[asyncio.Task[None]] = set()
@@ -196,6 +202,7 @@ class Pool:
         keep_alive: float | None = None,
         size: float | None = None,
         timeout: float | None = None,  # noqa: ASYNC109 - of the place in the queue, not of this coroutine
+        instead: Model | None = None,
     ) -> AsyncIterator[Lease]:
         """Hold a ready instance of `model` for as long as the block runs. Raises RouterError when it is
         refused, HandedOver when another process serves by now.
@@ -210,7 +217,7 @@ class Pool:
         future: asyncio.Future[_Granted] = self._loop.create_future()
         self._futures[name] = future
         try:
-            self.tell(Acquire(name, model, priority, keep_alive, size, timeout))
+            self.tell(Acquire(name, model, priority, keep_alive, size, timeout, instead))
             yield self._lease(await future, model, begun)
         finally:
             # Done, hung up, timed out, cancelled, granted in the very turn in which the waiter left: one
@@ -223,12 +230,18 @@ class Pool:
         if self._on_lease_end is not None:
             self._on_lease_end(lease)
 
-    async def load(self, model: ModelName) -> None:
+    async def load(
+        self, model: ModelName, *, instead: Model | None = None, keep_alive: float | None = None
+    ) -> None:
         """Return when the model is ready. Raises RouterError. A caller that leaves does not abort what
-        others wait for.
+        others wait for. `instead`: with other settings than its own, until it leaves.
         """
-        async with self.lease(model):
+        async with self.lease(model, keep_alive=keep_alive, instead=instead):
             pass
+
+    def pin(self, model: ModelName, pinned: bool | None) -> None:
+        """From now on, whatever its preset says; None: as that says."""
+        self.tell(Pinned(model, pinned))
 
     async def unload(self, model: ModelName, *, force: bool = False, deadline: float | None = None) -> bool:
         """Drain and stop the model; returns when it is gone. False: there was nothing to stop."""
@@ -254,10 +267,11 @@ class Pool:
         is gone, is stopped as soon as it has none.
         """
         there = {device.id for device in self.snapshot().devices}
-        is_usable = record.ready and there.issuperset(record.placement.devices)
+        is_usable = record.ready and there.issuperset(record.placement.footprint)
         start = Start(record.instance, record.model, record.placement)
         child = _Child(start, self._loop.time(), address=record.address, begun=True)
         self._children[record.instance] = child
+        self._newest[record.model] = record.instance
         child.task = self._spawn(self._live(child), record.instance)
         definition = record.definition if is_usable else UNUSABLE
         held = dict.fromkeys(leases, record.instance)
@@ -323,6 +337,15 @@ class Pool:
         child = self._children.get(instance)
         return child.address if child is not None and not child.stop_wanted else None
 
+    def newest(self, model: ModelName) -> InstanceId | None:
+        """The instance that was started last, also when it is gone."""
+        return self._newest.get(model)
+
+    def log_path(self, instance: InstanceId) -> Path | None:
+        """The log of a child, also after its death; None when it is not kept (any more)."""
+        paths = (host.log_path(instance) for host in self._hosts.values())
+        return next((path for path in paths if path is not None), None)
+
     def log_tail(self, instance: InstanceId, lines: int = 20) -> tuple[str, ...]:
         child = self._children.get(instance)
         hosts = self._hosts.values() if child is None else [self._hosts[child.start.placement.host]]
@@ -361,6 +384,7 @@ class Pool:
             case Start():
                 # Once closing, nothing is started any more: such a child only tells that it never was.
                 child = self._children[command.instance] = _Child(command, now, stop_wanted=self._closing)
+                self._newest[command.model] = command.instance
                 child.task = self._spawn(self._live(child), command.instance)
                 self._measure_soon.set()  # with nothing loaded, nothing was measured, and no time was set to
             case Stop(instance):
@@ -424,13 +448,13 @@ class Pool:
     async def _start(self, child: _Child, host: Host) -> Address:
         start = child.start
         await self._consult(start)
-        definition = self._definitions.get(start.model)
+        own = self._definitions.get(start.model)
         return await host.start(
             start.instance,
             start.model,
             start.placement,
-            self._launcher(start.model, start.placement),
-            definition=definition.definition if definition is not None else "",
+            self._launcher(start.model, start.placement, start.definition),
+            definition=start.definition or (own.definition if own is not None else ""),
         )
 
     async def _consult(self, start: Start) -> None:
@@ -462,7 +486,8 @@ class Pool:
 
     async def _prepare(self, model: ModelName) -> None:
         """Before a decision that may cost others their place: the model can be started at all, and the
-        figures are fresh. A resident model needs neither. Raises RouterError.
+        figures are fresh, also as to which devices there are. A resident model needs none of that. Raises
+        RouterError.
         """
         if any(child.start.model == model and child.address for child in self._children.values()):
             return
@@ -470,6 +495,8 @@ class Pool:
             await asyncio.to_thread(self._check, model)  # it looks at files, and a disk may be slow
         if self._age() > self._max_age:
             await asyncio.gather(*(self._measure(host, self._max_age) for host in self._hosts.values()))
+        if self._look_again is not None:
+            await self._look_again()
 
     async def _measure(self, host: Host, max_age: float) -> None:
         try:

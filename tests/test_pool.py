@@ -29,7 +29,7 @@ def pool_of(host: FakeHost, *models: Model, settings: Settings | None = None, po
     settings = settings or Settings(backoff_initial=0.05)
     definitions = {m.name: m for m in models}
     scheduler = Scheduler(definitions, (host.device,), make_policy(policy), settings)
-    return Pool(scheduler, [host], lambda _, __: Launch(("true",)), Journal(), definitions=definitions)
+    return Pool(scheduler, [host], lambda *_: Launch(("true",)), Journal(), definitions=definitions)
 
 
 async def until(condition: Callable[[], object], seconds: float = 5.0) -> None:
@@ -261,7 +261,7 @@ async def test_a_failing_measurement_and_a_failing_launch_do_not_take_the_pool_d
     pool = pool_of(host, model("a", 8), model("b", 8))
     broken = LoadFailed("the preset of a is wrong")
 
-    def launcher(name: str, _: Placement) -> Launch:
+    def launcher(name: str, *_: object) -> Launch:
         if name == "a":
             raise broken
         return Launch(("true",))

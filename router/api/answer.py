@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from typing import TypeVar
 
 import msgspec
 from aiohttp import web
 
+from router.config.nearest import nearest_of
 from router.errors import InvalidRequest
 
 S = TypeVar("S", bound=msgspec.Struct)
+_UNKNOWN_FIELD = re.compile(r"Object contains unknown field `([^`]*)`")
 
 
 def json_response(value: object, *, status: int = 200) -> web.Response:
@@ -22,10 +25,19 @@ async def read_json(request: web.Request, shape: type[S]) -> S:
     try:
         return msgspec.json.decode(body, type=shape)
     except msgspec.DecodeError as error:  # includes ValidationError
-        fields = ", ".join(field.encode_name for field in msgspec.structs.fields(shape))
-        raise InvalidRequest(f"{error}; this path takes a JSON object with: {fields}") from error
+        fields = [field.encode_name for field in msgspec.structs.fields(shape)]
+        unknown = _UNKNOWN_FIELD.match(str(error))
+        near = _nearest(unknown[1], fields) if unknown is not None else None
+        hint = f"; did you mean {near}?" if near is not None else ""
+        message = f"{error}{hint}; this path takes a JSON object with: {', '.join(fields)}"
+        raise InvalidRequest(message) from error
     except UnicodeDecodeError as error:
         raise InvalidRequest(f"the body is not UTF-8 (byte {error.start})") from error
+
+
+def _nearest(name: str, fields: list[str]) -> str | None:
+    """The field that was meant: one that begins so, else the one spelt most like it."""
+    return next((field for field in fields if name and field.startswith(name)), nearest_of(name, fields))
 
 
 def is_set(request: web.Request, name: str) -> bool:

@@ -148,6 +148,21 @@ def _row(ticket: Ticket, account: Account, now: float) -> RequestRow:
 
 
 ROUTES = (
-    Route("GET", "/requests", list_requests, Access.ADMIN),
-    Route("DELETE", "/requests/{id}", end_request, Access.ADMIN),
+    Route(
+        "GET",
+        "/requests",
+        list_requests,
+        Access.ADMIN,
+        summary="The requests for models that are in flight",
+        answer=RequestList,
+    ),
+    Route(
+        "DELETE",
+        "/requests/{id}",
+        end_request,
+        Access.ADMIN,
+        summary="End a request",
+        answer=EndedRequest,
+        refusals=(RequestNotFound,),
+    ),
 )

@@ -1,13 +1,16 @@
-"""What a family of endpoints is made of: routes as data, each with who may use it."""
+"""What a family of endpoints is made of: routes as data, each with who may use it and what `/openapi.json`
+tells of it."""
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from enum import Enum
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from aiohttp import web
+
+from router.errors import RouterError
 
 Handler: TypeAlias = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -22,16 +25,40 @@ class Access(Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class Route:
-    """One endpoint. `path` is in aiohttp's notation: "/v1/models/{model}".
+class Query:
+    """One parameter of a query. `kind` is bool for a switch (`?wait=1`), list[str] for one that may come
+    several times."""
 
-    `endless`: its answer ends only with its client; a shutdown does not wait for it, but cancels it."""
+    name: str
+    about: str
+    kind: Any = str
+    required: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """One endpoint. `path` is in aiohttp's notation: "/v1/models/{model}"; method "*" is any.
+
+    `endless`: its answer ends only with its client; a shutdown does not wait for it, but cancels it.
+
+    What follows is for `/openapi.json`, which adds what all routes have in common. `summary` is one line (the
+    docstring of the handler follows it); `body` and `answer` are types that msgspec can describe, None: none,
+    Any: not ours to describe; `takes` and `media` are what they come as; `refusals` are what may be answered
+    instead."""
 
     method: str
     path: str
     handler: Handler
     access: Access = Access.INFERENCE
     endless: bool = False
+    summary: str = ""
+    query: tuple[Query, ...] = ()
+    body: Any = None
+    takes: str = "application/json"
+    answer: Any = None
+    media: tuple[str, ...] = ("application/json",)
+    status: int = 200
+    refusals: tuple[type[RouterError], ...] = ()
 
 
 #: The routes whose answers end only with their clients.

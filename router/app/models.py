@@ -12,12 +12,15 @@ from pathlib import Path
 from router.api import Context, Known
 from router.catalog import Catalog
 from router.config import Config
-from router.core.types import Device, Model, ModelName
+from router.core.types import Device, DeviceId, Model, ModelName, as_preset
 from router.definitions import define
+from router.devices import DeviceInfo
 from router.errors import RouterError
 from router.estimate.learning import Prediction
 from router.hosts.local import LocalHost
-from router.learning import Learning, predictions
+from router.learning import Learning, predictions, predictions_of
+from router.presets import Overrides
+from router.presets.overrides import read
 
 log = logging.getLogger("router.app")
 
@@ -42,6 +45,23 @@ class Models:
         known, predicted = await asyncio.to_thread(self._know, config, catalog, devices)
         return known, self._learning.define(known.definitions.models, predicted, devices), devices
 
+    async def vary(self, known: Known, name: ModelName, overrides: Overrides) -> Model:
+        """The model as one load with other settings gets it. Raises RouterError for settings it cannot have."""
+        devices = await self._host.devices()
+        model, places = await asyncio.to_thread(_varied, known, name, overrides, devices)
+        own = known.definitions.by_name[name].model
+        return model if model.definition == own.definition else self._learning.vary(model, places)
+
+    async def recall(self, known: Known, name: ModelName, definition: str) -> None:
+        """Of a child of an earlier router: with which settings it was loaded, so that what it takes is known."""
+        if as_preset(definition) == definition or name not in known.definitions.by_name:
+            return
+        try:
+            if (overrides := read(definition)) is not None:
+                await self.vary(known, name, overrides)
+        except RouterError as error:
+            log.warning("%s runs with settings that it could not be given now: %s", name, error.message)
+
     async def reload(self, context: Context) -> None:
         """Look again: what did not change keeps serving. Raises ConfigError, and then all stays as it was.
 
@@ -54,6 +74,19 @@ class Models:
             context.config, context.known = config, known
             await context.pool.reload(placed, devices)
             log.info("reloaded: %d models", len(known.definitions.by_name))
+
+    async def look_again(self, context: Context) -> None:
+        """Where a device has come, or is well again, place all models anew; all else stays as it is. A driver
+        may be slow to open, and what was placed without it would stay on the host until a reload."""
+        if _same_devices(context.known.definitions.infos, self._host.infos):
+            return
+        async with self._reloading:
+            if _same_devices(context.known.definitions.infos, self._host.infos):
+                return  # who came before has done it
+            log.info("the devices are others than before: placing all models anew")
+            known, placed, devices = await self.define(context.config, context.known.catalog)
+            context.known = known
+            await context.pool.reload(placed, devices)
 
     async def try_reload(self, context: Context) -> None:
         """As `reload`, when nobody waits to be told of a mistake."""
@@ -72,6 +105,27 @@ class Models:
             catalog, config, devices, self._host.infos, binary=self._binary, environ=dict(os.environ)
         )
         return Known.of(catalog, definitions), predictions(definitions, devices)
+
+
+def _same_devices(before: Mapping[DeviceId, DeviceInfo], now: Mapping[DeviceId, DeviceInfo]) -> bool:
+    """As far as it decides where models can be placed. Whether one that has its own memory is well is for the
+    scheduler to see."""
+
+    def telling(infos: Mapping[DeviceId, DeviceInfo]) -> dict[DeviceId, tuple[int, bool]]:
+        return {
+            name: (one.total_bytes, one.pool == one.id or one.free_bytes is not None)
+            for name, one in infos.items()
+        }
+
+    return not now or telling(before) == telling(now)
+
+
+def _varied(
+    known: Known, name: ModelName, overrides: Overrides, devices: Sequence[Device]
+) -> tuple[Model, tuple[Prediction, ...]]:
+    """Arithmetic, and a look at files: a thread's work."""
+    definition = known.definitions.overridden(name, overrides, devices)
+    return definition.model, predictions_of(known.definitions, definition, devices)
 
 
 def _applicable(old: Config, new: Config) -> Config:

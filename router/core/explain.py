@@ -179,6 +179,7 @@ def _instance(books: Books, one: Instance) -> InstanceView:
         for_model=one.for_model,
         victims=tuple(sorted(one.victims)),
         definition=one.model.definition,
+        started_at=one.started_at,
     )
 
 
@@ -243,7 +244,14 @@ def _model(record: Record) -> ModelView:
         error=record.last_error.message if record.last_error is not None else None,
         last_evicted_at=record.evicted_at,
         last_evicted_for=record.evicted_for,
+        pinned=record.model.pinned if record.pin is None else record.pin,
+        exit_code=_exit_code(record.last_error),
     )
+
+
+def _exit_code(error: RouterError | None) -> int | None:
+    code = error.details.get("returncode") if error is not None else None
+    return code if isinstance(code, int) else None
 
 
 # --- words ---

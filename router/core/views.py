@@ -32,6 +32,7 @@ class InstanceView:
     for_model: ModelName | None
     victims: tuple[InstanceId, ...] = ()
     definition: str = ""
+    started_at: float | None = None
 
     def __repr__(self) -> str:
         where = ", ".join(f"{d.partition('/')[2]} {b / 2**30:.1f} GiB" for d, b in self.reserved.items())
@@ -75,7 +76,9 @@ class DeviceView:
 
 @dataclass(frozen=True, slots=True)
 class ModelView:
-    """What is known of a model beyond its definition."""
+    """What is known of a model beyond its definition. `exit_code` is that of the failure `error`: negative
+    for a signal.
+    """
 
     name: ModelName
     load_seconds: float
@@ -88,6 +91,8 @@ class ModelView:
     error: str | None
     last_evicted_at: float | None
     last_evicted_for: ModelName | None
+    pinned: bool = False
+    exit_code: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

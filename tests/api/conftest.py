@@ -17,10 +17,11 @@ from aiohttp import web
 from router.api import CONTEXT, Context, Known, application
 from router.catalog import Catalog
 from router.config import ChildConfig, Config, PathsConfig, SchedulerConfig, ServerConfig
-from router.core.types import Device
+from router.core.types import Device, Model
 from router.definitions import define
 from router.devices import DeviceInfo
 from router.pool import Pool
+from router.presets import Overrides
 from tests.api.fake_pool import GIB, GPU, FakePool
 from tests.api.upstream import Connection, Received, Script, Upstream
 from tests.make_gguf import make_llama, make_mmproj
@@ -104,6 +105,7 @@ class Api:
         self.pool = FakePool()
         self.known = known
         self.reloads = 0
+        self.varied: list[tuple[str, Overrides]] = []
         self._folder = folder
         self._stack = AsyncExitStack()
         self._tasks: list[asyncio.Task[None]] = []
@@ -116,7 +118,9 @@ class Api:
             self.pool.sockets[name] = [upstream.path] * 9
         app = self.app = application(served)
         config = Config(server=served, scheduler=SchedulerConfig(autoload=autoload))
-        app[CONTEXT] = Context(config, self.known, cast(Pool, self.pool), self._reload, self._spawn)
+        context = Context(config, self.known, cast(Pool, self.pool), self._reload, self._spawn)
+        context.vary = self._vary
+        app[CONTEXT] = context
         runner = self.runner = web.AppRunner(
             app, handler_cancellation=True, auto_decompress=False, access_log=None, shutdown_timeout=0.1
         )
@@ -141,6 +145,10 @@ class Api:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._stack.aclose()
+
+    async def _vary(self, known: Known, name: str, overrides: Overrides) -> Model:
+        self.varied.append((name, overrides))
+        return known.definitions.by_name[name].model
 
     async def _reload(self) -> None:
         self.reloads += 1

@@ -8,6 +8,7 @@ import itertools
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from router.core.types import Cause, Device, Model, Placement, Priority, State, Stop, Unload
@@ -40,6 +41,7 @@ class Instance:
     state: State = State.READY
     leases: list[str] = field(default_factory=list)
     cause: Cause | None = None
+    definition: str = ""
 
 
 class FakePool:
@@ -58,6 +60,9 @@ class FakePool:
         self.logs: dict[str, tuple[str, ...]] = {}
         self.unloads: list[tuple[str, bool, float | None]] = []
         self.reloads: list[Mapping[str, Model]] = []
+        self.instead: list[Model | None] = []
+        self.pins: list[tuple[str, bool | None]] = []
+        self.log_paths: dict[str, Path] = {}
         self.explanation: dict[str, Any] = {}
         self.explained: list[tuple[str, Model | None]] = []
         self.standing_of: dict[str, Standing] = {}
@@ -103,9 +108,21 @@ class FakePool:
             instance.leases.remove(lease.id)
             self.released.append(lease.id)
 
-    async def load(self, model: str) -> None:
-        async with self.lease(model):
+    async def load(
+        self, model: str, *, instead: Model | None = None, keep_alive: float | None = None
+    ) -> None:
+        self.instead.append(instead)
+        async with self.lease(model, keep_alive=keep_alive):
             pass
+
+    def pin(self, model: str, pinned: bool | None) -> None:
+        self.pins.append((model, pinned))
+
+    def newest(self, model: str) -> str | None:
+        return next((one.id for one in reversed(self.instances.values()) if one.model == model), None)
+
+    def log_path(self, instance: str) -> Path | None:
+        return self.log_paths.get(instance)
 
     async def unload(self, model: str, *, force: bool = False, deadline: float | None = None) -> bool:
         self.unloads.append((model, force, deadline))
@@ -189,6 +206,7 @@ class FakePool:
             pinned=False,
             cause=one.cause,
             for_model=None,
+            definition=one.definition,
         )
 
 

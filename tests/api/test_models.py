@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import asyncio
 
+import pytest
+
 from router.core.types import State
-from router.errors import ModelTooLarge
+from router.definitions import Definitions
+from router.errors import LoadedOtherwise, ModelTooLarge
+from router.presets import Overrides
 from tests.api.conftest import Api
 from tests.api.fake_pool import Instance
 
@@ -98,3 +102,95 @@ async def test_a_list_shows_what_runs(api: Api):
     shown = (await api.get("/v1/models/tiny")).json()
     assert shown["status"]["value"] == "loading"
     assert [one["id"] for one in shown["instances"]] == ["tiny#4"]
+
+
+# --- other settings for one load ---
+
+
+async def test_a_load_may_say_other_settings_and_how_long_it_stays(api: Api):
+    await api.start(load_args=("--threads",))
+    asked = {"ctx_size": 256, "cache_type_k": "q8_0", "args": ["-t", "2"]}
+    body = {"model": "small", "ttl_seconds": 7, **asked}
+    assert (await api.post("/models/load?wait=1", json=body)).status == 200
+    assert api.varied == [("tiny", Overrides(ctx_size=256, cache_type_k="q8_0", args=("-t", "2")))]
+    assert api.pool.instead == [api.known.definitions.by_name["tiny"].model]
+    assert api.pool.acquired[0].keep_alive == 7
+
+
+async def test_a_load_without_other_settings_has_none(api: Api):
+    await api.start()
+    await api.post("/models/load?wait=1", json={"model": "tiny", "ctx_size": None})
+    assert (api.varied, api.pool.instead) == ([], [None])
+
+
+async def test_an_unknown_setting_is_told_the_nearest(api: Api):
+    await api.start()
+    for wrong, near in (("context_size", "ctx_size"), ("device", "devices"), ("ttl", "ttl_seconds")):
+        answer = await api.post("/models/load", json={"model": "tiny", wrong: 1})
+        assert answer.status == 400
+        assert f"did you mean {near}?" in answer.error["message"]
+    assert not api.pool.acquired
+
+
+async def test_only_options_that_the_configuration_allows_may_be_set(api: Api):
+    await api.start(load_args=("--threads",))
+    for args in (["--lora", "/etc/passwd"], ["--threads-batch", "2"]):
+        answer = await api.post("/models/load", json={"model": "tiny", "args": args})
+        assert answer.status == 400
+        assert "server.load_args" in answer.error["message"]
+    assert not api.pool.acquired
+
+
+async def test_what_is_loaded_otherwise_is_409(api: Api):
+    await api.start()
+    api.pool.refusals = [LoadedOtherwise("tiny is loaded with other settings; unload it first")]
+    answer = await api.post("/models/load", json={"model": "tiny", "ctx_size": 256})
+    assert (answer.status, answer.error["code"]) == (409, "loaded_otherwise")
+
+
+async def test_the_settings_of_a_load_are_shown_with_its_instance(api: Api):
+    await api.start()
+    await api.post("/models/load?wait=1", json={"model": "tiny"})
+    (instance,) = api.pool.instances.values()
+    instance.definition = '3f {"ctx_size":256}'
+    (shown,) = (await api.get("/v1/models/tiny")).json()["instances"]
+    assert shown["settings"] == {"ctx_size": 256}
+
+
+# --- all of them, and pins ---
+
+
+async def test_all_are_unloaded_at_once_and_none_is_no_error(api: Api):
+    await api.start()
+    assert (await api.post("/models/unload-all")).json() == {"unloaded": [], "success": True}
+    for name in ("tiny", "other"):
+        await api.post("/models/load?wait=1", json={"model": name})
+    answer = await api.post("/models/unload-all", json={"force": True})
+    assert sorted(answer.json()["unloaded"]) == ["other", "tiny"]
+    assert sorted(api.pool.unloads) == [("other", True, None), ("tiny", True, None)]
+
+
+async def test_what_is_loaded_is_listed_hidden_ones_too(api: Api):
+    await api.start()
+    assert (await api.get("/models/loaded")).json() == {"data": [], "object": "list"}
+    await api.post("/models/load?wait=1", json={"model": "hidden"})
+    (row,) = (await api.get("/models/loaded")).json()["data"]
+    assert (row["id"], row["status"]["value"]) == ("hidden", "loaded")
+
+
+async def test_a_pin_is_set_and_taken_away_by_any_name(api: Api):
+    await api.start()
+    assert (await api.post("/models/pin", json={"model": "small"})).json()["id"] == "tiny"
+    await api.post("/models/unpin", json={"model": "tiny"})
+    await api.post("/models/pin", json={"model": "tiny", "pinned": None})
+    assert api.pool.pins == [("tiny", True), ("tiny", False), ("tiny", None)]
+    assert (await api.post("/models/pin", json={"model": "nobody"})).status == 404
+
+
+async def test_a_thousand_lists_make_no_command_line_anew(api: Api, monkeypatch: pytest.MonkeyPatch):
+    await api.start()
+    await api.post("/models/load?wait=1", json={"model": "tiny"})
+    await api.get("/models")
+    monkeypatch.setattr(Definitions, "launch", None)
+    (row,) = [m for m in (await api.get("/models")).json()["data"] if m["id"] == "tiny"]
+    assert "--alias" in row["status"]["args"]

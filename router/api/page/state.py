@@ -10,7 +10,7 @@ import msgspec
 
 from router import __version__
 from router.api.context import Context
-from router.api.listing import listed
+from router.api.listing import Row, listed
 from router.api.page.timeline import Moment
 from router.api.vram import vram_body
 from router.core.types import ModelName
@@ -18,8 +18,8 @@ from router.core.views import InstanceView, ModelView, QueueView, Snapshot
 
 
 class ShownModel(msgspec.Struct, frozen=True):
-    """One model. Bytes are sums over its devices; times are Unix time in seconds. `last` is the last decision
-    about it, in words."""
+    """One model. Bytes are sums over its devices; times are Unix seconds; `progress` of a load is 0..1.
+    `last` is the last decision about it, in words."""
 
     id: ModelName
     aliases: tuple[str, ...]
@@ -35,6 +35,7 @@ class ShownModel(msgspec.Struct, frozen=True):
     idle_since: float | None
     expires_at: float | None
     pinned: bool
+    progress: float | None
     requests: int
     hits: int
     load_seconds: float | None
@@ -81,7 +82,7 @@ def _models(
     for one in snapshot.instances:
         running.setdefault(one.model, []).append(one)
     for card in listed(context.known.cards, context.known.definitions, snapshot):
-        name = card["id"]
+        name = card.id
         yield _shown(
             card,
             running.get(name, []),
@@ -94,7 +95,7 @@ def _models(
 
 
 def _shown(
-    card: Mapping[str, Any],
+    card: Row,
     ones: list[InstanceView],
     queue: QueueView | None,
     view: ModelView | None,
@@ -107,11 +108,11 @@ def _shown(
         return float(round(max(known) + offset)) if known else None
 
     measured = [sum(one.used.values()) for one in ones if one.used]
-    status = card["status"]
+    status = card.status
     return ShownModel(
-        id=card["id"],
-        aliases=tuple(card["aliases"]),
-        value=status["value"],
+        id=card.id,
+        aliases=card.aliases,
+        value=status.value,
         states=tuple(one.state.value for one in ones),
         predicted=predicted,
         measured=sum(measured) if measured else None,
@@ -122,11 +123,12 @@ def _shown(
         since=unix(one.since for one in ones),
         idle_since=unix(one.idle_since for one in ones),
         expires_at=unix(one.expires_at for one in ones),
-        pinned=any(one.pinned for one in ones),
+        pinned=status.pinned,
+        progress=round(status.progress.value, 1) if status.progress is not None else None,
         requests=view.requests if view is not None else 0,
         hits=view.hits if view is not None else 0,
         load_seconds=round(view.load_seconds, 2) if view is not None and view.loads else None,
-        error=status.get("error"),
+        error=status.error,
         last=last.text if last is not None else None,
         last_at=last.at if last is not None else None,
     )
