@@ -1,0 +1,136 @@
+"""What `bench/proxy` measures with the real llama-server: how long a client waits for a model that is not
+loaded, beyond what llama-server itself needs with the same arguments."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import socket
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from bench.proxy_contestants import Contestant, Setting, end, spawn
+from bench.proxy_rows import PATH, Failed, Metric, Values
+
+DEADLINE_SECONDS: Final = 60.0
+POLL_SECONDS: Final = 0.001
+
+METRICS: Final = (
+    Metric("cold", "cold model: request to first token", "ms"),
+    Metric("cold_over", "  over llama-server's own", "ms"),
+    Metric("swap", "swap A to B to A, each, to first token", "ms"),
+    Metric("swap_over", "  over llama-server's own", "ms"),
+    Metric("warm", "loaded model: request to first token", "ms"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Own:
+    """llama-server by itself: from its start to /health 200, and from a request to the first token: of the
+    first request that it ever has, and of the next."""
+
+    healthy_ms: float
+    first_ms: float
+    warm_ms: float
+
+    @property
+    def total_ms(self) -> float:
+        return self.healthy_ms + self.first_ms
+
+
+def own(setting: Setting, model: Path, argv: list[str] | None) -> Own:
+    """`argv` is how a router started it, if that is known: its socket is replaced."""
+    path = setting.folder / "own.sock"
+    path.unlink(missing_ok=True)
+    command = argv or [
+        str(setting.server),
+        "--host",
+        "?",
+        "-m",
+        str(model),
+        "-c",
+        "2048",
+        "-np",
+        "4",
+        *setting.args,
+    ]
+    command[command.index("--host") + 1] = str(path)
+    begun = time.monotonic()
+    process = spawn(command, setting.folder / "own-output")
+    try:
+        while not _is_healthy(path):
+            if process.poll() is not None or time.monotonic() - begun > DEADLINE_SECONDS:
+                raise Failed("llama-server did not start")
+            time.sleep(POLL_SECONDS)
+        healthy = time.monotonic()
+        first, warm = (first_token_ms(str(path), model.stem) for _ in range(2))
+        return Own(1e3 * (healthy - begun), first, warm)
+    finally:
+        end(process)
+
+
+def argv_of(contestant: Contestant) -> list[str] | None:
+    """Of the model that it has loaded, if that is started on a socket as we start it."""
+    for child in contestant.children():
+        command: list[str] = child.cmdline()
+        if "--host" in command and command[command.index("--host") + 1].endswith(".sock"):
+            return command
+    return None
+
+
+def swaps(contestant: Contestant, reference: Own) -> Values:
+    """It may have one model at a time, and has none now."""
+    first, second = contestant.setting.names[:2]
+    cold = first_token_ms(contestant.port, first)
+    warm = first_token_ms(contestant.port, first)
+    swap = (first_token_ms(contestant.port, second) + first_token_ms(contestant.port, first)) / 2
+    contestant.unload(first)
+    return {
+        "cold": cold,
+        "cold_over": cold - reference.total_ms,
+        "swap": swap,
+        "swap_over": swap - reference.total_ms,
+        "warm": warm,
+    }
+
+
+def first_token_ms(address: int | str, model: str) -> float:
+    """From the request to the first event that bears a token; the answer is read to its end."""
+    asked: dict[str, Any] = {"model": model, "stream": True, "max_tokens": 4, "ignore_eos": True}
+    body = json.dumps({**asked, "messages": [{"role": "user", "content": "hello"}]}).encode()
+    head = (
+        f"POST {PATH} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nConnection: close\r\n"
+    )
+    request = head.encode() + b"Content-Length: %d\r\n\r\n" % len(body) + body
+    with _connected(address) as connection:
+        begun = time.monotonic()
+        connection.sendall(request)
+        answer, seen = b"", 0.0
+        while data := connection.recv(1 << 16):
+            answer += data
+            if not seen and b'"content":"' in answer:
+                seen = time.monotonic()
+    if not answer.startswith(b"HTTP/1.1 200") or b"[DONE]" not in answer:
+        raise Failed(answer[:300].decode(errors="replace"))
+    return 1e3 * (seen - begun)
+
+
+@contextlib.contextmanager
+def _connected(address: int | str) -> Iterator[socket.socket]:
+    family = socket.AF_UNIX if isinstance(address, str) else socket.AF_INET
+    with socket.socket(family) as connection:
+        connection.settimeout(DEADLINE_SECONDS)
+        connection.connect(address if isinstance(address, str) else ("127.0.0.1", address))
+        yield connection
+
+
+def _is_healthy(path: Path) -> bool:
+    try:
+        with _connected(str(path)) as connection:
+            connection.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+            return connection.recv(64).startswith(b"HTTP/1.1 200")
+    except OSError:
+        return False
