@@ -11,6 +11,7 @@
       preset is wrong
         ModelTooLarge                 422   fits no placement of an empty machine; says the numbers
       QueueFull                       429 rate_limit_error        + Retry-After
+      NotSupported                    501 not_supported_error     neither here nor in llama-server
       UpstreamFailed                  502 server_error            the child died before its answer began
       Unavailable                     503 unavailable_error       + Retry-After
         NoRoom                        503   full, and nothing may leave for it
@@ -104,6 +105,12 @@ class ModelUnusable(RouterError):
 
 class ModelTooLarge(ModelUnusable):
     code = "model_too_large"
+
+
+class NotSupported(RouterError):
+    status = 501
+    type = "not_supported_error"
+    code = "not_supported"
 
 
 class QueueFull(RouterError):

@@ -6,17 +6,50 @@ from __future__ import annotations
 
 from aiohttp import web
 
-from router.api import explain, health, metrics, models, openai, page, requests, restart, vram
+from router.api import (
+    explain,
+    health,
+    loaded,
+    metrics,
+    models,
+    openai,
+    openapi,
+    page,
+    requests,
+    restart,
+    streams,
+    upstream,
+    vram,
+)
 from router.api.access_log import SERVER, note_access
 from router.api.context import CONTEXT, Context, Known
 from router.api.cors import ORIGINS, answer_pages, mark_answer
-from router.api.errors import tell_errors
+from router.api.dialect import ANTHROPIC_PATHS
+from router.api.errors import BodyTooLarge, tell_errors
 from router.api.keys import ACCESS, KEYS, Keys, check_key
 from router.api.requests import IN_FLIGHT, InFlight, note_request
 from router.api.route import ENDLESS
 from router.config import ServerConfig
+from router.errors import InvalidRequest
 
-FAMILIES = (openai, models, requests, vram, explain, health, metrics, restart, page)
+FAMILIES = (
+    openai,
+    loaded,
+    streams,
+    upstream,
+    models,
+    requests,
+    vram,
+    explain,
+    health,
+    metrics,
+    restart,
+    page,
+    openapi,
+)
+
+#: A GET answers HEAD as well, as RFC 9110 (9.1) asks of every server.
+_METHODS = {"GET": ("GET", "HEAD"), "*": ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")}
 
 __all__ = ["CONTEXT", "FAMILIES", "Context", "Known", "application"]
 
@@ -33,9 +66,10 @@ def application(server: ServerConfig) -> web.Application:
     app[ORIGINS] = frozenset(server.cors_origins)
     app[IN_FLIGHT] = InFlight()
     app[ACCESS], app[ENDLESS] = {}, set()
-    for route in (route for family in FAMILIES for route in family.ROUTES):
-        # A GET answers HEAD as well, as RFC 9110 (9.1) asks of every server.
-        for method in ("GET", "HEAD") if route.method == "GET" else (route.method,):
+    routes = tuple(route for family in FAMILIES for route in family.ROUTES)
+    app[openapi.DOCUMENT] = openapi.Document(routes, ANTHROPIC_PATHS, (InvalidRequest, BodyTooLarge))
+    for route in routes:
+        for method in _METHODS.get(route.method, (route.method,)):
             added = app.router.add_route(method, route.path, route.handler)
             app[ACCESS][added] = route.access
             if route.endless:

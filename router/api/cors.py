@@ -23,8 +23,8 @@ async def answer_pages(request: web.Request, handler: Handler) -> web.StreamResp
     A browser sends a simple POST without asking first, so that not allowing a page to read the answer
     does not keep it from unloading a model."""
     if request.method == "OPTIONS":
-        return _preflight(request)
-    if _is_admin_path(request) and _is_foreign(request) and not is_allowed(request):
+        return await _preflight(request)
+    if _needs_admin(request, request.match_info) and _is_foreign(request) and not is_allowed(request):
         raise Forbidden(f"pages of {request.headers['Origin']} may not do this (server.cors_origins)")
     return await handler(request)
 
@@ -38,20 +38,28 @@ async def mark_answer(request: web.Request, response: web.StreamResponse) -> Non
         response.headers.add("Vary", "Origin")
 
 
-def is_allowed(request: web.Request) -> bool:
+def is_allowed(request: web.Request, *, admin: bool | None = None) -> bool:
+    """`admin`: whether this is about something that only admins may do; None: as the request itself is."""
     origins = request.app[ORIGINS]
-    is_open = "*" in origins and not _is_admin_path(request)
-    return is_open or request.headers.get("Origin") in origins
+    if admin is None:
+        admin = _needs_admin(request, request.match_info)
+    return ("*" in origins and not admin) or request.headers.get("Origin") in origins
 
 
-def _preflight(request: web.Request) -> web.Response:
+async def _preflight(request: web.Request) -> web.Response:
     refused = request.match_info.http_exception
     if not isinstance(refused, web.HTTPMethodNotAllowed):
         raise refused or web.HTTPNotFound
-    methods = ", ".join(sorted({*refused.allowed_methods, "OPTIONS"}))
-    response = web.Response(status=204, headers={"Allow": methods})
-    if is_allowed(request):
-        response.headers["Access-Control-Allow-Methods"] = methods
+    methods = sorted(refused.allowed_methods)
+    response = web.Response(status=204, headers={"Allow": ", ".join([*methods, "OPTIONS"])})
+    # One path may have a method for everybody and another for admins; a page is told what it may use.
+    usable = []
+    for method in methods:
+        match = await request.app.router.resolve(request.clone(method=method))
+        if is_allowed(request, admin=_needs_admin(request, match)):
+            usable.append(method)
+    if usable:
+        response.headers["Access-Control-Allow-Methods"] = ", ".join(usable)
         # Clients send headers of their own invention (x-stainless-...): naming them all is hopeless.
         asked = request.headers.get("Access-Control-Request-Headers", "*")
         response.headers["Access-Control-Allow-Headers"] = asked
@@ -65,12 +73,5 @@ def _is_foreign(request: web.Request) -> bool:
     return origin is not None and origin.partition("://")[2] != request.host
 
 
-def _is_admin_path(request: web.Request) -> bool:
-    # By path, not by route: a preflight has the method OPTIONS, for which there is no route.
-    access = request.app[ACCESS]
-    return any(
-        access[route] is Access.ADMIN
-        and route.resource is not None
-        and route.resource.canonical == request.path
-        for route in access
-    )
+def _needs_admin(request: web.Request, match: web.UrlMappingMatchInfo) -> bool:
+    return request.app[ACCESS].get(match.route) is Access.ADMIN

@@ -1,4 +1,5 @@
-"""Whatever goes wrong in a request becomes one JSON object in OpenAI's shape: translated here, once."""
+"""Whatever goes wrong in a request becomes one JSON object in OpenAI's shape, or Anthropic's: translated
+here, once."""
 
 from __future__ import annotations
 
@@ -6,15 +7,28 @@ import difflib
 import logging
 import math
 from collections.abc import Mapping
+from typing import Final
 
 from aiohttp import web
 
 from router.api.answer import json_response
+from router.api.dialect import dialect_of
 from router.api.route import Handler
 from router.errors import InvalidRequest, RouterError, Unauthorized
-from router.proxy import ACCOUNT, error_body
+from router.proxy import ACCOUNT, Dialect, error_body
 
 log = logging.getLogger("router.api")
+
+
+#: Anthropic's words for a status, where they are not simply those of a wrong request or a failed server.
+_ANTHROPIC_TYPES: Final = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+}
 
 
 class PathNotFound(RouterError):
@@ -39,8 +53,11 @@ class BodyTooLarge(InvalidRequest):
     code = "body_too_large"
 
 
-def error_response(error: RouterError, headers: Mapping[str, str] | None = None) -> web.Response:
-    response = json_response(error_body(error), status=error.status)
+def error_response(
+    error: RouterError, headers: Mapping[str, str] | None = None, dialect: Dialect = Dialect.OPENAI
+) -> web.Response:
+    body = error_body(error) if dialect is Dialect.OPENAI else _anthropic_body(error)
+    response = json_response(body, status=error.status)
     response.headers.update(headers or {})
     if error.retry_after_seconds is not None:
         # Whole seconds (RFC 9110, 10.2.3), rounded up: a client that comes too early comes twice.
@@ -69,7 +86,16 @@ async def tell_errors(request: web.Request, handler: Handler) -> web.StreamRespo
         raise ConnectionResetError("the answer had begun") from failure
     if (account := request.get(ACCOUNT)) is not None:
         headers = {**headers, **account.headers()}
-    return error_response(failure, headers)
+    return error_response(failure, headers, dialect_of(request))
+
+
+def _anthropic_body(error: RouterError) -> dict[str, object]:
+    """Its clients tell kinds of errors by the type, and show the message."""
+    kind = _ANTHROPIC_TYPES.get(error.status)
+    if kind is None:
+        kind = "api_error" if error.status >= 500 else "invalid_request_error"
+    told = {**error.details, "type": kind, "message": error.message, "code": error.code}
+    return {"type": "error", "error": told}
 
 
 def _translated(request: web.Request, error: web.HTTPException) -> tuple[RouterError, dict[str, str]]:

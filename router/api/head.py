@@ -1,5 +1,5 @@
 """The head of an inference request: the few fields the router reads of a body that passes through
-unchanged."""
+unchanged, JSON or a form."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 from aiohttp import web
 
+from router.api.form import FormFields
 from router.core.types import Priority
 from router.errors import InvalidRequest
 
@@ -57,6 +58,18 @@ def read_head(request: web.Request, body: bytes) -> Head:
         stream=fields.stream is True,
         keep_alive=None if keep_alive is None else keep_alive_seconds(keep_alive),
         size=_size(fields.max_completion_tokens, fields.max_tokens, fields.n_predict),
+        priority=_priority(request.headers.get("X-Router-Priority")),
+    )
+
+
+def read_form_head(request: web.Request, form: FormFields) -> Head:
+    """The same of a form. Raises InvalidRequest."""
+    fields = form.found
+    keep_alive = fields.get("keep_alive", request.headers.get("X-Router-Keep-Alive"))
+    return Head(
+        model=_model(request, fields.get("model")),
+        stream=fields.get("stream", "").lower() in ("true", "1"),
+        keep_alive=None if keep_alive is None else keep_alive_seconds(keep_alive),
         priority=_priority(request.headers.get("X-Router-Priority")),
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import msgspec
 from aiohttp import web
 
 from router.api.answer import json_response
@@ -12,7 +13,11 @@ async def health(_: web.Request) -> web.Response:
     return json_response({"status": "ok"})
 
 
-ROUTES = (
-    Route("GET", "/health", health, Access.PUBLIC),
-    Route("GET", "/v1/health", health, Access.PUBLIC),
+class Health(msgspec.Struct, frozen=True):
+    status: str
+
+
+ROUTES = tuple(
+    Route("GET", path, health, Access.PUBLIC, summary="Whether the router itself is alive", answer=Health)
+    for path in ("/health", "/v1/health")
 )

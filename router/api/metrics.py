@@ -9,11 +9,11 @@ from collections.abc import Iterator
 from aiohttp import web
 
 from router.api.context import CONTEXT, Context
-from router.api.route import Route
+from router.api.route import Query, Route
 from router.backends.llama_server import METRICS_PATH
 from router.core.types import ModelName
 from router.core.views import Snapshot
-from router.errors import ModelNotLoaded, UpstreamFailed
+from router.errors import ModelNotFound, ModelNotLoaded, UpstreamFailed
 from router.metrics import Child, Seen, ask_children
 
 
@@ -53,4 +53,15 @@ def _children(context: Context, snapshot: Snapshot) -> Iterator[Child]:
             seen[one.model] += 1
 
 
-ROUTES = (Route("GET", METRICS_PATH, metrics),)
+ROUTES = (
+    Route(
+        "GET",
+        METRICS_PATH,
+        metrics,
+        summary="The router's figures and those of every loaded model, for Prometheus",
+        query=(Query("model", "Only what the llama-server of this loaded model tells"),),
+        answer=str,
+        media=("text/plain", "application/openmetrics-text"),
+        refusals=(ModelNotFound, ModelNotLoaded, UpstreamFailed),
+    ),
+)

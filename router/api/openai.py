@@ -3,22 +3,37 @@ through."""
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Any, Final
 
+import msgspec
 from aiohttp import web
 
-from router.api.context import CONTEXT, Context
-from router.api.head import read_head
-from router.api.route import Route
-from router.core.types import ModelName, State
-from router.errors import ModelNotLoaded
-from router.proxy import Ask, Dialect
+from router.api.autoload import AUTOLOAD, require_loadable
+from router.api.context import CONTEXT
+from router.api.dialect import dialect_of
+from router.api.form import FormFields
+from router.api.head import read_form_head, read_head
+from router.api.route import Query, Route
+from router.errors import (
+    LoadFailed,
+    ModelNotFound,
+    ModelNotLoaded,
+    ModelTooLarge,
+    ModelUnusable,
+    NoRoom,
+    QueueFull,
+    Unloaded,
+    UpstreamFailed,
+    WaitTimeout,
+)
+from router.proxy import Ask, read_body
 
 #: POST paths whose JSON body names the model. llama-server serves them all; what a model cannot do it says
 #: itself.
 INFERENCE_PATHS: Final = (
     "/v1/chat/completions",
     "/chat/completions",
+    "/v1/chat/completions/control",
     "/v1/completions",
     "/completions",
     "/completion",
@@ -33,6 +48,7 @@ INFERENCE_PATHS: Final = (
     "/v1/reranking",
     "/rerank",
     "/reranking",
+    "/v1/systemone",
     "/infill",
     "/tokenize",
     "/detokenize",
@@ -42,29 +58,79 @@ INFERENCE_PATHS: Final = (
     "/v1/responses/input_tokens",
     "/responses/input_tokens",
 )
-_ANTHROPIC_PATHS: Final = frozenset({"/v1/messages", "/v1/messages/count_tokens"})
+#: POST paths whose form (multipart/form-data) names the model, beside the file it brings.
+FORM_PATHS: Final = ("/v1/audio/transcriptions", "/audio/transcriptions")
 
-_COMING_OR_THERE: Final = frozenset({State.PLANNED, State.STARTING, State.READY})
+#: What any request that needs a model may be answered instead.
+REFUSALS: Final = (
+    ModelNotFound, ModelNotLoaded, ModelUnusable, ModelTooLarge, QueueFull, NoRoom, WaitTimeout, LoadFailed,
+    Unloaded, UpstreamFailed,
+)  # fmt: skip
+#: For whom the body has no room for a name.
+MODEL: Final = Query("model", "The model's name or alias, where the body has none")
+
+
+class Named(msgspec.Struct, frozen=True):
+    """What the router itself reads of a body; the rest is llama-server's."""
+
+    model: str
+    stream: bool = False
+    keep_alive: float | str | None = None
 
 
 async def infer(request: web.Request) -> web.StreamResponse:
+    """Passed to the model that the body names, which is loaded for it; the answer passes as it comes."""
     context = request.app[CONTEXT]
-    body = await request.read()
-    head = read_head(request, body)
+    body = await read_body(request)
+    head = read_head(request, body.joined())
     model = context.name_of(head.model)
-    if not context.config.scheduler.autoload:
-        _require_loaded(context, model)
-    dialect = Dialect.ANTHROPIC if request.path in _ANTHROPIC_PATHS else Dialect.OPENAI
-    ask = Ask(model, head.priority, head.keep_alive, head.size, dialect, head.stream)
+    require_loadable(request, context, model)
+    ask = Ask(model, head.priority, head.keep_alive, head.size, dialect_of(request), head.stream)
     return await context.proxy.forward(request, body, ask)
 
 
-def _require_loaded(context: Context, model: ModelName) -> None:
-    if not any(one.state in _COMING_OR_THERE for one in context.pool.snapshot().of_model(model)):
-        raise ModelNotLoaded(
-            f"{model} is not loaded, and requests do not load models here (scheduler.autoload): "
-            f'POST /models/load {{"model": "{model}"}} first'
+async def infer_from_form(request: web.Request) -> web.StreamResponse:
+    """Passed to the model that a field of the form names, which may stand before or behind the file."""
+    if request.content_type != "multipart/form-data":
+        return await infer(request)
+    context = request.app[CONTEXT]
+    fields = FormFields.of(request.headers["Content-Type"], ("model", "stream", "keep_alive"))
+    body = await read_body(request, fields.feed)
+    head = read_form_head(request, fields)
+    model = context.name_of(head.model)
+    require_loadable(request, context, model)
+    ask = Ask(model, head.priority, head.keep_alive, stream=head.stream)
+    return await context.proxy.forward(request, body, ask)
+
+
+ROUTES = (
+    *(
+        Route(
+            "POST",
+            path,
+            infer,
+            summary=f"{path} of the model that the body names",
+            query=(MODEL, AUTOLOAD),
+            body=Named,
+            answer=Any,
+            media=("application/json", "text/event-stream"),
+            refusals=REFUSALS,
         )
-
-
-ROUTES = tuple(Route("POST", path, infer) for path in INFERENCE_PATHS)
+        for path in INFERENCE_PATHS
+    ),
+    *(
+        Route(
+            "POST",
+            path,
+            infer_from_form,
+            summary=f"{path} of the model that the form names",
+            query=(MODEL, AUTOLOAD),
+            body=Named,
+            takes="multipart/form-data",
+            answer=Any,
+            media=("application/json", "text/event-stream", "text/plain"),
+            refusals=REFUSALS,
+        )
+        for path in FORM_PATHS
+    ),
+)

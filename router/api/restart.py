@@ -2,16 +2,35 @@
 
 from __future__ import annotations
 
+import msgspec
 from aiohttp import web
 
 from router.api.answer import json_response
 from router.api.context import CONTEXT
 from router.api.route import Access, Route
+from router.errors import Unavailable
+
+
+class Restarted(msgspec.Struct, frozen=True):
+    """`pid` is that of the process that serves now."""
+
+    success: bool
+    pid: int
 
 
 async def restart(request: web.Request) -> web.Response:
     """Answers when the new process serves; until then, and where it cannot, this one does."""
-    return json_response({"success": True, "pid": await request.app[CONTEXT].restart()})
+    return json_response(Restarted(True, await request.app[CONTEXT].restart()))
 
 
-ROUTES = (Route("POST", "/restart", restart, Access.ADMIN),)
+ROUTES = (
+    Route(
+        "POST",
+        "/restart",
+        restart,
+        Access.ADMIN,
+        summary="Replace the router's process; the models stay loaded",
+        answer=Restarted,
+        refusals=(Unavailable,),
+    ),
+)

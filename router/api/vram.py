@@ -11,11 +11,11 @@ from aiohttp import web
 from router.api.answer import is_set, json_response
 from router.api.context import CONTEXT, Context
 from router.api.plan import model_body, plan_body, shown_room
-from router.api.route import Route
+from router.api.route import Query, Route
 from router.core.types import DeviceId, InstanceId
 from router.core.views import DeviceView, InstanceView, Snapshot
 from router.devices import DeviceInfo
-from router.errors import InvalidRequest
+from router.errors import InvalidRequest, ModelNotFound, ModelUnusable
 from router.estimate.learning import Confidence, Standing
 from router.hosts import Measurement
 from router.planning import Seen
@@ -184,4 +184,26 @@ def _confidence(one: InstanceView) -> Confidence:
     return "measured" if any(one.used.values()) else "estimated"
 
 
-ROUTES = (Route("GET", "/vram", vram), Route("GET", "/vram/plan", plan))
+_MEASURE = Query("measure", "Measure the devices first", bool)
+_CTX_SIZE = Query("ctx_size", "As if this were its context, in tokens", int)
+
+ROUTES = (
+    Route(
+        "GET",
+        "/vram",
+        vram,
+        summary="Who holds the memory of each device; or what a load of one model would need",
+        query=(_MEASURE, Query("model", "Only what a load of this one would need"), _CTX_SIZE),
+        answer=dict[str, Any],
+        refusals=(InvalidRequest, ModelNotFound, ModelUnusable),
+    ),
+    Route(
+        "GET",
+        "/vram/plan",
+        plan,
+        summary="Which models fit together",
+        query=(_MEASURE, Query("model", "One of those that shall fit", list[str]), _CTX_SIZE),
+        answer=dict[str, Any],
+        refusals=(InvalidRequest, ModelNotFound, ModelUnusable),
+    ),
+)

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import MappingProxyType
 from typing import Final
 
 from router.catalog.entry import CatalogEntry
 from router.catalog.names import canonical_id
+from router.catalog.notes import Notes
 from router.catalog.scan import scan
 from router.config import Config
-from router.errors import ModelNotFound
+from router.errors import ModelNotFound, Unavailable
 from router.presets import Presets, load_presets
 
 MAX_NAMES_SHOWN: Final = 20
@@ -20,10 +22,14 @@ MAX_NAMES_SHOWN: Final = 20
 
 @dataclass(frozen=True, slots=True)
 class Catalog:
-    """`entries` by id, in the order presets, folders, cache. `warnings` are for people."""
+    """`entries` by id, in the order presets, folders, cache. `warnings` are for people. `unread` are places
+    that could not be read and may hold models, `kept` what an earlier catalog knew of them.
+    """
 
     entries: Mapping[str, CatalogEntry] = field(default_factory=lambda: MappingProxyType({}))
     warnings: tuple[str, ...] = ()
+    unread: tuple[Path, ...] = ()
+    kept: frozenset[str] = frozenset()
     _ids: Mapping[str, str] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -35,21 +41,54 @@ class Catalog:
         """Look at all sources. Blocks on the disk: call it in a thread.
 
         A model that cannot be run is an entry with an `error`. `presets` are those of `config` where they
-        have not been read already; reading them raises ConfigError, and nothing else does.
+        have not been read already. Raises ConfigError for those, and Unavailable where files have run out.
         """
-        warnings: list[str] = []
-        entries = scan(config, presets if presets is not None else load_presets(config), warnings)
-        return Catalog(MappingProxyType({entry.id: entry for entry in entries}), tuple(warnings))
+        notes = Notes()
+        try:
+            found = scan(config, presets if presets is not None else load_presets(config), notes)
+            entries = MappingProxyType({entry.id: entry for entry in found})
+        except OSError as error:
+            raise Unavailable(
+                f"cannot look for models: {error.strerror}; allow the router more of them (ulimit -n)",
+                retry_after_seconds=1.0,
+            ) from error
+        return Catalog(entries, tuple(notes.warnings), tuple(notes.unread))
+
+    def keeping(self, former: Catalog) -> Catalog:
+        """With the models of `former` that lie where nothing could be read this time, as they were there: a
+        disk that does not answer for a moment shall not end what runs from it.
+        """
+        kept = {
+            name: entry
+            for name, entry in former.entries.items()
+            if entry.error is None
+            and ((now := self.entries.get(name)) is None or now.error is not None)
+            and any(file.is_relative_to(place) for file in entry.files for place in self.unread)
+        }
+        if not kept:
+            return self
+        warning = f"kept as they were, as they cannot be read now: {', '.join(kept)}"
+        entries = MappingProxyType({**self.entries, **kept})
+        return Catalog(entries, (*self.warnings, warning), self.unread, frozenset(kept))
 
     def resolve(self, name: str) -> CatalogEntry:
         """The model called `name`, by id or alias; the quantisation after a colon may be in small letters.
 
         An entry with an `error` is found like any other. Raises ModelNotFound, which says what there is.
         """
-        found = self._ids.get(name) or self._ids.get(canonical_id(name))
+        found = self.find(name)
         if found is None:
             raise ModelNotFound(self._not_found(name))
-        return self.entries[found]
+        return found
+
+    def find(self, name: str) -> CatalogEntry | None:
+        """The same, for who has more names to try."""
+        found = self._ids.get(name) or self._ids.get(canonical_id(name))
+        return self.entries[found] if found is not None else None
+
+    def names(self) -> Collection[str]:
+        """All that a model can be called by: ids and aliases."""
+        return self._ids.keys()
 
     @staticmethod
     def fingerprint(entry: CatalogEntry) -> str:

@@ -67,3 +67,13 @@ async def test_a_star_lets_every_page_infer(api: Api):
     await api.start(cors_origins=("*",))
     answer = await api.post("/v1/completions", json={"model": "tiny"}, headers={"Origin": PAGE})
     assert answer.headers["Access-Control-Allow-Origin"] == PAGE
+
+
+async def test_a_path_with_a_name_in_it_is_kept_from_foreign_pages_like_any_other(api: Api):
+    await api.start(cors_origins=("*",))
+    answer = await api.call("DELETE", "/requests/1", headers={"Origin": PAGE})
+    assert (answer.status, answer.error["code"]) == (403, "forbidden")
+    asked = {"Origin": PAGE, "Access-Control-Request-Method": "DELETE"}
+    preflight = await api.call("OPTIONS", "/requests/1", headers=asked)
+    assert (preflight.status, preflight.headers["Allow"]) == (204, "DELETE, OPTIONS")
+    assert "Access-Control-Allow-Methods" not in preflight.headers

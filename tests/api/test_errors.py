@@ -74,3 +74,27 @@ async def test_odd_requests_are_answered_and_not_crashed_on(api: Api):
         "/v1/models/" + "x" * 4000,
     ):
         assert (await api.get(path)).status in (400, 404)
+
+
+async def test_on_anthropics_paths_errors_have_anthropics_shape(api: Api):
+    await api.start(api_keys=("secret",))
+    key = {"x-api-key": "secret"}
+    for path in ("/v1/messages", "/v1/messages/count_tokens"):
+        seen = {}
+        for kind, options in {
+            "authentication_error": {},
+            "not_found_error": {"json": {"model": "nobody"}, "headers": key},
+            "invalid_request_error": {"data": b"{", "headers": key},
+        }.items():
+            answer = (await api.post(path, **options)).json()
+            assert answer["type"] == "error"
+            seen[kind] = answer["error"]["type"]
+            assert answer["error"]["message"]
+        assert list(seen) == list(seen.values())
+    api.pool.refusals = [LoadFailed("no", retry_after_seconds=3), QueueFull("full", retry_after_seconds=1)]
+    for kind, status in (("overloaded_error", 503), ("rate_limit_error", 429)):
+        refused = await api.post("/v1/messages", json={"model": "tiny"}, headers=key)
+        assert (refused.status, refused.json()["error"]["type"]) == (status, kind)
+        assert "Retry-After" in refused.headers
+    wrong = await api.get("/v1/messages", headers=key)
+    assert (wrong.status, wrong.json()["error"]["type"]) == (405, "invalid_request_error")

@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from router.api.openai import INFERENCE_PATHS
+from router.api.openai import FORM_PATHS, INFERENCE_PATHS
 from router.core.types import Priority, State
 from router.errors import WaitTimeout
 from tests.api.conftest import Api
@@ -102,3 +102,44 @@ async def test_ten_requests_at_once_are_ten_answers(api: Api):
     bodies = [{"model": "tiny", "n": number} for number in range(10)]
     answers = await asyncio.gather(*(api.post("/v1/completions", json=body) for body in bodies))
     assert [answer.json() for answer in answers] == bodies
+
+
+def form(boundary: str = "xYz") -> tuple[bytes, dict[str, str]]:
+    """As a client writes it: the file first, binary, and the model behind it."""
+    body = (
+        f'--{boundary}\r\nContent-Disposition: form-data; name="file"; filename="a.wav"\r\n'
+        "Content-Type: audio/wav\r\n\r\n"
+    ).encode()
+    body += bytes(range(256)) * 3000 + f"\r\n--{boundary}\r\n".encode()
+    body += f'Content-Disposition: form-data; name="model"\r\n\r\nsmall\r\n--{boundary}--\r\n'.encode()
+    return body, {"Content-Type": f"multipart/form-data; boundary={boundary}"}
+
+
+@pytest.mark.parametrize("path", FORM_PATHS)
+async def test_a_form_passes_byte_for_byte_to_the_model_it_names(api: Api, path: str):
+    async def script(received: Received, connection: Connection) -> None:
+        assert received.all("Content-Type") == ["multipart/form-data; boundary=xYz"]
+        await connection.answer(received.body)
+
+    await api.start(script=script)
+    body, headers = form()
+    answer = await api.post(path, data=body, headers=headers)
+    assert answer.body == body
+    assert api.pool.acquired[0].model == "tiny"
+
+
+async def test_a_form_without_a_model_says_so_and_one_with_a_query_needs_none(api: Api):
+    await api.start()
+    body, headers = form()
+    body = body.replace(b'name="model"', b'name="other"')
+    answer = await api.post("/v1/audio/transcriptions", data=body, headers=headers)
+    assert (answer.status, answer.error["type"]) == (400, "invalid_request_error")
+    assert not api.pool.acquired
+    answer = await api.post("/v1/audio/transcriptions?model=tiny", data=body, headers=headers)
+    assert answer.body == body
+
+
+async def test_a_request_may_say_itself_whether_it_loads(api: Api):
+    await api.start(autoload=False)
+    assert (await api.post("/v1/completions?autoload=1", json={"model": "tiny"})).status == 200
+    assert (await api.post("/v1/completions?autoload=0", json={"model": "other"})).status == 400

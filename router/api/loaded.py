@@ -1,0 +1,130 @@
+"""What a loaded llama-server tells of itself, and what of it can be changed while it runs: paths whose model
+stands in the query (`?model=`).
+
+Looking loads nothing, keeps nothing loaded and waits for nobody, unless `?autoload=1` asks for it. What is
+changed is changed for every client of the model, and is for admins."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from aiohttp import web
+
+from router import __version__
+from router.api.answer import is_set, json_response
+from router.api.autoload import AUTOLOAD, is_coming_or_there, require_loadable
+from router.api.child import ask, children
+from router.api.context import CONTEXT, Context
+from router.api.head import read_head
+from router.api.openai import REFUSALS
+from router.api.route import Access, Query, Route
+from router.core.types import ModelName
+from router.errors import InvalidRequest, ModelNotLoaded, Unavailable
+from router.proxy import Ask, read_body
+
+#: llama-server's paths that are read with GET. (`/metrics` is a family of its own, as the router has some.)
+LOOKS: Final = {
+    "/slots": "The slots of a loaded model",
+    "/lora-adapters": "The LoRA adapters of a loaded model",
+}
+#: And those that are written with POST.
+CHANGES: Final = {
+    "/props": "Change the properties of a model, where it was started with --props",
+    "/lora-adapters": "Set the scales of a model's LoRA adapters",
+    "/slots/{id_slot:[^/]+}": "Save, restore or erase a slot of a model (?action=)",
+}
+_MODEL: Final = Query("model", "The model's name or alias", required=True)
+_LOADING_SECONDS: Final = 1.0
+
+
+async def look(request: web.Request) -> web.StreamResponse:
+    """As llama-server answers it, from a model that is loaded."""
+    context = request.app[CONTEXT]
+    name = request.query.get("model", "")
+    if not name:
+        raise InvalidRequest(f"name a model: {request.path}?model=NAME")
+    model = context.name_of(name)
+    if is_set(request, "autoload"):
+        return await context.proxy.forward(request, await read_body(request), Ask(model))
+    child = next(children(context, model), None)
+    if child is None:
+        raise _not_there(context, model)
+    # Also for HEAD, from whose answer aiohttp cuts the body.
+    said = await ask(child, "GET", request.rel_url.raw_path_qs)
+    headers = {"Content-Type": said.content_type} if said.content_type else {}
+    return web.Response(status=said.status, body=said.body, headers=headers)
+
+
+async def props(request: web.Request) -> web.StreamResponse:
+    """Without a model: what llama.cpp's router says there, so that its clients know that they talk to one."""
+    if request.query.get("model"):
+        return await look(request)
+    scheduler = request.app[CONTEXT].config.scheduler
+    return json_response(
+        {
+            "role": "router",
+            "max_instances": scheduler.models_max,
+            "models_autoload": scheduler.autoload,
+            "model_alias": "llama-server",
+            "model_path": "none",
+            "default_generation_settings": {"params": None, "n_ctx": 0},
+            "ui_settings": {},
+            "build_info": f"llama-router {__version__}",
+            "cors_proxy_enabled": False,
+        }
+    )
+
+
+async def change(request: web.Request) -> web.StreamResponse:
+    """As llama-server takes it. The model is named in the query, or in the body where that is an object."""
+    context = request.app[CONTEXT]
+    body = await read_body(request)
+    head = read_head(request, body.joined())
+    model = context.name_of(head.model)
+    require_loadable(request, context, model)
+    return await context.proxy.forward(request, body, Ask(model, head.priority, head.keep_alive))
+
+
+def _not_there(context: Context, model: ModelName) -> ModelNotLoaded | Unavailable:
+    if is_coming_or_there(context, model):
+        return Unavailable(f"{model} is loading", retry_after_seconds=_LOADING_SECONDS)
+    return ModelNotLoaded(f"{model} is not loaded; ?autoload=1 loads it for this")
+
+
+ROUTES = (
+    Route(
+        "GET",
+        "/props",
+        props,
+        summary="The properties of a loaded model, or of this router",
+        query=(Query("model", "The model's name or alias; none: this router"), AUTOLOAD),
+        answer=dict[str, Any],
+        refusals=(InvalidRequest, *REFUSALS),
+    ),
+    *(
+        Route(
+            "GET",
+            path,
+            look,
+            summary=summary,
+            query=(_MODEL, AUTOLOAD),
+            answer=Any,
+            refusals=(InvalidRequest, *REFUSALS),
+        )
+        for path, summary in LOOKS.items()
+    ),
+    *(
+        Route(
+            "POST",
+            path,
+            change,
+            Access.ADMIN,
+            summary=summary,
+            query=(_MODEL, AUTOLOAD),
+            body=Any,
+            answer=Any,
+            refusals=REFUSALS,
+        )
+        for path, summary in CHANGES.items()
+    ),
+)
