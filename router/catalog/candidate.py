@@ -29,7 +29,7 @@ class Candidate:
 @dataclass(frozen=True, slots=True)
 class Examined:
     """The files of a model as they are now. `error` says why they cannot be used; `real` is that of the
-    first.
+    first; `unread` are those that are there, and could not be read this time.
     """
 
     real: str
@@ -37,19 +37,23 @@ class Examined:
     stamps: tuple[Stamp, ...]
     header: Header
     error: str | None
+    unread: tuple[Path, ...] = ()
 
 
 def examine(files: tuple[Path, ...]) -> Examined:
-    """Look at each file, and into the first. Never fails."""
+    """Look at each file, and into the first. Raises OSError only where files have run out."""
     problems: list[str] = []
     missing: list[str] = []
     stamps: list[Stamp] = []
+    unread: list[Path] = []
     header = Header()
     for number, file in enumerate(files):
         try:
             found = glance(file)
             header = header if number else found
         except Unusable as unusable:
+            if isinstance(unusable.__cause__, OSError):
+                unread.append(file)
             if number and not file.exists():
                 missing.append(file.name)
             else:
@@ -65,6 +69,7 @@ def examine(files: tuple[Path, ...]) -> Examined:
         stamps=tuple(stamps),
         header=header,
         error="; ".join(problems) or None,
+        unread=tuple(unread),
     )
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from router.descriptors import is_out_of_files
 from router.gguf import POOLING_TYPES
 
 GLANCE_BYTES: Final = 1 << 16
@@ -35,7 +36,7 @@ class Header:
 
 def glance(path: Path) -> Header:
     """Read the beginning of `path`. Raises Unusable: gone, unreadable, not a GGUF of a version that
-    llama.cpp loads.
+    llama.cpp loads. Raises OSError where files have run out.
     """
     try:
         if not stat.S_ISREG(path.stat().st_mode):
@@ -45,6 +46,8 @@ def glance(path: Path) -> Header:
     except FileNotFoundError:
         raise Unusable("is gone") from None
     except OSError as error:
+        if is_out_of_files(error):
+            raise
         raise Unusable(f"cannot be read: {error.strerror or error}") from error
     if len(data) < 24 or data[:4] != b"GGUF":
         raise Unusable("is empty" if not data else "is not a GGUF file")

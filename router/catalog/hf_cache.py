@@ -14,6 +14,7 @@ from types import MappingProxyType
 
 from router.catalog.candidate import Candidate
 from router.catalog.names import GgufName, choose_model, choose_sibling, parse_name
+from router.catalog.notes import Notes, is_there
 
 _COMMIT = re.compile(r"[0-9a-fA-F]{40}")
 _REPO = re.compile(r"(?=.{3,256}$)\w+(?:[.-]\w+)*/\w+(?:[.-]\w+)*", re.ASCII)
@@ -80,43 +81,59 @@ class HfCache:
         return repository.candidate(model, name) if model is not None else None
 
 
-def scan_hf_cache(folder: Path, warnings: list[str]) -> HfCache:
-    """All repositories in `folder` that have GGUF files. A cache that does not exist is empty."""
+def scan_hf_cache(folder: Path, notes: Notes) -> HfCache:
+    """All repositories in `folder` that have GGUF files. A cache that does not exist is empty. Raises OSError
+    only where files have run out.
+    """
     repositories: dict[str, Repository] = {}
     try:
         entries = sorted(entry.name for entry in folder.iterdir())
     except FileNotFoundError:
         return HfCache()
     except OSError as error:
-        warnings.append(f"{folder}: {error.strerror or error}")
+        notes.cannot_read(folder, error)
         return HfCache()
     for entry in entries:
         repo = entry.removeprefix("models--").replace("--", "/")
         if not entry.startswith("models--") or not _REPO.fullmatch(repo):
             continue
-        commit = _commit(folder / entry / "refs")
-        if commit is not None and (names := _gguf_names(folder / entry / "snapshots" / commit)):
+        commit = _commit(folder / entry, notes)
+        if commit is not None and (names := _gguf_names(folder / entry / "snapshots" / commit, notes)):
             repositories[repo] = Repository(repo, folder / entry / "snapshots" / commit, names)
     return HfCache(MappingProxyType(repositories))
 
 
-def _commit(refs: Path) -> str | None:
+def _commit(repository: Path, notes: Notes) -> str | None:
     """The commit of `main`, else of the first branch there is."""
     try:
-        branches = sorted(refs.iterdir(), key=lambda branch: (branch.name != "main", branch.name))
-    except OSError:
+        branches = sorted(
+            (repository / "refs").iterdir(), key=lambda branch: (branch.name != "main", branch.name)
+        )
+    except OSError as error:
+        _note(repository, error, notes)
         return None
     for branch in branches:
         try:
             commit = branch.read_text(encoding="ascii").partition("\n")[0].strip()
-        except (OSError, UnicodeDecodeError):
+        except UnicodeDecodeError:
+            continue
+        except OSError as error:
+            if not isinstance(error, IsADirectoryError):
+                _note(repository, error, notes)
             continue
         if _COMMIT.fullmatch(commit):
             return commit
     return None
 
 
-def _gguf_names(snapshot: Path) -> tuple[GgufName, ...]:
-    walk = os.walk(snapshot)  # does not follow links to folders
+def _note(repository: Path, error: OSError, notes: Notes) -> None:
+    """A download that has only begun lacks this and that, which is nothing to warn of."""
+    if is_there(error):
+        notes.cannot_read(repository, error)
+
+
+def _gguf_names(snapshot: Path, notes: Notes) -> tuple[GgufName, ...]:
+    # Does not follow links to folders.
+    walk = os.walk(snapshot, onerror=lambda error: _note(snapshot, error, notes))
     paths = (Path(root, file).relative_to(snapshot).as_posix() for root, _, files in walk for file in files)
     return tuple(filter(None, map(parse_name, sorted(paths))))

@@ -15,21 +15,24 @@ from pathlib import Path
 
 from router.catalog.candidate import Candidate
 from router.catalog.names import GgufName, choose_sibling, parse_name
+from router.catalog.notes import Notes, is_there
 
 
-def scan_models_dir(folder: Path, warnings: list[str]) -> list[Candidate]:
-    """All models in `folder`, by name. What cannot be read is left out and noted in `warnings`."""
+def scan_models_dir(folder: Path, notes: Notes) -> list[Candidate]:
+    """All models in `folder`, by name. What cannot be read is left out and noted. Raises OSError only where
+    files have run out.
+    """
     seen: set[str] = set()
-    listing = _Listing.of(folder, seen, warnings)
-    found = [_single(folder, name) for name in listing.models(folder, warnings)]
+    listing = _Listing.of(folder, seen, notes)
+    found = [_single(folder, name) for name in listing.models(folder, notes)]
     for name in listing.folders:
-        inner = _Listing.of(folder / name, seen, warnings)
+        inner = _Listing.of(folder / name, seen, notes)
         if inner.files:
-            found += _one_folder(folder / name, name, inner, warnings)
+            found += _one_folder(folder / name, name, inner, notes)
             continue
         for repo in inner.folders:
-            innermost = _Listing.of(folder / name / repo, seen, warnings)
-            found += _one_folder(folder / name / repo, f"{name}/{repo}", innermost, warnings)
+            innermost = _Listing.of(folder / name / repo, seen, notes)
+            found += _one_folder(folder / name / repo, f"{name}/{repo}", innermost, notes)
     return found
 
 
@@ -41,7 +44,7 @@ class _Listing:
         self.folders = folders
 
     @classmethod
-    def of(cls, folder: Path, seen: set[str], warnings: list[str]) -> _Listing:
+    def of(cls, folder: Path, seen: set[str], notes: Notes) -> _Listing:
         """Empty for a folder that has been `seen`: a link may lead back."""
         files: list[GgufName] = []
         folders: list[str] = []
@@ -54,15 +57,15 @@ class _Listing:
                 for entry in sorted(entries, key=lambda entry: entry.name):
                     if entry.name.startswith("."):
                         continue
-                    if _is_dir(entry):
+                    if _is_dir(entry, notes):
                         folders.append(entry.name)
                     elif (name := parse_name(entry.name)) and _is_file_or_broken(entry):
                         files.append(name)
         except OSError as error:
-            warnings.append(f"{folder}: {error.strerror or error}")
+            notes.cannot_read(folder, error)
         return cls(files, folders)
 
-    def models(self, folder: Path, warnings: list[str]) -> Iterator[GgufName]:
+    def models(self, folder: Path, notes: Notes) -> Iterator[GgufName]:
         """One file per model: of a split one the first part."""
         present = {name.path for name in self.files}
         for name in self.files:
@@ -70,7 +73,7 @@ class _Listing:
                 yield name
             elif name.is_model and not present.intersection(name.shards[: name.index - 1]):
                 first = name.shards[0]
-                warnings.append(f"{folder / name.path}: left out: its first part, {first}, is missing")
+                notes.warnings.append(f"{folder / name.path}: left out: its first part, {first}, is missing")
 
 
 def _single(folder: Path, name: GgufName) -> Candidate:
@@ -80,8 +83,8 @@ def _single(folder: Path, name: GgufName) -> Candidate:
     )
 
 
-def _one_folder(folder: Path, name: str, listing: _Listing, warnings: list[str]) -> Iterator[Candidate]:
-    models = sorted(listing.models(folder, warnings), key=lambda model: (model.count == 1, model.path))
+def _one_folder(folder: Path, name: str, listing: _Listing, notes: Notes) -> Iterator[Candidate]:
+    models = sorted(listing.models(folder, notes), key=lambda model: (model.count == 1, model.path))
     for number, model in enumerate(models):
         mmproj = choose_sibling((file for file in listing.files if file.is_mmproj), model)
         draft = choose_sibling((file for file in listing.files if file.is_draft), model)
@@ -96,10 +99,12 @@ def _one_folder(folder: Path, name: str, listing: _Listing, warnings: list[str])
         )
 
 
-def _is_dir(entry: os.DirEntry[str]) -> bool:
+def _is_dir(entry: os.DirEntry[str], notes: Notes) -> bool:
     try:
         return entry.is_dir()
-    except OSError:  # a link that leads in a circle
+    except OSError as error:
+        if is_there(error):  # no link that leads in a circle
+            notes.cannot_read(Path(entry.path), error)
         return False
 
 

@@ -13,6 +13,7 @@ from router.catalog.entry import CatalogEntry
 from router.catalog.hf_cache import HfCache, hf_cache_dir, scan_hf_cache
 from router.catalog.models_dir import scan_models_dir
 from router.catalog.names import canonical_id, parse_name
+from router.catalog.notes import Notes, is_there
 from router.config import Config, models_dirs
 from router.config.nearest import nearest_of
 from router.presets import ModelPreset, Presets
@@ -20,18 +21,19 @@ from router.presets import ModelPreset, Presets
 _NAME: Final = re.compile(r"(?!\s)[^\x00-\x1f\x7f\ud800-\udfff]{1,256}(?<!\s)")
 
 
-def scan(config: Config, presets: Presets, warnings: list[str]) -> Iterable[CatalogEntry]:
+def scan(config: Config, presets: Presets, notes: Notes) -> Iterable[CatalogEntry]:
     """The entries of a catalog: models with a section of their own, then those of folders, then the
-    cache's.
+    cache's. Raises OSError only where files have run out.
     """
+    warnings = notes.warnings
     warnings.extend(presets.warnings)
     found = _Found()
     for folder in models_dirs(config):
-        if config.paths.models_dirs or folder.is_dir():  # the default folder need not exist
-            found.add(scan_models_dir(folder, warnings), warnings)
-    cache = scan_hf_cache(hf_cache_dir(), warnings) if config.paths.hf_cache else HfCache()
+        if config.paths.models_dirs or _may_be_there(folder):  # the default folder need not exist
+            found.add(scan_models_dir(folder, notes), warnings)
+    cache = scan_hf_cache(hf_cache_dir(), notes) if config.paths.hf_cache else HfCache()
     found.add(cache.models(), warnings)
-    entries = _Entries(presets, cache)
+    entries = _Entries(presets, cache, notes)
     for section in presets.names:
         if is_name(section):
             entries.add_section(section, found)
@@ -77,11 +79,12 @@ class _Found:
 class _Entries:
     """Puts entries together. `_names` are the names of each besides its id."""
 
-    def __init__(self, presets: Presets, cache: HfCache) -> None:
+    def __init__(self, presets: Presets, cache: HfCache, notes: Notes) -> None:
         self.by_id: dict[str, CatalogEntry] = {}
         self._names: dict[str, list[str]] = {}
         self._presets = presets
         self._cache = cache
+        self._notes = notes
         self._sections: set[str] = set()
 
     def add_section(self, section: str, found: _Found) -> None:
@@ -112,6 +115,7 @@ class _Entries:
 
     def add(self, candidate: Candidate, *, section: str | None = None, error: str | None = None) -> None:
         examined = examine(candidate.files)
+        self._notes.unread.extend(examined.unread)
         header = examined.header
         names = [candidate.files[0].stem, *filter(None, (header.name,))]
         preset = self._presets.for_model(
@@ -187,6 +191,14 @@ class _Entries:
                 taken[alias] = entry.id
                 aliases.append(alias)
             yield replace(entry, aliases=tuple(aliases))
+
+
+def _may_be_there(folder: Path) -> bool:
+    try:
+        folder.stat()
+    except OSError as error:
+        return is_there(error)
+    return True
 
 
 def _from_path(name: str, path: Path) -> tuple[Candidate, str | None]:

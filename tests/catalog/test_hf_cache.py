@@ -8,12 +8,13 @@ from pathlib import Path
 import pytest
 
 from router.catalog.hf_cache import HfCache, hf_cache_dir, scan_hf_cache
+from router.catalog.notes import Notes
 
 
 def scan(disk) -> HfCache:
-    warnings: list[str] = []
-    cache = scan_hf_cache(disk.cache, warnings)
-    assert warnings == []
+    notes = Notes()
+    cache = scan_hf_cache(disk.cache, notes)
+    assert notes.warnings == []
     return cache
 
 
@@ -111,16 +112,16 @@ def test_links_to_folders_are_not_followed(disk):
 
 
 def test_a_cache_that_does_not_exist_is_empty(tmp_path):
-    warnings: list[str] = []
-    assert ids(scan_hf_cache(tmp_path / "gone", warnings)) == []
-    assert warnings == []
+    notes = Notes()
+    assert ids(scan_hf_cache(tmp_path / "gone", notes)) == []
+    assert notes.warnings == []
 
 
 def test_a_cache_that_is_no_folder_is_a_warning(tmp_path):
     (tmp_path / "file").touch()
-    warnings: list[str] = []
-    scan_hf_cache(tmp_path / "file", warnings)
-    assert warnings == [f"{tmp_path}/file: Not a directory"]
+    notes = Notes()
+    scan_hf_cache(tmp_path / "file", notes)
+    assert notes.warnings == [f"{tmp_path}/file: Not a directory"]
 
 
 @pytest.mark.parametrize(

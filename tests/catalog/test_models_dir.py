@@ -8,12 +8,13 @@ import pytest
 
 from router.catalog.candidate import Candidate
 from router.catalog.models_dir import scan_models_dir
+from router.catalog.notes import Notes
 
 
 def scan(disk) -> dict[str, Candidate]:
-    warnings: list[str] = []
-    found = scan_models_dir(disk.models, warnings)
-    assert warnings == []
+    notes = Notes()
+    found = scan_models_dir(disk.models, notes)
+    assert notes.warnings == []
     return {candidate.id: candidate for candidate in found}
 
 
@@ -48,10 +49,13 @@ def test_a_missing_part_is_still_expected(disk):
 
 def test_a_later_part_alone_is_no_model_but_is_mentioned_once(disk):
     disk.write("m-00002-of-00003.gguf", "m-00003-of-00003.gguf")
-    warnings: list[str] = []
-    assert scan_models_dir(disk.models, warnings) == []
-    assert len(warnings) == 1
-    assert "m-00002-of-00003.gguf: left out: its first part, m-00001-of-00003.gguf, is missing" in warnings[0]
+    notes = Notes()
+    assert scan_models_dir(disk.models, notes) == []
+    assert len(notes.warnings) == 1
+    assert (
+        "m-00002-of-00003.gguf: left out: its first part, m-00001-of-00003.gguf, is missing"
+        in notes.warnings[0]
+    )
 
 
 def test_a_folder_is_one_model_with_its_companions(disk):
@@ -118,18 +122,18 @@ def test_a_link_to_nothing_is_listed_and_a_pipe_is_not(disk):
 
 
 def test_a_folder_that_does_not_exist_is_a_warning(tmp_path):
-    warnings: list[str] = []
-    assert scan_models_dir(tmp_path / "gone", warnings) == []
-    assert warnings == [f"{tmp_path}/gone: No such file or directory"]
+    notes = Notes()
+    assert scan_models_dir(tmp_path / "gone", notes) == []
+    assert notes.warnings == [f"{tmp_path}/gone: No such file or directory"]
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
 def test_a_folder_that_may_not_be_read_does_not_hide_the_others(disk):
     disk.write("m.gguf", "secret/x.gguf")
     (disk.models / "secret").chmod(0)
-    warnings: list[str] = []
+    notes = Notes()
     try:
-        assert [each.id for each in scan_models_dir(disk.models, warnings)] == ["m"]
+        assert [each.id for each in scan_models_dir(disk.models, notes)] == ["m"]
     finally:
         (disk.models / "secret").chmod(0o700)
-    assert warnings == [f"{disk.models}/secret: Permission denied"]
+    assert notes.warnings == [f"{disk.models}/secret: Permission denied"]
