@@ -15,6 +15,7 @@ The rooms, top to bottom. A room imports only from floors below it; rooms of one
     learning           what models really take: predicted, measured, corrected, kept for the next start
     planning           what a load would take and where it would go; which models fit together
     definitions        a catalog entry and the devices -> the core's Model, and how to launch it
+    downloads          models from a Hugging Face hub into its cache here, and out of it again
     catalog            which models there are: folders, the Hugging Face cache, presets
     hosts              where children run; the one seam between the scheduler and a machine
     backends           what an inference server is: argv, environment, socket, health path

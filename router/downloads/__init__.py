@@ -1,0 +1,43 @@
+"""Models from a Hugging Face hub into its cache on this machine, and out of it again.
+
+async with Downloads(store, cache, settings, reload) as downloads:
+    job = await downloads.start(Wish("org/repo"))     # looks, chooses, sees that there is room, begins
+    stop = downloads.listen(print)                    # progress, finished, failed: as llama.cpp tells them
+
+`source`     what a person names -> a repository, a revision, a quantisation
+`choice`     a list of files -> those to fetch
+`downloads`  the jobs
+`working`    the router's side of a worker: one process for each look and attempt, killed at any time
+`worker`     that process; `hub` and `fetching` are its parts, which alone import huggingface_hub
+`layout`     the folders of the cache; `removal` takes a model out of them
+"""
+
+from __future__ import annotations
+
+from router.downloads.choice import Chosen, Quantization, choose, projectors, quantizations
+from router.downloads.downloads import Downloads, Nowhere
+from router.downloads.job import DownloadEvent, Job, Listing, RemoteFile, Wish
+from router.downloads.layout import RepoFolder
+from router.downloads.removal import Removed
+from router.downloads.source import Source, check_quantization, check_revision, parse_source
+
+__all__ = [
+    "Downloads",
+    "Nowhere",
+    "Wish",
+    "Job",
+    "DownloadEvent",
+    "Listing",
+    "RemoteFile",
+    "Chosen",
+    "Quantization",
+    "choose",
+    "quantizations",
+    "projectors",
+    "Source",
+    "parse_source",
+    "check_quantization",
+    "check_revision",
+    "RepoFolder",
+    "Removed",
+]

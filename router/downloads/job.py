@@ -1,0 +1,108 @@
+"""Downloads as values: what is wished, what a hub has, a job and its events."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal, TypeAlias
+
+import msgspec
+
+from router.downloads.source import MAIN
+
+JobState: TypeAlias = Literal["queued", "downloading", "waiting", "finished", "failed", "cancelled"]
+#: While in one of these there is something to cancel.
+ACTIVE: frozenset[JobState] = frozenset({"queued", "downloading", "waiting"})
+
+
+class Wish(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`include` and `exclude` are patterns over paths; `quantization` "" means llama.cpp's choice."""
+
+    repo: str
+    revision: str = MAIN
+    quantization: str = ""
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+
+
+class RemoteFile(msgspec.Struct, frozen=True):
+    """A file of a repository. `sha256` is of its content, where the hub keeps it as a large file; else `blob`
+    is git's hash."""
+
+    path: str
+    size: int
+    sha256: str | None = None
+    blob: str | None = None
+
+    @property
+    def etag(self) -> str | None:
+        """What huggingface_hub names its content by."""
+        return self.sha256 or self.blob
+
+
+class Listing(msgspec.Struct, frozen=True):
+    """A repository at one commit. `left_out` are names that would lead out of its folder; not `accessible`:
+    its files may not be fetched with the token there is, or without one."""
+
+    repo: str
+    commit: str
+    files: tuple[RemoteFile, ...]
+    gated: bool = False
+    private: bool = False
+    accessible: bool = True
+    left_out: tuple[str, ...] = ()
+
+
+class JobError(msgspec.Struct, frozen=True):
+    code: str
+    message: str
+
+
+class Job(msgspec.Struct, frozen=True):
+    """One download, as it stands. Times are Unix time. `models` are the ids that it becomes; `done` are the
+    bytes there are of each file; `note` is what to know though it went well."""
+
+    id: str
+    wish: Wish
+    commit: str
+    files: tuple[RemoteFile, ...]
+    models: tuple[str, ...]
+    state: JobState
+    created_at: float
+    updated_at: float
+    done: Mapping[str, int] = {}
+    attempts: int = 0
+    retry_at: float | None = None
+    error: JobError | None = None
+    note: str | None = None
+    bytes_per_second: float | None = None
+
+    @property
+    def is_active(self) -> bool:
+        return self.state in ACTIVE
+
+    @property
+    def model(self) -> str:
+        """What it is called before it is a model."""
+        return self.models[0] if self.models else self.wish.repo
+
+    @property
+    def total_bytes(self) -> int:
+        return sum(file.size for file in self.files)
+
+    @property
+    def done_bytes(self) -> int:
+        return sum(self.done.values())
+
+    @property
+    def key(self) -> tuple[object, ...]:
+        """Two jobs that agree on it are one."""
+        return (self.wish.repo, self.wish.revision, frozenset(file.path for file in self.files))
+
+
+class DownloadEvent(msgspec.Struct, frozen=True):
+    """As llama.cpp's GET /models/sse sends it: download_progress, download_finished, download_failed,
+    model_remove."""
+
+    model: str
+    event: str
+    data: Mapping[str, Any]

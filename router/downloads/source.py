@@ -1,0 +1,117 @@
+"""What a person names as the place of a model: a repository, or its address as a browser shows it."""
+
+from __future__ import annotations
+
+import glob
+import re
+from dataclasses import dataclass
+from typing import Final
+from urllib.parse import SplitResult, parse_qs, unquote, urlsplit
+
+from router.downloads.errors import BadSource
+from router.downloads.layout import is_safe_path
+
+MAIN: Final = "main"
+_REPO: Final = re.compile(r"(?=.{3,96}$)\w+(?:[.-]\w+)*/\w+(?:[.-]\w+)*", re.ASCII)
+_REVISION: Final = re.compile(r"(?!.*(?:\.\.|//|/$|\.lock$))[A-Za-z0-9][A-Za-z0-9._/-]{0,127}", re.ASCII)
+_QUANTIZATION: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", re.ASCII)
+_HOSTS: Final = frozenset({"huggingface.co", "www.huggingface.co", "hf.co"})
+_OTHER_KINDS: Final = frozenset({"datasets", "spaces", "kernels", "buckets", "collections", "papers"})
+_FORMS: Final = "give ORG/REPO, ORG/REPO:QUANTIZATION, or the address of a repository or file on the hub"
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """`include` are patterns for the files that were named; without any the quantisation decides."""
+
+    repo: str
+    revision: str = MAIN
+    quantization: str = ""
+    include: tuple[str, ...] = ()
+
+
+def parse_source(text: str, endpoint: str) -> Source:
+    """`org/repo`, `org/repo:Q4_K_M`, `hf.co/org/repo:Q8_0`, `https://huggingface.co/org/repo/blob/main/x.gguf`.
+
+    Raises BadSource. `endpoint` is the hub in use, whose addresses count as those of huggingface.co.
+    """
+    text = text.strip()
+    if len(text) > 2000 or any(ord(sign) < 32 for sign in text):
+        raise BadSource(f"that is no repository; {_FORMS}")
+    hosts = _HOSTS | {urlsplit(endpoint).netloc.rpartition("@")[2].lower()}
+    if "://" in text or text.partition("/")[0].lower() in hosts:
+        return _from_address(text, hosts)
+    return _from_name(text, MAIN)
+
+
+def check_revision(revision: str) -> str:
+    """A branch, tag or commit, as it may stand in an address and a path. Raises BadSource."""
+    if not _REVISION.fullmatch(revision):
+        raise BadSource(f"{revision[:100]!r} is not the name of a revision")
+    return revision
+
+
+def check_quantization(quantization: str) -> str:
+    """Raises BadSource for what can be no part of a file's name."""
+    if quantization and not _QUANTIZATION.fullmatch(quantization):
+        raise BadSource(f"{quantization[:100]!r} is not the name of a quantisation, like Q4_K_M")
+    return quantization
+
+
+def is_repo(name: str) -> bool:
+    """Whether the hub would allow a repository to be called that; no such name leads out of a folder."""
+    return bool(_REPO.fullmatch(name)) and "--" not in name and not name.endswith(".git")
+
+
+def _from_name(text: str, revision: str) -> Source:
+    repo, colon, tag = text.partition(":")
+    if not is_repo(repo) or (colon and not tag):
+        raise BadSource(f"{text[:200]!r} is not a repository; {_FORMS}")
+    return Source(repo, check_revision(revision), check_quantization(tag))
+
+
+def _from_address(text: str, hosts: frozenset[str]) -> Source:
+    try:
+        parts = urlsplit(text if "://" in text else f"https://{text}")
+    except ValueError as error:
+        raise BadSource(f"{text[:200]!r} is not an address: {error}") from error
+    if parts.scheme == "hf":
+        return _from_hf_uri(parts)
+    if parts.scheme not in ("http", "https") or parts.netloc.lower() not in hosts:
+        raise BadSource(
+            f"models come from {', '.join(sorted(hosts - {'hf.co', 'www.huggingface.co'}))}; {_FORMS}"
+        )
+    names = [unquote(name) for name in parts.path.split("/") if name]
+    if len(names) < 2 or names[0] in _OTHER_KINDS:
+        raise BadSource(f"{text[:200]!r} is not the address of a model; {_FORMS}")
+    repo, revision, inner = "/".join(names[:2]), MAIN, names[4:]
+    match names[2:3]:
+        case ["tree" | "blob" | "resolve" | "raw"] if len(names) > 3:
+            revision = names[3]
+        case [] | ["tree"]:
+            shown = parse_qs(parts.query).get("show_file_info", [])
+            inner = shown[0].split("/") if shown else []
+        case _:
+            raise BadSource(f"{text[:200]!r} is not the address of a model or a file of one; {_FORMS}")
+    return _with_file(_from_name(repo, revision), inner, is_folder=names[2:3] == ["tree"])
+
+
+def _from_hf_uri(parts: SplitResult) -> Source:
+    """hf://org/repo@revision/path"""
+    names = [unquote(name) for name in f"{parts.netloc}{parts.path}".split("/") if name]
+    if names[:1] == ["models"]:
+        names = names[1:]
+    if len(names) < 2:
+        raise BadSource(f"{parts.geturl()[:200]!r} is not the address of a model; {_FORMS}")
+    name, at, revision = names[1].partition("@")
+    return _with_file(_from_name(f"{names[0]}/{name}", revision if at else MAIN), names[2:], is_folder=False)
+
+
+def _with_file(source: Source, inner: list[str], *, is_folder: bool) -> Source:
+    if not inner:
+        return source
+    path = "/".join(inner)
+    if not is_safe_path(path):
+        raise BadSource(f"{path[:200]!r} is not a file of a repository")
+    pattern = glob.escape(path) + ("/*" if is_folder else "")
+    return Source(source.repo, source.revision, source.quantization, (pattern,))
