@@ -10,6 +10,7 @@ from router.api import (
     explain,
     health,
     loaded,
+    log,
     metrics,
     models,
     openai,
@@ -38,6 +39,7 @@ FAMILIES = (
     streams,
     upstream,
     models,
+    log,
     requests,
     vram,
     explain,
@@ -64,7 +66,7 @@ def application(server: ServerConfig) -> web.Application:
     app[SERVER] = server
     app[KEYS] = Keys(server.api_keys, server.admin_keys)
     app[ORIGINS] = frozenset(server.cors_origins)
-    app[IN_FLIGHT] = InFlight()
+    app[IN_FLIGHT], app[log.FOLLOWERS] = InFlight(), set()
     app[ACCESS], app[ENDLESS] = {}, set()
     routes = tuple(route for family in FAMILIES for route in family.ROUTES)
     app[openapi.DOCUMENT] = openapi.Document(routes, ANTHROPIC_PATHS, (InvalidRequest, BodyTooLarge))

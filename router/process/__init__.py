@@ -19,7 +19,7 @@ from router.process.identity import (
     is_alive,
     progress,
 )
-from router.process.log import LogFile
+from router.process.log import LogFile, LogReader
 from router.process.probe import Health, get_answer, get_status
 
 __all__ = [
@@ -29,6 +29,7 @@ __all__ = [
     "Health",
     "Identity",
     "LogFile",
+    "LogReader",
     "NotAlive",
     "Process",
     "Progress",

@@ -13,6 +13,8 @@ _logger = logging.getLogger("router.process")
 
 _NO_ROOM: Final = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 _TAIL_BYTES: Final = 64 << 10
+#: So much of what was read last is looked for after a cut.
+_MARK_BYTES: Final = 512
 _TRIMMED: Final = b"[llama-router: the log was cut here to stay within its limit]\n"
 
 
@@ -70,6 +72,43 @@ class LogFile:
         if size > len(data):
             data = data.partition(b"\n")[2]
         return tuple(data.decode(errors="replace").splitlines()[-lines:]) if lines > 0 else ()
+
+
+class LogReader:
+    """Reads a log on, piece by piece, also across a cut: `lines` from its end first, then what comes."""
+
+    def __init__(self, path: Path, lines: int) -> None:
+        self._path = path
+        self._lines: int | None = lines
+        self._offset = 0
+        self._last = b""
+
+    def read(self) -> bytes:
+        """What there is more than before, 64 KiB at most; empty if nothing, or if there is no file."""
+        try:
+            with self._path.open("rb", buffering=0) as file:
+                data = self._first(file.fileno()) if self._lines is not None else self._next(file.fileno())
+        except OSError:
+            return b""
+        self._last = (self._last + data)[-_MARK_BYTES:]
+        return data
+
+    def _first(self, fd: int) -> bytes:
+        tail, self._offset = _read_tail(fd, _TAIL_BYTES)
+        is_cut = self._offset > len(tail)
+        whole = tail.partition(b"\n")[2] if is_cut else tail
+        lines, self._lines = self._lines or 0, None
+        return b"".join(whole.splitlines(keepends=True)[-lines:]) if lines > 0 else b""
+
+    def _next(self, fd: int) -> bytes:
+        size = os.fstat(fd).st_size
+        if size < self._offset:  # it was cut: go on behind what was read last, if that is still there
+            kept = os.pread(fd, size, 0)
+            at = kept.rfind(self._last) if self._last else -1
+            self._offset = at + len(self._last) if at >= 0 else 0
+        data = os.pread(fd, _TAIL_BYTES, self._offset)
+        self._offset += len(data)
+        return data
 
 
 def _read_tail(fd: int, length: int) -> tuple[bytes, int]:

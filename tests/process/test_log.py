@@ -2,10 +2,11 @@ from __future__ import annotations
 
 import errno
 import os
+from pathlib import Path
 
 import pytest
 
-from router.process import LogFile
+from router.process import LogFile, LogReader
 
 
 def write(log: LogFile, data: bytes) -> None:
@@ -88,3 +89,45 @@ def test_a_disk_that_takes_no_log_costs_the_log_and_not_the_child(tmp_path, monk
     write(log, b"words")
     assert log.size() == 0
     assert log.tail(10) == ()
+
+
+def test_a_reader_begins_with_the_last_lines_and_goes_on(tmp_path: Path) -> None:
+    path = tmp_path / "a.log"
+    path.write_bytes(b"one\ntwo\nthree")
+    reader = LogReader(path, 2)
+    assert reader.read() == b"two\nthree"
+    assert reader.read() == b""
+    with path.open("ab") as file:
+        file.write(b" and a half\nfour\n")
+    assert reader.read() == b" and a half\nfour\n"
+
+
+def test_a_reader_goes_on_behind_what_it_had_when_the_log_is_cut(tmp_path: Path) -> None:
+    log = LogFile(tmp_path / "a.log", 4000)
+    log.path.write_bytes(b"".join(b"line %d\n" % number for number in range(1000)))
+    reader = LogReader(log.path, 1)
+    assert reader.read() == b"line 999\n"
+    log.trim()
+    with log.path.open("ab") as file:
+        file.write(b"line 1000\n")
+    assert reader.read() == b"line 1000\n"
+
+
+def test_a_reader_that_finds_nothing_it_knows_begins_anew(tmp_path: Path) -> None:
+    path = tmp_path / "a.log"
+    reader = LogReader(path, 5)
+    assert reader.read() == b"", "there is no file yet"
+    path.write_bytes(b"one\n" * 100)
+    assert reader.read() == b"one\n" * 5
+    path.write_bytes(b"two\n")
+    assert reader.read() == b"two\n"
+
+
+def test_a_reader_takes_no_more_than_a_piece_at_a_time(tmp_path: Path) -> None:
+    path = tmp_path / "a.log"
+    path.write_bytes(b"")
+    reader = LogReader(path, 0)
+    assert reader.read() == b""
+    path.write_bytes(b"x" * 200_000)
+    pieces = [len(reader.read()) for _ in range(5)]
+    assert pieces == [65536, 65536, 65536, 3392, 0]
