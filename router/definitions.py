@@ -19,6 +19,7 @@ from router.backends.llama_server import LlamaServerSettings, launch
 from router.catalog import Catalog, CatalogEntry
 from router.config import Config
 from router.core.types import Device, DeviceId, Model, ModelName, Placement, Priority
+from router.descriptors import is_out_of_files
 from router.devices import DeviceInfo
 from router.errors import ModelUnusable, RouterError
 from router.estimate.placing import placements
@@ -167,7 +168,7 @@ def define(
     extra_args: Sequence[str] = (),
 ) -> Definitions:
     """Read every header and place every model. A model that cannot be run is defined with its error, not
-    left out."""
+    left out. Raises OSError only where files have run out."""
     budgets = _budgets(devices, infos, config)
     how = f"{_identity(binary)} {config.child} {tuple(extra_args)}"
     return Definitions(
@@ -194,6 +195,8 @@ def _define(
         metadata, companions = _read(entry)
         found = _placed(entry.preset, metadata, companions, budgets, config)
     except (RouterError, GgufError, OSError, ValueError) as error:
+        if is_out_of_files(error):
+            raise
         unusable = (
             error if isinstance(error, RouterError) else ModelUnusable(f"{name} cannot be loaded: {error}")
         )

@@ -7,6 +7,7 @@ import contextlib
 import re
 import resource
 import shutil
+import signal
 import socket
 import subprocess
 import tempfile
@@ -128,6 +129,30 @@ async def test_without_files_for_a_spawn_the_load_fails_and_leaves_nothing(start
             assert not zombies(process)
         await until_served(up, "other")
         assert (await up.chat("tiny"))[0] == 200
+
+
+async def test_a_reload_without_files_is_none_and_loses_no_model_at_whichever_file_it_happens(start: Start):
+    async with start() as up:
+        assert (await up.chat("tiny"))[0] == 200
+        before = await listed(up)
+        children = [child.pid for child in up.children()]
+        outcomes = []
+        for more in range(24):
+            done = up.output.count("reloaded")
+            only_so_many_files(up, more)
+            up.send(signal.SIGHUP)
+            await up.until(lambda done=done: up.output.count("reloaded") > done, "it is reloaded, or not")
+            as_many_files_as_before(up)
+            outcomes.append(up.output.rpartition("reloaded")[0].endswith("not "))
+            assert await listed(up) == before
+        assert outcomes[0] and not outcomes[-1], "at first there were too few, in the end enough"
+        assert [child.pid for child in up.children()] == children
+        assert (await up.chat("other"))[0] == 200
+
+
+async def listed(up: RouterProcess) -> dict[str, str]:
+    async with up.client.get("/v1/models") as answer:
+        return {model["id"]: model["status"]["value"] for model in (await answer.json())["data"]}
 
 
 def zombies(process: psutil.Process) -> list[psutil.Process]:

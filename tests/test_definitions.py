@@ -11,10 +11,12 @@ from router.catalog import Catalog
 from router.config import Config, load_config
 from router.core.types import Device, Placement, Priority
 from router.definitions import Definitions, define
+from router.descriptors import is_out_of_files
 from router.devices import DeviceInfo
 from router.errors import ModelUnusable
 from router.presets import Overrides
 from tests.make_gguf import make_llama
+from tests.scarcity import at_each_moment
 
 GIB = 1 << 30
 HOST, SMALL, LARGE = "local/host", "local/cuda:GPU-small", "local/cuda:GPU-large"
@@ -220,3 +222,22 @@ def test_settings_it_cannot_be_loaded_with_are_refused_with_the_reason(models: P
         definitions.overridden("tiny", Overrides(devices=("no-such",)), devices)
     with pytest.raises(ModelUnusable, match="half"):
         definitions.overridden("half", Overrides(ctx_size=512), devices)
+
+
+def test_when_files_run_out_at_any_moment_no_model_is_called_broken(models: Path) -> None:
+    make_llama(models / "other.gguf", name="other")
+    infos = machine(host=32, large=24)
+    whole = defined(models, infos)
+
+    def again() -> Definitions:
+        return define(
+            whole_catalog, whole.config, devices, infos, binary=Path("/bin/true"), environ=whole.environ
+        )
+
+    whole_catalog = Catalog.scan(whole.config)
+    devices = [Device(name, one.total_bytes, 0, one.label) for name, one in infos.items()]
+    *without, last = at_each_moment(again)
+    assert isinstance(last, Definitions)
+    assert [definition.model.error for definition in last.by_name.values()] == [None, None]
+    assert len(without) >= 2
+    assert all(isinstance(error, OSError) and is_out_of_files(error) for error in without)

@@ -15,7 +15,7 @@ from router.config import Config
 from router.core.types import Device, DeviceId, Model, ModelName, as_preset
 from router.definitions import define
 from router.devices import DeviceInfo
-from router.errors import RouterError
+from router.errors import RouterError, Unavailable
 from router.estimate.learning import Prediction
 from router.hosts.local import LocalHost
 from router.learning import Learning, predictions, predictions_of
@@ -38,11 +38,19 @@ class Models:
         self._reloading = asyncio.Lock()
 
     async def define(
-        self, config: Config, catalog: Catalog
+        self, config: Config, catalog: Catalog, former: Known | None = None
     ) -> tuple[Known, Mapping[ModelName, Model], tuple[Device, ...]]:
-        """What there is, and the models as the scheduler shall know them: with what was learned of each."""
+        """What there is, and the models as the scheduler shall know them: with what was learned of each.
+        `former` has the definitions of those that the catalog has kept. Raises RouterError.
+        """
         devices = await self._host.devices()
-        known, predicted = await asyncio.to_thread(self._know, config, catalog, devices)
+        try:
+            known, predicted = await asyncio.to_thread(self._know, config, catalog, devices, former)
+        except OSError as error:
+            raise Unavailable(
+                f"cannot look at the models: {error}; allow the router more files (ulimit -n)",
+                retry_after_seconds=1.0,
+            ) from error
         return known, self._learning.define(known.definitions.models, predicted, devices), devices
 
     async def vary(self, known: Known, name: ModelName, overrides: Overrides) -> Model:
@@ -63,14 +71,16 @@ class Models:
             log.warning("%s runs with settings that it could not be given now: %s", name, error.message)
 
     async def reload(self, context: Context) -> None:
-        """Look again: what did not change keeps serving. Raises ConfigError, and then all stays as it was.
+        """Look again: what did not change keeps serving, and so does what cannot be looked at just now.
+        Raises RouterError, and then all stays as it was.
 
         Sections that decide how the router itself was built take effect with its next start.
         """
         async with self._reloading:
             config = _applicable(context.config, await asyncio.to_thread(self._read_config))
-            catalog = await asyncio.to_thread(Catalog.scan, config)
-            known, placed, devices = await self.define(config, catalog)
+            scanned = await asyncio.to_thread(Catalog.scan, config)
+            catalog = scanned.keeping(context.known.catalog)
+            known, placed, devices = await self.define(config, catalog, context.known)
             context.config, context.known = config, known
             await context.pool.reload(placed, devices)
             log.info("reloaded: %d models", len(known.definitions.by_name))
@@ -96,7 +106,7 @@ class Models:
             log.error("not reloaded, all stays as it was: %s", error.message)
 
     def _know(
-        self, config: Config, catalog: Catalog, devices: Sequence[Device]
+        self, config: Config, catalog: Catalog, devices: Sequence[Device], former: Known | None
     ) -> tuple[Known, Mapping[ModelName, tuple[Prediction, ...]]]:
         """Reads headers: a thread's work."""
         for warning in catalog.warnings:
@@ -104,6 +114,9 @@ class Models:
         definitions = define(
             catalog, config, devices, self._host.infos, binary=self._binary, environ=dict(os.environ)
         )
+        if former is not None and catalog.kept:
+            kept = {name: former.definitions.by_name[name] for name in catalog.kept}
+            definitions = replace(definitions, by_name={**definitions.by_name, **kept})
         return Known.of(catalog, definitions), predictions(definitions, devices)
 
 

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+from router.descriptors import is_out_of_files
 from router.gguf.metadata import GgufError, KvValue, Scalar, TensorInfo
 from router.gguf.tables import GGML_TYPES
 
@@ -61,13 +62,15 @@ class Header:
 
 
 def read_header(path: Path) -> Header:
-    """Read one file. Raises GgufError, for whatever is wrong with it."""
+    """Read one file. Raises GgufError for whatever is wrong with it, and OSError where files have run out."""
     try:
         if not stat.S_ISREG(path.stat().st_mode):
             raise GgufError(f"{path}: is not a regular file")  # opening a pipe would block for ever
         with path.open("rb", buffering=0) as file:
             return _HeaderReader(path, file).read()
     except OSError as error:
+        if is_out_of_files(error):
+            raise
         raise GgufError(f"{path}: {error.strerror or error}") from error
 
 

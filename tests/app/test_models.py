@@ -2,10 +2,24 @@
 
 from __future__ import annotations
 
+import errno
+import io
+import os
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
-from router.app.models import _applicable
+import pytest
+
+from router.app.models import Models, _applicable
+from router.catalog import Catalog
 from router.config import ChildConfig, Config, PathsConfig, SchedulerConfig, ServerConfig
+from router.core.types import Device
+from router.errors import Unavailable
+from router.learning import Learning
+from router.store import Store
+from tests.make_gguf import make_llama
+from tests.scarcity import few_descriptors
 
 
 def test_models_children_and_folders_change_at_once():
@@ -29,3 +43,56 @@ def test_what_the_router_was_built_from_stays_and_says_so(caplog):
     assert "[server] has changed" in said
     assert "[scheduler] has changed" in said
     assert "[memory]" not in said
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Config:
+    folder = tmp_path / "models"
+    folder.mkdir()
+    for name in ("tiny", "other"):
+        make_llama(folder / f"{name}.gguf", sparse=True)
+    return Config(paths=PathsConfig(models_dirs=(folder,), hf_cache=False))
+
+
+class Host:
+    """One machine of 8 GiB, never asked for more."""
+
+    def __init__(self) -> None:
+        self.infos: dict[str, Any] = {}
+
+    async def devices(self) -> tuple[Device, ...]:
+        return (Device("local/host", 8 << 30, 1 << 30, "host"),)
+
+
+async def test_a_model_whose_file_does_not_answer_keeps_its_definition(config: Config, monkeypatch):
+    folder = config.paths.models_dirs[0]
+    async with Store(None) as store, Learning(store) as learning:
+        models = Models(lambda: config, cast(Any, Host()), Path("/bin/true"), learning)
+        before, defined, _ = await models.define(config, Catalog.scan(config))
+        with monkeypatch.context() as patched:
+            whole = io.open
+
+            def failing(path: Any, *args: Any, **kwargs: Any) -> Any:
+                if str(path) == str(folder / "tiny.gguf"):
+                    raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+                return whole(path, *args, **kwargs)
+
+            patched.setattr(io, "open", failing)
+            catalog = Catalog.scan(config)
+            assert catalog.entries["tiny"].error is not None
+            after, again, _ = await models.define(config, catalog.keeping(before.catalog), before)
+    assert after.definitions.by_name["tiny"] == before.definitions.by_name["tiny"]
+    assert again["tiny"] == defined["tiny"]
+    assert again["tiny"].error is None
+
+
+async def test_a_reload_for_which_no_files_are_left_leaves_all_as_it_was(config: Config):
+    async with Store(None) as store, Learning(store) as learning:
+        models = Models(lambda: config, cast(Any, Host()), Path("/bin/true"), learning)
+        known, _, _ = await models.define(config, Catalog.scan(config))
+        context = cast(Any, SimpleNamespace(config=config, known=known))
+        with few_descriptors(0), pytest.raises(Unavailable, match="ulimit -n"):
+            await models.reload(context)
+        with few_descriptors(0), pytest.raises(Unavailable, match="ulimit -n"):
+            await models.define(config, known.catalog)
+    assert context.known is known
