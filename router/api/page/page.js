@@ -137,7 +137,6 @@ function modelCard(name) {
     toggle(part.load, !there && model.value !== "downloading");
     toggle(part.unload, there);
     toggle(part.force, there && model.leases > 0);
-    toggle(part.pin, there);
     toggle(part.log, there || Boolean(model.error));
     setText(part.pin, model.pinned ? "Unpin" : "Pin");
     part.pin.setAttribute("aria-label", `${part.pin.textContent}: ${name}`);
@@ -162,6 +161,7 @@ function setText(node, text) {
 }
 
 function stateWords(model) {
+  if (model.value === "loading" && model.progress) return `loading, about ${Math.round(model.progress * 100)} %`;
   const words = model.states.length ? [...new Set(model.states)].join(", ").replace("ready", "loaded").replace("starting", "loading") : model.value;
   const extra = [];
   if (model.pinned) extra.push("pinned");

@@ -64,7 +64,11 @@ export async function follow(path, heard, said) {
     try {
       const response = await ask("GET", path, undefined, undefined);
       for await (const { event, data } of events(response)) {
-        heard(event, JSON.parse(data));
+        try {
+          heard(event, JSON.parse(data));
+        } catch (error) {
+          console.error(error);  // a mistake of the page, and no reason to connect again
+        }
         said("live", "live");
         wait = 500;
       }
