@@ -28,6 +28,7 @@ from router.estimate.values import (
     DeviceBudget,
     EstimatedPlacement,
     LoadSettings,
+    Tier,
 )
 from router.gguf import GgufError, GgufMetadata, read_gguf
 from router.presets import ModelPreset, Overrides
@@ -43,6 +44,9 @@ START_SECONDS = 1.0
 READ_BYTES_PER_SECOND = 1 << 30
 #: Tiers from here on leave layers on the host: they are offered only when no better one is possible at all.
 FIRST_SLOW_TIER = 2
+#: An estimate that would fit if it were a fifth lower is tried once, where nearly all of the GPU is free.
+ATTEMPT_SHARE = 0.8
+NEARLY_ALL = 0.95
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,18 +230,37 @@ def _placed(
     budgets: Sequence[Budget],
     config: Config,
 ) -> tuple[EstimatedPlacement, ...]:
-    """Best first; those that leave layers on the host only where nothing better is possible."""
+    """Best first; those that leave layers on the host only where nothing better is possible, or as a resort
+    for a model that takes more than is estimated."""
     context = _context(preset, metadata, config)
     settings, preference = _load_settings(preset, context, budgets), config.scheduler.placement
     pools = tuple(budget for budget, _ in budgets)
     found = placements(metadata, settings, pools, preference, companions=companions)
     fast = tuple(place for place in found if place.tier < FIRST_SLOW_TIER)
+    if fast and fast[0].n_gpu_layers:
+        best: Tier = "gpu" if len(fast[0].devices) == 1 else "split"
+        slow = placements(metadata, settings, pools, preference, companions=companions, slower_than=best)
+        return (*fast, *(replace(place, is_resort=True) for place in slow))
+    if found:
+        return found
     # Too large for this machine: the scheduler refuses it, with the numbers of what it would take.
-    return (
-        fast
-        or found
-        or placements(metadata, settings, pools, preference, companions=companions, must_fit=False)
-    )
+    large = placements(metadata, settings, pools, preference, companions=companions, must_fit=False)
+    return tuple(replace(place, attempt=_attempt(place, pools)) for place in large)
+
+
+def _attempt(place: EstimatedPlacement, pools: Sequence[DeviceBudget]) -> Mapping[DeviceId, int] | None:
+    """What to reserve, once, of an estimate that is too large for a GPU but may be too high: nearly all that
+    GPU has. None where it is too large by far, or for the host: nobody is to be driven into swap by a guess.
+    """
+    found = dict(place.footprint)
+    for pool in pools:
+        need, most = place.footprint.get(pool.id, 0), pool.total_bytes - pool.margin_bytes
+        if need <= most or pool.pool:
+            continue
+        if pool.is_host or need * ATTEMPT_SHARE > most:
+            return None
+        found[pool.id] = int(max(need * ATTEMPT_SHARE, most * NEARLY_ALL))
+    return found
 
 
 def _model(
@@ -274,7 +297,7 @@ def _placement(place: EstimatedPlacement) -> Placement:
     if place.tensor_split:
         args += ["-ts", ",".join(str(layers) for layers in place.tensor_split)]
     host = place.devices[0].partition("/")[0]
-    return Placement(host, dict(place.footprint), place.devices, tuple(args), place.tier)
+    return Placement(host, dict(place.reserved), place.devices, tuple(args), place.tier, place.is_resort)
 
 
 # --- values from one vocabulary to the next ---
@@ -283,10 +306,18 @@ def _placement(place: EstimatedPlacement) -> Placement:
 def _budgets(
     devices: Sequence[Device], infos: Mapping[DeviceId, DeviceInfo], config: Config
 ) -> tuple[Budget, ...]:
-    return tuple(
+    found = [
         (_budget(device, infos.get(device.id), config), _names(device.id, infos.get(device.id)))
         for device in devices
-    )
+    ]
+    pools = {device.id: device for device in devices}
+    for name, info in infos.items():
+        pool = pools.get(f"{name.partition('/')[0]}/{info.pool}")
+        # Nobody plans for a GPU without memory of its own but its pool: one that is not well is left out.
+        if name not in pools and pool is not None and info.free_bytes is not None:
+            shared = replace(_budget(pool, info, config), id=name, total_bytes=info.total_bytes, pool=pool.id)
+            found.append((shared, _names(name, info)))
+    return tuple(found)
 
 
 def _budget(device: Device, info: DeviceInfo | None, config: Config) -> DeviceBudget:

@@ -9,7 +9,7 @@ import pytest
 
 from router.catalog import Catalog
 from router.config import Config, load_config
-from router.core.types import Device, Placement, Priority
+from router.core.types import Device, Model, Placement, Priority
 from router.definitions import Definitions, define
 from router.descriptors import is_out_of_files
 from router.devices import DeviceInfo
@@ -54,13 +54,27 @@ def defined(
     return define(Catalog.scan(config), config, devices, infos, binary=Path(binary), environ=environ)
 
 
+def without_resorts(model: Model) -> list[Placement]:
+    return [place for place in model.placements if not place.is_resort]
+
+
 def test_a_model_is_offered_on_every_gpu_that_could_hold_it_and_not_on_the_host_beside_them(
     models: Path,
 ) -> None:
-    model = defined(models, machine(host=32, small=8, large=24)).models["tiny"]
-    assert {place.devices for place in model.placements} == {(SMALL,), (LARGE,)}
-    assert all(place.host == "local" and place.tier == 0 for place in model.placements)
-    assert all(place.footprint[place.devices[0]] > 600 << 20 for place in model.placements), "a CUDA context"
+    offered = without_resorts(defined(models, machine(host=32, small=8, large=24)).models["tiny"])
+    assert {place.devices for place in offered} == {(SMALL,), (LARGE,)}
+    assert all(place.host == "local" and place.tier == 0 for place in offered)
+    assert all(place.footprint[place.devices[0]] > 600 << 20 for place in offered), "a CUDA context"
+
+
+def test_slower_ways_are_there_for_a_model_that_takes_more_than_is_estimated(models: Path) -> None:
+    placements = defined(models, machine(host=32, small=8, large=24)).models["tiny"].placements
+    resorts = [place for place in placements if place.is_resort]
+    assert list(placements[-len(resorts) :]) == resorts, "they stand last"
+    assert [place.devices for place in resorts][-1] == (HOST,)
+    assert {place.tier for place in resorts} == {1, 3}
+    one_gpu = defined(models, machine(host=32, small=8)).models["tiny"].placements
+    assert [(place.tier, place.is_resort) for place in one_gpu] == [(0, False), (2, True), (3, True)]
 
 
 def test_without_a_gpu_it_goes_to_the_host(models: Path) -> None:
@@ -143,12 +157,12 @@ def test_a_device_that_is_not_there_is_named_with_those_that_are(models: Path) -
     error = defined(models, machine(host=32, small=8), text).models["tiny"].error
     assert error is not None and "GPU-none" in error.message and "cuda:GPU-small" in error.message
     chosen = defined(models, machine(host=32, small=8, large=24), text.replace("GPU-none", "GPU-small"))
-    assert {p.devices for p in chosen.models["tiny"].placements} == {(SMALL,)}
+    assert {p.devices for p in without_resorts(chosen.models["tiny"])} == {(SMALL,)}
     infos = machine(host=32, small=8, large=24)
     infos[LARGE] = replace(infos[LARGE], label="cuda:0 NVIDIA RTX 3090")
     for name in ("CUDA0", "cuda:0", "GPU-large", "cuda:GPU-large"):
         model = defined(models, infos, text.replace("GPU-none", name)).models["tiny"]
-        assert {p.devices for p in model.placements} == {(LARGE,)}, name
+        assert {p.devices for p in without_resorts(model)} == {(LARGE,)}, name
 
 
 def test_a_file_or_a_binary_that_went_away_is_noticed_before_a_launch(models: Path, tmp_path: Path) -> None:
@@ -200,7 +214,7 @@ def test_one_load_with_other_settings_is_placed_and_launched_with_them(models: P
     wanted = Overrides(ctx_size=65536, cache_type_k="q8_0", devices=("GPU-large",), args=("--threads", "3"))
     model = definitions.overridden("long", wanted, devices).model
     assert model.definition.startswith(own.definition + " ")
-    (place,) = model.placements
+    (place,) = without_resorts(model)
     assert place.devices == (LARGE,)
     assert place.footprint[LARGE] > own.placements[0].footprint[SMALL]
     argv = " ".join(definitions.launch("long", place, model.definition).argv)

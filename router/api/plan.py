@@ -119,7 +119,7 @@ def _way(one: Choice, rooms: Mapping[DeviceId, int], empty: Mapping[DeviceId, in
         "tensor_split": estimate.tensor_split,
         "bytes": sum(one.reserved.values()),
         "footprint": dict(one.reserved),
-        "predicted": dict(estimate.footprint if one.standing is None else one.standing.predicted),
+        "predicted": dict(estimate.reserved if one.standing is None else one.standing.predicted),
         "confidence": one.confidence,
         "is_guess": estimate.estimate.is_guess,
         "missing_now": missing(rooms, one.reserved),
@@ -132,16 +132,24 @@ def _way(one: Choice, rooms: Mapping[DeviceId, int], empty: Mapping[DeviceId, in
 def _terms(one: Choice) -> list[dict[str, Any]]:
     """They add up to the footprint, device by device."""
     terms = [
-        {"device": term.device, "kind": term.kind, "bytes": term.bytes, "explanation": term.explanation}
+        {
+            "device": one.estimate.estimate.pool_of(term.device),
+            "kind": term.kind,
+            "bytes": term.bytes,
+            "explanation": term.explanation,
+        }
         for term in one.estimate.estimate.terms
     ]
+    tried = {d: size - one.estimate.footprint[d] for d, size in one.estimate.reserved.items()}
     for kind, sizes, why in (
+        ("attempt", tried, "the estimate is more than there is, but may be too high: tried once with this"),
         ("second-opinion", one.second_opinion, "llama-fit-params counts so much more"),
         ("learned", one.corrections, "what measurements have shown beyond that, or less"),
     ):
         terms += [
             {"device": device, "kind": kind, "bytes": size, "explanation": why}
             for device, size in sizes.items()
+            if size
         ]
     return terms
 

@@ -22,12 +22,13 @@ from router.app.relay import RELAY, Relay, relay_after_handover
 from router.app.requests import REQUESTS, Requests, count_requests
 from router.app.stalls import watch_for_stalls
 from router.backends.llama_server import list_devices
-from router.catalog import Catalog
+from router.catalog import Catalog, hf_cache_dir
 from router.config import Config, MemoryConfig, SchedulerConfig, StatePaths
 from router.core.policy import make_policy
 from router.core.scheduler import Scheduler, Settings
 from router.core.types import Device, InstanceId, Model, ModelName
 from router.devices import Devices
+from router.downloads import Downloads
 from router.hosts.local import LocalHost
 from router.journal import Journal
 from router.learning import Learning
@@ -133,6 +134,7 @@ async def _pool(app: web.Application) -> AsyncIterator[None]:
         definitions=defined,
         check=lambda model: app[CONTEXT].known.definitions.check(model),  # noqa: PLW0108 - as above
         learner=app[LEARNING],
+        look_again=lambda: models.look_again(app[CONTEXT]),
         measure_max_age_seconds=config.memory.measure_max_age_ms / 1000,
         poll_seconds=config.memory.poll_seconds,
         stop_grace_seconds=lambda model: _stop_grace_seconds(app[CONTEXT], model),
@@ -143,6 +145,7 @@ async def _pool(app: web.Application) -> AsyncIterator[None]:
         context = Context(config, known, pool, lambda: models.reload(context), app[BACKGROUND].spawn)
         context.vary = models.vary
         app[CONTEXT] = context
+        keep_timeline(app)  # before anything is decided
         app[POOL].callback(context.proxy.close)
         await _adopt(app, pool)
         for name, definition in known.definitions.by_name.items():
@@ -195,6 +198,18 @@ async def _second_opinions(app: web.Application) -> AsyncIterator[None]:
 
 
 @asynccontextmanager
+async def _downloads(app: web.Application) -> AsyncIterator[None]:
+    """Those that an earlier router did not finish go on."""
+    context, models = app[CONTEXT], app[MODELS]
+    fetching = Downloads(
+        app[STORE], hf_cache_dir(), lambda: context.config.downloads, lambda: models.reload(context)
+    )
+    async with fetching:
+        context.downloads = fetching
+        yield
+
+
+@asynccontextmanager
 async def _stalls(app: web.Application) -> AsyncIterator[None]:
     context = app[CONTEXT]
     watch = watch_for_stalls(
@@ -207,15 +222,24 @@ async def _stalls(app: web.Application) -> AsyncIterator[None]:
 
 @asynccontextmanager
 async def _status(app: web.Application) -> AsyncIterator[None]:
-    """What the status page shows of the past is kept from the start, whoever looks."""
-    keeping = (keep_history(app), keep_timeline(app))
-    tasks = [app[BACKGROUND].spawn(one, name=f"status {i}") for i, one in enumerate(keeping)]
+    """The line that the status page shows is drawn from the start, whoever looks."""
+    task = app[BACKGROUND].spawn(keep_history(app), name="status history")
     yield
-    for task in tasks:
-        task.cancel()
+    task.cancel()
 
 
-PARTS: Final = (_store, _learning, _devices, _host, _background, _pool, _second_opinions, _stalls, _status)
+PARTS: Final = (
+    _store,
+    _learning,
+    _devices,
+    _host,
+    _background,
+    _pool,
+    _second_opinions,
+    _downloads,
+    _stalls,
+    _status,
+)
 
 
 async def _close_pool(app: web.Application) -> None:

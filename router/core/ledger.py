@@ -18,7 +18,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
-from router.core.types import NOTHING, Device, DeviceId, Footprint, InstanceId
+from router.core.types import NOTHING, Device, DeviceId, Footprint, InstanceId, Placement
 
 #: Room on a device without a memory check (margin 0): more than any machine has.
 UNBOUNDED: Final = 1 << 62
@@ -183,6 +183,11 @@ class Ledger:
             if known is None or (known.margin > 0 and need + known.margin > known.total):
                 return True
         return False
+
+    def possible(self, placements: Iterable[Placement]) -> list[Placement]:
+        """Those that an empty machine could hold; resorts only where there is nothing else."""
+        found = [place for place in placements if not self.impossible(place.footprint)]
+        return [place for place in found if not place.is_resort] or found
 
     def reserved(self, holder: InstanceId) -> Footprint:
         return self._holders[holder].reserved

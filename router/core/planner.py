@@ -63,7 +63,7 @@ def plan(seen: Situation, record: Record, ahead: Sequence[Claim] = ()) -> Plan |
     by other programs: wait a little, then rejected. 6. Overdue against busy ones: planned, they are
     drained. 7. Wait for the busy, the lingering, or those that expire.
     """
-    possible = [p for p in record.wanted.placements if not seen.books.ledger.impossible(p.footprint)]
+    possible = seen.books.ledger.possible(record.wanted.placements)
     if not possible:
         return Reject(refusals.too_large(seen.books, record))  # 1
     open_ = [p for p in possible if not any(_is_claimed(seen, record, p, claim) for claim in ahead)]

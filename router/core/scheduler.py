@@ -526,7 +526,7 @@ class Scheduler:
             if model.replica_max <= 1 and model.replicas <= 1:
                 continue
             if self._wants_replica(record, now):
-                places = sorted(model.placements, key=lambda p: p.tier)
+                places = sorted(self._books.ledger.possible(model.placements), key=lambda p: p.tier)
                 place = next((p for p in places if self._has_room_beside(model, p)), None)
                 if place is not None:
                     self._start(self._new_instance(record, place, frozenset(), now), now)

@@ -47,8 +47,8 @@ def host_of(device: DeviceId) -> HostId:
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """One way to run a model: bytes on each device of one host. A lower tier is a better way (GPU before
-    host).
+    """One way to run a model: bytes on each memory pool of one host. A lower tier is a better way (GPU before
+    host). A resort is offered only where nothing else could ever fit.
     """
 
     host: HostId
@@ -56,6 +56,7 @@ class Placement:
     devices: tuple[DeviceId, ...] = ()
     args: tuple[str, ...] = ()
     tier: int = 0
+    is_resort: bool = False
 
 
 class Priority(Enum):

@@ -60,7 +60,8 @@ class Prediction:
     `key` stands for files, binary and flags, `shape` for the kinds of devices. `predicted`, `growing` (the
     part of it that comes only with use) and `most` (what the device has, less its margin) are per device of
     `devices`. `files` are those the server opens: what was learned ends with them. `beyond` is the part of
-    `predicted` that is there because of a second opinion, and `question` how to ask for one.
+    `predicted` that is there because of a second opinion, and `question` how to ask for one. `has_resort`:
+    there are slower ways to load the model, for when this one does not work out; `is_resort`: it is one.
     """
 
     key: str
@@ -73,6 +74,9 @@ class Prediction:
     beyond: tuple[int, ...] = ()
     question: Question | None = field(default=None, compare=False, repr=False)
     no_question: Opinion = "off"
+    is_resort: bool = False
+    has_resort: bool = False
+    is_attempt: bool = False
 
     def heeding(self, rows: Sequence[FitRow]) -> Prediction:
         """With a second opinion: no less is predicted than llama.cpp counts."""
@@ -144,8 +148,12 @@ def shape(devices: Sequence[tuple[str, int]]) -> str:
 
 def growing_bytes(estimate: Estimate, device: DeviceId) -> int:
     """The part of an estimate that shows in a measurement only after use."""
-    kinds = _GROWING_ON_HOST if device.endswith("/host") else _GROWING
-    return estimate.bytes_of(*kinds, device=device)
+    return sum(
+        term.bytes
+        for term in estimate.terms
+        if estimate.pool_of(term.device) == device
+        and term.kind in (_GROWING_ON_HOST if term.device.endswith("/host") else _GROWING)
+    )
 
 
 # --- what is learned ---
@@ -247,7 +255,8 @@ def _reserved(prediction: Prediction, at: int, learned: Learned | None) -> int:
     if learned is None:
         return predicted  # 1
     peak = learned.peak[at]
-    expected = max(predicted, learned.floor[at] if learned.floor else 0)
+    floor = learned.floor[at] if learned.floor else 0
+    expected = max(predicted, floor)
     if peak is None:
         return expected  # 2
     slack = PROVEN_SLACK_BYTES + peak // PROVEN_SLACK_SHARE if learned.is_proven else UNPROVEN_SLACK_BYTES
@@ -256,8 +265,8 @@ def _reserved(prediction: Prediction, at: int, learned: Learned | None) -> int:
     if not learned.is_proven and expected > wanted:
         wanted += (expected - wanted) >> min(learned.trials, 62)  # 4
     wanted = -(-wanted // MIB) * MIB  # else every measurement would be a correction of some bytes
-    # A slack must not make impossible what was seen to fit.
-    return max(peak, min(wanted, most))
+    # A slack must not make impossible what was seen to fit; running out of all there is does.
+    return max(peak, min(wanted, max(most, floor)))
 
 
 def _higher(old: int | None, new: int | None) -> int | None:

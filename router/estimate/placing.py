@@ -34,6 +34,14 @@ MIN_AUTO_CTX = 4096
 one."""
 _MAX_SPLITS = 16
 _MAX_COMBINATIONS = 256
+_SPARE_SHARE = 5
+"""Of a GPU, in ways for a model that is larger than it is estimated."""
+_NOT_BEHIND: Mapping[Tier, frozenset[Tier]] = {
+    "gpu": frozenset(("gpu",)),
+    "split": frozenset(("gpu", "split")),
+    "partial": frozenset(("gpu", "split", "partial")),
+    "host": ALL_TIERS,
+}
 
 Preference = Literal["best-fit", "spread"]
 _NO_COMPANIONS = Companions()
@@ -48,6 +56,7 @@ def placements(
     allow: frozenset[Tier] = ALL_TIERS,
     companions: Companions = _NO_COMPANIONS,
     must_fit: bool = True,
+    slower_than: Tier | None = None,
 ) -> tuple[EstimatedPlacement, ...]:
     """All placements worth trying, best first; empty when no empty machine of these devices could hold the
     model.
@@ -55,17 +64,26 @@ def placements(
     Tiers are numbered from the best that is possible here: 0 one GPU, 1 a split, 2 partial offload, 3 the
     host, but 0 for the host where there is no GPU to use. `preference` orders GPUs within a tier: `best-fit`
     leaves the least free, `spread` the most. With `must_fit=False` placements that are too large are
-    returned too, so that a refusal can give their numbers ("auto" contexts are then the smallest). Raises
-    ValueError when there is no host among the devices, or for settings that llama-server would refuse.
+    returned too, so that a refusal can give their numbers ("auto" contexts are then the smallest). With
+    `slower_than` only the tiers behind that one are given, as if it had not been possible: with some room to
+    spare, for a model that is larger than it is estimated. A GPU that shares the host's memory is used where
+    there is no other. Raises ValueError when there is no host among the devices, or for settings that llama-server would refuse.
     """
     host = next((device for device in devices if device.is_host), None)
     if host is None:
         raise ValueError("the host must be among the devices: every llama-server takes memory there")
     gpus = tuple(device for device in devices if not device.is_host and _is_allowed(device, settings))
+    gpus = tuple(gpu for gpu in gpus if not gpu.pool) or gpus
     if settings.n_gpu_layers == 0:
         gpus = ()
+    if slower_than is not None:
+        gpus, allow = tuple(map(_with_some_to_spare, gpus)), allow - _NOT_BEHIND[slower_than]
     finder = _Finder(Prepared.of(metadata, settings, companions), host, gpus, preference, must_fit)
     return tuple(finder.all(allow))
+
+
+def _with_some_to_spare(gpu: DeviceBudget) -> DeviceBudget:
+    return replace(gpu, margin_bytes=gpu.margin_bytes + capacity(gpu) // _SPARE_SHARE)
 
 
 def _is_allowed(device: DeviceBudget, settings: LoadSettings) -> bool:
@@ -108,7 +126,8 @@ class _Finder:
 
     @property
     def _can_split(self) -> bool:
-        return len(self._gpus) > 1 and self._settings.split_mode != "none"
+        is_apart = not any(gpu.pool for gpu in self._gpus)
+        return len(self._gpus) > 1 and is_apart and self._settings.split_mode != "none"
 
     # tiers
 
@@ -159,7 +178,7 @@ class _Finder:
         """The placement, with its context settled; none when it cannot hold the model and must."""
         layout = Layout(self._host, gpus, n_gpu_layers, tuple(split), 0)
         ctx_size, total = self._settle_context(layout)
-        if self._must_fit and not self._fits(gpus, total.footprint):
+        if self._must_fit and not self._fits(gpus, total):
             return []
         layout = replace(layout, ctx_size=ctx_size)
         counts = _layers_per_gpu(layout, self._prepared.n_layers)
@@ -183,24 +202,26 @@ class _Finder:
         # itself.
         low, high = 0, -(-(shape.n_ctx_train - smallest) // 256)
         best = estimate(self._prepared, replace(layout, ctx_size=smallest))
-        if not self._fits(layout.gpus, best.footprint):
+        if not self._fits(layout.gpus, best):
             return smallest, best
         while low < high:
             middle = (low + high + 1) // 2
             size = min(smallest + 256 * middle, shape.n_ctx_train)
             tried = estimate(self._prepared, replace(layout, ctx_size=size))
-            if self._fits(layout.gpus, tried.footprint):
+            if self._fits(layout.gpus, tried):
                 low, best = middle, tried
             else:
                 high = middle - 1
         return min(smallest + 256 * low, shape.n_ctx_train), best
 
-    def _fits(self, gpus: Sequence[DeviceBudget], footprint: Mapping[str, int]) -> bool:
-        return all(capacity(d) >= footprint.get(d.id, 0) for d in (*gpus, self._host))
+    def _fits(self, gpus: Sequence[DeviceBudget], total: Estimate) -> bool:
+        """On each device, and in the host's memory with all that draws on it."""
+        is_each = all(capacity(gpu) >= total.on_device(gpu.id) for gpu in gpus)
+        return is_each and capacity(self._host) >= total.footprint.get(self._host.id, 0)
 
     def _could_hold(self, placement: EstimatedPlacement) -> bool:
         gpus = [gpu for gpu in self._gpus if gpu.id in placement.devices]
-        return self._fits(gpus, placement.footprint)
+        return self._fits(gpus, placement.estimate)
 
     # splits and parts
 
@@ -228,7 +249,7 @@ class _Finder:
         if counts is None:
             return False
         layout = Layout(self._host, group, n, counts, self._smallest_ctx())
-        return self._fits(group, estimate(self._prepared, layout).footprint)
+        return self._fits(group, estimate(self._prepared, layout))
 
     def _smallest_ctx(self) -> int:
         shape, asked = self._prepared.shape, self._settings.ctx_size
@@ -259,7 +280,7 @@ class _Finder:
         """What would be left of the free memory of the tightest GPU, beyond its margin."""
         gpus = [gpu for gpu in self._gpus if gpu.id in placement.devices]
         return min(
-            (gpu.free_bytes - gpu.margin_bytes - placement.footprint.get(gpu.id, 0) for gpu in gpus),
+            (gpu.free_bytes - gpu.margin_bytes - placement.footprint.get(gpu.pool_id, 0) for gpu in gpus),
             default=0,
         )
 

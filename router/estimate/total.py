@@ -51,7 +51,8 @@ class Prepared:
 def estimate(prepared: Prepared, layout: Layout) -> Estimate:
     """What the model takes in this layout, per device and term by
     term. Pure arithmetic, about a millisecond."""
-    return Estimate.of(_terms(prepared, layout), is_guess=prepared.shape is None)
+    pools = {gpu.id: gpu.pool for gpu in layout.gpus if gpu.pool}
+    return Estimate.of(_terms(prepared, layout), is_guess=prepared.shape is None, pools=pools)
 
 
 def _terms(prepared: Prepared, layout: Layout) -> Iterator[Term]:

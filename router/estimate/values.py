@@ -77,7 +77,8 @@ class DeviceBudget:
 
     `total_bytes` is what a model could ever have (less what the driver reserves), `free_bytes` what it could
     have now. `context_bytes` is what a process takes there before its first buffer; None for the default of
-    its kind.
+    its kind. `pool` is the id of the memory it draws from where that is not its own: a GPU that shares the
+    host's memory has the host's margin, and both of its sizes are within the host's.
     """
 
     id: str
@@ -86,6 +87,11 @@ class DeviceBudget:
     free_bytes: int
     margin_bytes: int = 0
     context_bytes: int | None = None
+    pool: str = ""
+
+    @property
+    def pool_id(self) -> str:
+        return self.pool or self.id
 
     @property
     def is_host(self) -> bool:
@@ -128,19 +134,32 @@ class Term:
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """Bytes per device, and the terms they are the sums of. `is_guess` when the header was not understood."""
+    """Bytes per memory pool, and the terms they are the sums of. `is_guess` when the header was not
+    understood. `pools` names the pool of each device that has none of its own."""
 
     terms: tuple[Term, ...]
     footprint: Mapping[str, int] = field(hash=False)
     is_guess: bool = False
+    pools: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}), hash=False)
 
     @classmethod
-    def of(cls, terms: Iterable[Term], *, is_guess: bool = False) -> Estimate:
+    def of(
+        cls, terms: Iterable[Term], *, is_guess: bool = False, pools: Mapping[str, str] | None = None
+    ) -> Estimate:
         kept = tuple(term for term in terms if term.bytes > 0)
+        pools = pools or {}
         sums: dict[str, int] = {}
         for term in kept:
-            sums[term.device] = sums.get(term.device, 0) + term.bytes
-        return cls(kept, MappingProxyType(sums), is_guess)
+            pool = pools.get(term.device, term.device)
+            sums[pool] = sums.get(pool, 0) + term.bytes
+        return cls(kept, MappingProxyType(sums), is_guess, MappingProxyType(dict(pools)))
+
+    def pool_of(self, device: str) -> str:
+        return self.pools.get(device, device)
+
+    def on_device(self, device: str) -> int:
+        """All that a device itself holds, of whichever pool."""
+        return sum(term.bytes for term in self.terms if term.device == device)
 
     def bytes_of(self, *kinds: str, device: str | None = None) -> int:
         """The sum of the terms of these kinds, on one device or on all."""
@@ -163,7 +182,8 @@ class EstimatedPlacement:
 
     `devices` are the GPUs in the order in which the child must see them (`CUDA_VISIBLE_DEVICES`), or the
     host alone. `tensor_split` are whole layers per GPU, the output counting as one; empty unless there are
-    several.
+    several. A resort is for when all others turn out to take more than the machine has. An `attempt` is what
+    to reserve, once, of an estimate that the machine cannot hold but may be too high.
     """
 
     tier: int
@@ -175,3 +195,10 @@ class EstimatedPlacement:
     estimate: Estimate
     counted: tuple[Counted, ...] = ()
     """For a second opinion: on `devices` and then on the host."""
+    is_resort: bool = False
+    attempt: Mapping[str, int] | None = field(default=None, hash=False)
+
+    @property
+    def reserved(self) -> Mapping[str, int]:
+        """What a first load reserves per pool."""
+        return self.footprint if self.attempt is None else self.attempt

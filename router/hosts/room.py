@@ -86,6 +86,10 @@ class Room:
         """
         loading = tuple(loading)
         infos = self.infos(sample)
+        for device in newcomer.devices:
+            info = infos.get(device)
+            if info is not None and info.pool != info.id and info.free_bytes is None:
+                return f"{info.label} is unhealthy: {info.error or 'it cannot be measured'}"
         for device, need in newcomer.footprint.items():
             info = infos.get(device)
             if info is None:

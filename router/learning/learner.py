@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from types import TracebackType
 from typing import Final, Self
 
+from router.core.ledger import UNBOUNDED
 from router.core.types import (
     NOTHING,
     Adopted,
@@ -59,6 +60,8 @@ log = logging.getLogger("router.learning")
 TRIAL_SECONDS: Final = 2.0
 #: Loads with other settings than a model's own that are remembered, to learn from them.
 VARIED_MAX: Final = 64
+#: A device of which we can have so much is ours: what others hold of it is not why a model does not fit.
+OURS_SHARE: Final = 0.9
 #: A change of a footprint by less than this share of it is not worth a new plan.
 MATERIAL_SHARE: Final = 100
 
@@ -160,7 +163,9 @@ class Learning:
             self._defined.clear()
             for place in [place for places in self._predictions.values() for place in places]:
                 question = place.question
-                if question is None or question.touches_gpus or self._opinions.of(question) is not None:
+                if question is None or self._opinions.of(question) is not None:
+                    continue
+                if question.touches_gpus or place.is_resort:
                     continue
                 await self._opinions.ask(question, place.files, within_seconds=TIMEOUT_SECONDS)
                 for event in self._news(self._heed(question)):
@@ -361,7 +366,7 @@ class Learning:
                 learned,
                 [reserved.get(device, 0) for device in place.devices],
                 [seen.get(device, 0) for device in place.devices],
-                [max(sizes) for sizes in zip(*(self._attainable(one, running) for one in same), strict=True)],
+                self._worth_trying(same, running),
             )
             self._kept.put(entry, raised, place.files)
         log.warning(
@@ -370,6 +375,21 @@ class Learning:
             " and ".join(f"{size / 2**30:.2f} GiB on {d}" for d, size in running.reserved.items()),
         )
         return self._news({place.id for place in places})
+
+    def _worth_trying(self, same: Sequence[Prediction], dead: _Running) -> list[int]:
+        """Per device, up to what is reserved for the next try: no more than it could give. But what had all
+        that, on a device that nobody else uses, or was an attempt only, is not tried once more where there is
+        something else to be done: it is believed to take more than there is.
+        """
+        attainable = [max(sizes) for sizes in zip(*(self._attainable(p, dead) for p in same), strict=True)]
+        place = dead.prediction
+        if place.id != same[0].id or not (place.has_resort or place.is_attempt):
+            return attainable
+        is_spent = any(
+            0 < most * OURS_SHARE <= best <= dead.reserved.get(device, 0)
+            for device, most, best in zip(place.devices, place.most, attainable, strict=True)
+        )
+        return [UNBOUNDED] * len(attainable) if is_spent or place.is_attempt else attainable
 
     def _attainable(self, place: Prediction, dead: _Running) -> list[int]:
         """What each device could give if all of ours left it: not what others hold, nor its margin."""

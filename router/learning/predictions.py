@@ -98,13 +98,16 @@ def _prediction(
     files = definition.entry.stamps
     found = Prediction(
         key=key(files, look.binary, telling_args(launch.argv), telling_env(launch.env)),
-        shape=shape([_kind(infos.get(device), device) for device in order]),
+        shape=shape([_kind(infos.get(d), d) for d in dict.fromkeys([*place.devices, *order])]),
         devices=order,
         predicted=tuple(place.footprint.get(device, 0) for device in order),
         growing=tuple(growing_bytes(estimated.estimate, device) for device in order),
         most=tuple(_most(look.devices.get(device)) for device in order),
         files=files,
         no_question="missing" if look.definitions.config.memory.second_opinion else "off",
+        is_resort=place.is_resort,
+        has_resort=not place.is_resort and any(one.is_resort for one in definition.estimates),
+        is_attempt=estimated.attempt is not None,
     )
     if look.fit_params is None or definition.entry.path is None:
         return found
@@ -128,15 +131,15 @@ def _question(
         tuple(fit_params_argv(binary, definition.entry.path, launch.argv[1:])),
         launch.env,
         estimated.counted,
-        tuple(prediction.devices.index(device) for device in [*gpus, host]),
+        tuple(prediction.devices.index(estimated.estimate.pool_of(device)) for device in [*gpus, host]),
         touches_gpus=bool(gpus),
     )
 
 
 def positions(devices: Sequence[DeviceId], footprint: Footprint) -> tuple[DeviceId, ...]:
-    """The devices of a placement in the order in which the child sees them, then what else it takes memory
-    from."""
-    return tuple(dict.fromkeys([*devices, *sorted(footprint)]))
+    """The memories of a placement: of its devices in the order in which the child sees them, then what else
+    it draws from."""
+    return tuple(dict.fromkeys([*(one for one in devices if one in footprint), *sorted(footprint)]))
 
 
 def _kind(info: DeviceInfo | None, device: DeviceId) -> tuple[str, int]:

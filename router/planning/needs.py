@@ -63,7 +63,7 @@ class Choice:
     @property
     def corrections(self) -> dict[DeviceId, int]:
         """What is reserved beyond both; less than nothing where that was too high."""
-        told, beyond = self.estimate.footprint, self.second_opinion
+        told, beyond = self.estimate.reserved, self.second_opinion
         return {
             device: difference
             for device in {**told, **self.reserved}
@@ -76,9 +76,17 @@ def choices(seen: Seen, definition: Definition) -> tuple[Choice, ...]:
     name = definition.model.name
     standings = seen.standings.get(name, ()) if definition is seen.definitions.by_name[name] else ()
     if len(standings) != len(definition.estimates):
-        return tuple(Choice(one, one.footprint, "estimated") for one in definition.estimates)
+        return _offered(seen, [Choice(one, one.reserved, "estimated") for one in definition.estimates])
     pairs = zip(definition.estimates, standings, strict=True)
-    return tuple(Choice(one, standing.reserved, standing.confidence, standing) for one, standing in pairs)
+    found = [Choice(one, standing.reserved, standing.confidence, standing) for one, standing in pairs]
+    return _offered(seen, found)
+
+
+def _offered(seen: Seen, found: Sequence[Choice]) -> tuple[Choice, ...]:
+    """Without the resorts, which stand last, where something else could ever fit."""
+    most = {one.id: UNBOUNDED if one.margin <= 0 else one.total - one.margin for one in seen.devices}
+    others = tuple(one for one in found if not one.estimate.is_resort)
+    return others if any(not missing(most, one.reserved) for one in others) else tuple(found)
 
 
 def plan_together(

@@ -29,8 +29,9 @@ def predicted(definitions: Definitions, name: str = "tiny", margin: int = GIB):
 
 def test_each_placement_has_its_prediction_in_its_order(models: Path):
     definitions = defined(models, MACHINE)
-    places = definitions.models["tiny"].placements
-    found = predicted(definitions)
+    places = [place for place in definitions.models["tiny"].placements if not place.is_resort]
+    found = predicted(definitions)[: len(places)]
+    assert all(one.has_resort for one in found)
     assert [one.devices for one in found] == [(*place.devices, HOST) for place in places]
     for one, place in zip(found, places, strict=True):
         assert dict(zip(one.devices, one.predicted, strict=True)) == place.footprint
@@ -46,14 +47,14 @@ def test_where_nothing_is_checked_nothing_bounds(models: Path):
 
 def test_identical_cards_share_what_is_learned_and_others_do_not(models: Path):
     twins = machine(host=32, small=8, large=8)
-    first, second = predicted(defined(models, twins))
+    first, second, *_ = predicted(defined(models, twins))
     assert first.devices != second.devices
     assert first.id == second.id
-    first, second = predicted(defined(models, MACHINE))
+    first, second, *_ = predicted(defined(models, MACHINE))
     assert first.key == second.key
     assert first.shape != second.shape
     named = {name: replace(one, name=name) for name, one in twins.items()}
-    first, second = predicted(defined(models, named))
+    first, second, *_ = predicted(defined(models, named))
     assert first.shape != second.shape
 
 

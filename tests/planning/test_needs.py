@@ -18,6 +18,7 @@ from router.definitions import define
 from router.devices import DeviceInfo
 from router.errors import ModelUnusable
 from router.estimate.learning import Standing
+from router.estimate.values import EstimatedPlacement
 from router.planning import Seen, choices, empty_rooms, missing, plan_together, rooms_now
 from router.planning.needs import wish
 from tests.make_gguf import make_llama
@@ -131,12 +132,27 @@ def test_models_fit_together_with_less_context_where_their_own_is_too_much(seen:
 
 
 def test_what_was_learned_replaces_the_estimate_at_the_own_context_only(seen: Seen):
-    (estimate,) = seen.definitions.by_name["a"].estimates
+    estimate, *resorts = seen.definitions.by_name["a"].estimates
     booked = {device: size + 7 for device, size in estimate.footprint.items()}
     standing = Standing("measured", estimate.footprint, {}, booked)
-    learned = replace(seen, standings={"a": (standing,)})
+    unknown = [Standing("estimated", one.footprint, {}, one.footprint) for one in resorts]
+    learned = replace(seen, standings={"a": (standing, *unknown)})
     (choice,) = choices(learned, learned.defined("a"))
     assert (choice.reserved, choice.confidence) == (booked, "measured")
     assert set(choice.corrections.values()) == {7}
     (choice,) = choices(learned, learned.defined("a", 4096))
     assert (choice.confidence, choice.corrections) == ("estimated", {})
+
+
+def test_slower_ways_are_offered_only_where_what_was_learned_leaves_no_other(seen: Seen):
+    estimates = seen.definitions.by_name["a"].estimates
+    whole = [one for one in estimates if not one.is_resort]
+    assert 0 < len(whole) < len(estimates)
+    assert [one.estimate for one in choices(seen, seen.defined("a"))] == whole
+
+    def learned(one: EstimatedPlacement) -> Standing:
+        booked = one.footprint if one.is_resort else {GPU: 999 * GIB}
+        return Standing("measured", one.footprint, {}, booked)
+
+    too_large = replace(seen, standings={"a": tuple(map(learned, estimates))})
+    assert [one.estimate for one in choices(too_large, too_large.defined("a"))] == list(estimates)
