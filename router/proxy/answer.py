@@ -49,13 +49,11 @@ class Answer:
         """Whether what passed last is whole: else more of ours would become a part of it."""
         return not self._last or self._last.endswith((b"\n\n", b"\r\n\r\n"))
 
-    def abandon(self) -> None:
+    def end(self) -> None:
         """Nobody waits for it any more."""
+        self._is_settled = True
         if self._draining is not None:
             self._draining.cancel()
-        if not self._is_settled:
-            self._is_settled = True
-            self._upstream.close()
 
     # --- told by the upstream ---
 

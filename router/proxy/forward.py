@@ -159,8 +159,11 @@ class Proxy:
             try:
                 await upstream.send(call.head, call.body)
                 await answer.over
+            except BaseException:
+                upstream.close()  # also of an answer that was complete in this very moment
+                raise
             finally:
-                answer.abandon()
+                answer.end()
             if answer.error is None:
                 break
             if is_kept and not answer.has_heard and isinstance(answer.error, ConnectionError):

@@ -166,9 +166,26 @@ async def connect(path: str) -> Upstream:
                 break
             except BlockingIOError:
                 await asyncio.sleep(CONNECT_AGAIN_SECONDS)
-        loop = asyncio.get_running_loop()
-        _, upstream = await loop.create_unix_connection(lambda: Upstream(own), sock=own)
     except BaseException:
         own.close()
         raise
+    # From here on the socket is the loop's, also if it is not wanted any more before the loop has it: which
+    # of the two would have to close it then depends on the kind of loop.
+    loop = asyncio.get_running_loop()
+    opening = loop.create_task(_open(own), name="connect to a child")
+    try:
+        return await asyncio.shield(opening)
+    except asyncio.CancelledError:
+        opening.add_done_callback(_close_unwanted)
+        raise
+
+
+async def _open(own: socket.socket) -> Upstream:
+    loop = asyncio.get_running_loop()
+    _, upstream = await loop.create_unix_connection(lambda: Upstream(own), sock=own)
     return upstream
+
+
+def _close_unwanted(opening: asyncio.Task[Upstream]) -> None:
+    if not opening.cancelled() and opening.exception() is None:
+        opening.result().close()
