@@ -20,6 +20,7 @@ from router.api.page.history import EVERY_SECONDS, History, Point
 from router.api.page.state import State, state
 from router.api.page.timeline import Moment, Timeline
 from router.api.requests import RequestRow, rows
+from router.core.types import DeviceId
 from router.errors import Unavailable
 
 #: A page need not be told more often than a person can read.
@@ -129,13 +130,14 @@ async def keep_history(app: web.Application) -> None:
         await asyncio.sleep(EVERY_SECONDS)
 
 
-async def keep_timeline(app: web.Application) -> None:
-    """For ever: note what was decided."""
-    pool = app[CONTEXT].pool
-    with pool.journal.subscribe() as entries:
-        async for entry in entries:
-            labels = {device.id: device.label for device in pool.snapshot().devices}
-            app[TIMELINE].note([entry], labels)
+def keep_timeline(app: web.Application) -> None:
+    """From now on note what is decided."""
+    pool, timeline = app[CONTEXT].pool, app[TIMELINE]
+
+    def label(device: DeviceId) -> str:
+        return next((one.label for one in pool.snapshot().devices if one.id == device), device)
+
+    pool.journal.follow(lambda entry: timeline.note([entry], label))
 
 
 def prepare(app: web.Application) -> None:

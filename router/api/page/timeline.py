@@ -4,7 +4,7 @@ words. Grants and releases are left out: there is one of each for every request.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from typing import Final
 
 import msgspec
@@ -63,8 +63,8 @@ class Timeline:
         self._kept: deque[Moment] = deque(maxlen=KEPT)
         self.lasts: dict[ModelName, Moment] = {}
 
-    def note(self, entries: Iterable[Entry], labels: Mapping[DeviceId, str]) -> None:
-        for moment in moments(entries, labels):
+    def note(self, entries: Iterable[Entry], label: Callable[[DeviceId], str]) -> None:
+        for moment in moments(entries, label):
             self._kept.append(moment)
             if moment.model is not None and not self._is_end_of_leaving(moment):
                 self.lasts[moment.model] = moment
@@ -78,15 +78,15 @@ class Timeline:
         return [moment for moment in self._kept if moment.id > entry]
 
 
-def moments(entries: Iterable[Entry], labels: Mapping[DeviceId, str]) -> Iterator[Moment]:
-    """In order. `labels` are the devices' names for people."""
+def moments(entries: Iterable[Entry], label: Callable[[DeviceId], str]) -> Iterator[Moment]:
+    """In order. `label` tells a device's name for people; it is asked only where something is loaded."""
     for entry in entries:
         yield from _of_event(entry)
         for command in entry.commands:
             match command:
                 case Start(instance, model, placement, evicted):
                     where = " and ".join(
-                        f"{labels.get(device, device)} ({bytes_ / 2**20:.0f} MiB)"
+                        f"{label(device)} ({bytes_ / 2**20:.0f} MiB)"
                         for device, bytes_ in placement.footprint.items()
                     )
                     left = f", after {_names(evicted)} left" if evicted else ""

@@ -33,7 +33,7 @@ async def events(api: Api) -> AsyncIterator[AsyncIterator[dict[str, Any]]]:
 
 async def watched(api: Api) -> None:
     """As the router does from its start."""
-    api._spawn(keep_timeline(api.app), name="timeline")
+    keep_timeline(api.app)
     api._spawn(keep_history(api.app), name="history")
     await asyncio.sleep(0)
 

@@ -23,8 +23,11 @@ from router.errors import LoadFailed, NoRoom
 from router.journal import Journal
 
 GPU = "local/cuda:GPU-5f3c"
-LABELS = {GPU: "NVIDIA H200"}
 ON_GPU = Placement("local", {GPU: 6 << 30}, (GPU,))
+
+
+def label(device: str) -> str:
+    return {GPU: "NVIDIA H200"}[device]
 
 
 def swap() -> Journal:
@@ -37,7 +40,7 @@ def swap() -> Journal:
 
 
 def told(journal: Journal) -> list[tuple[str, str]]:
-    return [(one.kind, one.text) for one in moments(journal.entries(), LABELS)]
+    return [(one.kind, one.text) for one in moments(journal.entries(), label)]
 
 
 def test_a_swap_is_told_with_its_cause_and_without_its_grants():
@@ -78,7 +81,7 @@ def test_what_decides_nothing_makes_no_moment():
 
 def test_the_last_word_about_a_model_is_why_it_left_and_not_that_it_is_gone():
     timeline = Timeline()
-    timeline.note(swap().entries(), LABELS)
+    timeline.note(swap().entries(), label)
     assert timeline.lasts["alpha"].text == "alpha leaves to make room for beta"
     assert timeline.lasts["beta"].text == "beta is ready"
 
@@ -87,18 +90,18 @@ def test_a_death_is_the_last_word_even_of_one_that_was_leaving():
     timeline, journal = Timeline(), Journal()
     journal.record(1.0, Tick(), [Stop("alpha#1", Cause.EXPIRED)])
     journal.record(2.0, Exited("alpha#1", LoadFailed("killed")), [])
-    timeline.note(journal.entries(), LABELS)
+    timeline.note(journal.entries(), label)
     assert timeline.lasts["alpha"].kind == "failed"
 
 
 def test_only_what_is_new_is_told_again_and_no_more_than_a_page_shows():
     timeline = Timeline()
-    timeline.note(swap().entries(), LABELS)
+    timeline.note(swap().entries(), label)
     last = timeline.after(0)[-1]
     assert timeline.after(last.id) == []
     journal = Journal()
     for n in range(KEPT + 50):
         journal.record(float(n), Ready(f"alpha#{n}"), [])
-    timeline.note(journal.entries(), LABELS)
+    timeline.note(journal.entries(), label)
     assert len(timeline.after(0)) == KEPT
     assert isinstance(timeline.after(0)[-1], Moment)
