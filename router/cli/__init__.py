@@ -22,10 +22,13 @@ COMMANDS: Final[Mapping[str, str]] = {
     "load": "router.cli.load:load",
     "unload": "router.cli.unload:unload",
     "run": "router.cli.run:run",
+    "logs": "router.cli.logs:logs",
+    "top": "router.cli.top:top",
     "explain": "router.cli.explain:explain",
     "vram": "router.cli.vram:vram",
     "restart": "router.cli.restart:restart",
     "plan": "router.cli.plan:plan",
+    "doctor": "router.cli.doctor:doctor",
     "simulate": "router.cli.simulate:simulate",
 }
 

@@ -15,6 +15,9 @@ from urllib.parse import urlencode, urlsplit
 import click
 from click.core import ParameterSource
 
+from router.config import ServerConfig, load_config
+from router.errors import ConfigError
+
 DEFAULT_URL = "http://127.0.0.1:8080"
 CONNECT_SECONDS = 5.0
 #: Reading is answered from memory. A load or a drain lasts as long as it lasts: the router knows its
@@ -50,15 +53,16 @@ class Client:
 
     url: str
     api_key: str | None = None
+    read_seconds: float = READ_SECONDS
 
     def get(self, path: str, query: Mapping[str, str] | None = None) -> Any:
-        return self._call("GET", path, query, None, READ_SECONDS)
+        return self._call("GET", path, query, None, self.read_seconds)
 
     def post(self, path: str, body: Mapping[str, object], query: Mapping[str, str] | None = None) -> Any:
         return self._call("POST", path, query, body, None)
 
     def delete(self, path: str, query: Mapping[str, str] | None = None) -> Any:
-        return self._call("DELETE", path, query, None, READ_SECONDS)
+        return self._call("DELETE", path, query, None, self.read_seconds)
 
     def lines(
         self,
@@ -210,15 +214,17 @@ def _or_configured_key(ctx: click.Context, _: click.Parameter, given: str | None
 
 def configured() -> Client:
     """The router that the configuration of this user describes."""
-    from router.config import load_config
-    from router.errors import ConfigError
-
     try:
         server = load_config(None).server
     except ConfigError:  # of no concern here; `config check` says what is wrong
         return Client(DEFAULT_URL)
     key = next(iter((*server.admin_keys, *server.api_keys)), None)
+    return Client(address_of(server), key)
+
+
+def address_of(server: ServerConfig) -> str:
+    """Where a router that is configured so can be called from its own machine."""
     if server.host.endswith(".sock"):
-        return Client(f"unix:{Path(server.host).expanduser()}", key)
+        return f"unix:{Path(server.host).expanduser()}"
     host = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}.get(server.host, server.host)
-    return Client(f"http://[{host}]:{server.port}" if ":" in host else f"http://{host}:{server.port}", key)
+    return f"http://[{host}]:{server.port}" if ":" in host else f"http://{host}:{server.port}"

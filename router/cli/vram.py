@@ -12,7 +12,7 @@ from router.cli.client import Client, client_options, print_json
 from router.cli.words import gib, print_table
 
 _FIGURES = ("total", "free", "ours", "others", "promised", "margin", "room")
-_PARTS: Final[Mapping[Part, str]] = {
+PARTS: Final[Mapping[Part, str]] = {
     "ours": "models",
     "promised": "promised to them",
     "others": "other programs",
@@ -32,11 +32,11 @@ def vram(url: str, api_key: str | None, as_json: bool) -> None:
     devices = answer["devices"]
     heads = ("DEVICE", *(figure.upper() for figure in _FIGURES), "")
     print_table(heads, [_row(device) for device in devices])
-    click.echo(legend(_PARTS))
+    click.echo(legend(PARTS))
     _print_models(answer)
     for device in devices:
         if device["error"] is not None:
-            click.echo(f"! {_name(device)} takes no models: {device['error']}")
+            click.echo(f"! {device_name(device)} takes no models: {device['error']}")
     for note in answer["notes"]:
         click.echo(f"! {note}")
 
@@ -44,7 +44,7 @@ def vram(url: str, api_key: str | None, as_json: bool) -> None:
 def _print_models(answer: dict[str, Any]) -> None:
     if not answer["models"]:
         return
-    names = {device["id"]: _name(device) for device in answer["devices"]}
+    names = {device["id"]: device_name(device) for device in answer["devices"]}
     rows = [
         (
             one["id"],
@@ -63,11 +63,12 @@ def _print_models(answer: dict[str, Any]) -> None:
 
 
 def _row(device: dict[str, Any]) -> tuple[str, ...]:
-    name = _name(device) if device["healthy"] else f"{_name(device)} (not healthy)"
-    return (name, *(gib(device[figure]) for figure in _FIGURES), _bar(device))
+    name = device_name(device) if device["healthy"] else f"{device_name(device)} (not healthy)"
+    return (name, *(gib(device[figure]) for figure in _FIGURES), device_bar(device))
 
 
-def _bar(device: dict[str, Any]) -> str:
+def device_bar(device: Mapping[str, Any]) -> str:
+    """Its memory, by who holds it; nothing for one that cannot be measured."""
     if device["free"] is None:
         return ""
     # What is promised, and the margin, are parts of what is free.
@@ -84,6 +85,7 @@ def _bar(device: dict[str, Any]) -> str:
     )
 
 
-def _name(device: dict[str, Any]) -> str:
+def device_name(device: Mapping[str, Any]) -> str:
+    """As people know it: its place and its label."""
     short = str(device["id"]).partition("/")[2] or str(device["id"])
     return f"{short} {device['label']}" if device["label"] not in ("", short) else short

@@ -1,0 +1,78 @@
+"""`llama-router doctor`: everything that is looked at, in order."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+import click
+
+from router.cli.client import print_json
+from router.cli.doctor.findings import Finding, Level
+from router.cli.doctor.machine import (
+    look_at_address,
+    look_at_devices,
+    look_at_disks,
+    look_at_limits,
+    look_at_permissions,
+)
+from router.cli.doctor.software import (
+    devices_of_binary,
+    look_at_binary,
+    look_at_configuration,
+    look_at_models,
+)
+
+_COLOURS: Final = {Level.OK: "green", Level.WARN: "yellow", Level.FAIL: "red"}
+
+
+@click.command()
+@click.option("--config", "-c", type=click.Path(path_type=Path), help="The configuration file.")
+@click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON.")
+@click.pass_context
+def doctor(ctx: click.Context, /, config: Path | None, as_json: bool) -> None:
+    """Look whether this machine is ready, and say what to do where it is not.
+
+    The status is 1 when something keeps the router from its work.
+    """
+    findings = []
+    for finding in _findings(config):
+        findings.append(finding)
+        if not as_json:
+            _show(finding)
+    if as_json:
+        print_json(
+            [
+                {"level": one.level.value, "about": one.about, "found": one.found, "do": one.do}
+                for one in findings
+            ]
+        )
+    ctx.exit(1 if any(one.level is Level.FAIL for one in findings) else 0)
+
+
+def _findings(path: Path | None) -> Iterator[Finding]:
+    """What one look needs of another is passed on; without a configuration nothing else can be looked at."""
+    config, findings = look_at_configuration(path)
+    yield from findings
+    if config is None:
+        return
+    binary, findings = look_at_binary(config)
+    yield from findings
+    listed = ""
+    if binary is not None:
+        listed, findings = devices_of_binary(binary)
+        yield from findings
+    yield from look_at_devices(listed)
+    yield from look_at_permissions(config)
+    yield from look_at_limits()
+    yield from look_at_disks(config)
+    yield from look_at_models(config)
+    yield from look_at_address(config.server)
+
+
+def _show(finding: Finding) -> None:
+    level = click.style(f"{finding.level.value:<4}", fg=_COLOURS[finding.level])
+    click.echo(f"{level}  {finding.about}: {finding.found}")
+    if finding.do:
+        click.echo(f"      -> {finding.do}")

@@ -1,0 +1,103 @@
+"""The configuration, llama-server, and the models that are found."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+from router import __version__
+from router.backends.llama_server import find_binary, list_devices, version
+from router.catalog import Catalog
+from router.cli.doctor.findings import Finding, fail, ok, warn
+from router.config import Config, find_config, load_config, models_dirs
+from router.errors import ConfigError, RouterError, StartupError
+
+#: Errors are one finding each; a folder of broken files needs not all of them.
+_MODELS_SHOWN: Final = 5
+
+
+def look_at_configuration(path: Path | None) -> tuple[Config | None, list[Finding]]:
+    """The configuration, None where it is wrong, and what there is to say of it."""
+    python = ".".join(map(str, sys.version_info[:3]))
+    findings = [ok("router", f"llama-router {__version__}, Python {python}")]
+    try:
+        config = load_config(path)
+    except ConfigError as error:
+        do = "correct the line; config.toml of the project has every key with its default"
+        return None, [*findings, *(fail("configuration", line, do) for line in error.message.splitlines())]
+    source = config.source or find_config()
+    findings.append(ok("configuration", str(source) if source else "none: every key has its default"))
+    return config, findings
+
+
+def look_at_binary(config: Config) -> tuple[Path | None, list[Finding]]:
+    """llama-server, None where there is none that runs."""
+    try:
+        binary = find_binary(config.paths.llama_server)
+        return binary, [ok("llama-server", f"{asyncio.run(version(binary))} at {binary}")]
+    except StartupError as error:
+        return None, [fail("llama-server", error.message, _remedy(error.message))]
+
+
+def devices_of_binary(binary: Path) -> tuple[str, list[Finding]]:
+    """What `--list-devices` prints: which devices this build can use at all."""
+    try:
+        return asyncio.run(list_devices(binary)), []
+    except StartupError as error:
+        return "", [fail("llama-server", error.message, _remedy(error.message))]
+
+
+def look_at_models(config: Config) -> Iterator[Finding]:
+    folders = models_dirs(config)
+    for folder in folders:
+        if not folder.is_dir():
+            yield warn(
+                "models",
+                f"the folder {folder} does not exist",
+                f"mkdir -p {folder}, or set paths.models_dirs",
+            )
+    try:
+        catalog = Catalog.scan(config)
+    except RouterError as error:
+        for line in error.message.splitlines():
+            yield fail(
+                "presets", line, "correct the line: presets/ has examples, docs/configuration.md the keys"
+            )
+        return
+    missing = [str(folder) for folder in folders if not folder.is_dir()]
+    for warning in catalog.warnings:
+        if any(folder in warning for folder in missing):
+            continue  # said above
+        yield warn("models", warning, "rename or remove one of them")
+    broken = [entry for entry in catalog.entries.values() if entry.error is not None]
+    for entry in broken[:_MODELS_SHOWN]:
+        yield warn("models", f"{entry.id}: {entry.error}", "fetch the file again, or correct its preset")
+    if len(broken) > _MODELS_SHOWN:
+        yield warn(
+            "models", f"{len(broken) - _MODELS_SHOWN} more cannot be used", "see `llama-router models`"
+        )
+    good = len(catalog.entries) - len(broken)
+    if good:
+        yield ok(
+            "models", f"{good} model{'s' * (good != 1)} in {', '.join(map(str, folders))} and further sources"
+        )
+    else:
+        yield warn(
+            "models",
+            "none that can be used",
+            f"put a .gguf file into {folders[0]}, or `llama-router pull` one",
+        )
+
+
+def _remedy(said: str) -> str:
+    if re.search(r"error while loading shared libraries|GLIBC|CXXABI", said):
+        return "a library that it was built with is missing: install it, or run bin/build-llama-server again"
+    if "cannot be run" in said or "cannot run" in said:
+        return (
+            "set paths.llama_server or $LLAMA_SERVER to a program of this machine, with the right to run it"
+        )
+    return "run bin/build-llama-server, install llama.cpp, or set paths.llama_server"
