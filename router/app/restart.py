@@ -105,6 +105,7 @@ class Restart:
             await self._stop_accepting()
             self._app[RELAY].begin(self._listening[0])
             self._held = {}
+            await self._app[CONTEXT].downloads.suspend()  # the next process goes on with them
             self._held |= await self._app[CONTEXT].pool.hand_over(self._lease_ended)
             self._app[HOST].hand_over()
             # They are still this process's children in the kernel's eyes, and nobody here waits for them.

@@ -103,8 +103,9 @@ class _Live:
 
 
 class Downloads:
-    """An async context manager. `cache` is the Hugging Face cache; `reload` makes the router look for models
-    anew; `settings` is asked whenever it matters, as a reload may change them."""
+    """An async context manager, outside of which nothing is fetched. `cache` is the Hugging Face cache; `reload` makes the router look for models
+    anew; `settings` is asked whenever it matters, as a reload may change them. `removing` is held by whoever
+    deletes a model."""
 
     def __init__(
         self,
@@ -125,10 +126,12 @@ class Downloads:
         self._group = asyncio.TaskGroup()
         self._looks = asyncio.Semaphore(LOOKS_AT_A_TIME)
         self._starting = asyncio.Lock()
-        self._is_suspended = False
+        self.removing = asyncio.Lock()
+        self._is_suspended = True
 
     async def __aenter__(self) -> Self:
         await self._group.__aenter__()
+        self._is_suspended = False
         for text in (await self._shelf.downloads()).values():
             try:
                 job = msgspec.json.decode(text, type=Job)
@@ -186,6 +189,8 @@ class Downloads:
 
     async def look(self, repo: str, revision: str) -> Listing:
         """What the hub has under that name now. Raises the errors of `router.downloads.errors`."""
+        if self._is_suspended:
+            raise HubUnreachable("nothing is downloaded here, now", retry_after_seconds=5.0)
         async with self._looks:
             look = Look(repo, revision)
             async with working(look, self._environ, stall_seconds=LOOK_SECONDS) as said:
@@ -197,32 +202,40 @@ class Downloads:
                             raise self._error(one)
         raise DownloadFailed(f"the hub was asked for {repo}, and nothing came of it")
 
-    async def start(self, wish: Wish) -> Job:
+    async def start(
+        self, wish: Wish, check: Callable[[Listing, Chosen], None] = lambda listing, chosen: None
+    ) -> Job:
         """Look, choose, see that there is room, and begin. A job for the same files that runs already is that
-        job; one that has ended is begun anew, from what there is of it.
+        job; one that has ended is begun anew, from what there is of it. `check` may raise.
 
         Raises the errors of `router.downloads.errors`.
         """
         listing = await self.look(wish.repo, wish.revision)
         if not listing.accessible:
-            raise Gated(
-                f"{listing.repo} is gated: accept its conditions at {self.endpoint}/{listing.repo}, and set"
-                " HF_TOKEN to a token of that account"
-            )
+            raise self.refusal(listing)
         chosen = choose(listing, wish)
-        wish = msgspec.structs.replace(wish, repo=listing.repo)
+        check(listing, chosen)
         async with self._starting:
-            made = self._job(wish, listing.commit, chosen)
+            if self._is_suspended:
+                raise HubUnreachable("nothing is downloaded here any more", retry_after_seconds=5.0)
+            made = self.plan(wish, listing, chosen)
             for live in list(self._lives.values()):
                 if live.job.key == made.key:
                     if live.job.is_active:
                         return live.job
                     await self._forget(live)
-            self._check_room(made, made.done_bytes)
+            self.check_room(made)
             live = self._lives[made.id] = _Live(made)
             await self._save(live)
             self._begin_what_may()
             return live.job
+
+    def refusal(self, listing: Listing) -> Gated:
+        """Why nothing is fetched from a repository that is not accessible."""
+        return Gated(
+            f"{listing.repo} is gated: accept its conditions at {self.endpoint}/{listing.repo}, and set"
+            " HF_TOKEN to a token of that account"
+        )
 
     async def cancel(self, job: str, *, clean: bool = False) -> Job:
         """Returns when nothing is fetched for it any more. What has come stays, for the next time it is asked
@@ -266,10 +279,12 @@ class Downloads:
 
     # --- one job ---
 
-    def _job(self, wish: Wish, commit: str, chosen: Chosen) -> Job:
+    def plan(self, wish: Wish, listing: Listing, chosen: Chosen) -> Job:
+        """A job that is not begun: what is there of it, and what would come."""
         now = time.time()
+        wish = msgspec.structs.replace(wish, repo=listing.repo)
         files, models = chosen.files, chosen.models
-        made = Job(secrets.token_hex(6), wish, commit, files, models, "queued", now, now)
+        made = Job(secrets.token_hex(6), wish, listing.commit, files, models, "queued", now, now)
         return msgspec.structs.replace(made, done=self._done_of(made))
 
     def _done_of(self, job: Job) -> dict[str, int]:
@@ -290,10 +305,10 @@ class Downloads:
             if file.etag is not None:
                 repo.partial(file.etag).unlink(missing_ok=True)
 
-    def _check_room(self, job: Job, done: int) -> None:
+    def check_room(self, job: Job) -> None:
         """Raises DiskFull."""
         free, promised = self.room(job)
-        needed, margin = job.total_bytes - done, self._settings().min_free_mib * MIB
+        needed, margin = job.total_bytes - job.done_bytes, self._settings().min_free_mib * MIB
         if needed > 0 and needed + margin > free - promised:
             others = f", of which other downloads need {_size(promised)}" if promised else ""
             raise DiskFull(
@@ -342,7 +357,7 @@ class Downloads:
         await self._set(
             live, state="downloading", done=done, attempts=live.job.attempts + 1, retry_at=None, error=None
         )
-        self._check_room(live.job, live.job.done_bytes)
+        self.check_room(live.job)
         job, wish = live.job, live.job.wish
         fetch = Fetch(wish.repo, wish.revision, job.commit, str(self.cache), job.files)
         async with working(fetch, self._environ, stall_seconds=settings.stall_seconds) as said:

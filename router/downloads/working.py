@@ -15,6 +15,7 @@ from typing import Final
 
 import msgspec
 
+from router.descriptors import check_left
 from router.downloads.protocol import Failed, Request, Said
 
 log = logging.getLogger("router.downloads")
@@ -49,6 +50,7 @@ async def working(
     """What a worker says of `request`, the last of it `Listed`, `Fetched` or `Failed`. It is gone at the end
     of the block. One that is silent for `stall_seconds` is said to have failed."""
     try:
+        check_left()
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-P", "-m", "router.downloads.worker"),
             stdin=PIPE,
