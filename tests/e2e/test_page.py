@@ -6,6 +6,7 @@ import asyncio
 import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import aiohttp
@@ -14,6 +15,8 @@ from playwright.async_api import Page, expect
 
 from tests.e2e.browser import needs_chromium, page_of, picture
 from tests.e2e.conftest import Start
+from tests.hub_stub import HubStub
+from tests.make_gguf import make_llama
 from tests.router_process import RouterProcess
 
 pytestmark = needs_chromium
@@ -25,6 +28,12 @@ UNNAMED = """
     .map((one) => one.outerHTML)
 """
 TWO = "[scheduler]\nmodels_max = 2\n"
+
+
+@pytest.fixture
+async def hub() -> AsyncIterator[HubStub]:
+    async with HubStub().running() as stub:
+        yield stub
 
 
 def card(page: Page, model: str) -> Any:
@@ -128,6 +137,42 @@ async def test_a_model_is_tried_stopped_and_forgotten_in_the_chat(router: Start)
         await is_in_state(page, "beta", "loaded")
         await page.click("#chat-clear")
         await expect(page.locator("#chat-log p")).to_have_count(0)
+
+
+async def test_a_model_is_downloaded_tried_cancelled_and_forgotten(
+    router: Start, folder: Path, hub: HubStub, monkeypatch: pytest.MonkeyPatch
+):
+    make_llama(folder / "gamma-Q8_0.gguf", name="gamma", seed=3)
+    model = (folder / "gamma-Q8_0.gguf").read_bytes()
+    hub.add("org/gamma-GGUF", {"gamma-Q8_0.gguf": model})
+    hub.add("org/endless-GGUF", {"endless-Q8_0.gguf": model + b"x"})
+    for name, value in hub.environ(folder).items():
+        monkeypatch.setenv(name, value)
+    async with router("alpha") as serving, page_of(serving.url) as page:
+        await page.fill("#download-repo", "org/gamma-GGUF")
+        await page.fill("#download-quantization", "Q8_0")
+        await page.click('#download-form button[type="submit"]')
+        row = page.locator('#download-list > li[data-repo="org/gamma-GGUF"]')
+        await expect(row).to_contain_text("org/gamma-GGUF: finished", timeout=30_000)
+        fetched = "org/gamma-GGUF:Q8_0"
+        await expect(card(page, fetched)).to_be_visible()
+        await press(page, fetched, "load")
+        await is_in_state(page, fetched, "loaded")
+        await row.locator('button[data-do="forget"]').click()
+        await expect(row).to_have_count(0)
+
+        hub.faults.hold_after = 1000
+        await page.fill("#download-repo", "org/endless-GGUF")
+        await page.fill("#download-quantization", "")
+        await page.click('#download-form button[type="submit"]')
+        row = page.locator('#download-list > li[data-repo="org/endless-GGUF"]')
+        await expect(row).to_contain_text("downloading", timeout=30_000)
+        await row.locator('button[data-do="cancel"]').click()
+        await expect(row).to_contain_text("cancelled", timeout=20_000)
+
+        await page.fill("#download-repo", "org/nothing-here")
+        await page.click('#download-form button[type="submit"]')
+        await expect(page.locator("#toast")).to_contain_text("Could not download org/nothing-here")
 
 
 async def test_a_list_is_narrowed_by_name_and_by_what_is_in_memory(router: Start):

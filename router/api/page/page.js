@@ -202,10 +202,14 @@ function drawDownloads(downloads) {
     const words = element("span", { class: "grow" });
     const bar = element("progress", { max: 1, value: 0, "aria-label": `Download of ${one.repo}` });
     const end = element("button", { type: "button", "data-do": "cancel", "aria-label": `Cancel the download of ${one.repo}`,
-      onclick: () => act(`cancel ${one.repo}`, "DELETE", `models/downloads/${encodeURIComponent(one.id)}`) }, "Cancel");
-    return { root: element("li", {}, words, bar, end), fill(it) {
+      onclick: () => act(`cancel ${one.repo}`, "POST", `models/downloads/${encodeURIComponent(one.id)}/cancel`) }, "Cancel");
+    const forget = element("button", { type: "button", "data-do": "forget", "aria-label": `Take the download of ${one.repo} off the list`,
+      onclick: () => act(`forget ${one.repo}`, "DELETE", `models/downloads/${encodeURIComponent(one.id)}`) }, "Forget");
+    return { root: element("li", { "data-repo": one.repo }, words, bar, end, forget), fill(it) {
       const going = ["queued", "downloading", "waiting"].includes(it.state);
-      bar.hidden = end.hidden = !going;
+      bar.hidden = !going;
+      toggle(end, going);
+      toggle(forget, !going);
       bar.value = it.total_bytes ? it.done_bytes / it.total_bytes : 0;
       const pace = going && it.bytes_per_second ? `, ${bytes(it.bytes_per_second)}/s` : "";
       setText(words, `${it.repo}: ${it.state}, ${bytes(it.done_bytes)} of ${bytes(it.total_bytes)}${pace}${it.error ? `; ${it.error.message ?? it.error}` : ""}`);

@@ -16,6 +16,7 @@ from aiohttp import web
 
 from router.api.answer import json_response
 from router.api.context import CONTEXT
+from router.api.downloads import Download
 from router.api.page.history import EVERY_SECONDS, History, Point
 from router.api.page.state import State, state
 from router.api.page.timeline import Moment, Timeline
@@ -30,6 +31,7 @@ HEARTBEAT_SECONDS: Final = 10.0
 VIEWERS_MAX: Final = 32
 #: Nobody reads more of them, and each state tells them all.
 REQUESTS_MAX: Final = 100
+DOWNLOADS_MAX: Final = 20
 
 HISTORY = web.AppKey("history", History)
 TIMELINE = web.AppKey("timeline", Timeline)
@@ -43,7 +45,7 @@ class Told(msgspec.Struct, frozen=True, omit_defaults=True):
     state: State
     moments: list[Moment]
     requests: list[RequestRow] = []
-    downloads: list[Any] = []
+    downloads: list[Download] = []
     history: dict[str, list[Point]] | None = None
 
 
@@ -117,6 +119,7 @@ class _Viewer:
             state=state(self._context, self._timeline.lasts),
             moments=fresh,
             requests=rows(self._app)[:REQUESTS_MAX],
+            downloads=[Download.of(job) for job in self._context.downloads.jobs()][-DOWNLOADS_MAX:],
             history=history if self._is_first else None,
         )
         self._is_first = False
