@@ -255,3 +255,44 @@ def test_when_files_run_out_at_any_moment_no_model_is_called_broken(models: Path
     assert [definition.model.error for definition in last.by_name.values()] == [None, None]
     assert len(without) >= 2
     assert all(isinstance(error, OSError) and is_out_of_files(error) for error in without)
+
+
+def test_a_gpu_that_shares_the_hosts_memory_takes_layers_and_its_bytes_count_for_the_host(
+    models: Path,
+) -> None:
+    infos = machine(host=32, small=32)
+    infos[SMALL] = replace(infos[SMALL], pool="host")
+    source = defined(models, {HOST: infos[HOST]})
+    definitions = define(
+        Catalog.scan(source.config), source.config, [Device(HOST, 32 * GIB, GIB, "host")], infos,
+        binary=Path("/bin/true"), environ={},
+    )  # fmt: skip
+    first, *resorts = definitions.models["tiny"].placements
+    assert (first.devices, set(first.footprint)) == ((SMALL,), {HOST})
+    assert [place.devices for place in resorts if not place.is_resort] == []
+    launch = definitions.launch("tiny", first)
+    assert launch.env["CUDA_VISIBLE_DEVICES"] == "GPU-small"
+    assert launch.argv[launch.argv.index("-ngl") + 1] != "0"
+    terms = definitions.by_name["tiny"].estimates[0].estimate.terms
+    assert {term.device for term in terms} == {SMALL, HOST}
+    assert sum(term.bytes for term in terms) == first.footprint[HOST]
+
+
+def test_an_estimate_that_is_a_little_too_large_for_the_gpu_is_tried_and_one_by_far_is_not(
+    models: Path,
+) -> None:
+    make_llama(models / "big.gguf", name="big", n_layers=16, n_embd=1024, n_ff=4096, sparse=True)
+    text = "[models.big]\nn_gpu_layers = 99\n"  # a number is a wish: no part of it is offered
+    margin = 1 << 30
+    whole = defined(models, machine(host=32, small=24), text).models["big"].placements[0]
+    need, host = whole.footprint[SMALL], (whole.footprint[HOST] + margin + (16 << 20)) / GIB
+
+    def offered(share: float) -> list[Placement]:
+        infos = machine(host=host, small=(need * share + margin) / GIB)
+        return list(defined(models, infos, text).models["big"].placements)
+
+    assert {place.devices for place in offered(1.01)} == {(SMALL,)}, "the host is too small for all of it"
+    first = offered(0.9)[0]
+    assert first.devices == (SMALL,)
+    assert first.footprint[SMALL] == pytest.approx(need * 0.9 * 0.95, rel=0.01)
+    assert offered(0.7)[0].footprint[SMALL] == need, "refused, with its numbers"

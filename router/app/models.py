@@ -54,14 +54,14 @@ class Models:
         return known, self._learning.define(known.definitions.models, predicted, devices), devices
 
     async def vary(self, known: Known, name: ModelName, overrides: Overrides) -> Model:
-        """The model as one load with other settings gets it. Raises RouterError for settings it cannot have."""
+        """The model as one load with other settings gets it. Raises RouterError for what it cannot have."""
         devices = await self._host.devices()
         model, places = await asyncio.to_thread(_varied, known, name, overrides, devices)
         own = known.definitions.by_name[name].model
         return model if model.definition == own.definition else self._learning.vary(model, places)
 
     async def recall(self, known: Known, name: ModelName, definition: str) -> None:
-        """Of a child of an earlier router: with which settings it was loaded, so that what it takes is known."""
+        """With which settings a child of an earlier router was loaded: so that what it takes is known."""
         if as_preset(definition) == definition or name not in known.definitions.by_name:
             return
         try:
@@ -94,7 +94,13 @@ class Models:
             if _same_devices(context.known.definitions.infos, self._host.infos):
                 return  # who came before has done it
             log.info("the devices are others than before: placing all models anew")
-            known, placed, devices = await self.define(context.config, context.known.catalog)
+            try:
+                known, placed, devices = await self.define(
+                    context.config, context.known.catalog, context.known
+                )
+            except RouterError as error:
+                log.warning("not placed anew: %s", error.message)
+                return  # the next request tries again
             context.known = known
             await context.pool.reload(placed, devices)
 

@@ -67,7 +67,8 @@ def placements(
     returned too, so that a refusal can give their numbers ("auto" contexts are then the smallest). With
     `slower_than` only the tiers behind that one are given, as if it had not been possible: with some room to
     spare, for a model that is larger than it is estimated. A GPU that shares the host's memory is used where
-    there is no other. Raises ValueError when there is no host among the devices, or for settings that llama-server would refuse.
+    there is no other. Raises ValueError when there is no host among the devices, or for settings that
+    llama-server would refuse.
     """
     host = next((device for device in devices if device.is_host), None)
     if host is None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import io
 import os
+from contextlib import asynccontextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -15,6 +17,7 @@ from router.app.models import Models, _applicable
 from router.catalog import Catalog
 from router.config import ChildConfig, Config, PathsConfig, SchedulerConfig, ServerConfig
 from router.core.types import Device
+from router.devices import DeviceInfo
 from router.errors import Unavailable
 from router.learning import Learning
 from router.store import Store
@@ -84,6 +87,84 @@ async def test_a_model_whose_file_does_not_answer_keeps_its_definition(config: C
     assert after.definitions.by_name["tiny"] == before.definitions.by_name["tiny"]
     assert again["tiny"] == defined["tiny"]
     assert again["tiny"].error is None
+
+
+def gpu(gib: int, *, pool: str = "cuda:GPU-late", is_well: bool = True) -> DeviceInfo:
+    size = gib << 30
+    free = size if is_well else None
+    error = None if is_well else "lost"
+    return DeviceInfo("cuda:GPU-late", "cuda", "cuda:0", "GPU-late", size, free, 0, None, None, error, pool)
+
+
+class GrowingHost(Host):
+    """Its GPU may come late."""
+
+    def __init__(self, *infos: DeviceInfo) -> None:
+        super().__init__()
+        self.has(*infos)
+
+    def has(self, *infos: DeviceInfo) -> None:
+        host = DeviceInfo("host", "host", "host", "", 8 << 30, 8 << 30, 0, None, None, None, "host")
+        self.infos = {f"local/{info.id}": info for info in (host, *infos)}
+
+    async def devices(self) -> tuple[Device, ...]:
+        own = (info for info in self.infos.values() if info.pool == info.id)
+        return tuple(Device(f"local/{one.id}", one.total_bytes, 1 << 30, one.label) for one in own)
+
+
+@asynccontextmanager
+async def placed_on(config: Config, host: GrowingHost):
+    """`(look, where)`: what looks again, and where the model `tiny` could go."""
+    async with Store(None) as store, Learning(store) as learning:
+        models = Models(lambda: config, cast(Any, host), Path("/bin/true"), learning)
+        known, _, _ = await models.define(config, Catalog.scan(config))
+        told: list[Any] = []
+
+        async def reload(placed: Any, devices: Any) -> None:
+            told.append((placed, devices))
+
+        context = cast(Any, SimpleNamespace(config=config, known=known, pool=SimpleNamespace(reload=reload)))
+
+        def where() -> list[tuple[str, ...]]:
+            placements = context.known.definitions.models["tiny"].placements
+            return [place.devices for place in placements if not place.is_resort]
+
+        yield lambda: models.look_again(context), where, told
+
+
+async def test_a_gpu_whose_driver_opens_late_is_used_without_a_reload(config: Config):
+    host = GrowingHost()
+    async with placed_on(config, host) as (look, where, told):
+        assert where() == [("local/host",)]
+        await look()
+        assert not told, "nothing is new"
+        host.has(gpu(8))
+        await asyncio.gather(look(), look())
+        assert where() == [("local/cuda:GPU-late",)]
+        ((placed, devices),) = told
+        assert placed["tiny"].placements[0].devices == ("local/cuda:GPU-late",)
+        assert "local/cuda:GPU-late" in {one.id for one in devices}
+
+
+async def test_a_gpu_that_shares_the_hosts_memory_is_planned_with_only_while_it_is_well(config: Config):
+    host = GrowingHost(gpu(8, pool="host"))
+    async with placed_on(config, host) as (look, where, _):
+        assert where() == [("local/cuda:GPU-late",)]
+        host.has(gpu(8, pool="host", is_well=False))
+        await look()
+        assert where() == [("local/host",)]
+        host.has(gpu(8, pool="host"))
+        await look()
+        assert where() == [("local/cuda:GPU-late",)]
+
+
+async def test_a_gpu_with_memory_of_its_own_that_is_lost_changes_no_plan(config: Config):
+    host = GrowingHost(gpu(8))
+    async with placed_on(config, host) as (look, where, told):
+        host.has(gpu(8, is_well=False))
+        await look()
+        assert not told, "the scheduler admits nothing there; the model waits for it, or for an operator"
+        assert where() == [("local/cuda:GPU-late",)]
 
 
 async def test_a_reload_for_which_no_files_are_left_leaves_all_as_it_was(config: Config):

@@ -244,3 +244,62 @@ def test_every_placement_fits_an_empty_machine_and_says_how_it_is_started(
         )  # fmt: skip
         again = estimate(Prepared.of(MODEL, LoadSettings(ctx_size=ctx), companions), layout)
         assert again.footprint == placement.footprint, "the flags alone give the same footprint"
+
+
+# --- GPUs that share the host's memory, and resorts ---
+
+
+def shared(gib: float, limit: float | None = None) -> DeviceBudget:
+    """A GPU whose memory is the host's, of which it may have up to `limit`."""
+    most = int((gib if limit is None else limit) * GIB)
+    return DeviceBudget("box/cuda:0", "cuda", most, most, 2 * GIB, pool="box/host")
+
+
+def small_host(gib: float) -> DeviceBudget:
+    return DeviceBudget("box/host", "host", int(gib * GIB), int(gib * GIB), 2 * GIB)
+
+
+def test_what_a_gpu_takes_of_the_hosts_memory_is_counted_there_once() -> None:
+    whole, host_only = place(shared(64), host=small_host(64))
+    assert (whole.devices, whole.n_gpu_layers, whole.tier) == (("box/cuda:0",), N, 0)
+    assert host_only.devices == ("box/host",)
+    assert set(whole.footprint) == {"box/host"}
+    apart = place(gpu(0, 64), host=small_host(64))[0]
+    assert whole.footprint["box/host"] == sum(apart.footprint.values())
+    assert whole.estimate.on_device("box/cuda:0") == apart.footprint["box/cuda:0"]
+
+
+def test_a_shared_memory_must_hold_both_parts_at_once() -> None:
+    need = place(shared(64), host=small_host(64))[0].footprint["box/host"]
+    just = (need + 2 * GIB) / GIB
+    assert where(place(shared(just + 0.01), host=small_host(just + 0.01)), 0) == [("cuda:0",)]
+    assert where(place(shared(just - 0.01), host=small_host(just - 0.01)), 0) == []
+
+
+def test_a_limit_of_the_gpu_within_the_shared_memory_is_kept() -> None:
+    """An APU may have a part of the memory only: some layers go to it, the rest is the host's."""
+    found = place(shared(64, limit=7), host=small_host(64))
+    assert where(found, 0) == []
+    (part,) = (p for p in found if p.tier == 2)
+    assert 0 < part.n_gpu_layers < N
+    assert part.estimate.on_device("box/cuda:0") <= 5 * GIB
+
+
+def test_a_gpu_with_memory_of_its_own_is_preferred_and_never_split_with_one_without() -> None:
+    apu = DeviceBudget("box/cuda:9", "cuda", 64 * GIB, 64 * GIB, 2 * GIB, pool="box/host")
+    assert {d for p in place(gpu(0, 24), apu) for d in p.devices} == {"box/cuda:0", "box/host"}
+    assert {d for p in place(gpu(0, 4), apu) for d in p.devices} <= {"box/cuda:0", "box/host"}
+    named = place(gpu(0, 24), apu, settings=LoadSettings(devices=("box/cuda:9",)))
+    assert named[0].devices == ("box/cuda:9",)
+
+
+def test_slower_ways_leave_room_for_what_was_not_estimated() -> None:
+    device = gpu(0, 12)
+    whole = place(device)
+    assert where(whole, 0) == [("cuda:0",)]
+    slower = place(device, slower_than="gpu")
+    assert [p.tier for p in slower] == [2, 3]
+    assert 0 < slower[0].n_gpu_layers < N
+    assert slower[0].footprint[device.id] <= capacity(device) * 4 // 5
+    assert where(place(gpu(0, 12), gpu(1, 12), slower_than="gpu"), 1) != []
+    assert [p.tier for p in place(gpu(0, 4), gpu(1, 6), slower_than="split")][-1] == 3

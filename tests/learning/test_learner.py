@@ -13,7 +13,7 @@ from router.backends import Launch
 from router.core.policy import make_policy
 from router.core.scheduler import Scheduler, Settings
 from router.core.types import Device, Footprint, Learned, Model, Placement, Start, Stop
-from router.errors import LoadFailed
+from router.errors import LoadFailed, ModelTooLarge
 from router.estimate.learning import PROOF_TRIALS, PROVEN_SLACK_BYTES, UNPROVEN_SLACK_BYTES, Prediction
 from router.hosts import Exit, Measurement
 from router.journal import Journal
@@ -51,7 +51,7 @@ class MeasuredHost(FakeHost):
         free = {d.id: d.total - self.strangers * (d.id == GPU) for d in (self.device, self.twin)}
         for footprint in held.values():
             for device, size in footprint.items():
-                free[device] -= size
+                free[device] = free.get(device, 0) - size
         if self.tells:
             return Measurement(at, free, held, told=held)
         guesses = {name: self.children[name].placement.footprint for name in held}
@@ -405,3 +405,88 @@ async def test_corrections_are_told_only_when_they_change():
         assert len(told) >= 30
         assert 2 <= len(corrected) <= PROOF_TRIALS + 2
         assert corrected[-1] == {"a#1": bench.pool.snapshot().instances[0].reserved}
+
+
+# --- slower ways, and estimates that are too high ---
+
+
+HOST_MEMORY = Device("local/host", 64 * GIB, GIB, "host")
+
+
+class HostToo(MeasuredHost):
+    """A machine with a GPU and main memory."""
+
+    async def devices(self) -> tuple[Device, ...]:
+        return (self.device, HOST_MEMORY)
+
+    async def measure(self, *, max_age_seconds: float = 0.0) -> Measurement:
+        taken = await super().measure(max_age_seconds=max_age_seconds)
+        free = {GPU: taken.free[GPU], HOST_MEMORY.id: HOST_MEMORY.total}
+        return replace(taken, free=free)
+
+
+def with_resort(gib: float) -> Model:
+    resort = Placement("local", {HOST_MEMORY.id: int(gib * GIB)}, (HOST_MEMORY.id,), ("-c", "1"), 3, True)
+    whole = model("a", gib)
+    return replace(whole, placements=(*whole.placements, resort))
+
+
+def predictions_with_resort(of: Model) -> dict[str, tuple[Prediction, ...]]:
+    whole, resort = of.placements
+    first = Prediction("a", "card", (GPU,), (whole.footprint[GPU],), (0,), (23 * GIB,), has_resort=True)
+    second = Prediction(
+        "a slow", "host", resort.devices, tuple(resort.footprint.values()), (0,), (63 * GIB,), is_resort=True
+    )
+    return {"a": (first, second)}
+
+
+def places(bench: Bench) -> list[str]:
+    commands = (command for entry in bench.pool.journal.entries() for command in entry.commands)
+    return [c.placement.devices[0] for c in commands if isinstance(c, Start)]
+
+
+async def test_what_ran_out_of_all_that_its_gpu_has_is_loaded_in_a_slower_way():
+    host, of = HostToo(a=1), with_resort(21)
+    host.fail_next = [out_of_memory() for _ in range(2)]
+    async with learning_pool(host, of, predictions=predictions_with_resort(of)) as bench:
+        with pytest.raises(LoadFailed):
+            await bench.pool.load("a")
+        assert places(bench) == [GPU, GPU], "once more, with all there is, before that is believed"
+        assert bench.starts("a")[1] == 23 * GIB
+        await asyncio.sleep(0.02)
+        await bench.pool.load("a")
+        assert places(bench)[2] == HOST_MEMORY.id
+        await bench.unload("a")
+        await bench.pool.load("a")
+        assert places(bench)[3] == HOST_MEMORY.id, "and it is remembered"
+
+
+async def test_what_ran_out_because_others_hold_the_gpu_is_not_loaded_in_a_slower_way():
+    host, of = HostToo(a=1), with_resort(15)
+    host.strangers = 6 * GIB
+    host.fail_next = [out_of_memory() for _ in range(4)]
+    async with learning_pool(host, of, predictions=predictions_with_resort(of)) as bench:
+        while host.fail_next:
+            with pytest.raises(LoadFailed):
+                await bench.pool.load("a")
+            await asyncio.sleep(0.02)
+        await bench.pool.load("a")
+        assert set(places(bench)) == {GPU}
+        assert max(bench.starts("a")) == 17 * GIB
+
+
+async def test_what_is_too_large_by_its_estimate_alone_is_tried_once():
+    host, of = MeasuredHost(a=20), model("a", 22)  # what is tried of an estimate of 26, say
+    attempt = {"a": (replace(predictions_of(of)["a"][0], is_attempt=True),)}
+    async with learning_pool(host, of, predictions=attempt) as bench:
+        await bench.use("a", 12)
+        assert bench.pool.standings("a")[0].confidence == "proven"
+        assert bench.reserved("a") < 21 * GIB
+    host.fail_next = [out_of_memory()]
+    async with learning_pool(host, of, predictions=attempt) as bench:
+        with pytest.raises(LoadFailed):
+            await bench.pool.load("a")
+        await asyncio.sleep(0.02)
+        with pytest.raises(ModelTooLarge):
+            await bench.pool.load("a")
+        assert len(bench.starts("a")) == 1
