@@ -32,7 +32,7 @@ async def test_it_shows_the_last_decision_about_a_model(terminal: Terminal):
     pool.instances["tiny#1"] = Instance("tiny#1", "tiny", "")
     entry = pool.journal.record(1.0, Adopted("tiny#1", "tiny", Placement("local", {})), [])
     assert entry is not None
-    terminal.api.app[TIMELINE].note([entry], {})
+    terminal.api.app[TIMELINE].note([entry], str)
     assert "tiny lives on from an earlier router" in (await terminal.run("ps")).output
 
 

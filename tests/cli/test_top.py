@@ -35,7 +35,7 @@ async def test_where_there_is_no_terminal_it_is_shown_once(terminal: Terminal):
     pool.queues = (QueueView("other", 3, 90.0, 1, "tiny to become idle", None),)
     entry = pool.journal.record(1.0, Adopted("tiny#1", "tiny", Placement("local", {})), [])
     assert entry is not None
-    terminal.api.app[TIMELINE].note([entry], {})
+    terminal.api.app[TIMELINE].note([entry], str)
     told = json.loads((await terminal.run("top", "--json")).output)
     text = drawn(told)
     assert "policy lru  1 of 4 models loaded, " in text
