@@ -7,8 +7,12 @@ from __future__ import annotations
 from aiohttp import web
 
 from router.api import (
+    deletion,
+    downloads,
+    events,
     explain,
     health,
+    inventory,
     loaded,
     log,
     metrics,
@@ -20,6 +24,7 @@ from router.api import (
     restart,
     streams,
     upstream,
+    verify,
     vram,
 )
 from router.api.access_log import SERVER, note_access
@@ -39,6 +44,11 @@ FAMILIES = (
     streams,
     upstream,
     models,
+    downloads,
+    verify,
+    deletion,
+    inventory,
+    events,
     log,
     requests,
     vram,
@@ -66,7 +76,7 @@ def application(server: ServerConfig) -> web.Application:
     app[SERVER] = server
     app[KEYS] = Keys(server.api_keys, server.admin_keys)
     app[ORIGINS] = frozenset(server.cors_origins)
-    app[IN_FLIGHT], app[log.FOLLOWERS] = InFlight(), set()
+    app[IN_FLIGHT], app[log.FOLLOWERS], app[events.READERS] = InFlight(), set(), set()
     app[ACCESS], app[ENDLESS] = {}, set()
     routes = tuple(route for family in FAMILIES for route in family.ROUTES)
     app[openapi.DOCUMENT] = openapi.Document(routes, ANTHROPIC_PATHS, (InvalidRequest, BodyTooLarge))

@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
-from typing import Protocol, Self
+from typing import Any, Protocol, Self, cast
 
+import msgspec
 from aiohttp import web
 
-from router.api.listing import Cards, make_cards
-from router.catalog import Catalog
+from router.api.listing import Cards, make_cards, visible
+from router.catalog import Catalog, hf_cache_dir
 from router.config import Config
 from router.core.types import Model, ModelName
 from router.definitions import Definitions
+from router.downloads import Downloads, Nowhere
 from router.errors import Unavailable
+from router.events import Feed
 from router.metrics import Page
 from router.pool import Pool
 from router.presets import Overrides
 from router.proxy import Patience, Proxy
+from router.stats import Stats
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,14 +69,26 @@ class Context:
     proxy: Proxy = field(init=False)
     metrics: Page = field(default_factory=Page, init=False)
     planning: asyncio.Lock = field(default_factory=asyncio.Lock, init=False)
+    downloads: Downloads = field(init=False)
+    events: Feed = field(init=False)
+    stats: Stats = field(default_factory=Stats, init=False)
 
     def __post_init__(self) -> None:
+        self.events = Feed(self.pool.snapshot, self._info, lambda: visible(self.known.definitions))
+        self.pool.journal.follow(self.events.heard)
+        self.pool.journal.follow(self.stats.heard)
         self.proxy = Proxy(self.pool, self._patience)
         self.pool.journal.follow(self.metrics.decisions.heard)
+        # Not entered: it lists what there is, nothing. `router.app` puts one in its place that also fetches.
+        self.downloads = Downloads(Nowhere(), hf_cache_dir(), lambda: self.config.downloads, self.reload)
 
     def _patience(self) -> Patience:
         server = self.config.server
         return Patience(server.stream_head_seconds, server.stream_heartbeat_seconds)
+
+    def _info(self, model: ModelName) -> Mapping[str, Any] | None:
+        card = self.known.cards.by_name.get(model)
+        return None if card is None else cast(Mapping[str, Any], msgspec.to_builtins(card))
 
     def name_of(self, name: str) -> ModelName:
         """The canonical name of a model or alias. Raises ModelNotFound, which tells the names there are."""

@@ -206,7 +206,16 @@ async def _downloads(app: web.Application) -> AsyncIterator[None]:
     )
     async with fetching:
         context.downloads = fetching
+        stop = fetching.listen(context.events.tell)
         yield
+        stop()
+
+
+@asynccontextmanager
+async def _events(app: web.Application) -> AsyncIterator[None]:
+    task = app[BACKGROUND].spawn(app[CONTEXT].events.look(), name="events")
+    yield
+    task.cancel()
 
 
 @asynccontextmanager
@@ -237,6 +246,7 @@ PARTS: Final = (
     _pool,
     _second_opinions,
     _downloads,
+    _events,
     _stalls,
     _status,
 )
