@@ -26,8 +26,8 @@ FOLLOWERS: Final = web.AppKey("log_followers", set[object])
 
 async def show_log(request: web.Request) -> web.StreamResponse:
     """The last `lines` (100; as far as 64 KiB hold them) of the instance that was started last, also when it
-    has ended. With `?follow=1` it goes on until the client leaves, from one instance of the model to the next,
-    each under a line with its name."""
+    has ended. With `?follow=1` it goes on until the client leaves, from one instance of the model to the
+    next, each under a line with its name."""
     context = request.app[CONTEXT]
     if not (name := request.query.get("model", "")):
         raise InvalidRequest("name a model: GET /models/log?model=NAME")

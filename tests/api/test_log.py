@@ -56,19 +56,19 @@ async def test_only_an_admin_reads_it(api: Api):
 async def test_it_goes_on_with_what_comes_and_with_the_next_instance(api: Api, tmp_path: Path):
     await api.start()
     first = await started(api, tmp_path, "one\ntwo\n")
-    async with asyncio.timeout(10), aiohttp.ClientSession() as client:
-        async with client.get(api.url + "/models/log?model=tiny&lines=1&follow=1") as answer:
-            name = first.name.removesuffix(".log")
-            assert await answer.content.readline() == f"==> {name} <==\n".encode()
-            assert await answer.content.readline() == b"two\n"
-            with first.open("a") as file:
-                file.write("three\n")
-            assert await answer.content.readline() == b"three\n"
-            api.pool.exit(name)
-            second = await started(api, tmp_path, "born\nready\n")
-            assert await answer.content.readline() == f"==> {second.stem} <==\n".encode()
-            assert await answer.content.readline() == b"born\n"
-            assert await answer.content.readline() == b"ready\n"
+    url = api.url + "/models/log?model=tiny&lines=1&follow=1"
+    async with asyncio.timeout(10), aiohttp.ClientSession() as client, client.get(url) as answer:
+        name = first.name.removesuffix(".log")
+        assert await answer.content.readline() == f"==> {name} <==\n".encode()
+        assert await answer.content.readline() == b"two\n"
+        with first.open("a") as file:
+            file.write("three\n")
+        assert await answer.content.readline() == b"three\n"
+        api.pool.exit(name)
+        second = await started(api, tmp_path, "born\nready\n")
+        assert await answer.content.readline() == f"==> {second.stem} <==\n".encode()
+        assert await answer.content.readline() == b"born\n"
+        assert await answer.content.readline() == b"ready\n"
 
 
 @pytest.mark.usefixtures("quick")
