@@ -29,6 +29,7 @@ COMMANDS: Final[Mapping[str, str]] = {
     "restart": "router.cli.restart:restart",
     "plan": "router.cli.plan:plan",
     "doctor": "router.cli.doctor:doctor",
+    "config": "router.cli.config:config",
     "simulate": "router.cli.simulate:simulate",
 }
 

@@ -1,0 +1,89 @@
+"""`llama-router config`: whether the configuration is right, and what it comes to."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import click
+
+from router.catalog import Catalog
+from router.cli.client import print_json
+from router.config import Config, find_config, load_config
+
+
+@click.group()
+def config() -> None:
+    """Look at the configuration."""
+
+
+@config.command()
+@click.argument("file", required=False, type=click.Path(path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="Print what it comes to as JSON.")
+def check(file: Path | None, as_json: bool) -> None:
+    """Check FILE (else the one that `serve` would read), its presets and the models it finds.
+
+    What differs from the defaults is printed. Mistakes are told with file, line and the nearest valid key;
+    the status is 2 then. Nothing is started, and no running router is asked.
+    """
+    read = load_config(file)
+    catalog = Catalog.scan(read)
+    source = read.source or find_config()
+    broken = {entry.id: entry.error for entry in catalog.entries.values() if entry.error is not None}
+    if as_json:
+        print_json(
+            {
+                "source": str(source) if source else None,
+                "differs": dict(_differing(read)),
+                "models": list(catalog.entries),
+                "broken": broken,
+                "warnings": list(catalog.warnings),
+            }
+        )
+        return
+    click.echo(f"{source or 'no configuration file, which is fine'}: ok")
+    for key, value in _differing(read):
+        click.echo(f"  {key} = {_shown(value)}")
+    for warning in catalog.warnings:
+        click.echo(f"! {warning}", err=True)
+    for name, error in broken.items():
+        click.echo(f"! {name} cannot be used: {error}", err=True)
+    count = len(catalog.entries) - len(broken)
+    click.echo(f"{count} model{'s' * (count != 1)} can be used")
+
+
+def _differing(read: Config) -> Iterator[tuple[str, Any]]:
+    """Every key that is not as it would be without the file. Keys that open doors are not shown."""
+    defaults = Config()
+    for section in ("server", "paths", "memory", "scheduler", "child", "downloads"):
+        ours, theirs = getattr(read, section), getattr(defaults, section)
+        for each in fields(ours):
+            value = getattr(ours, each.name)
+            if value != getattr(theirs, each.name):
+                hidden = not each.repr and value
+                yield f"{section}.{each.name}", f"({len(value)} set)" if hidden else _plain(value)
+    for name, settings in read.models.items():
+        yield f"models.{name}", _plain(settings)
+
+
+def _plain(value: Any) -> Any:
+    """As JSON has it."""
+    match value:
+        case Path():
+            return str(value)
+        case tuple() | list():
+            return [_plain(one) for one in value]
+        case None | bool() | int() | float() | str():
+            return value
+        case _ if hasattr(value, "items"):
+            return {str(key): _plain(one) for key, one in value.items()}
+        case _:
+            return {each.name: _plain(getattr(value, each.name)) for each in fields(value)}
+
+
+def _shown(value: Any) -> str:
+    import json
+
+    return json.dumps(value, ensure_ascii=False)

@@ -1,0 +1,119 @@
+"""The command line as a person types it, on a terminal, against a router with real llama-servers."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import pty
+import select
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.running import running
+
+pytestmark = pytest.mark.e2e
+
+DEADLINE_SECONDS = 60.0
+
+
+class Terminal:
+    """A terminal in which one command runs. All that it ever showed is in `shown`."""
+
+    def __init__(self, url: str, state: Path, *args: str) -> None:
+        self._ours, theirs = pty.openpty()
+        environment = {**os.environ, "TERM": "dumb", "LLAMA_ROUTER_URL": url, "XDG_STATE_HOME": str(state)}
+        command = [sys.executable, "-m", "router", *args]
+        # A session of its own with this as its terminal, so that Ctrl-C goes where it does for a person.
+        self.process = subprocess.Popen(
+            command, stdin=theirs, stdout=theirs, stderr=theirs, env=environment, start_new_session=True
+        )
+        os.close(theirs)
+        self.shown = ""
+        self._seen = 0
+
+    async def until(self, text: str) -> None:
+        """Read on until `text` has been shown after what was awaited before."""
+        await asyncio.to_thread(self._read_until, text)
+
+    async def press(self, keys: str) -> None:
+        await asyncio.to_thread(os.write, self._ours, keys.encode())
+
+    async def ended(self) -> int:
+        return await asyncio.to_thread(self.process.wait, DEADLINE_SECONDS)
+
+    def close(self) -> None:
+        self.process.kill()
+        self.process.wait()
+        os.close(self._ours)
+
+    def _read_until(self, text: str) -> None:
+        while text not in self.shown[self._seen :]:
+            ready, _, _ = select.select([self._ours], [], [], DEADLINE_SECONDS)
+            assert ready, f"waited in vain for {text!r}; it shows:\n{self.shown}"
+            self.shown += os.read(self._ours, 1 << 16).decode(errors="replace")
+        self._seen = self.shown.index(text, self._seen) + len(text)
+
+
+@contextmanager
+def terminal(url: str, state: Path, *args: str) -> Iterator[Terminal]:
+    made = Terminal(url, state, *args)
+    try:
+        yield made
+    finally:
+        made.close()
+
+
+async def test_a_chat_with_a_stopped_answer(tmp_path: Path) -> None:
+    async with running(tmp_path, ["a"]) as router:
+        with terminal(router.url, tmp_path, "run", "a", "--max-tokens", "100000") as chat:
+            await chat.until(">>> ")
+            await chat.press("hello\n")
+            await router.until(lambda: router.resident() == ["a"])
+            await router.until(lambda: any(one.leases for one in router.pool.snapshot().instances))
+            await chat.until("hello")
+            chat.process.send_signal(signal.SIGINT)
+            await chat.until("(stopped)")
+            await router.until(lambda: not any(one.leases for one in router.pool.snapshot().instances))
+            await chat.until(">>> ")
+            await chat.press("/bye\n")
+            assert await chat.ended() == 0
+        history = tmp_path / "llama-router" / "chat_history"
+        assert "hello" in history.read_text()
+        assert history.stat().st_mode & 0o777 == 0o600
+
+
+async def test_a_log_is_followed_until_ctrl_c(tmp_path: Path) -> None:
+    async with running(tmp_path, ["a"]) as router:
+        with terminal(router.url, tmp_path, "logs", "a") as logs:
+            await logs.until("has not been loaded")
+            assert await logs.ended() == 1
+        with terminal(router.url, tmp_path, "logs", "-f", "a") as logs:
+            await router.chat("a")
+            await logs.until("a#1")
+            await logs.until("model loaded")
+            logs.process.send_signal(signal.SIGINT)
+            assert await logs.ended() == 0
+        with terminal(router.url, tmp_path, "logs", "-n", "1", "--json", "a") as logs:
+            assert await logs.ended() == 0
+            await logs.until('"')
+            assert len(logs.shown.splitlines()) == 1
+
+
+async def test_a_load_and_an_unload_are_seen_to_go_on(tmp_path: Path) -> None:
+    async with running(tmp_path, ["a"]) as router:
+        with terminal(router.url, tmp_path, "load", "a") as load:
+            await load.until("a: loaded")
+            assert await load.ended() == 0
+        stream = asyncio.get_running_loop().create_task(router.stream("a", tokens=400))
+        await router.until(lambda: any(one.leases for one in router.pool.snapshot().instances))
+        with terminal(router.url, tmp_path, "unload", "a") as unload:
+            await unload.until("waits for 1 request to end")
+            assert (await stream).ended
+            await unload.until("a: unloaded")
+            assert await unload.ended() == 0
