@@ -373,3 +373,40 @@ async def test_figures_that_vanish_while_it_serves_are_done_without(rig, stub: S
             stub.gpu(1, proczero=0)
             await here.until_vram(lambda seen: not seen["notes"])
         assert all(one.is_granted and one.free_after >= MARGIN_MIB * MIB for one in here.takings())
+
+
+# --- late, and without memory of its own ------------------------------------------------------------------
+
+
+async def test_a_driver_that_opens_late_is_used_by_the_next_load(rig, stub: StubNvml) -> None:
+    stub.change(init_err=DRIVER_NOT_LOADED)
+    async with rig("x", "y") as here:
+        assert (await here.router.chat("x")).status == 200
+        stub.change(init_err=0)
+        async with asyncio.timeout(DEADLINE_SECONDS):
+            while here.placed().get("y", {"local/host"}) == {"local/host"}:
+                await here.router.pool.unload("y")
+                assert (await here.router.chat("y")).status == 200
+        assert here.placed()["y"] & {A, B}
+        assert (await here.router.chat("x")).action == "already_loaded", "who runs goes on where it is"
+        assert is_healthy(A)(await here.vram())
+
+
+async def test_a_gpu_without_memory_of_its_own_is_used_and_counted_as_the_hosts(rig, stub: StubNvml) -> None:
+    stub.change(gpus=(replace(stub.state.gpus[0], memerr=NOT_SUPPORTED),))
+    async with rig("x") as here:
+        assert (await here.router.chat("x")).status == 200
+        assert here.placed() == {"x": {A}}
+        assert {taking.device for taking in here.takings()} == {0}, "its child works on the GPU"
+        vram = await here.vram(measure=True)
+        (device,) = vram["devices"]
+        assert device["id"] == "local/host"
+        assert any("Stub A" in label for label in device["shared_with"])
+        (loaded,) = vram["models"]
+        assert set(loaded["devices"]) == {"local/host"}
+        assert ALLOCATED_MIB * MIB // 2 < loaded["measured"] <= loaded["reserved"]
+        assert device["reserved"] == loaded["reserved"], "its bytes count once"
+        async with here.router.session.get("/vram?model=x") as answer:
+            way = (await answer.json())["placements"][0]
+        assert way["devices"] == [A]
+        assert sum(term["bytes"] for term in way["terms"]) == way["footprint"]["local/host"] == way["bytes"]
