@@ -40,6 +40,7 @@ _WORDS = ["▁" + letter for letter in string.ascii_lowercase] + [
 ]  # fmt: skip
 _TEXT_TOKENS = ["▁", *string.ascii_letters, *string.digits, *".,:;!?-_'\"()[]{}<>/\\+=*&^%$#@|~`", *_WORDS]
 _CONTROL_TOKENS = ["<unk>", "<s>", "</s>"]
+_END_TOKEN = 2
 _BYTE_TOKENS = [f"<0x{byte:02X}>" for byte in range(256)]
 _FIRST_TEXT_TOKEN = len(_CONTROL_TOKENS) + len(_BYTE_TOKENS)
 MIN_VOCAB = _FIRST_TEXT_TOKEN + len(_TEXT_TOKENS)
@@ -54,6 +55,7 @@ class Tensor:
     shape: tuple[int, ...]
     type: str = "f32"
     fill: str = "normal"  # normal | ones | zeros | vocab (normal, but zero rows for tokens that are no text)
+    # hears, answers: the two matrices of `make_speaker`
 
 
 def make_llama(
@@ -92,6 +94,37 @@ def make_llama(
     kv |= {"llama.rope.dimension_count": head, "llama.vocab_size": n_vocab}
     kv |= spm_vocabulary(n_vocab) | dict(extra or {})
     return write_gguf(path, "llama", kv, tensors, seed=seed, sparse=sparse, shards=shards)
+
+
+def make_speaker(
+    path: Path | str, says: str, *, name: str = "speaker", template: str = CHAT_TEMPLATE
+) -> Path:
+    """A model that says `says`, and nothing else, whatever it is asked: for what a client makes of answers.
+
+    All that it says is one token. Every other token looks alike to it, and makes it say that one; after
+    which it ends.
+    """
+    n_embd = n_ff = 32
+    kv = _common("llama", name, 1, n_embd, n_ff, 1, 1, 2048, "f32")
+    vocabulary = spm_vocabulary(MIN_VOCAB)
+    lists: dict[str, list] = {
+        key: [*vocabulary[f"tokenizer.ggml.{key}"], last]  # type: ignore[misc]
+        for key, last in (("tokens", says), ("scores", 0.0), ("token_type", 4))  # 4: user-defined
+    }
+    n_vocab = MIN_VOCAB + 1
+    kv |= {"llama.rope.dimension_count": n_embd, "llama.vocab_size": n_vocab} | vocabulary
+    kv |= {f"tokenizer.ggml.{key}": values for key, values in lists.items()}
+    kv |= {"tokenizer.chat_template": template}
+    attention = [
+        Tensor(one.name, one.shape, fill=one.fill if one.fill == "ones" else "zeros")
+        for one in (*_attention(0, n_embd, n_embd, n_embd, "f32"), *_feed_forward(0, n_embd, n_ff, "f32"))
+    ]
+    tensors = [
+        Tensor("token_embd.weight", (n_embd, n_vocab), fill="hears"),
+        Tensor("output_norm.weight", (n_embd,), fill="ones"),
+        Tensor("output.weight", (n_embd, n_vocab), fill="answers"),
+    ]
+    return write_gguf(path, "llama", kv, [*tensors, *attention])
 
 
 def make_gemma3(
@@ -792,6 +825,14 @@ def _fill(tensor: Tensor, random: np.random.Generator) -> np.ndarray:
         return np.ones(shape, np.float32)
     if tensor.fill == "zeros":
         return np.zeros(shape, np.float32)
+    if tensor.fill in ("hears", "answers"):
+        data = np.zeros(shape, np.float32)
+        if tensor.fill == "hears":
+            data[:, 0] = 1
+            data[-1] = np.eye(1, shape[1], 1)
+        else:
+            data[-1, 0] = data[_END_TOKEN, 1] = 50
+        return data
     # A block repeated is as good as fresh numbers for a model that means nothing, and 50 times faster.
     size = int(np.prod(shape, dtype=np.int64))
     block = random.standard_normal(min(size, 1 << 18), np.float32)

@@ -11,13 +11,18 @@ import pytest
 
 from router.backends.llama_server import find_binary
 from router.errors import StartupError
-from tests.make_gguf import make_bert, make_llama
+from tests.make_gguf import make_bert, make_llama, make_speaker
 from tests.router_process import RouterProcess
 
 Start = Callable[..., RouterProcess]
 
 #: What all tests here give every child: small, and of few threads, as they share a machine.
 SMALL = ("--", "--threads", "1", "--no-warmup")
+
+
+#: How models are told of tools, and how they answer, in the words of many of them.
+TOOL_TEMPLATE = Path(__file__).with_name("tools.jinja")
+TOOL_CALL = '<tool_call>\n{"name": "set_light", "arguments": {"on": true}}\n</tool_call>'
 
 
 @pytest.fixture(scope="session")
@@ -37,11 +42,16 @@ def folder() -> Iterator[Path]:
 
 @pytest.fixture
 def router(folder: Path, llama_server: Path) -> Start:
-    """A router with the models a test names, not started yet; "embedding" among them is an encoder."""
+    """A router with the models a test names, not started yet; "embedding" among them is an encoder, and
+    "speaker" asks for the light to be switched on.
+    """
 
     def make(*models: str, args: tuple[str, ...] = (), config: str = "") -> RouterProcess:
         made = RouterProcess(folder, llama_server, *args, *SMALL, config=config)
         for seed, name in enumerate(models):
+            if name == "speaker":
+                make_speaker(made.models / "speaker.gguf", TOOL_CALL, template=TOOL_TEMPLATE.read_text())
+                continue
             write = make_bert if name == "embedding" else make_llama
             write(made.models / f"{name}.gguf", name=name, seed=seed)
         return made
