@@ -4,7 +4,6 @@ operator's word."""
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
 from typing import Annotated
 
 import msgspec
@@ -19,7 +18,6 @@ from router.api.route import Access, Query, Route
 from router.config import Context as ContextSize
 from router.config import Layers
 from router.core.types import Model, ModelName
-from router.downloads import Job
 from router.errors import (
     Forbidden,
     LoadedOtherwise,
@@ -115,7 +113,7 @@ async def list_models(request: web.Request) -> web.Response:
     known = context.known
     names = visible(known.definitions)
     snapshot = context.pool.snapshot()
-    body = list_bytes(names, known.cards, known.definitions, snapshot, _downloading(context))
+    body = list_bytes(names, known.cards, known.definitions, snapshot, context.downloads.active())
     return web.Response(body=body, content_type="application/json")
 
 
@@ -159,7 +157,7 @@ async def unload_model(request: web.Request) -> web.Response:
     """Answers when the model is gone. Of one that is being downloaded the download ends."""
     context = request.app[CONTEXT]
     wanted = await read_json(request, UnloadRequest)
-    job = _downloading(context).get(wanted.model)
+    job = context.downloads.active().get(wanted.model)
     if job is not None and wanted.model not in context.known.definitions.by_name:
         await context.downloads.cancel(job.id)
         return json_response(_as_done(download_row(wanted.model, job, "unloaded")))
@@ -229,11 +227,6 @@ def _done(context: Context, model: ModelName) -> Done:
 
 def _as_done(row: Row) -> Done:
     return Done(**{name: getattr(row, name) for name in Row.__struct_fields__})
-
-
-def _downloading(context: Context) -> Mapping[ModelName, Job]:
-    downloads = getattr(context, "downloads", None)
-    return downloads.active() if downloads is not None else {}
 
 
 _LOAD_REFUSALS = (

@@ -110,7 +110,9 @@ def llama_servers() -> list[psutil.Process]:
 
 
 @asynccontextmanager
-async def running(folder: Path, models: Sequence[str], config: str = "") -> AsyncIterator[Running]:
+async def running(
+    folder: Path, models: Sequence[str], config: str = "", *, hf_cache: bool = False
+) -> AsyncIterator[Running]:
     """A router over generated models; `config` is further TOML. Afterwards no llama-server is left."""
     models_dir = folder / "models"
     models_dir.mkdir(exist_ok=True)
@@ -118,7 +120,8 @@ async def running(folder: Path, models: Sequence[str], config: str = "") -> Asyn
         if not (models_dir / f"{name}.gguf").exists():
             make_llama(models_dir / f"{name}.gguf", name=name, seed=number)
     source = folder / "config.toml"
-    paths = f'[paths]\nmodels_dirs = ["{models_dir}"]\nhf_cache = false\nstate_dir = "{folder / "state"}"\n'
+    paths = f'[paths]\nmodels_dirs = ["{models_dir}"]\nhf_cache = {str(hf_cache).lower()}\n'
+    paths += f'state_dir = "{folder / "state"}"\n'
     source.write_text(paths + config)
     loaded = load_config(source)
     state = state_paths(loaded)
