@@ -259,6 +259,8 @@ class Pool:
         self.tell(Unload(model, force, deadline))
         for child in running:
             await child.ended.wait()
+        if self._on_lease_end is not None:
+            raise HandedOver  # it has ended for this process only
         return bool(running) or planned
 
     async def reload(
@@ -516,6 +518,7 @@ class Pool:
         self._measured_at = taken.taken_at
         self._measurements[host.id] = taken
         reserve = self._learner.corrections(taken) if self._learner is not None else {}
+        host.reserve(reserve)
         self.tell(Measured(taken.free, taken.used, taken.taken_at, reserve))
 
     async def _measure_for_ever(self) -> None:

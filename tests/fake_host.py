@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -36,6 +37,7 @@ class FakeHost:
         self.stopped: list[InstanceId] = []
         self.counts: Counter[str] = Counter()
         self.strangers = 0
+        self.reserved: dict[InstanceId, Footprint] = {}
 
     async def devices(self) -> tuple[Device, ...]:
         return (self.device,)
@@ -49,6 +51,9 @@ class FakeHost:
         taken = sum(bytes_ for footprint in used.values() for bytes_ in footprint.values())
         free = self.device.total - taken - self.strangers
         return Measurement(at, {self.device.id: free}, used)
+
+    def reserve(self, reserved: Mapping[InstanceId, Footprint]) -> None:
+        self.reserved |= reserved
 
     async def instances(self) -> tuple[InstanceRecord, ...]:
         return ()

@@ -84,6 +84,10 @@ class Host(Protocol):
         again.
         """
 
+    def reserve(self, reserved: Mapping[InstanceId, Footprint]) -> None:
+        """What is kept for these instances from now on: measurements have corrected it. Unknown ones are
+        passed over."""
+
     async def instances(self) -> tuple[InstanceRecord, ...]:
         """The truth after a restart: children that are alive and belong to this host."""
 

@@ -16,7 +16,7 @@ from typing import Final, Self
 
 from router.backends import Launch
 from router.config import MemoryConfig, StatePaths
-from router.core.types import Device, DeviceId, HostId, InstanceId, ModelName, Placement
+from router.core.types import Device, DeviceId, Footprint, HostId, InstanceId, ModelName, Placement
 from router.devices import DeviceInfo, Devices, Sample
 from router.errors import LoadFailed, ShuttingDown, Unavailable
 from router.hosts import Address, Exit, HostFull, InstanceRecord, Measurement
@@ -143,6 +143,12 @@ class LocalHost:
         _, measured = await self._take_sample(wake=bool(self._children))
         return measured
 
+    def reserve(self, reserved: Mapping[InstanceId, Footprint]) -> None:
+        """See Host."""
+        for instance, footprint in reserved.items():
+            if instance in self._children:
+                self._children[instance].occupant.corrected = footprint
+
     async def _take_sample(self, *, wake: bool = True) -> tuple[Sample, Measurement]:
         pids = {pid: child for child in self._children.values() if (pid := child.occupant.pid) is not None}
         loading = [pid for pid, child in pids.items() if not child.occupant.is_ready]
@@ -231,17 +237,17 @@ class LocalHost:
         await self._record_identity(child)
 
     async def _check_room(self, child: _Child) -> None:
-        """The host's own numbers have the last word. Of those that load, only the earlier ones count: two
-        newcomers must not both step back for each other.
+        """The host's own numbers have the last word. What is promised to those that serve counts, too: they
+        grow with use. Of those that load, only the earlier ones count: two newcomers must not both step back
+        for each other.
         """
         sample, measured = await self._take_sample()
-        earlier = []
+        before, is_earlier = [], True
         for other in self._children.values():
-            if other is child:
-                break
-            if not other.occupant.is_ready:
-                earlier.append(other.occupant)
-        refusal = self._room.refusal(child.occupant.placement, measured, sample, earlier)
+            is_earlier = is_earlier and other is not child
+            if other is not child and (is_earlier or other.occupant.is_ready):
+                before.append(other.occupant)
+        refusal = self._room.refusal(child.occupant.placement, measured, sample, before)
         if refusal is not None:
             raise HostFull(f"{child.record.model} {refusal}", retry_after_seconds=1.0)
         child.occupant.free_before = measured.free

@@ -33,6 +33,12 @@ class Occupant:
     changes: int | None = None
     taken: Footprint = field(default_factory=dict)
     lost: Footprint = field(default_factory=dict)
+    corrected: Footprint | None = None
+
+    @property
+    def reserved(self) -> Footprint:
+        """What is kept for it: what it was started with, until that is corrected."""
+        return self.placement.footprint if self.corrected is None else self.corrected
 
 
 class Room:
@@ -78,13 +84,14 @@ class Room:
         return Measurement(sample.taken_at, free, used, told, lost, sample.notes, self.infos(sample))
 
     def refusal(
-        self, newcomer: Placement, measured: Measurement, sample: Sample, loading: Iterable[Occupant]
+        self, newcomer: Placement, measured: Measurement, sample: Sample, others: Iterable[Occupant]
     ) -> str | None:
-        """Why the newcomer does not fit, given what those that load have yet to take; None if it does.
+        """Why the newcomer does not fit, given what the others have yet to take: those that load, and with
+        use those that serve. None if it does.
 
         F - G - N >= M on every device of its placement; a margin of 0 switches the check off.
         """
-        loading = tuple(loading)
+        others = tuple(others)
         infos = self.infos(sample)
         for device in newcomer.devices:
             info = infos.get(device)
@@ -102,15 +109,15 @@ class Room:
             promised = sum(
                 max(
                     0,
-                    other.placement.footprint.get(device, 0)
+                    other.reserved.get(device, 0)
                     - measured.used.get(other.instance, NOTHING).get(device, 0),
                 )
-                for other in loading
+                for other in others
             )
             if free - promised - need < margin:
                 return (
                     f"needs {_gib(need)} on {info.label}: {_gib(free)} free, {_gib(promised)} of it promised"
-                    f" to models that load, {_gib(margin)} margin"
+                    f" to other models, {_gib(margin)} margin"
                 )
         return None
 

@@ -148,6 +148,16 @@ async def eventually_has(read, is_so):
             await asyncio.sleep(0.005)
 
 
+async def test_growth_that_is_promised_to_one_that_serves_is_not_given_away(host, fake):
+    """It was started with 10 GiB reserved and has taken 4: it may take the rest with its next request."""
+    launch = fake("--alloc-mib", str(4096))
+    await host.start("a#1", "a", on_first(10 * GIB), launch)
+    with pytest.raises(HostFull, match=r"6\.0 GiB of it promised"):
+        await start(host, fake, "b#1", 14 * GIB)
+    host.reserve({"a#1": {FIRST: 5 * GIB}, "gone#1": {FIRST: GIB}})
+    await start(host, fake, "b#1", 14 * GIB)
+
+
 async def test_what_a_loading_child_has_yet_to_take_is_promised(host, fake):
     """The first takes its 14 GiB in ten steps; at no step may the 9 GiB of the second seem free."""
     loading = asyncio.ensure_future(start(host, fake, "a#1", 14 * GIB, "--load-seconds", "0.6"))

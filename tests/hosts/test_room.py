@@ -51,6 +51,16 @@ def refusal(need: int, one: Sample, *loading: Occupant, **memory) -> str | None:
     return house.refusal(Placement("local", {GPU: need}), measured, one, loading)
 
 
+def test_what_is_still_promised_to_one_that_serves_is_kept_for_it_until_that_is_corrected():
+    one = sample(info("cuda:GPU-1"), used={7: {"cuda:GPU-1": 4 * GIB}})
+    grows = occupant(6 * GIB, pid=7, is_ready=True)
+    assert refusal(17 * GIB, one, grows) is None
+    assert refusal(17 * GIB + 1, one, grows) is not None
+    grows.corrected = {GPU: 5 * GIB}
+    assert refusal(18 * GIB, one, grows) is None
+    assert refusal(18 * GIB + 1, one, grows) is not None
+
+
 def test_it_fits_to_the_last_byte_and_no_further():
     one = sample(info("cuda:GPU-1"))
     assert refusal(19 * GIB, one) is None

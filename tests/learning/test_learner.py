@@ -155,6 +155,7 @@ async def test_a_first_load_reserves_the_prediction_and_use_releases_what_it_doe
         for _ in range(PROOF_TRIALS + 1):
             await bench.use("a")
             reserved.append(bench.reserved("a"))
+        assert sum(bench.host.reserved["a#1"].values()) == reserved[-1], "its host knows, too"
         assert reserved == sorted(reserved, reverse=True)
         assert reserved[-1] == pytest.approx(5 * GIB + PROVEN_SLACK_BYTES + 5 * GIB // 100, abs=MIB)
         assert bench.pool.standings("a")[0].confidence == "proven"
