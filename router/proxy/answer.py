@@ -15,6 +15,9 @@ from router.proxy.usage import Ends
 from router.stall import Passage
 
 _END_OF_HEAD: Final = b"\r\n\r\n"
+#: Of the body's last bytes, so many say whether an event was whole; with the line end that ends a chunk.
+_LAST_BYTES: Final = 4
+_ENDS_OF_EVENTS: Final = (b"\n\n", b"\r\n\r\n", b"\n\n\r\n")
 #: So much is kept of a refusal that is to become an event.
 REJECTION_BYTES: Final = 64 << 10
 
@@ -30,9 +33,11 @@ class Answer:
         self._client = client
         self._account = account
         self._passage = passage
+        self._flow = passage.flow
         self._begun_at = self._loop.time()
         self._unread = b""
         self._framing: Framing | None = None
+        self._chunks: Chunked | None = None  # the framing, where chunks can pass as they are
         self._draining: asyncio.Task[None] | None = None
         self._ends = Ends()
         self._last = b""
@@ -47,7 +52,7 @@ class Answer:
     @property
     def ends_an_event(self) -> bool:
         """Whether what passed last is whole: else more of ours would become a part of it."""
-        return not self._last or self._last.endswith((b"\n\n", b"\r\n\r\n"))
+        return not self._last or self._last.endswith(_ENDS_OF_EVENTS)
 
     def end(self) -> None:
         """Nobody waits for it any more."""
@@ -58,6 +63,17 @@ class Answer:
     # --- told by the upstream ---
 
     def received(self, data: bytes) -> None:
+        # The usual case of a stream, as short as it can be: one event after another passes here.
+        if self._chunks is not None and (size := self._chunks.whole_chunk(data)) > _LAST_BYTES:
+            self._flow.moved_bytes += size
+            self._account.sent_bytes += size
+            self._ends.passed(data)
+            self._last = data
+            client = self._client
+            client.write(data)
+            if client.is_full:
+                self._hold()
+            return
         self.has_heard = True
         try:
             self._take(data)
@@ -84,7 +100,7 @@ class Answer:
             if found is None:
                 return
             out, data, framing = found
-        self._passage.flow.moved_bytes += len(data)
+        self._flow.moved_bytes += len(data)
         if not data and not framing.is_over:
             if out:
                 self._client.write(out)
@@ -104,8 +120,8 @@ class Answer:
             self._account.sent_bytes += end - start
         if spans:
             start, end = spans[-1]
-            whole = data[max(start, end - 4) : end]
-            self._last = whole if len(whole) == 4 else self._last[-4:] + whole
+            passed = data[max(start, end - _LAST_BYTES) : end]
+            self._last = passed if len(passed) == _LAST_BYTES else self._last[-_LAST_BYTES:] + passed
         if self.rejection is not None:
             for start, end in spans:
                 self.rejection += data[start : min(end, start + REJECTION_BYTES - len(self.rejection))]
@@ -148,6 +164,7 @@ class Answer:
             framing = Counted(0)
         elif head.is_chunked:
             framing = Chunked()
+            self._chunks = framing if self._client.takes_chunks and self.rejection is None else None
         elif head.length is not None:
             framing = Counted(head.length)
         else:

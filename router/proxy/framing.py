@@ -81,6 +81,18 @@ class Chunked:
         self.trailers = b""
         self.is_over = self.is_verbatim = self.ends_with_connection = False
 
+    def whole_chunk(self, data: bytes) -> int:
+        """The size of the one chunk that `data` is, from its first byte to its last: what each event of a
+        stream comes as. 0: it is something else, or not from its first byte; then `feed` it.
+        """
+        if self._left or self._needs_crlf or self._line or self._in_trailers:
+            return 0
+        line = _SIZE_LINE.match(data)
+        if line is None:
+            return 0
+        size = int(line[1], 16)
+        return size if line.end() + size + 2 == len(data) and data.endswith(b"\r\n") else 0
+
     def feed(self, data: bytes) -> tuple[Spans, int]:
         spans: Spans = []
         at, size = 0, len(data)
