@@ -7,6 +7,7 @@
       Unauthorized                    401 authentication_error
       Forbidden                       403 permission_error
       ModelNotFound                   404 not_found_error         names what exists and the nearest
+      RequestTooSlow                  408 invalid_request_error   its client took too long to say it
       ModelUnusable                   422 invalid_request_error   its file is gone, is not a GGUF, its
       preset is wrong
         ModelTooLarge                 422   fits no placement of an empty machine; says the numbers
@@ -105,6 +106,12 @@ class ModelUnusable(RouterError):
 
 class ModelTooLarge(ModelUnusable):
     code = "model_too_large"
+
+
+class RequestTooSlow(RouterError):
+    status = 408
+    type = "invalid_request_error"
+    code = "request_too_slow"
 
 
 class NotSupported(RouterError):

@@ -36,7 +36,8 @@ from router.api.keys import ACCESS, KEYS, Keys, check_key
 from router.api.requests import IN_FLIGHT, InFlight, note_request
 from router.api.route import ENDLESS
 from router.config import ServerConfig
-from router.errors import InvalidRequest
+from router.errors import InvalidRequest, RequestTooSlow
+from router.proxy.body import PACE, Pace
 
 FAMILIES = (
     openai,
@@ -63,6 +64,9 @@ FAMILIES = (
 #: A GET answers HEAD as well, as RFC 9110 (9.1) asks of every server.
 _METHODS = {"GET": ("GET", "HEAD"), "*": ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")}
 
+#: What any path that takes a body may answer instead.
+_OF_BODIES = (InvalidRequest, BodyTooLarge, RequestTooSlow)
+
 __all__ = ["CONTEXT", "FAMILIES", "Context", "Known", "application"]
 
 
@@ -74,12 +78,13 @@ def application(server: ServerConfig) -> web.Application:
         client_max_size=server.max_body_mib << 20,
     )
     app[SERVER] = server
+    app[PACE] = Pace(server.request_body_seconds)
     app[KEYS] = Keys(server.api_keys, server.admin_keys)
     app[ORIGINS] = frozenset(server.cors_origins)
     app[IN_FLIGHT], app[log.FOLLOWERS], app[events.READERS] = InFlight(), set(), set()
     app[ACCESS], app[ENDLESS] = {}, set()
     routes = tuple(route for family in FAMILIES for route in family.ROUTES)
-    app[openapi.DOCUMENT] = openapi.Document(routes, ANTHROPIC_PATHS, (InvalidRequest, BodyTooLarge))
+    app[openapi.DOCUMENT] = openapi.Document(routes, ANTHROPIC_PATHS, _OF_BODIES)
     for route in routes:
         for method in _METHODS.get(route.method, (route.method,)):
             added = app.router.add_route(method, route.path, route.handler)

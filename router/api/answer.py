@@ -10,6 +10,7 @@ from aiohttp import web
 
 from router.config.nearest import nearest_of
 from router.errors import InvalidRequest
+from router.proxy import read_body
 
 S = TypeVar("S", bound=msgspec.Struct)
 _UNKNOWN_FIELD = re.compile(r"Object contains unknown field `([^`]*)`")
@@ -21,7 +22,7 @@ def json_response(value: object, *, status: int = 200) -> web.Response:
 
 async def read_json(request: web.Request, shape: type[S]) -> S:
     """The body as `shape`. Raises InvalidRequest that says what is wrong and what is accepted."""
-    body = await request.read()
+    body = (await read_body(request)).joined()
     try:
         return msgspec.json.decode(body, type=shape)
     except msgspec.DecodeError as error:  # includes ValidationError

@@ -14,7 +14,7 @@ from aiohttp import web
 from router.api.answer import json_response
 from router.api.dialect import dialect_of
 from router.api.route import Handler
-from router.errors import InvalidRequest, RouterError, Unauthorized
+from router.errors import InvalidRequest, RequestTooSlow, RouterError, Unauthorized
 from router.proxy import ACCOUNT, Dialect, error_body
 
 log = logging.getLogger("router.api")
@@ -75,6 +75,8 @@ async def tell_errors(request: web.Request, handler: Handler) -> web.StreamRespo
         return await handler(request)
     except RouterError as error:
         failure, headers = error, dict[str, str]()
+        if isinstance(error, RequestTooSlow):
+            headers["Connection"] = "close"  # the rest is not waited for
     except web.HTTPException as error:
         failure, headers = _translated(request, error)
     except ConnectionError:

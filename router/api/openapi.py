@@ -24,7 +24,7 @@ _METHODS: Final = ("get", "post", "put", "patch", "delete")
 #: aiohttp's {name} and {name:pattern}.
 _VARIABLE: Final = re.compile(r"\{(\w+)(?::[^{}]*)?\}")
 _REFERENCE: Final = "#/components/schemas/{name}"
-_SECURITY: Final = [{"bearer": []}, {"key": []}]
+_SECURITY: Final[list[Json]] = [{"bearer": []}, {"key": []}]
 _ABOUT: Final = """\
 Many local GGUF models behind one address. Inference paths are llama-server's own: their bodies and answers
 pass unchanged, and are described by llama.cpp, OpenAI and Anthropic."""

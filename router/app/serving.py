@@ -17,6 +17,7 @@ from aiohttp import web
 from router import __version__
 from router.api import CONTEXT
 from router.app.background import BACKGROUND
+from router.app.connections import Limits, Runner
 from router.app.handover import Predecessor, RestartFailed
 from router.app.listening import allow_many_files, bind, url_of
 from router.app.parts import MODELS, SETUP, Setup, build
@@ -25,7 +26,7 @@ from router.app.restart import Restart
 from router.app.systemd import Notifier, take_sockets
 from router.backends.llama_server import find_binary
 from router.catalog import Catalog
-from router.config import Config, state_paths
+from router.config import Config, ServerConfig, state_paths
 from router.core.types import State
 from router.errors import StartupError
 
@@ -69,8 +70,9 @@ def run(
 async def _serve(
     app: web.Application, sockets: Sequence[socket.socket], notifier: Notifier, say: Say
 ) -> None:
-    runner = web.AppRunner(
+    runner = Runner(
         app,
+        _limits(app[SETUP].config.server),
         handler_cancellation=True,  # off by default; without it a stream whose client left would go on
         auto_decompress=False,  # bodies pass as they are
         access_log=None,  # `note_access` sees more
@@ -103,6 +105,10 @@ async def _serve(
         await runner.cleanup()
         for one in (*sockets, *listening):
             one.close()
+
+
+def _limits(server: ServerConfig) -> Limits:
+    return Limits(server.connections_max, server.request_head_seconds, server.keepalive_seconds)
 
 
 async def _stop_accepting(runner: web.AppRunner) -> None:

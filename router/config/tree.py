@@ -40,6 +40,10 @@ class ServerConfig:
     admin_keys: tuple[str, ...] = field(default=(), repr=False)
     cors_origins: tuple[str, ...] = ()
     max_body_mib: Positive = 128
+    connections_max: Count = 4096
+    request_head_seconds: PositiveSeconds = 30.0
+    request_body_seconds: PositiveSeconds = 60.0
+    keepalive_seconds: PositiveSeconds = 630.0
     shutdown_grace_seconds: Seconds = 30.0
     restart_grace_seconds: Seconds = 3600.0
     access_log: bool = True

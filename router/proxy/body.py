@@ -5,11 +5,14 @@ the last `model` in it counts, which may be its last word."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Final, Self
 
 from aiohttp import web
+
+from router.errors import RequestTooSlow
 
 #: A child is handed so much at a time.
 SLICE_BYTES: Final = 1 << 18
@@ -47,9 +50,21 @@ class Body:
 BODY = web.RequestKey("body", Body)
 
 
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """How slowly a body may come: `seconds` for any, and one more for each `BYTES_PER_SECOND` of it."""
+
+    seconds: float = 60.0
+
+
+PACE = web.AppKey("pace", Pace)
+#: Slower than any line that a conversation with a model is fun on; a body that drips is stopped by it.
+BYTES_PER_SECOND: Final = 16 << 10
+
+
 async def read_body(request: web.Request, each: Callable[[bytes], object] | None = None) -> Body:
     """All of the request's body; `each` is shown every piece as it comes. Raises HTTPRequestEntityTooLarge
-    before more is read than `client_max_size`.
+    before more is read than `client_max_size`, RequestTooSlow.
     """
     known: Body | None = request.get(BODY)
     if known is not None:
@@ -58,7 +73,7 @@ async def read_body(request: web.Request, each: Callable[[bytes], object] | None
     if limit and (declared := request.content_length) is not None and declared > limit:
         raise web.HTTPRequestEntityTooLarge(max_size=limit, actual_size=declared)
     if request.can_read_body:
-        while piece := await request.content.readany():
+        async for piece in _in_time(request, body):
             body.add(piece)
             if limit and body.size > limit:
                 raise web.HTTPRequestEntityTooLarge(max_size=limit, actual_size=body.size)
@@ -66,3 +81,21 @@ async def read_body(request: web.Request, each: Callable[[bytes], object] | None
                 each(piece)
     request[BODY] = body
     return body
+
+
+async def _in_time(request: web.Request, body: Body) -> AsyncIterator[bytes]:
+    """The pieces of `body`. Raises RequestTooSlow."""
+    pace = request.app.get(PACE) or Pace()
+    begun = asyncio.get_running_loop().time()
+    while True:
+        try:
+            async with asyncio.timeout_at(begun + pace.seconds + body.size / BYTES_PER_SECOND):
+                piece = await request.content.readany()
+        except TimeoutError:
+            seconds = asyncio.get_running_loop().time() - begun
+            raise RequestTooSlow(
+                f"{body.size} bytes of the body came in {seconds:.0f} s, and no end"
+            ) from None
+        if not piece:
+            return
+        yield piece
