@@ -245,6 +245,43 @@ async def test_a_request_that_waits_for_room_is_taken_along(router: Start):
         assert (await waiting)[0] == 200
 
 
+async def test_a_stream_that_has_been_told_that_it_waits_is_taken_along_too(router: Start):
+    config = TALKATIVE + "[scheduler]\nmodels_max = 1\n[server]\nstream_head_seconds = 0.1\n"
+    async with router(config=config + "stream_heartbeat_seconds = 0.1\n") as up:
+        async with Stream(up, "tiny"), Stream(up, "other") as waiting:
+            assert (await waiting.next()).startswith(b": llama-router ")
+            await up.restart()
+            await _until_waiting(up, "other")
+            told = waiting.data.count(b": llama-router ")
+            while waiting.data.count(b": llama-router ") < told + 2:
+                waiting.data += await waiting.next()
+            assert b"data: " not in waiting.data
+            (tiny,) = up.children()
+            tiny.kill()
+            rest = await waiting.rest()
+        assert rest[-1] == "[DONE]"
+        assert not any("error" in event for event in rest)
+
+
+async def test_an_unload_that_waits_for_a_stream_is_not_forgotten(router: Start):
+    async with router(config=TALKATIVE) as up:
+        async with Stream(up, "tiny") as stream:
+            unloading = asyncio.ensure_future(_unload(up, "tiny"))
+            async with asyncio.timeout(30):
+                while [one["state"] for one in (await up.get("/vram"))["models"]] != ["draining"]:
+                    await asyncio.sleep(0.01)
+            await up.restart()
+            assert b"error" not in await stream.next()
+            assert not unloading.done()
+        assert await unloading == 200
+        assert not up.children()
+
+
+async def _unload(up: RouterProcess, model: str) -> int:
+    async with up.client.post("/models/unload", json={"model": model}) as answer:
+        return answer.status
+
+
 async def test_a_load_in_progress_is_waited_for(router: Start):
     config = '[models."tiny"]\nenv = { FAKE_LLAMA_LOAD_SECONDS = "1" }\n'
     async with router(config=config) as up:

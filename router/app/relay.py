@@ -1,20 +1,24 @@
 """After a handover: requests that still come in, on connections that were open before, are passed to the
-process that serves now. Their answers end the connection: each client moves over with its next request.
+process that serves now, and so is who waited for his model. Answers end the connection: each client moves
+over with its next request.
 """
 
 from __future__ import annotations
 
 import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Final
 
 import aiohttp
 from aiohttp import web
+from multidict import CIMultiDict
 from yarl import URL
 
 from router.api.route import Handler
-from router.errors import ShuttingDown
+from router.errors import RouterError, ShuttingDown
 from router.pool import HandedOver
-from router.proxy import read_body
+from router.proxy import Begun, error_event, read_body, rejection_event
 
 _HOP_BY_HOP: Final = frozenset(
     {"connection", "keep-alive", "proxy-connection", "te", "trailer", "transfer-encoding", "upgrade"}
@@ -43,10 +47,27 @@ class Relay:
         self._base = str(URL.build(scheme="http", host=here, port=port))
 
     async def forward(self, request: web.Request) -> web.StreamResponse:
+        """Raises ShuttingDown when there is nobody any more."""
+        async with self._asked(request) as upstream:
+            return await _pass_on(request, upstream)
+
+    async def go_on(self, request: web.Request, begun: Begun) -> web.StreamResponse:
+        """The same for a client that has the head of its stream already."""
+        try:
+            async with self._asked(request) as upstream:
+                await _follow(upstream, begun)
+        except RouterError as error:
+            begun.client.say(error_event(error, begun.dialect))
+            begun.client.end()
+        return begun.finish()
+
+    @asynccontextmanager
+    async def _asked(self, request: web.Request) -> AsyncIterator[aiohttp.ClientResponse]:
         """Waits while nobody accepts yet: the connection stands in the queue of the socket."""
         assert self.is_on, "nobody to pass it to"
-        body = (await read_body(request)).joined()
-        headers = {k: v for k, v in request.headers.items() if k.lower() not in _HOP_BY_HOP}
+        # A handler that has taken it as a whole leaves aiohttp to keep it.
+        body = (await read_body(request)).joined() or await request.read()
+        headers = CIMultiDict((k, v) for k, v in request.headers.items() if k.lower() not in _HOP_BY_HOP)
         connector = aiohttp.UnixConnector(self._path) if self._path is not None else None
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=None)
         async with aiohttp.ClientSession(
@@ -60,7 +81,7 @@ class Relay:
             except (aiohttp.ClientError, OSError) as error:
                 raise ShuttingDown("the router is being restarted", retry_after_seconds=1.0) from error
             async with upstream:
-                return await _pass_on(request, upstream)
+                yield upstream
 
 
 RELAY = web.AppKey("relay", Relay)
@@ -68,11 +89,15 @@ RELAY = web.AppKey("relay", Relay)
 
 @web.middleware
 async def relay_after_handover(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Also a request that was already waiting for its model: nothing of its answer was sent."""
+    """Also a request that was already waiting for its model: nothing of its answer was sent, but what tells
+    it that it waits.
+    """
     relay = request.app[RELAY]
     if not relay.is_on:
         try:
             return await handler(request)
+        except Begun as begun:
+            return await relay.go_on(request, begun)
         except HandedOver:
             pass
     return await relay.forward(request)
@@ -93,3 +118,19 @@ async def _pass_on(request: web.Request, upstream: aiohttp.ClientResponse) -> we
         raise ConnectionResetError("the answer was cut") from error
     await response.write_eof()
     return response
+
+
+async def _follow(upstream: aiohttp.ClientResponse, begun: Begun) -> None:
+    client = begun.client
+    try:
+        if upstream.status != 200 or upstream.content_type != "text/event-stream":
+            client.say(rejection_event(upstream.status, await upstream.read(), begun.dialect))
+        else:
+            async for chunk in upstream.content.iter_any():
+                client.say(chunk)
+                if client.is_full:
+                    await client.drain()
+    except aiohttp.ClientError:
+        client.cut()
+    else:
+        client.end()

@@ -18,10 +18,11 @@ from __future__ import annotations
 
 from router.proxy.ask import ACCOUNT, Account, Ask, Dialect
 from router.proxy.body import BODY, Body, read_body
-from router.proxy.forward import Proxy
-from router.proxy.telling import error_body
+from router.proxy.forward import Begun, Proxy
+from router.proxy.telling import error_body, error_event, rejection_event
 from router.proxy.waiting import Patience
 
 __all__ = [
-    "ACCOUNT", "BODY", "Account", "Ask", "Body", "Dialect", "Patience", "Proxy", "error_body", "read_body",
+    "ACCOUNT", "BODY", "Account", "Ask", "Begun", "Body", "Dialect", "Patience", "Proxy", "error_body",
+    "error_event", "read_body", "rejection_event",
 ]  # fmt: skip

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 
 from aiohttp import web
 
-from router.errors import LoadFailed, RouterError, ShuttingDown, UpstreamFailed
+from router.errors import LoadFailed, RouterError, UpstreamFailed
 from router.pool import HandedOver, Lease, Pool
 from router.proxy.answer import Answer
-from router.proxy.ask import ACCOUNT, Account, Ask
+from router.proxy.ask import ACCOUNT, Account, Ask, Dialect
 from router.proxy.body import Body
 from router.proxy.client import Client, Passed
 from router.proxy.failures import Broken, Failures
@@ -43,6 +43,22 @@ class _Call:
     answer: Answer | None = None
 
 
+class Begun(HandedOver):
+    """Its client has heard the beginning of a stream that another process has to go on with: what that one
+    says is for `client`, and `finish` the answer for aiohttp.
+    """
+
+    def __init__(self, client: Client, dialect: Dialect, response: Passed) -> None:
+        super().__init__()
+        self.client = client
+        self.dialect = dialect
+        self._response = response
+
+    def finish(self) -> web.StreamResponse:
+        self._response.sent(self.client.status, keeps_alive=self.client.keeps_alive)
+        return self._response
+
+
 class Proxy:
     """Passes requests to the instances of one pool. `traffic` tells what each of them moves."""
 
@@ -60,7 +76,8 @@ class Proxy:
     async def forward(
         self, request: web.Request, body: bytes | Body, ask: Ask, *, target: str | None = None
     ) -> web.StreamResponse:
-        """Answer `request` from an instance of its model. Raises RouterError as long as nothing was sent.
+        """Answer `request` from an instance of its model. Raises RouterError as long as nothing was sent, and
+        HandedOver or Begun when another process is to answer it.
         `target` is the path and query that the child is asked for, encoded; None: those of `request`.
 
         A child that dies before its answer began is replaced once. One that dies later ends the answer with
@@ -83,7 +100,7 @@ class Proxy:
             except HandedOver:
                 if not client.has_begun:
                     raise
-                self._tell(call, ShuttingDown("the router is being restarted", retry_after_seconds=1.0))
+                raise Begun(client, ask.dialect, response) from None
             except asyncio.CancelledError:
                 task = asyncio.current_task()
                 if account.ended_by is None or task is None or not client.has_begun:

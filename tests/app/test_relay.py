@@ -1,0 +1,303 @@
+"""Whoever comes to a process that has been replaced is served by the next one: two real servers, one before
+the other."""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import socket
+import tempfile
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+from aiohttp import web
+
+from router.api.errors import tell_errors
+from router.app.relay import RELAY, Relay, relay_after_handover
+from router.pool import HandedOver
+from router.proxy import Account, Begun, Dialect
+from router.proxy.client import Client, Passed
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+@asynccontextmanager
+async def serving(
+    handler: Handler, listening: socket.socket, *middlewares: Any
+) -> AsyncIterator[web.Application]:
+    app = web.Application(middlewares=middlewares)
+    app[RELAY] = Relay()
+    app.router.add_route("*", "/{path:.*}", handler)
+    runner = web.AppRunner(app, handler_cancellation=True, auto_decompress=False)
+    await runner.setup()
+    await web.SockSite(runner, listening).start()
+    try:
+        yield app
+    finally:
+        await runner.cleanup()
+
+
+class Pair:
+    """A former process whose requests are answered by `former` until it is replaced, and the next one."""
+
+    def __init__(self, former: Handler, following: Handler) -> None:
+        self._former, self._following = former, following
+        self.next_address = socket.create_server(("127.0.0.1", 0))
+        self._here = socket.create_server(("127.0.0.1", 0))
+
+    async def __aenter__(self) -> Pair:
+        self._middle = serving(self._former, self._here, tell_errors, relay_after_handover)
+        self._app = await self._middle.__aenter__()
+        self._end = serving(self._following, self.next_address)
+        await self._end.__aenter__()
+        self.client = aiohttp.ClientSession(
+            f"http://127.0.0.1:{self._here.getsockname()[1]}", auto_decompress=False
+        )
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.client.close()
+        await self._middle.__aexit__(None, None, None)
+        await self._end.__aexit__(None, None, None)
+
+    def replace(self, to: socket.socket | None = None) -> None:
+        self._app[RELAY].begin(to or self.next_address)
+
+
+async def told_by_the_former(request: web.Request) -> web.StreamResponse:
+    return web.Response(text="the former")
+
+
+async def echo(request: web.Request) -> web.StreamResponse:
+    """What was asked, in the answer."""
+    body = await request.read()
+    headers = {f"X-Had-{name}": value for name, value in request.headers.items() if name != "Host"}
+    return web.Response(
+        body=gzip.compress(body or b"nothing"), status=207, reason="As You Like",
+        headers={**headers, "Content-Encoding": "gzip", "X-Was": f"{request.method} {request.raw_path}"},
+    )  # fmt: skip
+
+
+async def test_before_the_handover_it_does_nothing():
+    async with Pair(told_by_the_former, echo) as pair, pair.client.get("/") as answer:
+        assert await answer.text() == "the former"
+        assert "Connection" not in answer.headers
+
+
+async def test_afterwards_a_request_passes_as_it_is_and_its_answer_too_and_the_connection_ends():
+    async with Pair(told_by_the_former, echo) as pair:
+        pair.replace()
+        sent = {"Authorization": "Bearer k", "X-Own": "1", "User-Agent": "me", "Accept": "*/*"}
+        async with pair.client.put("/a%2Fb?q=%20x", data=b"body" * 50_000, headers=sent) as answer:
+            assert (answer.status, answer.reason) == (207, "As You Like")
+            assert answer.headers["X-Was"] == "PUT /a%2Fb?q=%20x"
+            assert answer.headers["X-Had-Authorization"] == "Bearer k"
+            assert answer.headers["X-Had-X-Own"] == "1"
+            assert answer.headers["X-Had-User-Agent"] == "me"
+            assert gzip.decompress(await answer.read()) == b"body" * 50_000, "encoded as it came"
+            assert answer.headers["Connection"] == "close", "the client comes to the next process then"
+
+
+@pytest.mark.parametrize("method", ["HEAD", "DELETE", "OPTIONS"])
+async def test_requests_without_a_body_pass(method: str):
+    async with Pair(told_by_the_former, echo) as pair:
+        pair.replace()
+        async with pair.client.request(method, "/x") as answer:
+            assert answer.status == 207
+            assert answer.headers["X-Was"] == f"{method} /x"
+            body = await answer.read()
+        assert body == b"" if method == "HEAD" else gzip.decompress(body) == b"nothing"
+
+
+async def test_a_stream_passes_piece_by_piece():
+    go_on = asyncio.Event()
+
+    async def stream(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+        await response.prepare(request)
+        await response.write(b"data: 1\n\n")
+        await go_on.wait()
+        await response.write(b"data: 2\n\n")
+        return response
+
+    async with Pair(told_by_the_former, stream) as pair:
+        pair.replace()
+        async with pair.client.post("/v1/chat/completions", json={}) as answer:
+            assert await answer.content.readany() == b"data: 1\n\n"
+            go_on.set()
+            assert await answer.content.read() == b"data: 2\n\n"
+
+
+async def test_a_client_that_leaves_ends_the_request_there_too():
+    begun, cancelled = asyncio.Event(), asyncio.Event()
+
+    async def endless(request: web.Request) -> web.StreamResponse:
+        begun.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            cancelled.set()
+        raise AssertionError
+
+    async with Pair(told_by_the_former, endless) as pair:
+        pair.replace()
+        asking = asyncio.ensure_future(pair.client.get("/"))
+        await begun.wait()
+        asking.cancel()
+        async with asyncio.timeout(10):
+            await cancelled.wait()
+
+
+async def test_an_answer_that_is_cut_is_cut_for_its_client():
+    async def dying(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse()
+        response.content_length = 100
+        await response.prepare(request)
+        await response.write(b"half")
+        assert request.transport is not None
+        request.transport.close()
+        return response
+
+    async with Pair(told_by_the_former, dying) as pair:
+        pair.replace()
+        with pytest.raises(aiohttp.ClientPayloadError):
+            async with pair.client.get("/") as answer:
+                await answer.read()
+
+
+async def test_when_nobody_serves_any_more_the_client_is_told():
+    async with Pair(told_by_the_former, echo) as pair:
+        with socket.create_server(("127.0.0.1", 0)) as gone:
+            pair.replace(gone)
+        async with pair.client.get("/") as answer:
+            assert answer.status == 503
+            assert answer.headers["Retry-After"] == "1"
+            assert (await answer.json())["error"]["code"] == "shutting_down"
+
+
+async def test_while_nobody_accepts_yet_it_waits():
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        listening.listen()
+        async with Pair(told_by_the_former, echo) as pair:
+            pair.replace(listening)
+            asking = asyncio.ensure_future(pair.client.get("/x"))
+            await asyncio.sleep(0.1)
+            assert not asking.done()
+            async with serving(echo, listening), await asking as answer:
+                assert answer.status == 207
+
+
+async def test_a_unix_socket_is_found_by_its_path():
+    with tempfile.TemporaryDirectory() as folder:
+        listening = socket.socket(socket.AF_UNIX)
+        listening.bind(str(Path(folder) / "s"))
+        async with Pair(told_by_the_former, echo) as pair, serving(echo, listening):
+            pair.replace(listening)
+            async with pair.client.get("/x") as answer:
+                assert answer.headers["X-Was"] == "GET /x"
+
+
+@pytest.mark.parametrize(("bound", "url"), [("0.0.0.0", "http://127.0.0.1:{}"), ("::", "http://[::1]:{}")])
+def test_who_listens_everywhere_is_asked_here(bound: str, url: str):
+    family = socket.AF_INET6 if ":" in bound else socket.AF_INET
+    with socket.socket(family) as listening:
+        listening.bind((bound, 0))
+        relay = Relay()
+        relay.begin(listening)
+        assert relay._base == url.format(listening.getsockname()[1])
+
+
+async def test_a_request_that_waited_for_its_model_goes_along_with_its_body():
+    waiting, handed_over = asyncio.Event(), asyncio.Event()
+
+    async def wait(request: web.Request) -> web.StreamResponse:
+        await request.read()
+        waiting.set()
+        await handed_over.wait()
+        raise HandedOver
+
+    async with Pair(wait, echo) as pair:
+        asking = asyncio.ensure_future(pair.client.post("/x", data=b"asked"))
+        await waiting.wait()
+        pair.replace()
+        handed_over.set()
+        async with await asking as answer:
+            assert gzip.decompress(await answer.read()) == b"asked"
+
+
+# --- a stream whose head was sent ---
+
+
+async def events(request: web.Request) -> web.StreamResponse:
+    response = web.StreamResponse(headers={"Content-Type": "text/event-stream; charset=utf-8"})
+    await response.prepare(request)
+    for number in range(3):
+        await response.write(b"data: %d\n\n" % number)
+    return response
+
+
+async def refusal(request: web.Request) -> web.StreamResponse:
+    return web.json_response({"error": {"message": "no room", "code": "no_room"}}, status=503)
+
+
+async def cut(request: web.Request) -> web.StreamResponse:
+    response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+    await response.prepare(request)
+    await response.write(b"data: 0\n\n")
+    assert request.transport is not None
+    request.transport.abort()
+    return response
+
+
+@asynccontextmanager
+async def told_to_wait(following: Handler, *, is_gone: bool = False) -> AsyncIterator[Pair]:
+    """The former process has told every client that it waits, when it is replaced."""
+
+    async def wait(request: web.Request) -> web.StreamResponse:
+        account, response = Account("m"), Passed()
+        client = Client(request, account)
+        client.write(client.early_head())
+        client.say(b": wait\n\n")
+        if is_gone:
+            with socket.create_server(("127.0.0.1", 0)) as gone:
+                pair.replace(gone)
+        else:
+            pair.replace()
+        raise Begun(client, Dialect.OPENAI, response)
+
+    async with Pair(wait, following) as pair:
+        yield pair
+
+
+async def test_a_stream_that_was_told_to_wait_is_gone_on_with_and_its_connection_stays():
+    async with told_to_wait(events) as pair:
+        async with pair.client.post("/x", data=b"{}") as answer:
+            assert answer.status == 200
+            assert await answer.read() == b": wait\n\ndata: 0\n\ndata: 1\n\ndata: 2\n\n"
+            assert answer.connection is None or not answer.connection.closed
+        async with pair.client.post("/x", data=b"{}") as answer:
+            assert await answer.read() == b"data: 0\n\ndata: 1\n\ndata: 2\n\n"
+
+
+async def test_if_the_next_process_refuses_that_is_an_event():
+    async with told_to_wait(refusal) as pair, pair.client.post("/x", data=b"{}") as answer:
+        assert answer.status == 200
+        text = await answer.text()
+        assert text.startswith(": wait\n\ndata: {")
+        assert '"code":"no_room"' in text
+
+
+async def test_if_nobody_serves_any_more_that_is_an_event():
+    async with told_to_wait(events, is_gone=True) as pair, pair.client.post("/x", data=b"{}") as answer:
+        assert '"code":"shutting_down"' in await answer.text()
+
+
+async def test_if_its_rest_is_cut_nobody_takes_it_for_complete():
+    async with told_to_wait(cut) as pair, pair.client.post("/x", data=b"{}") as answer:
+        with pytest.raises(aiohttp.ClientPayloadError):
+            await answer.read()
