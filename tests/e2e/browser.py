@@ -57,7 +57,8 @@ async def page_of(
         assert not [one for one in complaints if "status of 4" not in one and "ERR_" not in one], complaints
 
 
-async def picture(page: Page, name: str) -> None:
-    """Kept where LLAMA_ROUTER_PICTURES says, for people to look at."""
+async def picture(page: Page, name: str, *, whole: bool = True) -> None:
+    """Kept where LLAMA_ROUTER_PICTURES says, for people to look at: the `whole` page, or what is on the
+    screen."""
     if folder := os.environ.get("LLAMA_ROUTER_PICTURES"):
-        await page.screenshot(path=Path(folder) / f"{name}.png", full_page=True)
+        await page.screenshot(path=Path(folder) / f"{name}.png", full_page=whole)

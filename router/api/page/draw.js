@@ -77,13 +77,17 @@ export function deviceBar(device) {
   return [bar, legend];
 }
 
+/** The span to show: at most `most` seconds, and less while there is less to show. */
+const span = (first, now, most) => [60, 120, 300, 600].find((one) => one >= now - first) ?? most;
+
 /** The last minutes: what is ours as an area, all that is used as a line. `points` are [unix, ours, free or null]. */
-export function devicePast(device, points, now, seconds = 600) {
+export function devicePast(device, points, now, most = 600) {
+  const seconds = span(points[0]?.[0] ?? now, now, most);
   const x = (at) => 1000 - ((now - at) / seconds) * 1000;
   const y = (size) => 40 - (size / (device.total || 1)) * 38;
   const shown = points.filter(([at]) => at >= now - seconds);
   const picture = svg("svg", { class: "past", viewBox: "0 0 1000 42", preserveAspectRatio: "none", role: "img",
-    "aria-label": `${device.label}: memory used over the last ${seconds / 60} minutes` });
+    "aria-label": `${device.label}: memory used over the last ${duration(seconds)}` });
   picture.append(svg("line", { x1: 0, x2: 1000, y1: 40, y2: 40, stroke: "var(--line)", "vector-effect": "non-scaling-stroke" }));
   if (shown.length < 2) return picture;
   const area = shown.map(([at, ours]) => `${x(at).toFixed(1)},${y(ours).toFixed(1)}`);
@@ -125,11 +129,10 @@ export function stays(moments) {
   return all;
 }
 
-/** Lanes of the last minutes, a row for each model that was in memory; at most `most` seconds, and less while
- * there is less to show. */
+/** Lanes of the last minutes, a row for each model that was in memory. */
 export function lanes(moments, now, most = 600) {
   const first = moments.find((moment) => moment.instance && moment.at >= now - most)?.at ?? now;
-  const seconds = [60, 120, 300, 600].find((one) => one >= now - first) ?? most;
+  const seconds = span(first, now, most);
   const shown = stays(moments).filter((stay) => (stay.to ?? now) >= now - seconds);
   const models = [...new Set(shown.map((stay) => stay.model))].slice(-12);
   if (!models.length) return null;
