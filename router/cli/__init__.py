@@ -30,6 +30,7 @@ COMMANDS: Final[Mapping[str, str]] = {
     "plan": "router.cli.plan:plan",
     "doctor": "router.cli.doctor:doctor",
     "config": "router.cli.config:config",
+    "import": "router.cli.migrate:import_",
     "simulate": "router.cli.simulate:simulate",
 }
 

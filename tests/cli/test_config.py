@@ -49,7 +49,7 @@ def test_keys_are_counted_and_not_shown(folder: Path):
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("[scheduler]\npolcy = 'lru'\n", "config.toml:5: scheduler.polcy: there is no such key; did you mean sch"),
+        ("[scheduler]\npolcy = 'lru'\n", "config.toml:5: scheduler.polcy: there is no such key; did you"),
         ("[server]\nport = 99999\n", "config.toml:5: server.port"),
         ("[paths\n", "config.toml"),
     ],

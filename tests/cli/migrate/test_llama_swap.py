@@ -1,0 +1,155 @@
+"""A llama-swap.yaml with all that its documentation shows."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+from router.cli import cli
+from router.config import load_config
+from router.presets import load_presets
+
+EXAMPLE = Path(__file__).parent / "llama_swap.yaml"
+
+
+@pytest.fixture
+def imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Result:
+    monkeypatch.setenv("MODELS_DIR", str(tmp_path))
+    monkeypatch.setenv("API_KEY_1", "from-env")
+    result = CliRunner().invoke(cli, ["import", str(EXAMPLE), "--json"])
+    assert result.exit_code == 0, result.output
+    return result
+
+
+def config_of(result: Result) -> Any:
+    return tomllib.loads(json.loads(result.stdout)["config"])
+
+
+def report_of(result: Result) -> str:
+    return "\n".join(json.loads(result.stdout)["report"])
+
+
+def test_every_llama_server_is_a_model_with_its_settings(imported: Result, tmp_path: Path):
+    models = config_of(imported)["models"]
+    assert list(models) == ["gpt-oss-120b", "qwen-unlisted", "docker-llama", "always"]
+    assert models["gpt-oss-120b"] == {
+        "model": f"{tmp_path}/gpt-oss-120B.gguf",
+        "ctx_size": 512,
+        "args": ["--temperature", "0.7"],
+        "env": {"GGML_CUDA_FORCE_MMQ": "1"},
+        "devices": ["cuda:0", "cuda:1"],
+        "aliases": ["gpt-4o-mini", "gpt-4o", "gpt-oss-120b:high"],
+        "description": "A thinking model",
+        "ttl_seconds": 60,
+        "stop_grace_seconds": 20,
+    }
+    assert models["qwen-unlisted"] == {
+        "model": f"{tmp_path}/qwen.gguf",
+        "ctx_size": 4096,
+        "n_gpu_layers": 0,
+        "flash_attn": "on",
+        "hidden": True,
+        "ttl_seconds": -1,
+    }
+
+
+def test_a_container_becomes_a_process_with_the_paths_of_outside(imported: Result, tmp_path: Path):
+    model = config_of(imported)["models"]["docker-llama"]
+    assert model["model"] == f"{tmp_path}/coder.gguf"
+    assert model["aliases"] == ["coding-model"], "a selector is an alias of its first target"
+
+
+def test_a_persistent_group_is_pinned_and_a_preload_loaded(imported: Result, tmp_path: Path):
+    assert config_of(imported)["models"]["always"] == {
+        "model": f"{tmp_path}/always.gguf",
+        "ctx_size": 4096,
+        "embedding": True,
+        "env": {"GGML_VK_VISIBLE_DEVICES": "0"},
+        "pinned": True,
+        "load_on_startup": True,
+    }
+
+
+def test_keys_from_the_environment_stay_there(imported: Result):
+    config = config_of(imported)
+    assert config["server"]["api_keys"] == ["sk-hunter2", "env:API_KEY_1"]
+    assert config["child"] == {"stop_grace_seconds": 15.0}
+
+
+def test_what_could_not_be_carried_over_is_reported(imported: Result):
+    report = report_of(imported)
+    for line in (
+        "vllm: NOT CARRIED OVER: vllm is not llama-server",
+        "gpt-oss-120b: left out: filters: the router does not change what requests ask for",
+        "gpt-oss-120b: left out: filters.setParamsByID: gpt-oss-120b, gpt-oss-120b:high are served",
+        "gpt-oss-120b: left out: concurrencyLimit",
+        "gpt-oss-120b: there is no file",
+        "selectors.coding-model: is always docker-llama here",
+        "profiles: left out: names are not replaced",
+        "groups: models are loaded together where they fit",
+        "models were started with /opt/llama.cpp/llama-server, llama-server",
+    ):
+        assert line in report, report
+    assert "healthCheckTimeout" not in report and "checkEndpoint" not in report, "nobody misses them"
+
+
+def test_what_is_made_is_a_configuration_without_mistakes(imported: Result, tmp_path: Path):
+    path = tmp_path / "made.toml"
+    path.write_text(json.loads(imported.stdout)["config"])
+    config = load_config(path)
+    presets = load_presets(config)
+    assert {name: presets.for_model(name).error for name in presets.names} == dict.fromkeys(presets.names)
+
+
+def test_groups_are_kept_where_that_is_wanted(tmp_path: Path, monkeypatch):
+    monkeypatch.setenv("MODELS_DIR", str(tmp_path))
+    result = CliRunner().invoke(cli, ["import", str(EXAMPLE), "--json", "--keep-groups"])
+    assert config_of(result)["scheduler"]["exclusive"] == [
+        ["gpt-oss-120b", "qwen-unlisted"],
+        ["gpt-oss-120b", "docker-llama"],
+        ["qwen-unlisted", "docker-llama"],
+    ]
+
+
+def one(tmp_path: Path, text: str) -> Result:
+    path = tmp_path / "swap.yaml"
+    path.write_text(text)
+    return CliRunner().invoke(cli, ["import", str(path), "--json"])
+
+
+def test_a_macro_that_is_not_there_costs_its_model_alone(tmp_path: Path):
+    text = "models:\n  a:\n    cmd: ${nobody} -m x\n  b:\n    cmd: llama-server -m /b.gguf -c 1\n"
+    result = one(tmp_path, text)
+    assert list(config_of(result)["models"]) == ["b"]
+    assert "a: NOT CARRIED OVER: ${nobody} is not defined" in report_of(result)
+
+
+def test_macros_that_go_round_in_a_circle_end(tmp_path: Path):
+    text = 'macros:\n  a: "${b}"\n  b: "${a}"\nmodels:\n  m:\n    cmd: ${a}\n'
+    assert "NOT CARRIED OVER" in report_of(one(tmp_path, text))
+
+
+def test_options_that_the_router_settles_itself_are_left_out_with_the_reason(tmp_path: Path):
+    text = (
+        "models:\n  a:\n    cmd: llama-server -m /a.gguf -c 1 --api-key x --fit on --port 1 --host 0.0.0.0\n"
+    )
+    result = one(tmp_path, text)
+    assert config_of(result)["models"]["a"] == {"model": "/a.gguf", "ctx_size": 1}
+    assert "a: left out: --api-key: the router answers clients itself" in report_of(result)
+
+
+def test_the_time_to_live_of_all_becomes_a_policy(tmp_path: Path):
+    result = one(tmp_path, "globalTTL: 600\nmodels: {}\n")
+    assert config_of(result)["scheduler"] == {"policy": "lru-ttl", "ttl_seconds": 600.0}
+
+
+@pytest.mark.parametrize("text", ["- a list", "models: [1]", "a: [", "just text"])
+def test_what_is_no_llama_swap_configuration_is_told_so(tmp_path: Path, text: str):
+    result = one(tmp_path, text)
+    assert result.exit_code == 1
+    assert "swap.yaml" in result.output and "Traceback" not in result.output
