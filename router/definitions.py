@@ -10,6 +10,7 @@ import hashlib
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import zip_longest
 from pathlib import Path
 from types import MappingProxyType
 from typing import Literal, TypeAlias
@@ -32,6 +33,7 @@ from router.estimate.values import (
 )
 from router.gguf import GgufError, GgufMetadata, read_gguf
 from router.presets import ModelPreset, Overrides
+from router.presets.options import spelling_of_arg
 from router.presets.overrides import overridden, read, written
 
 #: A memory pool as the estimate sees it, and what people call it.
@@ -296,6 +298,8 @@ def _placement(place: EstimatedPlacement) -> Placement:
     args = ["-c", str(place.ctx_size), "-ngl", str(place.n_gpu_layers)]
     if place.tensor_split:
         args += ["-ts", ",".join(str(layers) for layers in place.tensor_split)]
+    if place.ctx_checkpoints:
+        args += ["-ctxcp", str(place.ctx_checkpoints)]
     host = place.devices[0].partition("/")[0]
     return Placement(host, dict(place.reserved), place.devices, tuple(args), place.tier, place.is_resort)
 
@@ -364,8 +368,21 @@ def _load_settings(
         kv_offload=preset.kv_offload is not False,
         embedding=preset.embedding or preset.reranking,
         cache_ram_bytes=max(0, preset.cache_ram_mib or 0) * MIB,
+        ctx_checkpoints=_checkpoints(preset),
         devices=_chosen(preset, budgets),
     )
+
+
+def _checkpoints(preset: ModelPreset) -> int | None:
+    """What its arguments say; there is no key for it."""
+    asked = None
+    for arg, value in zip_longest(preset.args, preset.args[1:], fillvalue=""):
+        name, is_joined, joined = arg.partition("=")
+        spelling = spelling_of_arg(name) if name.startswith("-") else None
+        text = joined if is_joined else value
+        if spelling is not None and "--ctx-checkpoints" in spelling.option.args and text.isdecimal():
+            asked = int(text)
+    return asked
 
 
 def _chosen(preset: ModelPreset, budgets: Sequence[Budget]) -> tuple[DeviceId, ...] | None:

@@ -15,7 +15,7 @@ from router.descriptors import is_out_of_files
 from router.devices import DeviceInfo
 from router.errors import ModelUnusable
 from router.presets import Overrides
-from tests.make_gguf import make_llama
+from tests.make_gguf import make_gemma3, make_llama
 from tests.scarcity import at_each_moment
 
 GIB = 1 << 30
@@ -296,3 +296,20 @@ def test_an_estimate_that_is_a_little_too_large_for_the_gpu_is_tried_and_one_by_
     assert first.devices == (SMALL,)
     assert first.footprint[SMALL] == pytest.approx(need * 0.9 * 0.95, rel=0.01)
     assert offered(0.7)[0].footprint[SMALL] == need, "refused, with its numbers"
+
+
+def test_a_server_is_told_how_many_checkpoints_its_memory_was_reserved_for(models: Path) -> None:
+    make_gemma3(models / "gemma.gguf")
+
+    def told(text: str = "") -> tuple[str, int]:
+        definitions = defined(models, machine(host=32), text)
+        (place,) = definitions.models["gemma"].placements
+        argv = definitions.launch("gemma", place).argv
+        last = max(at for at, arg in enumerate(argv) if arg in ("-ctxcp", "--swa-checkpoints"))
+        return argv[last + 1], definitions.by_name["gemma"].estimates[0].estimate.bytes_of("checkpoints")
+
+    assert told()[0] == "32"
+    number, reserved = told('[models.gemma]\nargs = ["--ctx-checkpoints", "3"]\n')
+    assert (number, reserved * 32) == ("3", told()[1] * 3)
+    tiny = defined(models, machine(host=32))
+    assert "-ctxcp" not in tiny.launch("tiny", tiny.models["tiny"].placements[0]).argv

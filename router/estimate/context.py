@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from router.estimate import architectures as arch
 from router.estimate.layout import Layout, layer_devices
 from router.estimate.shape import Layer, ModelShape
-from router.estimate.values import DEFAULT_CTX_SIZE, MIB, LoadSettings, Term
+from router.estimate.values import DEFAULT_CTX_SIZE, GIB, MIB, LoadSettings, Term
 
 CACHE_TYPES: Mapping[str, tuple[int, int]] = {
     # Name of a --cache-type: (bytes of a block, values in it).
@@ -27,8 +27,10 @@ CACHE_TYPES: Mapping[str, tuple[int, int]] = {
     "q5_0": (22, 32),
     "q5_1": (24, 32),
 }
-_RESERVED_CHECKPOINTS = 1
-"""For each slot. A conversation adds one with every turn, which what is learned about the model covers."""
+MOST_CHECKPOINTS = 32
+"""For each slot: llama-server's own number. A conversation adds one with every turn."""
+CHECKPOINT_BYTES = GIB
+"""For all slots of a server together, but at least one checkpoint for each."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,24 +135,32 @@ def _state_terms(shape: ModelShape, settings: LoadSettings, devices: list[str]) 
         yield Term(device, "state", size, f"{n} recurrent layers x {settings.n_slots} slots, F32")
 
 
-def _checkpoint_terms(shape: ModelShape, settings: LoadSettings, layout: Layout) -> Iterator[Term]:
-    """Copies, on the host, of what cannot be rolled back: recurrent
-    states, and caches of a sliding window."""
-    if settings.embedding or settings.ctx_checkpoints <= 0 or not shape.has_cache:
-        return
+def checkpoints(shape: ModelShape, settings: LoadSettings, ctx_size: int) -> tuple[int, int]:
+    """How many checkpoints each slot may keep, and the bytes of one: copies, on the host, of what cannot be
+    rolled back, which are recurrent states, and caches of a sliding window. (0, 0) where there is no such
+    thing.
+
+    llama-server alone keeps up to 32 per slot, which is gigabytes; where no number is asked for it is told to
+    keep as many of them as `CHECKPOINT_BYTES` hold, and that is what is reserved.
+    """
+    if settings.embedding or settings.ctx_checkpoints == 0 or not shape.has_cache:
+        return 0, 0
     one = sum(state_bytes(shape) for layer in shape.layers if layer.is_recurrent)
     if shape.n_swa and not settings.swa_full:
-        n_cells = min(shape.n_swa, cells(shape, settings, layout.ctx_size).full)
+        n_cells = min(shape.n_swa, cells(shape, settings, ctx_size).full)
         windows = (layer for layer in shape.layers if layer.is_swa and layer.has_kv)
         one += n_cells * sum(cell_bytes(shape, layer, settings) for layer in windows)
-    n = min(settings.ctx_checkpoints, _RESERVED_CHECKPOINTS) * settings.n_slots
-    most = one * settings.ctx_checkpoints * settings.n_slots
-    yield Term(
-        layout.host.id,
-        "checkpoints",
-        one * n,
-        f"{n} context checkpoints of {one / MIB:.1f} MiB; with use they may grow to {most / MIB:.0f} MiB",
-    )
+    if not one:
+        return 0, 0
+    if settings.ctx_checkpoints is not None:
+        return settings.ctx_checkpoints, one
+    return max(1, min(MOST_CHECKPOINTS, CHECKPOINT_BYTES // (one * settings.n_slots))), one
+
+
+def _checkpoint_terms(shape: ModelShape, settings: LoadSettings, layout: Layout) -> Iterator[Term]:
+    n, one = checkpoints(shape, settings, layout.ctx_size)
+    what = f"{n} context checkpoints of {one / MIB:.1f} MiB x {settings.n_slots} slots, filled with use"
+    yield Term(layout.host.id, "checkpoints", n * one * settings.n_slots, what)
 
 
 def _pad256(n: int) -> int:

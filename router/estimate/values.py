@@ -58,7 +58,8 @@ class LoadSettings:
     embedding: bool = False
     cache_ram_bytes: int = 0
     """-cram, which llama-router always passes; llama-server alone would take 8192 MiB."""
-    ctx_checkpoints: int = 32
+    ctx_checkpoints: int | None = None
+    """-ctxcp, per slot. None: as many as a gigabyte holds, at most llama-server's own 32."""
     devices: tuple[str, ...] | None = None
     """The GPUs it may be placed on, by id. None: any."""
 
@@ -195,6 +196,8 @@ class EstimatedPlacement:
     estimate: Estimate
     counted: tuple[Counted, ...] = ()
     """For a second opinion: on `devices` and then on the host."""
+    ctx_checkpoints: int = 0
+    """-ctxcp; 0 where there is nothing to say."""
     is_resort: bool = False
     attempt: Mapping[str, int] | None = field(default=None, hash=False)
 

@@ -5,7 +5,14 @@ from __future__ import annotations
 import pytest
 
 from router.estimate import Layout, LoadSettings, Term
-from router.estimate.context import CACHE_TYPES, cells, context_terms, row_bytes
+from router.estimate.context import (
+    CACHE_TYPES,
+    MOST_CHECKPOINTS,
+    cells,
+    checkpoints,
+    context_terms,
+    row_bytes,
+)
 from router.estimate.shape import ModelShape, read_shape
 from router.gguf import GgufMetadata, KvValue
 from tests.estimate.made_up import HOST, MIB, gpu, llama, metadata, on_gpus, on_host
@@ -117,9 +124,14 @@ def test_caches_lie_with_their_layers_unless_kept_on_the_host() -> None:
     assert kept == {HOST.id: 1024}
 
 
-def test_checkpoints_are_reserved_for_what_cannot_be_rolled_back() -> None:
+def test_as_many_checkpoints_are_reserved_as_the_server_is_told_to_keep() -> None:
+    one = 40 * 1024 * 8192 / MIB  # a window in each of gemma's sliding layers: 320 MiB
     assert mib(LLAMA_8B, 8192, LoadSettings(), "checkpoints") == 0
-    assert mib(GEMMA_12B, 8192, LoadSettings(parallel=2), "checkpoints") == 2 * 40 * 1024 * 8192 / MIB
+    assert mib(GEMMA_12B, 8192, LoadSettings(parallel=1), "checkpoints") == 3 * one, "a gigabyte"
+    assert mib(GEMMA_12B, 8192, LoadSettings(parallel=4), "checkpoints") == 4 * one, "at least one per slot"
+    assert mib(GEMMA_12B, 8192, LoadSettings(parallel=4, ctx_checkpoints=9), "checkpoints") == 36 * one
     assert mib(GEMMA_12B, 8192, LoadSettings(swa_full=True), "checkpoints") == 0
     assert mib(GEMMA_12B, 8192, LoadSettings(ctx_checkpoints=0), "checkpoints") == 0
     assert mib(metadata("mamba2", MAMBA), 8192, LoadSettings(parallel=3), "checkpoints") > 3 * 160
+    tiny = llama(architecture="gemma3", attention__sliding_window=256)
+    assert checkpoints(shape_of(tiny), LoadSettings(parallel=1), 8192)[0] == MOST_CHECKPOINTS
