@@ -31,6 +31,7 @@ COMMANDS: Final[Mapping[str, str]] = {
     "doctor": "router.cli.doctor:doctor",
     "config": "router.cli.config:config",
     "import": "router.cli.migrate:import_",
+    "completion": "router.cli.completion:completion",
     "simulate": "router.cli.simulate:simulate",
 }
 
