@@ -109,9 +109,10 @@ def _fetch_file(wanted: Fetch, repo: RepoFolder, file: RemoteFile, meter: _Meter
                 displayed_filename=file.path,
             )
         except OSError as error:
-            if error.errno is not None or partial.tell() == size:
+            # Without a number it is the library's word for a file of another size (its other errors are of
+            # classes of their own).
+            if type(error) is not OSError or error.errno is not None:
                 raise
-            # The library's word for a file of another size. What is too short may well go on.
         if not partial.is_right():
             raise HubProblem(partial.refused(file.path))
         os.fsync(fd)

@@ -14,7 +14,7 @@ from router.downloads import DownloadEvent, Downloads, Job, Wish
 from router.store import Store
 from tests.hub_stub import HubStub
 
-DEADLINE_SECONDS = 60.0
+DEADLINE_SECONDS = 30.0
 
 
 class Kit:
@@ -54,6 +54,11 @@ class Kit:
     async def ended(self, job: Job) -> Job:
         await self.until(lambda: not self.downloads.job(job.id).is_active)
         return self.downloads.job(job.id)
+
+    async def held(self) -> None:
+        """Until the hub holds back the rest of a file."""
+        async with asyncio.timeout(DEADLINE_SECONDS):
+            await self.hub.faults.holding.wait()
 
     async def until(self, condition: Callable[[], object]) -> None:
         async with asyncio.timeout(DEADLINE_SECONDS):

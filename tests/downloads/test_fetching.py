@@ -140,7 +140,7 @@ async def test_nothing_is_seen_of_a_model_before_it_is_whole(kit):
     kit.hub.add(REPO, {parts[0]: MODEL, parts[1]: MODEL[::-1]})
     kit.hub.faults.hold_after = MIB
     job = await kit.downloads.start(Wish(REPO))
-    await kit.hub.faults.holding.wait()
+    await kit.held()
     assert not list(kit.repo(REPO).glob("snapshots/*/*")) and not (kit.repo(REPO) / "refs").exists()
     kit.hub.faults.go.set()
     assert (await kit.ended(job)).state == "finished"
