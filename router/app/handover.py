@@ -53,9 +53,10 @@ class _Line:
         self._end = end
         self._end.setblocking(False)
         self._data = b""
+        self._unsent = bytearray()
 
     async def read(self) -> dict[str, Any]:
-        """Raises Gone."""
+        """Raises Gone, and ValueError for what is no message."""
         loop = asyncio.get_running_loop()
         while b"\n" not in self._data:
             try:
@@ -70,11 +71,29 @@ class _Line:
         return message
 
     def write(self, message: Mapping[str, object]) -> None:
-        """At once: what is said is little, and the other side always reads. One that is gone misses it."""
-        with suppress(OSError):
-            self._end.sendall(json.dumps(message).encode() + b"\n")
+        """Never waits: what the socket does not take at once follows when it does. One that is gone misses
+        it.
+        """
+        self._unsent += json.dumps(message).encode() + b"\n"
+        self._send()
+
+    def _send(self) -> None:
+        try:
+            while self._unsent:
+                del self._unsent[: self._end.send(self._unsent)]
+        except BlockingIOError:  # the leases of some thousand streams
+            asyncio.get_running_loop().add_writer(self._end, self._send)
+            return
+        except OSError:
+            self._unsent.clear()
+        self._unwatch()
+
+    def _unwatch(self) -> None:
+        with suppress(RuntimeError):  # before there is a loop nothing was watched
+            asyncio.get_running_loop().remove_writer(self._end)
 
     def close(self) -> None:
+        self._unwatch()
         self._end.close()
 
 
@@ -112,6 +131,8 @@ class Successor:
             raise RestartFailed(
                 f"the next router ended with status {status} before it served; its log says why"
             ) from None
+        except ValueError as error:
+            raise RestartFailed(f"the next router says what nobody understands: {error}") from error
         if word not in message:
             raise RestartFailed(f"the next router does not start: {message.get('failed', message)}")
 
