@@ -107,7 +107,7 @@ class ForgetfulRoom(Room):
     """As the host of a forgetful ledger sees it."""
 
     def refusal(
-        self, newcomer: Placement, measured: Measurement, sample: Sample, loading: Iterable[Occupant]
+        self, newcomer: Placement, measured: Measurement, sample: Sample, others: Iterable[Occupant]
     ) -> str | None:
         return super().refusal(newcomer, measured, sample, ())
 
@@ -318,7 +318,7 @@ async def _machine(work: Work, admission: Admission, luck: random.Random) -> Asy
             host._room = ForgetfulRoom("local", memory)
         totals = {device.id: device.total for device in devices}
 
-        def launch(name: ModelName, placement: Placement) -> Launch:
+        def launch(name: ModelName, placement: Placement, _: str) -> Launch:
             return _launch(stub, work, name, placement, totals)
 
         pool = Pool(scheduler, [host], launch, Journal(), definitions=models)
