@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 from aiohttp import web
@@ -32,6 +32,8 @@ class _Body(msgspec.Struct):
 
 
 _decoder = msgspec.json.Decoder(_Body)
+#: What is read of a body.
+HEAD_FIELDS: Final = frozenset(_Body.__struct_fields__)
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,8 @@ from router.api.autoload import AUTOLOAD, require_loadable
 from router.api.context import CONTEXT
 from router.api.dialect import dialect_of
 from router.api.form import FormFields
-from router.api.head import read_form_head, read_head
+from router.api.head import HEAD_FIELDS, read_form_head, read_head
+from router.api.json_fields import JsonFields
 from router.api.route import Query, Route
 from router.errors import (
     LoadFailed,
@@ -81,8 +82,9 @@ class Named(msgspec.Struct, frozen=True):
 async def infer(request: web.Request) -> web.StreamResponse:
     """Passed to the model that the body names, which is loaded for it; the answer passes as it comes."""
     context = request.app[CONTEXT]
-    body = await read_body(request)
-    head = read_head(request, body.joined())
+    fields = JsonFields(HEAD_FIELDS)
+    body = await read_body(request, fields.feed)
+    head = read_head(request, fields.text(body))
     model = context.name_of(head.model)
     require_loadable(request, context, model)
     ask = Ask(model, head.priority, head.keep_alive, head.size, dialect_of(request), head.stream)
