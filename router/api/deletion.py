@@ -31,9 +31,10 @@ class Deleted(msgspec.Struct, frozen=True):
 
 
 async def delete_model(request: web.Request) -> web.Response:
-    """Unloads the model, when its requests have ended (`?force=1` ends them), and deletes its files from the
-    Hugging Face cache; content that something else uses stays. Of one that is being downloaded, what has
-    come is deleted. Models of other folders are not the router's to delete."""
+    """Deletes its files from the Hugging Face cache, but for content that something else uses, and answers
+    when it is unloaded: requests that it serves may end first, unless `?force=1` ends them; new ones find it
+    no more. Of one that is being downloaded, what has come is deleted. Models of other folders are not the
+    router's to delete."""
     context = request.app[CONTEXT]
     name = request.query.get("model", "")
     if not name:
@@ -50,12 +51,14 @@ async def delete_model(request: web.Request) -> web.Response:
     if entry is None:
         return json_response(Deleted(name, (), 0, []))
     async with context.downloads.removing:
-        while context.pool.snapshot().of_model(entry.id):
-            await context.pool.unload(entry.id, force=is_set(request, "force"))
-        removed = await context.downloads.remove(
-            _files(context, [entry]), _files(context, _others(context, entry))
-        )
-        await context.reload()
+        others = _files(context, _others(context, entry))
+        removed = await context.downloads.remove(_files(context, [entry]), others)
+        try:
+            await context.reload()
+        finally:
+            # Not before: requests that came meanwhile would load it again. Who has its files open keeps them.
+            if context.pool.snapshot().of_model(entry.id):
+                await context.pool.unload(entry.id, force=is_set(request, "force"))
     context.downloads.announce(entry.id, "model_remove")
     kept = [Kept(file, reason) for file, reason in removed.kept]
     return json_response(Deleted(entry.id, removed.files, removed.freed_bytes, kept))
