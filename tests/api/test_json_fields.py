@@ -19,17 +19,25 @@ from router.proxy import Body
 decoder = msgspec.json.Decoder(_Body)
 
 NAMES = [*sorted(HEAD_FIELDS), "messages", "", "mode", "models", 'mo"del', "x\\"]
-values = st.recursive(
-    st.none() | st.booleans() | st.integers(-(2**53), 2**53)
-    | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=12) | st.sampled_from(['"model":"no"', "\\", '\\"', "{[", "]}", "ü\u2028😀"]),
-    lambda inner: st.lists(inner, max_size=3)
-    | st.lists(st.tuples(st.sampled_from(NAMES), inner), max_size=3).map(Pairs),
-    max_leaves=12,
-)  # fmt: skip
 
 
 class Pairs(list[Any]):
     """An object in which a name may stand twice."""
+
+
+values = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**53), 2**53)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(max_size=12)
+    | st.sampled_from(['"model":"no"', "\\", '\\"', "{[", "]}", "ü\u2028😀"]),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.lists(st.tuples(st.sampled_from(NAMES), inner), max_size=3).map(Pairs)
+    ),
+    max_leaves=12,
+)
 
 
 def write(value: Any, draw: Any) -> str:
