@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from router.estimate import architectures as arch
 from router.estimate.layout import Layout, layer_devices
 from router.estimate.shape import Layer, ModelShape
-from router.estimate.values import DEFAULT_CTX_SIZE, GIB, MIB, LoadSettings, Term
+from router.estimate.values import DEFAULT_CTX_SIZE, MIB, LoadSettings, Term
 
 CACHE_TYPES: Mapping[str, tuple[int, int]] = {
     # Name of a --cache-type: (bytes of a block, values in it).
@@ -29,7 +29,7 @@ CACHE_TYPES: Mapping[str, tuple[int, int]] = {
 }
 MOST_CHECKPOINTS = 32
 """For each slot: llama-server's own number. A conversation adds one with every turn."""
-CHECKPOINT_BYTES = GIB
+CHECKPOINT_BYTES = 512 * MIB
 """For all slots of a server together, but at least one checkpoint for each."""
 
 

@@ -59,7 +59,7 @@ class LoadSettings:
     cache_ram_bytes: int = 0
     """-cram, which llama-router always passes; llama-server alone would take 8192 MiB."""
     ctx_checkpoints: int | None = None
-    """-ctxcp, per slot. None: as many as a gigabyte holds, at most llama-server's own 32."""
+    """-ctxcp, per slot. None: as many as half a gigabyte holds, at most llama-server's own 32."""
     devices: tuple[str, ...] | None = None
     """The GPUs it may be placed on, by id. None: any."""
 

@@ -12,6 +12,7 @@ from router.estimate import Estimate, Layout, LoadSettings, Prepared, estimate
 from router.estimate.fit_params import FitRow, ask, beyond, counts, fit_params_argv, parse_fit_params
 from router.estimate.values import Counted
 from router.gguf import read_gguf
+from tests.estimate.cases import CASES, REPACKED_CASES, Case
 from tests.estimate.made_up import HOST, MIB, gpu, llama, on_gpus, on_host
 from tests.estimate.reported import find_llama_server
 from tests.make_gguf import make_gemma3, make_llama
@@ -193,3 +194,19 @@ async def test_the_real_one_has_no_answer_for_a_file_it_cannot_load(tmp_path: Pa
     broken = make_gemma3(tmp_path / "m.gguf")
     broken.write_bytes(broken.read_bytes()[:5000])
     assert await ask(fit_params_argv(REAL, broken, ()), dict(os.environ)) is None
+
+
+@pytest.mark.e2e
+@needs_it
+@pytest.mark.parametrize("case", [*CASES, *REPACKED_CASES], ids=lambda case: case.name)
+async def test_the_real_one_raises_no_estimate_that_holds_against_the_server(
+    case: Case, tmp_path: Path
+) -> None:
+    """These are the models of the table, which never takes less than the server says."""
+    assert REAL is not None
+    _, model, argv = case.predict(tmp_path)
+    prepared, layout = Prepared.of(read_gguf(model), case.settings), Layout(HOST, (), 0, (), case.ctx_size)
+    args = (*argv, "-np", str(case.settings.n_slots))
+    answer = await ask(fit_params_argv(REAL, model, args), dict(os.environ), timeout_seconds=60)
+    assert answer is not None
+    assert beyond(answer, counted_and_ours(prepared, layout)[0]) == (0,)
