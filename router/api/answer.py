@@ -20,9 +20,12 @@ def json_response(value: object, *, status: int = 200) -> web.Response:
     return web.Response(body=msgspec.json.encode(value), status=status, content_type="application/json")
 
 
-async def read_json(request: web.Request, shape: type[S]) -> S:
-    """The body as `shape`. Raises InvalidRequest that says what is wrong and what is accepted."""
+async def read_json(request: web.Request, shape: type[S], *, if_none: S | None = None) -> S:
+    """The body as `shape`; `if_none` where there is none. Raises InvalidRequest that says what is wrong and
+    what is accepted."""
     body = (await read_body(request)).joined()
+    if if_none is not None and not body:
+        return if_none
     try:
         return msgspec.json.decode(body, type=shape)
     except msgspec.DecodeError as error:  # includes ValidationError
@@ -32,6 +35,8 @@ async def read_json(request: web.Request, shape: type[S]) -> S:
         hint = f"; did you mean {near}?" if near is not None else ""
         message = f"{error}{hint}; this path takes a JSON object with: {', '.join(fields)}"
         raise InvalidRequest(message) from error
+    except RecursionError as error:
+        raise InvalidRequest("the body is nested too deeply") from error
     except UnicodeDecodeError as error:
         raise InvalidRequest(f"the body is not UTF-8 (byte {error.start})") from error
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import msgspec
 
@@ -136,26 +136,33 @@ class Listed(msgspec.Struct, frozen=True):
     object: str = "list"
 
 
+class CommandLine(NamedTuple):
+    """How a model is started, and the same as a section of llama.cpp's preset files."""
+
+    args: tuple[str, ...] = ()
+    preset: str = ""
+
+
 @dataclass(frozen=True, slots=True)
 class Cards:
     """The fixed part of every model. `resting` is the whole row of one that nobody uses, as JSON."""
 
     by_name: Mapping[ModelName, Card]
-    args: Mapping[ModelName, tuple[str, ...]]
+    lines: Mapping[ModelName, CommandLine]
     resting: Mapping[ModelName, bytes]
-    running: dict[tuple[InstanceId, str], tuple[str, ...]] = field(default_factory=dict)
+    running: dict[tuple[InstanceId, str], CommandLine] = field(default_factory=dict)
 
 
 def make_cards(definitions: Definitions) -> Cards:
     """Reads headers of projectors: call it in a thread."""
-    cards, args, resting = {}, {}, {}
+    cards, lines, resting = {}, {}, {}
     for name, definition in definitions.by_name.items():
         cards[name] = _card(definition)
         placements = definition.model.placements
-        args[name] = _argv(definitions, name, placements[0]) if placements else ()
+        lines[name] = _line(definitions, name, placements[0]) if placements else CommandLine()
         if definition.model.error is None:
-            resting[name] = msgspec.json.encode(_row(cards[name], _resting(name, args[name], definition)))
-    return Cards(cards, args, resting)
+            resting[name] = msgspec.json.encode(_row(cards[name], _resting(lines[name], definition)))
+    return Cards(cards, lines, resting)
 
 
 def list_bytes(
@@ -241,15 +248,15 @@ def _per_request(definition: Definition, context: int | None) -> int | None:
     )
 
 
-def _argv(definitions: Definitions, name: ModelName, place: Placement, settings: str = "") -> tuple[str, ...]:
+def _line(definitions: Definitions, name: ModelName, place: Placement, settings: str = "") -> CommandLine:
     try:
-        return definitions.launch(name, place, settings).argv
+        argv = definitions.launch(name, place, settings).argv
     except RouterError:
-        return ()
+        return CommandLine()
+    return CommandLine(argv, _preset(name, argv))
 
 
 def _preset(name: ModelName, argv: Sequence[str]) -> str:
-    """The command line as a section of llama.cpp's preset files."""
     lines, rest = [f"[{name}]"], list(argv[1:])
     while rest:
         arg = rest.pop(0)
@@ -268,9 +275,8 @@ def _row(card: Card, status: Status, instances: Sequence[Instance] = ()) -> Row:
     return Row(**fixed, status=status, instances=list(instances))
 
 
-def _resting(name: ModelName, argv: Sequence[str], definition: Definition) -> Status:
-    preset = _preset(name, argv) if argv else ""
-    return Status("unloaded", argv, preset, 0, definition.model.pinned)
+def _resting(line: CommandLine, definition: Definition) -> Status:
+    return Status("unloaded", line.args, line.preset, 0, definition.model.pinned)
 
 
 def download_row(name: ModelName, job: Job, value: str = "downloading") -> Row:
@@ -323,13 +329,13 @@ class _Look:
         values = {_VALUES[one.state] for one in ones}
         value = "loaded" if "loaded" in values else "loading" if values else "unloaded"
         definition = self._definitions.by_name[name]
-        unusable, argv = definition.model.error, self._args(name, ones)
+        unusable, line = definition.model.error, self._line(name, ones)
         error = unusable.message if unusable is not None else view.error if view is not None else None
         has_failed = error is not None and not ones
         return Status(
             value=value,
-            args=argv,
-            preset=_preset(name, argv) if argv else "",
+            args=line.args,
+            preset=line.preset,
             waiting=queue.waiting if queue is not None else 0,
             pinned=view.pinned if view is not None else definition.model.pinned,
             progress=self._progress(definition, ones, view) if value == "loading" else None,
@@ -340,15 +346,15 @@ class _Look:
             exit_code=view.exit_code if view is not None and has_failed else None,
         )
 
-    def _args(self, name: ModelName, ones: list[InstanceView]) -> tuple[str, ...]:
-        """The command line it runs with, or would."""
+    def _line(self, name: ModelName, ones: list[InstanceView]) -> CommandLine:
+        """What it runs with, or would."""
         if not ones:
-            return self._cards.args[name]
+            return self._cards.lines[name]
         one, kept = ones[0], self._cards.running
         if (one.id, one.definition) not in kept:
             if len(kept) >= _ARGS_KEPT:
                 kept.clear()
-            kept[one.id, one.definition] = _argv(self._definitions, name, one.placement, one.definition)
+            kept[one.id, one.definition] = _line(self._definitions, name, one.placement, one.definition)
         return kept[one.id, one.definition]
 
     def _progress(self, definition: Definition, ones: list[InstanceView], view: ModelView | None) -> Progress:

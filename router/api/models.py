@@ -170,8 +170,7 @@ async def unload_model(request: web.Request) -> web.Response:
 async def unload_all(request: web.Request) -> web.Response:
     """Answers when all are gone, pinned ones too. A body is not needed."""
     context = request.app[CONTEXT]
-    is_said = bool(await request.read())
-    wanted = await read_json(request, UnloadAllRequest) if is_said else UnloadAllRequest()
+    wanted = await read_json(request, UnloadAllRequest, if_none=UnloadAllRequest())
     names = list(dict.fromkeys(one.model for one in context.pool.snapshot().instances))
     unloads = (context.pool.unload(one, force=wanted.force, deadline=wanted.deadline) for one in names)
     gone = await asyncio.gather(*unloads)
