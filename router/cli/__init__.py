@@ -21,6 +21,8 @@ COMMANDS: Final[Mapping[str, str]] = {
     "models": "router.cli.models:models",
     "load": "router.cli.load:load",
     "unload": "router.cli.unload:unload",
+    "pull": "router.cli.pull:pull",
+    "rm": "router.cli.rm:rm",
     "run": "router.cli.run:run",
     "logs": "router.cli.logs:logs",
     "top": "router.cli.top:top",
@@ -32,6 +34,7 @@ COMMANDS: Final[Mapping[str, str]] = {
     "config": "router.cli.config:config",
     "import": "router.cli.migrate:import_",
     "completion": "router.cli.completion:completion",
+    "reference": "router.cli.reference:reference",
     "simulate": "router.cli.simulate:simulate",
 }
 

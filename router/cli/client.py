@@ -53,7 +53,7 @@ class Client:
 
     url: str
     api_key: str | None = None
-    read_seconds: float = READ_SECONDS
+    read_seconds: float | None = READ_SECONDS
 
     def get(self, path: str, query: Mapping[str, str] | None = None) -> Any:
         return self._call("GET", path, query, None, self.read_seconds)

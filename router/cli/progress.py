@@ -29,7 +29,7 @@ def while_waiting(work: Callable[[], _T], words: Callable[[float], str]) -> _T:
     future = executor.submit(work)
     try:
         while not _done(future):
-            _show(words(time.monotonic() - begun))
+            show_line(words(time.monotonic() - begun))
         return future.result()
     finally:
         click.echo(_CLEAR, err=True, nl=False)
@@ -49,6 +49,7 @@ def _done(future: Future[Any]) -> bool:
     return bool(wait([future], timeout=POLL_SECONDS).done)
 
 
-def _show(text: str) -> None:
+def show_line(text: str) -> None:
+    """In the place of what stood there."""
     width = shutil.get_terminal_size().columns
     click.echo(_CLEAR + text[: width - 1], err=True, nl=False)
