@@ -31,10 +31,12 @@ class Page:
         thread's work."""
         encode, content_type = choose_encoder(accept)
         once = CollectorRegistry()
-        once.register(
-            _Once([*self._registry.collect(), *_about(), *state_families(seen), *child_families(answers)])
-        )
+        once.register(_Once(self.families(seen, answers)))
         return encode(once), content_type
+
+    def families(self, seen: Seen, answers: Mapping[Child, str | None]) -> list[Metric]:
+        """All that is told."""
+        return [*self._registry.collect(), *_about(), *state_families(seen), *child_families(answers)]
 
 
 class _Once(Collector):

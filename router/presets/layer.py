@@ -272,6 +272,12 @@ def _ignored(_text: str) -> Any:
     return _NOT_SET
 
 
+def options_of_field(field: str) -> tuple[str, ...]:
+    """How llama-server spells a setting on its command line; empty for one that is the router's own."""
+    options = (name for name, (key, _) in _SETTERS.items() if key == field)
+    return tuple(f"--{name}" for name in options if spelling_of_arg(f"--{name}") is not None)
+
+
 #: What becomes a field however it is written: option -> field, and how its text is read.
 _SETTERS: Final[Mapping[str, tuple[str, Callable[[str], Any]]]] = MappingProxyType(
     {

@@ -1,0 +1,47 @@
+"""The pages of docs/ that are made of the code say what the code does; the others, what there is."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from router.cli import COMMANDS, cli
+from router.cli.reference import PAGES
+from router.cli.reference.configuration import _ABOUT
+from router.presets.layer import FIELDS, options_of_field
+
+REPOSITORY = Path(__file__).parent.parent
+WRITTEN = [*REPOSITORY.glob("docs/*.md"), *REPOSITORY.glob("*.md"), *REPOSITORY.glob("deploy/**/*.md")]
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_a_page_that_is_made_is_as_the_code_makes_it(page: str):
+    made = CliRunner().invoke(cli, ["reference", page])
+    assert made.exit_code == 0, made.output
+    kept = (REPOSITORY / "docs" / f"{page}.md").read_text()
+    assert kept == made.output, "run bin/generate-docs"
+
+
+def test_the_script_writes_all_of_them():
+    script = (REPOSITORY / "bin" / "generate-docs").read_text()
+    assert f"for page in {' '.join(PAGES)}; do" in script
+
+
+def test_every_setting_of_a_model_is_explained_by_us_or_by_llama_server():
+    assert not [name for name in FIELDS if name not in _ABOUT and not options_of_field(name)]
+    assert _ABOUT.keys() <= FIELDS.keys()
+
+
+@pytest.mark.parametrize("path", WRITTEN, ids=lambda path: str(path.relative_to(REPOSITORY)))
+def test_links_lead_somewhere(path: Path):
+    for target in re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", path.read_text()):
+        assert target.startswith(("http://", "https://")) or (path.parent / target).exists(), target
+
+
+@pytest.mark.parametrize("path", WRITTEN, ids=lambda path: str(path.relative_to(REPOSITORY)))
+def test_commands_that_are_told_of_are_there(path: Path):
+    for name in re.findall(r"(?:^    \$? ?|`)llama-router ([a-z]+)\b", path.read_text(), re.MULTILINE):
+        assert name in COMMANDS, name
