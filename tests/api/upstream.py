@@ -56,11 +56,12 @@ class Connection:
             pass
 
 
-Script = Callable[[Received, Connection], Awaitable[None]]
+#: True: the connection stays open for the next request.
+Script = Callable[[Received, Connection], Awaitable[bool | None]]
 
 
 class Upstream:
-    """`async with Upstream(path, script)` listens; the script answers one request per connection."""
+    """`async with Upstream(path, script)` listens; the script answers each request."""
 
     def __init__(self, path: Path, script: Script) -> None:
         self.path = str(path)
@@ -86,9 +87,11 @@ class Upstream:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         try:
-            received = await _read_request(reader)
-            self.requests.append(received)
-            await self._script(received, Connection(reader, writer))
+            is_kept: bool | None = True
+            while is_kept:
+                received = await _read_request(reader)
+                self.requests.append(received)
+                is_kept = await self._script(received, Connection(reader, writer))
         except (ConnectionError, asyncio.IncompleteReadError):
             pass  # the router hung up: whether it should is for the test to say
         finally:

@@ -84,8 +84,8 @@ def judge(request: Request, without: Message, through: Message) -> str:
     answer = request.answer
     name = (
         f"{request.name}: {request.method} of {len(request.body)} bytes, old: {request.is_old}, answered "
-        f"{answer.status} by {len(answer.body)} bytes {answer.framing.value}, dies after {answer.dies_after}; "
-        f"heard: {through.start}"
+        f"{answer.status} by {len(answer.body)} bytes {answer.framing.value}, dies after "
+        f"{answer.dies_after}; heard: {through.start}"
     )
     if request.leaves_after is not None:
         return "client left"

@@ -1,0 +1,177 @@
+"""What a client hears while its model is not there, and how it hears of what goes wrong meanwhile."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+
+import pytest
+
+from router.core.views import QueueView
+from router.errors import LoadFailed, RouterError
+from router.proxy import Ask, Dialect, Patience
+from router.proxy.ask import ACCOUNT
+from tests.api.upstream import Connection, Received
+from tests.proxy.bench import DEADLINE, Bench, echo, eventually
+
+SOON = Patience(head_seconds=0.01, beat_seconds=0.02)
+
+
+@pytest.fixture
+def waiting(bench: Bench) -> Bench:
+    """Streams are asked for, and the model takes as long as the test wants."""
+    bench.ask = Ask("qwen", stream=True)
+    bench.patience = SOON
+    bench.pool.load_gate = asyncio.Event()
+    bench.pool.queues = (QueueView("qwen", 1, 0.0, 2, "room, until b#1 has ended its 1 requests", 12.34),)
+    return bench
+
+
+def go_on(bench: Bench) -> None:
+    assert bench.pool.load_gate is not None
+    bench.pool.load_gate.set()
+
+
+async def stream(_: Received, connection: Connection) -> None:
+    await connection.begin_stream()
+    await connection.chunk(b'data: {"n":1}\n\n')
+    await connection.chunk(b"data: [DONE]\n\n")
+    await connection.end_stream()
+
+
+async def test_the_head_comes_before_the_model_with_its_place_and_then_signs_of_life(waiting: Bench):
+    await waiting.child(stream)
+    async with asyncio.timeout(DEADLINE), waiting.post() as answer:
+        assert answer.status == 200
+        assert answer.content_type == "text/event-stream"
+        assert answer.headers["X-Router-Action"] == "queued"
+        assert int(answer.headers["X-Router-Queue-Ms"]) >= 10
+        beats = [await answer.content.readuntil(b"\n\n") for _ in range(3)]
+        go_on(waiting)
+        rest = await answer.content.read()
+    for beat in beats:
+        told = json.loads(beat.removeprefix(b": llama-router "))
+        assert (told["model"], told["state"], told["position"]) == ("qwen", "queued", 2)
+        assert told["expected_seconds"] == 12.3
+        assert told["waits_for"].startswith("room")
+    events = [event for event in rest.split(b"\n\n") if event and not event.startswith(b":")]
+    assert events == [b'data: {"n":1}', b"data: [DONE]"], "the child's own body, without its head"
+
+
+async def test_anthropic_clients_are_pinged(waiting: Bench):
+    await waiting.child(stream)
+    waiting.ask = Ask("qwen", dialect=Dialect.ANTHROPIC, stream=True)
+    async with asyncio.timeout(DEADLINE), waiting.post() as answer:
+        comment, name, data = (await answer.content.readuntil(b"\n\n")).strip().split(b"\n")
+        go_on(waiting)
+        await answer.read()
+    assert comment.startswith(b": ")
+    assert name == b"event: ping"
+    assert json.loads(data.removeprefix(b"data: ")) == {"type": "ping"}
+
+
+@pytest.mark.parametrize("dialect", Dialect)
+async def test_a_load_that_fails_is_told_as_an_event_and_never_as_done(waiting: Bench, dialect: Dialect):
+    await waiting.child(echo)
+    waiting.ask = Ask("qwen", dialect=dialect, stream=True)
+    failing = waiting.pool._start
+
+    async def fail(model: str) -> None:
+        await failing(model)
+        raise LoadFailed("qwen is broken", retry_after_seconds=4.0)
+
+    waiting.pool._start = fail  # type: ignore[assignment,method-assign]
+    async with asyncio.timeout(DEADLINE), waiting.post() as answer:
+        assert answer.status == 200
+        go_on(waiting)
+        last = (await answer.read()).rstrip(b"\n").split(b"\n\n")[-1]
+    error = json.loads(last.rpartition(b"data: ")[2])["error"]
+    match dialect:
+        case Dialect.OPENAI:
+            assert (error["code"], error["retry_after_seconds"]) == ("load_failed", 4.0)
+        case Dialect.ANTHROPIC:
+            assert last.startswith(b"event: error\n")
+            assert error == {"type": "overloaded_error", "message": "qwen is broken"}
+
+
+async def test_a_refusal_of_the_child_is_told_as_an_event_too(waiting: Bench):
+    async def refuse(_: Received, connection: Connection) -> None:
+        body = b'{"error":{"code":400,"message":"too long","type":"exceed_context_size_error","n_ctx":512}}'
+        await connection.send(b"HTTP/1.1 400 Bad Request\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
+
+    await waiting.child(refuse)
+    async with asyncio.timeout(DEADLINE), waiting.post() as answer:
+        assert answer.status == 200
+        go_on(waiting)
+        last = (await answer.read()).rstrip(b"\n").split(b"\n\n")[-1]
+    error = json.loads(last.removeprefix(b"data: "))["error"]
+    assert (error["message"], error["type"], error["n_ctx"]) == ("too long", "exceed_context_size_error", 512)
+
+
+async def test_a_stream_that_its_child_counts_or_ends_by_closing_is_framed_anew(waiting: Bench):
+    async def closing(_: Received, connection: Connection) -> None:
+        await connection.send(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\ndata: 1\n\n")
+
+    await waiting.child(closing)
+    reader, _ = await waiting.raw()
+    async with asyncio.timeout(DEADLINE):
+        assert b"chunked" in await reader.readuntil(b"\r\n\r\n")
+        go_on(waiting)
+        assert await reader.readuntil(b"9\r\ndata: 1\n\n\r\n0\r\n\r\n")
+
+
+async def test_who_does_not_stream_hears_nothing_before_the_answer(waiting: Bench):
+    await waiting.child(echo)
+    waiting.ask = Ask("qwen")
+    reader, _ = await waiting.raw()
+    await eventually(lambda: waiting.pool.waiting)
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(10 * SOON.beat_seconds):
+            await reader.read(1)
+    go_on(waiting)
+    async with asyncio.timeout(DEADLINE):
+        assert await reader.readuntil(b"\r\n\r\n")
+
+
+async def test_it_can_be_switched_off(waiting: Bench):
+    await waiting.child(stream)
+    waiting.patience = Patience(head_seconds=0)
+    reader, _ = await waiting.raw()
+    await eventually(lambda: waiting.pool.waiting)
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.1):
+            await reader.read(1)
+    go_on(waiting)
+    async with asyncio.timeout(DEADLINE):
+        assert b"X-Router-Action: loaded" in await reader.readuntil(b"\r\n\r\n")
+
+
+async def test_a_client_that_leaves_while_it_is_told_gives_up_its_place(waiting: Bench):
+    await waiting.child(stream)
+    reader, writer = await waiting.raw()
+    async with asyncio.timeout(DEADLINE):
+        await reader.readuntil(b"\r\n\r\n")
+    writer.close()
+    await eventually(lambda: not waiting.pool.waiting)
+
+
+async def test_an_old_client_is_told_without_chunks(waiting: Bench):
+    await waiting.child(stream)
+    reader, writer = await waiting.connect()
+    writer.write(b"POST / HTTP/1.0\r\nContent-Length: 2\r\n\r\n{}")
+    async with asyncio.timeout(DEADLINE):
+        assert b"chunked" not in await reader.readuntil(b"\r\n\r\n")
+        assert (await reader.readuntil(b"\n\n")).startswith(b": llama-router {")
+        go_on(waiting)
+        assert (await reader.read()).endswith(b'data: {"n":1}\n\ndata: [DONE]\n\n')
+
+
+async def test_who_is_ended_by_an_operator_is_told_so(waiting: Bench):
+    await waiting.child(stream)
+    async with asyncio.timeout(DEADLINE), waiting.post() as answer:
+        assert answer.status == 200
+        request, task = waiting.requests[0]
+        request[ACCOUNT].ended_by = RouterError("an operator ended it")
+        task.cancel()
+        last = (await answer.read()).rstrip(b"\n").split(b"\n\n")[-1]
+    assert json.loads(last.removeprefix(b"data: "))["error"]["message"] == "an operator ended it"
