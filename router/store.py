@@ -2,7 +2,8 @@
 downloads.
 
 It is never worth stopping for: a database that is damaged or newer than this program is moved aside, and
-where nothing can be written (disk full, read-only) the store goes on in memory, after one warning.
+where nothing can be written (disk full, locked, read-only) the store goes on in memory, after one warning,
+and returns to the file as soon as that takes it.
 """
 
 from __future__ import annotations
@@ -91,6 +92,14 @@ CREATE TABLE opinions (
 SCHEMA_VERSION: Final = len(_MIGRATIONS)
 
 
+#: Another program that holds a lock on the file is waited for, longer at the start: without what is in it,
+#: children of an earlier router are lost.
+BUSY_SECONDS: Final = 2.0
+LOCK_SECONDS: Final = 10.0
+#: A file that took nothing is tried again this often.
+RETURN_SECONDS: Final = 10.0
+
+
 @dataclass(frozen=True, slots=True)
 class ProcessRecord:
     """One child, written before it can hold memory (`pid` None until it is born). Times are Unix time."""
@@ -155,15 +164,20 @@ class Store:
         self.is_persistent = path is not None
         self._database: sqlite3.Connection | None = None
         self._thread: ThreadPoolExecutor | None = None
+        self._tasks = asyncio.TaskGroup()
 
     async def __aenter__(self) -> Self:
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="store")
         self._database = await self._in_thread(self._open)
+        await self._tasks.__aenter__()
+        self._returning = self._tasks.create_task(self._return_for_ever(), name="store")
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._returning.cancel()
+        await self._tasks.__aexit__(None, None, None)
         thread, self._thread = self._thread, None
         assert thread is not None, "closed twice"
         thread.submit(self._close)
@@ -303,14 +317,38 @@ class Store:
         )
         self.is_persistent = False
         on_disk, self._database = self._database, _connect(":memory:")
+        try:
+            on_disk = on_disk or _reader(self.path)
+            on_disk.backup(self._database)
+            _migrate(self._database)
+        except (sqlite3.Error, _Unusable):
+            self._database.close()
+            self._database = _connect(":memory:")
+            _migrate(self._database)
         if on_disk is not None:
-            try:
-                on_disk.backup(self._database)
-            except sqlite3.Error:
-                self._database.close()
-                self._database = _connect(":memory:")
             on_disk.close()
-        _migrate(self._database)
+
+    async def _return_for_ever(self) -> None:
+        while self.path is not None:
+            await asyncio.sleep(RETURN_SECONDS)
+            if not self.is_persistent:
+                await self._in_thread(self._return)
+
+    def _return(self) -> None:
+        """Write all that is known to the file; if it does not take it, the next time."""
+        assert self.path is not None and self._database is not None, "in memory, for want of its file"
+        try:
+            on_disk = _open_file(self.path)
+        except (sqlite3.Error, _Unusable, OSError):
+            return
+        try:
+            _write_all(self._database, on_disk)
+        except sqlite3.Error:
+            on_disk.close()
+            return
+        self._database.close()
+        self._database, self.is_persistent = on_disk, True
+        _logger.warning("%s can be used again: all that is known of children is in it", self.path)
 
     def _open(self) -> sqlite3.Connection:
         if self.path is None:
@@ -345,7 +383,7 @@ class _Unusable(Exception):
 
 def _open_file(path: Path) -> sqlite3.Connection:
     os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))  # sqlite would ask the umask
-    database = _connect(str(path))
+    database = _connect(str(path), LOCK_SECONDS)
     try:
         if database.execute("PRAGMA quick_check").fetchone() != ("ok",):
             raise _Unusable("it is damaged")
@@ -353,14 +391,42 @@ def _open_file(path: Path) -> sqlite3.Connection:
         database.execute("PRAGMA journal_mode = WAL")
         # Safe against a crash of the router. A crash of the machine may lose a write, but also the children.
         database.execute("PRAGMA synchronous = NORMAL")
+        database.execute(f"PRAGMA busy_timeout = {BUSY_SECONDS * 1000:.0f}")
     except BaseException:
         database.close()
         raise
     return database
 
 
-def _connect(name: str) -> sqlite3.Connection:
-    return sqlite3.connect(name, timeout=2.0, isolation_level=None, check_same_thread=False)
+def _connect(name: str, lock_seconds: float = BUSY_SECONDS) -> sqlite3.Connection:
+    return sqlite3.connect(name, timeout=lock_seconds, isolation_level=None, check_same_thread=False)
+
+
+def _reader(path: Path | None) -> sqlite3.Connection:
+    """What is in a file that takes nothing any more. Raises sqlite3.Error."""
+    if path is None:
+        raise sqlite3.OperationalError("there is no file")
+    return sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=BUSY_SECONDS)
+
+
+def _write_all(source: sqlite3.Connection, target: sqlite3.Connection) -> None:
+    """Of children what is known now, of all else what is known more than before. Raises sqlite3.Error, and
+    then nothing is written.
+    """
+    tables = [name for (name,) in source.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
+    target.execute("BEGIN IMMEDIATE")
+    try:
+        target.execute("DELETE FROM processes")
+        for table in tables:
+            rows = source.execute(f"SELECT * FROM {table}").fetchall()
+            for row in rows:
+                places = ",".join("?" * len(row))
+                target.execute(f"INSERT OR REPLACE INTO {table} VALUES ({places})", row)
+        target.execute("COMMIT")
+    except sqlite3.Error:
+        if target.in_transaction:  # a full disk has rolled it back already
+            target.execute("ROLLBACK")
+        raise
 
 
 def _migrate(database: sqlite3.Connection) -> None:

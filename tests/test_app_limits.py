@@ -213,6 +213,19 @@ async def test_on_a_full_disk_models_are_loaded_and_served_and_the_router_ends_w
 
 
 @needs_mount
+async def test_a_restart_on_a_full_disk_keeps_the_models(start: Start):
+    async with start(OnItsOwnDisk) as up:
+        up.fill()
+        assert (await up.chat("tiny"))[0] == 200, up.output
+        children = [child.pid for child in up.children()]
+        assert "going on in memory" in up.output
+        await up.restart()
+        assert [child.pid for child in up.children()] == children
+        async with up.client.post("/v1/chat/completions", json={"model": "tiny"}) as answer:
+            assert answer.headers["X-Router-Action"] == "already_loaded"
+
+
+@needs_mount
 async def test_with_a_state_folder_gone_read_only_what_is_loaded_serves_on_and_a_load_says_why_not(
     start: Start,
 ):

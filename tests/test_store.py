@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import dataclasses
 import os
 import signal
@@ -246,3 +248,64 @@ async def test_downloads_come_back_until_they_are_forgotten(path):
         await store.delete_download("a")
         await store.delete_download("nobody")
         assert await store.downloads() == {"b": "second"}
+
+
+async def test_it_returns_to_its_file_as_soon_as_that_takes_it(path, monkeypatch, caplog):
+    monkeypatch.setattr("router.store.RETURN_SECONDS", 0.02)
+    async with Store(path) as store:
+        await store.put_process(RECORD)
+        await store.put_process(dataclasses.replace(RECORD, instance="gone#1"))
+        await store.put_footprint("key", "host", LearnedFootprint((1,)))
+        with path.with_name("router.sqlite").open("rb") as file, contextlib.closing(_locked(path)):
+            assert file.read(6) == b"SQLite"
+            await store.put_load_time("d", 1.0)
+            assert not store.is_persistent
+            await store.delete_process("gone#1")
+            await store.put_process(dataclasses.replace(RECORD, instance="new#1"))
+        async with asyncio.timeout(20):
+            while not store.is_persistent:
+                await asyncio.sleep(0.01)
+        await store.put_process(dataclasses.replace(RECORD, instance="later#1"))
+        assert store.is_persistent
+        with contextlib.closing(sqlite3.connect(path)) as reader:
+            found = {name for (name,) in reader.execute("SELECT instance FROM processes")}
+            assert found == {RECORD.instance, "new#1", "later#1"}
+            assert reader.execute("SELECT definition FROM load_times").fetchall() == [("d",)]
+            assert reader.execute("SELECT key FROM footprints").fetchall() == [("key",)]
+    assert [record.levelname for record in caplog.records] == ["WARNING", "WARNING"]
+    assert "can be used again" in caplog.text
+
+
+def _locked(path: Path) -> sqlite3.Connection:
+    """Somebody with a shell, who forgot that he writes."""
+    somebody = sqlite3.connect(path, isolation_level=None)
+    somebody.execute("BEGIN IMMEDIATE")
+    return somebody
+
+
+async def test_a_file_that_is_locked_at_the_start_is_waited_for(path):
+    async with Store(path) as store:
+        await store.put_process(RECORD)
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None, check_same_thread=False)) as somebody:
+        somebody.execute("PRAGMA locking_mode = EXCLUSIVE")
+        somebody.execute("BEGIN EXCLUSIVE")
+        asyncio.get_running_loop().call_later(0.3, somebody.close)
+        async with Store(path) as store:
+            assert store.is_persistent
+            assert await store.processes() == (RECORD,)
+
+
+async def test_what_is_in_a_file_that_takes_nothing_at_the_start_is_known_all_the_same(path, monkeypatch):
+    """A full disk must not cost the children of a router that was killed on it."""
+    async with Store(path) as store:
+        await store.put_process(RECORD)
+
+        def full(_: object) -> sqlite3.Connection:
+            raise sqlite3.OperationalError("disk I/O error")
+
+        monkeypatch.setattr("router.store._open_file", full)
+        async with Store(path) as another:
+            assert not another.is_persistent
+            assert await another.processes() == (RECORD,)
+            await another.delete_process(RECORD.instance)
+            assert await another.processes() == ()

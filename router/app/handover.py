@@ -4,7 +4,7 @@
     starts it, with the listening sockets -------> reads, checks and defines: whatever may go wrong
                                           <------- {"ready": true}, or {"failed": why}, or it ends
     stops accepting; lets go of its children
-    {"leases": {"r7": "tiny#1"}} ----------------> adopts the children, and holds these leases on them
+    {"leases": {"r7": "tiny#1"}, "children": [...]} -> adopts the children, and holds these leases on them
                                           <------- {"serving": true}: it accepts
     {"ended": "r7"} for each --------------------> evicts nobody whom the former still streams from
     ends ----------------------------------------> all of its leases have ended, however it ended
@@ -26,8 +26,11 @@ from collections.abc import AsyncIterator, Iterator, Mapping, MutableMapping, Se
 from contextlib import contextmanager, suppress
 from typing import Any, Final, Self
 
+import msgspec
+
 from router.app.systemd import listening_socket
 from router.errors import RouterError
+from router.store import ProcessRecord
 
 log = logging.getLogger("router.app")
 
@@ -97,6 +100,13 @@ class _Line:
         self._end.close()
 
 
+class Heritage(msgspec.Struct, frozen=True):
+    """What the former process had. `leases` are those that are still held: lease -> instance."""
+
+    leases: dict[str, str] = {}
+    children: tuple[ProcessRecord, ...] = ()
+
+
 class Successor:
     """The next process, as the former sees it."""
 
@@ -136,8 +146,11 @@ class Successor:
         if word not in message:
             raise RestartFailed(f"the next router does not start: {message.get('failed', message)}")
 
-    def leases(self, held: Mapping[str, str]) -> None:
-        self._line.write({"leases": dict(held)})
+    def let_go(self, held: Mapping[str, str], children: Sequence[ProcessRecord]) -> None:
+        """The children are its own from now on. Their records are said, too: where the disk takes nothing,
+        they stand nowhere else.
+        """
+        self._line.write({"leases": dict(held), "children": msgspec.to_builtins(children)})
 
     def lease_ended(self, lease: str) -> None:
         self._line.write({"ended": lease})
@@ -173,15 +186,14 @@ class Predecessor:
     def refuse(self, reason: str) -> None:
         self._line.write({"failed": reason})
 
-    async def let_go(self) -> Mapping[str, str]:
-        """Ask for the children; return the leases that are still held on them: lease -> instance."""
+    async def let_go(self) -> Heritage:
+        """Ask for the children."""
         self._line.write({"ready": True})
         try:
             message = await self._line.read()
         except Gone:  # it has died: what it left is found as after any crash
-            return {}
-        leases: dict[str, str] = message["leases"]
-        return leases
+            return Heritage()
+        return msgspec.convert(message, Heritage)
 
     def serving(self) -> None:
         self._line.write({"serving": True})

@@ -16,7 +16,7 @@ from router import api
 from router.api import CONTEXT, Context, Known
 from router.api.page import keep_history, keep_timeline
 from router.app.background import BACKGROUND, Background
-from router.app.handover import Predecessor
+from router.app.handover import Heritage, Predecessor
 from router.app.models import Models
 from router.app.relay import RELAY, Relay, relay_after_handover
 from router.app.requests import REQUESTS, Requests, count_requests
@@ -104,7 +104,10 @@ async def _host(app: web.Application) -> AsyncIterator[None]:
     models = app[MODELS] = Models(setup.read_config, host, setup.binary, app[LEARNING])
     # Before anything of an earlier router is touched: if this fails, that one serves on.
     app[DEFINED] = Defined(*await models.define(setup.config, setup.catalog))
-    app[LEASES] = await setup.predecessor.let_go() if setup.predecessor is not None else {}
+    left = await setup.predecessor.let_go() if setup.predecessor is not None else Heritage()
+    app[LEASES] = left.leases
+    for record in left.children:
+        await app[STORE].put_process(record)
     async with host as app[HOST]:
         yield
 

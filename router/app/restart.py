@@ -18,6 +18,7 @@ from router.app.handover import RestartFailed, Successor
 from router.app.parts import HOST, SETUP
 from router.app.relay import RELAY
 from router.app.systemd import Notifier
+from router.store import ProcessRecord
 
 log = logging.getLogger("router.app")
 
@@ -47,6 +48,7 @@ class Restart:
         self._notifier = notifier
         self._successor: Successor | None = None
         self._held: dict[str, str] | None = None  # leases that still run, once the children are let go of
+        self._children: tuple[ProcessRecord, ...] = ()
         self._running: asyncio.Future[int] | None = None
         self.done = asyncio.Event()
 
@@ -107,10 +109,10 @@ class Restart:
             self._held = {}
             await self._app[CONTEXT].downloads.suspend()  # the next process goes on with them
             self._held |= await self._app[CONTEXT].pool.hand_over(self._lease_ended)
-            self._app[HOST].hand_over()
+            self._children = self._app[HOST].hand_over()
             # They are still this process's children in the kernel's eyes, and nobody here waits for them.
             signal.signal(signal.SIGCHLD, signal.SIG_IGN)
-        successor.leases(self._held)
+        successor.let_go(self._held, self._children)
 
     async def _until_quiet(self) -> None:
         """A load in progress would be lost, a child that is being stopped would be found alive."""

@@ -371,13 +371,14 @@ class LocalHost:
                 with contextlib.suppress(ProcessLookupError, PermissionError):
                     os.kill(identity.pid, signal.SIGKILL)
 
-    def hand_over(self) -> None:
-        """Let go of all children and of the runtime folder: the next router adopts them."""
+    def hand_over(self) -> tuple[ProcessRecord, ...]:
+        """Let go of all children and of the runtime folder: the next router adopts them, by these records."""
         self._is_leaving = True
         for child in self._children.values():
             if child.process is not None:
                 child.process.leave_alone()
         self._runtime.release()
+        return tuple(child.record for child in self._children.values() if child.process is not None)
 
     # --- death ---------------------------------------------------------------------------------------------
 

@@ -15,8 +15,9 @@ from typing import Any, cast
 
 import pytest
 
-from router.app.handover import VARIABLE, Predecessor, RestartFailed, Successor, _Line, taking_over
+from router.app.handover import VARIABLE, Heritage, Predecessor, RestartFailed, Successor, _Line, taking_over
 from router.errors import StartupError
+from tests.test_store import RECORD
 
 DEADLINE_SECONDS = 20.0
 
@@ -64,8 +65,9 @@ async def test_more_leases_than_a_socket_takes_at_once_arrive(ends):
     async with asyncio.timeout(DEADLINE_SECONDS):
         letting_go = asyncio.ensure_future(predecessor.let_go())
         await successor.says("ready")
-        successor.leases(held)
-        assert await letting_go == held
+        successor.let_go(held, [RECORD])
+        left = await letting_go
+        assert (left.leases, left.children) == (held, (RECORD,))
 
 
 async def test_who_speaks_to_one_that_is_gone_goes_on(ends):
@@ -107,8 +109,8 @@ line.recv(1)
         async with asyncio.timeout(DEADLINE_SECONDS):
             message = await successor._line.read()
             assert message == {"ready": ["/n", first.getsockname()[1], second.getsockname()[1]]}
-            successor.leases({"r7": "tiny#1"})
-            assert await successor._line.read() == {"leases": {"r7": "tiny#1"}}
+            successor.let_go({"r7": "tiny#1"}, [])
+            assert await successor._line.read() == {"leases": {"r7": "tiny#1"}, "children": []}
             await successor.give_up()
         assert successor._process.returncode == -signal.SIGKILL
 
@@ -192,7 +194,7 @@ async def test_if_the_former_dies_before_it_has_let_go_there_are_no_leases(ends)
     await asyncio.sleep(0)
     ends[0].close()
     async with asyncio.timeout(DEADLINE_SECONDS):
-        assert await letting_go == {}
+        assert await letting_go == Heritage()
 
 
 async def test_leases_end_one_by_one_and_at_the_latest_with_the_former(ends):

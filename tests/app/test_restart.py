@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import signal
 import socket
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import pytest
@@ -19,6 +19,8 @@ from router.app.relay import RELAY, Relay
 from router.app.restart import TRIES, Restart
 from router.app.systemd import Notifier
 from router.config import Config
+from router.store import ProcessRecord
+from tests.test_store import RECORD
 
 
 class Next:
@@ -34,7 +36,8 @@ class Next:
         if not self.words or self.words.pop(0) != word:
             raise RestartFailed("the next router ended")
 
-    def leases(self, held: Mapping[str, str]) -> None:
+    def let_go(self, held: Mapping[str, str], children: Sequence[ProcessRecord]) -> None:
+        assert list(children) == [RECORD]
         self.told.append(dict(held))
 
     def lease_ended(self, lease: str) -> None:
@@ -59,9 +62,14 @@ class FakePool:
         return {"r1": "a#1", "r2": "a#1"}
 
 
-class FakeHost:
-    def hand_over(self) -> None:
+class FakeDownloads:
+    async def suspend(self) -> None:
         pass
+
+
+class FakeHost:
+    def hand_over(self) -> tuple[ProcessRecord, ...]:
+        return (RECORD,)
 
 
 @pytest.fixture(autouse=True)
@@ -79,7 +87,7 @@ class Bench:
         self.pool = FakePool()
         self.app[RELAY], self.app[BACKGROUND] = Relay(), Background()
         parts: dict[Any, Any] = {
-            CONTEXT: type("Context", (), {"pool": self.pool})(),
+            CONTEXT: type("Context", (), {"pool": self.pool, "downloads": FakeDownloads()})(),
             HOST: FakeHost(),
             SETUP: type("Setup", (), {"config": Config()})(),
         }
