@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
 
@@ -36,11 +36,15 @@ def hf_cache_dir(environ: Mapping[str, str] = os.environ) -> Path:
 
 @dataclass(frozen=True, slots=True)
 class Repository:
-    """One repository at the commit that `main` names. `names` are paths inside `snapshot`, sorted."""
+    """One repository at the commit that `main` names. `names` are paths inside `snapshot`, sorted. `others`
+    are the same repository at other commits, which may have what this one has not: of a model that was
+    fetched before `main` went on, or from another branch.
+    """
 
     id: str
     snapshot: Path
     names: tuple[GgufName, ...]
+    others: tuple[Repository, ...] = ()
 
     def candidate(self, model: GgufName, name: str) -> Candidate:
         mmproj = choose_sibling((file for file in self.names if file.is_mmproj), model)
@@ -54,10 +58,11 @@ class Repository:
     def models(self) -> Iterator[Candidate]:
         """`repo:TAG` for each quantisation; a file whose name tells none is left out, as llama.cpp does."""
         seen = set()
-        for name in self.names:
-            if name.is_model and name.index == 1 and name.tag and name.tag not in seen:
-                seen.add(name.tag)
-                yield self.candidate(name, f"{self.id}:{name.tag}")
+        for one in (self, *self.others):
+            for name in one.names:
+                if name.is_model and name.index == 1 and name.tag and name.tag not in seen:
+                    seen.add(name.tag)
+                    yield one.candidate(name, f"{self.id}:{name.tag}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,13 +77,14 @@ class HfCache:
         """What `-hf hf_repo -hff hf_file` would run, if it has been downloaded."""
         repo, _, tag = hf_repo.partition(":")
         repository = self.repositories.get(repo)
-        if repository is None:
-            return None
-        if hf_file is not None:
-            model = next((file for file in repository.names if file.path == hf_file), None)
-        else:
-            model = choose_model(repository.names, tag)
-        return repository.candidate(model, name) if model is not None else None
+        for one in (repository, *repository.others) if repository is not None else ():
+            if hf_file is not None:
+                model = next((file for file in one.names if file.path == hf_file), None)
+            else:
+                model = choose_model(one.names, tag)
+            if model is not None:
+                return one.candidate(model, name)
+        return None
 
 
 def scan_hf_cache(folder: Path, notes: Notes) -> HfCache:
@@ -97,33 +103,50 @@ def scan_hf_cache(folder: Path, notes: Notes) -> HfCache:
         repo = entry.removeprefix("models--").replace("--", "/")
         if not entry.startswith("models--") or not _REPO.fullmatch(repo):
             continue
-        commit = _commit(folder / entry, notes)
-        if commit is not None and (names := _gguf_names(folder / entry / "snapshots" / commit, notes)):
-            repositories[repo] = Repository(repo, folder / entry / "snapshots" / commit, names)
+        found = []
+        for commit in _commits(folder / entry, notes):
+            snapshot = folder / entry / "snapshots" / commit
+            if names := _gguf_names(snapshot, notes):
+                found.append(Repository(repo, snapshot, names))
+        if found:
+            repositories[repo] = replace(found[0], others=tuple(found[1:]))
     return HfCache(MappingProxyType(repositories))
 
 
-def _commit(repository: Path, notes: Notes) -> str | None:
-    """The commit of `main`, else of the first branch there is."""
+def _commits(repository: Path, notes: Notes) -> list[str]:
+    """That of `main`, then those of other branches by their names, then those that nothing names any more,
+    the newest first."""
+    commits = []
     try:
         branches = sorted(
             (repository / "refs").iterdir(), key=lambda branch: (branch.name != "main", branch.name)
         )
     except OSError as error:
         _note(repository, error, notes)
-        return None
+        branches = []
     for branch in branches:
         try:
-            commit = branch.read_text(encoding="ascii").partition("\n")[0].strip()
+            commits.append(branch.read_text(encoding="ascii").partition("\n")[0].strip())
         except UnicodeDecodeError:
             continue
         except OSError as error:
             if not isinstance(error, IsADirectoryError):
                 _note(repository, error, notes)
-            continue
-        if _COMMIT.fullmatch(commit):
-            return commit
-    return None
+    return list(dict.fromkeys([*filter(_COMMIT.fullmatch, commits), *_unnamed(repository, notes)]))
+
+
+def _unnamed(repository: Path, notes: Notes) -> list[str]:
+    try:
+        with os.scandir(repository / "snapshots") as entries:
+            found = [(entry.stat().st_mtime_ns, entry.name) for entry in entries if _is_snapshot(entry)]
+    except OSError as error:
+        _note(repository, error, notes)
+        return []
+    return [name for _, name in sorted(found, reverse=True)]
+
+
+def _is_snapshot(entry: os.DirEntry[str]) -> bool:
+    return _COMMIT.fullmatch(entry.name) is not None and entry.is_dir()
 
 
 def _note(repository: Path, error: OSError, notes: Notes) -> None:

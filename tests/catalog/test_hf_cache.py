@@ -82,10 +82,14 @@ def test_without_main_the_first_branch_is_taken(disk):
 
 
 @pytest.mark.parametrize("commit", ["", "not-a-commit", "../../../escape", "ab" * 19])
-def test_a_commit_that_is_none_is_left_out(disk, commit):
-    disk.download("o/r", "x-Q4_0.gguf")
+def test_a_commit_that_is_none_leads_nowhere(disk, commit):
+    snapshot = disk.download("o/r", "x-Q4_0.gguf")
+    outside = disk.cache / "models--o--r" / "snapshots" / commit
+    if commit and not outside.exists():
+        outside.mkdir(parents=True)
+        (outside / "y-Q8_0.gguf").touch()
     (disk.cache / "models--o--r" / "refs" / "main").write_text(commit)
-    assert ids(scan(disk)) == []
+    assert [each.files for each in scan(disk).models()] == [(snapshot / "x-Q4_0.gguf",)]
 
 
 @pytest.mark.parametrize(
@@ -152,3 +156,21 @@ def test_names_are_those_huggingface_hub_gives_the_folders(disk):
     assert os.listdir(disk.cache) == [  # noqa: PTH208
         repo_folder_name(repo_id="bartowski/Llama-3.2-1B-Instruct-GGUF", repo_type="model")
     ]
+
+
+def test_a_model_that_main_has_left_behind_is_still_there(disk):
+    old = disk.download("o/r", "x-Q4_0.gguf", "x-Q8_0.gguf", "mmproj-F16.gguf", commit="a" * 40)
+    new = disk.download("o/r", "x-Q8_0.gguf", commit="b" * 40)
+    cache = scan(disk)
+    found = {each.id: each for each in cache.models()}
+    assert found["o/r:Q8_0"].files == (new / "x-Q8_0.gguf",) and found["o/r:Q8_0"].mmproj is None
+    assert found["o/r:Q4_0"].files == (old / "x-Q4_0.gguf",)
+    assert found["o/r:Q4_0"].mmproj == old / "mmproj-F16.gguf"
+    found_by_tag = cache.find("o/r:q4_0", None, "name")
+    assert found_by_tag is not None and found_by_tag.files == (old / "x-Q4_0.gguf",)
+
+
+def test_what_was_fetched_by_its_commit_is_found(disk):
+    snapshot = disk.download("o/r", "x-Q4_0.gguf", commit="a" * 40)
+    (snapshot.parents[1] / "refs" / "main").unlink()
+    assert [each.files for each in scan(disk).models()] == [(snapshot / "x-Q4_0.gguf",)]

@@ -104,12 +104,12 @@ def test_so_is_everything_in_a_cache_or_a_folder_that_cannot_be_read_as_a_whole(
 
 def test_what_is_really_gone_is_gone(disk):
     disk.write("a.gguf", "b/c.gguf", "d.gguf")
-    disk.download("o/r", "x-Q4_0.gguf")
+    snapshot = disk.download("o/r", "x-Q4_0.gguf")
     before = Catalog.scan(disk.config)
     (disk.models / "a.gguf").unlink()
     (disk.models / "b/c.gguf").unlink()
     (disk.models / "b").rmdir()
-    (disk.cache / "models--o--r" / "refs" / "main").unlink()
+    (snapshot / "x-Q4_0.gguf").unlink()
     now = Catalog.scan(disk.config)
     assert now.unread == ()
     assert ids(now.keeping(before)) == ["d"]
