@@ -22,6 +22,8 @@ from router.cli.words import duration, gib
 #: As many as fit beside the rest on a terminal of 40 lines.
 REQUESTS_SHOWN: Final = 8
 MOMENTS_SHOWN: Final = 8
+#: From here on a decision stands beside its model; below, the list of decisions has to do.
+WIDE: Final = 120
 _STYLES: Final[Mapping[str, str]] = {"ready": "green", "starting": "yellow", "planned": "yellow"}
 
 
@@ -45,18 +47,18 @@ def top(url: str, api_key: str | None, as_json: bool, interval: float, once: boo
         return
     console = Console()
     if once or not sys.stdout.isatty():
-        console.print(screen(told))
+        console.print(screen(told, console.width))
         return
     with suppress(KeyboardInterrupt), Live(console=console, screen=True, auto_refresh=False) as live:
         while True:
-            live.update(screen(told), refresh=True)
+            live.update(screen(told, console.width), refresh=True)
             time.sleep(interval)
             told = _look_again(client, told)
 
 
-def screen(told: Mapping[str, Any]) -> RenderableType:
+def screen(told: Mapping[str, Any], width: int) -> RenderableType:
     """The answer of `GET /status` as one picture. Ages count from the router's own clock."""
-    return Group(*_parts(told))
+    return Group(*_parts(told, is_wide=width >= WIDE))
 
 
 def _look_again(client: Client, before: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -69,7 +71,7 @@ def _look_again(client: Client, before: Mapping[str, Any]) -> Mapping[str, Any]:
     return told
 
 
-def _parts(told: Mapping[str, Any]) -> Iterator[RenderableType]:
+def _parts(told: Mapping[str, Any], *, is_wide: bool) -> Iterator[RenderableType]:
     state, now = told["state"], float(told["at"])
     models, requests = state["models"], told.get("requests", [])
     loaded = [one for one in models if one["states"]]
@@ -84,7 +86,7 @@ def _parts(told: Mapping[str, Any]) -> Iterator[RenderableType]:
     yield _devices(state["devices"])
     yield Text(legend(PARTS), style="dim")
     yield Text()
-    yield _models(models, now)
+    yield from _models(models, now, is_wide=is_wide)
     if requests:
         yield Text()
         yield _requests(requests)
@@ -104,15 +106,15 @@ def _devices(devices: list[dict[str, Any]]) -> Table:
     return table
 
 
-def _models(models: list[dict[str, Any]], now: float) -> Table:
+def _models(models: list[dict[str, Any]], now: float, *, is_wide: bool) -> Iterator[RenderableType]:
     """Those that are there, come, are waited for or are wrong; the others only as a number."""
-    table = _table(
-        "MODEL", "STATE", "PREDICTED", "MEASURED", "REQUESTS", "WAITING", "IDLE", "EXPIRES", "LAST DECISION"
-    )
+    heads = ("MODEL", "STATE", "PREDICTED", "MEASURED", "REQUESTS", "WAITING", "IDLE", "EXPIRES")
+    table = _table(*heads, "LAST DECISION") if is_wide else _table(*heads)
     shown = [one for one in models if one["states"] or one["waiting"] or one["error"]]
     for one in shown:
         state = ", ".join(sorted(set(one["states"]))) or ("queued" if one["waiting"] else "failed")
         expires = one["expires_at"]
+        why = (_why(one),) if is_wide else ()
         table.add_row(
             one["id"],
             Text(state, style=_STYLES.get(state, "red" if one["error"] else "")),
@@ -122,11 +124,11 @@ def _models(models: list[dict[str, Any]], now: float) -> Table:
             str(one["waiting"] or "-"),
             "-" if one["idle_since"] is None else duration(now - one["idle_since"]),
             "pinned" if one["pinned"] else "-" if expires is None else duration(expires - now),
-            _why(one),
+            *why,
         )
+    yield table
     if len(models) > len(shown):
-        table.add_row(Text(f"{len(models) - len(shown)} more are not loaded", style="dim"))
-    return table
+        yield Text(f"{len(models) - len(shown)} more are not loaded", style="dim")
 
 
 def _why(model: Mapping[str, Any]) -> str:
@@ -161,8 +163,8 @@ def _moments(moments: list[dict[str, Any]]) -> Table:
 
 
 def _table(*heads: str) -> Table:
-    """As `ps` has them: columns with two blanks between, nothing drawn."""
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    """Columns with a blank between, nothing drawn."""
+    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
     for head in heads:
         table.add_column(head, no_wrap=head not in ("LAST DECISION", "DECISION"), overflow="ellipsis")
     return table

@@ -22,10 +22,10 @@ from tests.api.fake_pool import Instance
 from tests.cli.conftest import Terminal
 
 
-def drawn(told: Any) -> str:
-    console = Console(width=160, height=40, color_system=None)
+def drawn(told: Any, width: int = 160) -> str:
+    console = Console(width=width, height=40, color_system=None)
     with console.capture() as capture:
-        console.print(screen(told))
+        console.print(screen(told, width))
     return capture.get()
 
 
@@ -43,6 +43,8 @@ async def test_where_there_is_no_terminal_it_is_shown_once(terminal: Terminal):
     assert "tiny lives on from an earlier router" in text
     assert "waits for tiny to become idle" in text
     assert "broken" in text, "what is wrong is shown, too"
+    narrow = drawn(told, width=80)
+    assert "…" not in narrow.partition("TIME")[0].partition("MODEL")[2], "nothing is cut off"
     assert (await terminal.run("top", "--once")).output.startswith("llama-router ")
 
 
