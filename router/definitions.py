@@ -85,16 +85,22 @@ class Definitions:
         definition = self.by_name.get(name)
         if definition is None or definition.model.error is not None:
             return
-        entry, preset = definition.entry, definition.entry.preset
-        files = [*entry.files, entry.mmproj, preset.draft_model, *preset.lora]
-        for file in files:
-            if file is not None and not os.access(file, os.R_OK):
+        for file in self.files(name):
+            if not os.access(file, os.R_OK):
                 raise ModelUnusable(f"{name} cannot be loaded: {file} is gone, or may not be read")
         if not os.access(self.binary, os.X_OK):
             raise ModelUnusable(
                 f"{name} cannot be loaded: llama-server is not at {self.binary} any more, or may not be run; "
                 "bin/build-llama-server makes one"
             )
+
+    def files(self, name: ModelName) -> tuple[Path, ...]:
+        """What its llama-server opens, in that order; nothing for a name that is not known."""
+        if (definition := self.by_name.get(name)) is None:
+            return ()
+        entry, preset = definition.entry, definition.entry.preset
+        files = (*entry.files, entry.mmproj, preset.draft_model, *preset.lora)
+        return tuple(file for file in files if file is not None)
 
     def launch(self, name: ModelName, placement: Placement, definition: str = "") -> Launch:
         """How to start `name` where it was placed; `definition` of a load with other settings than its own.

@@ -18,6 +18,7 @@ from router.api.page import keep_history, keep_timeline
 from router.app.background import BACKGROUND, Background
 from router.app.handover import Heritage, Predecessor
 from router.app.models import Models
+from router.app.read_ahead import ReadAhead, spare_bytes
 from router.app.relay import RELAY, Relay, relay_after_handover
 from router.app.requests import REQUESTS, Requests, count_requests
 from router.app.stalls import watch_for_stalls
@@ -190,6 +191,25 @@ def _earlier(lease: str) -> str:
 
 
 @asynccontextmanager
+async def _reading(app: web.Application) -> AsyncIterator[None]:
+    context = app[CONTEXT]
+
+    def files_of(model: ModelName) -> tuple[Path, ...]:
+        definition = context.known.definitions.by_name.get(model)
+        if definition is None or not context.config.memory.read_ahead:
+            return ()
+        if "dio" in definition.entry.preset.args:  # --load-mode dio goes past the page cache
+            return ()
+        return context.known.definitions.files(model)
+
+    ahead = ReadAhead(files_of, lambda: spare_bytes(context.pool.measurements))
+    context.pool.journal.follow(ahead.heard)
+    task = app[BACKGROUND].spawn(ahead.run(), name="read ahead")
+    yield
+    task.cancel()
+
+
+@asynccontextmanager
 async def _second_opinions(app: web.Application) -> AsyncIterator[None]:
     async def tell() -> None:
         async for event in app[LEARNING].second_opinions():
@@ -247,6 +267,7 @@ PARTS: Final = (
     _host,
     _background,
     _pool,
+    _reading,
     _second_opinions,
     _downloads,
     _events,

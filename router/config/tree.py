@@ -85,6 +85,7 @@ class MemoryConfig:
     context_overhead_mib: Count = 600
     yield_to_others: bool = True
     second_opinion: bool = True
+    read_ahead: bool = True
 
 
 @dataclass(frozen=True, slots=True)

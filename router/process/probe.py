@@ -12,6 +12,8 @@ from router.process.identity import Progress, progress
 from router.process.log import LogFile
 
 _PROGRESS_SECONDS: Final = 0.5
+_LEAST_PAUSE_SECONDS: Final = 0.002
+_PAUSE_SHARE: Final = 0.03
 #: Growth below this is noise: an allocator's arena, a thread's stack.
 _NOISE_BYTES: Final = 256 << 10
 
@@ -35,8 +37,9 @@ class NotReady(Exception):
 async def wait_ready(pid: int, socket_path: Path, log: LogFile, health: Health) -> None:
     """Return when it answers 200. Raises NotReady when it hangs or time is up. Does not notice its death."""
     loop = asyncio.get_running_loop()
-    deadline = loop.time() + health.timeout_seconds
-    stall = _Stall(pid, log, loop.time())
+    begun = loop.time()
+    deadline = begun + health.timeout_seconds
+    stall = _Stall(pid, log, begun)
     while True:
         status = await get_status(socket_path, health.path, timeout_seconds=health.probe_timeout_seconds)
         if status == 200:
@@ -49,7 +52,14 @@ async def wait_ready(pid: int, socket_path: Path, log: LogFile, health: Health) 
             )
         if now >= deadline:
             raise NotReady(f"was not ready after {health.timeout_seconds:.0f} s")
-        await asyncio.sleep(health.poll_seconds)
+        await asyncio.sleep(pause_seconds(now - begun, health.poll_seconds))
+
+
+def pause_seconds(elapsed_seconds: float, poll_seconds: float) -> float:
+    """Until the next question: a small part of the load so far, so that a short one is not made longer by the
+    wait for its end, and `poll_seconds` at most. Before there is a socket a question costs next to nothing.
+    """
+    return min(poll_seconds, max(_LEAST_PAUSE_SECONDS, elapsed_seconds * _PAUSE_SHARE))
 
 
 async def get_status(socket_path: Path, path: str, *, timeout_seconds: float) -> int | None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from router.process import Health, LogFile, get_status
-from router.process.probe import NotReady, wait_ready
+from router.process.probe import NotReady, pause_seconds, wait_ready
 from tests.scarcity import few_descriptors
 
 Talk = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
@@ -76,3 +76,10 @@ async def test_a_load_that_cannot_be_looked_at_for_want_of_files_is_not_called_h
     health = Health(stall_seconds=0.8, timeout_seconds=2.0)
     with few_descriptors(0), pytest.raises(NotReady, match="was not ready after"):
         await wait_ready(os.getpid(), tmp_path / "none.sock", log, health)
+
+
+def test_a_short_load_is_asked_after_often_and_a_long_one_as_configured() -> None:
+    """Its end is seen within 3 % of its length, or within the configured poll where that is less."""
+    pauses = [pause_seconds(elapsed, 0.02) for elapsed in (0.0, 0.1, 0.3, 0.5, 1.0, 100.0)]
+    assert pauses == pytest.approx([0.002, 0.003, 0.009, 0.015, 0.02, 0.02])
+    assert pause_seconds(100.0, 0.001) == 0.001
