@@ -31,7 +31,7 @@ def _row(model: dict[str, Any]) -> tuple[str, ...]:
     return (
         model["id"],
         "failed" if status.get("failed") else status["value"],
-        gib(model.get("meta", {}).get("size")),
+        gib((model.get("meta") or {}).get("size")),
         model["source"],
         status.get("error") or aliases,
     )
