@@ -31,7 +31,7 @@ from router.api.access_log import SERVER, note_access
 from router.api.context import CONTEXT, Context, Known
 from router.api.cors import ORIGINS, answer_pages, mark_answer
 from router.api.dialect import ANTHROPIC_PATHS
-from router.api.errors import BodyTooLarge, tell_errors
+from router.api.errors import BodyTooLarge, expect, tell_errors
 from router.api.keys import ACCESS, KEYS, Keys, check_key
 from router.api.requests import IN_FLIGHT, InFlight, note_request
 from router.api.route import ENDLESS
@@ -87,7 +87,7 @@ def application(server: ServerConfig) -> web.Application:
     app[openapi.DOCUMENT] = openapi.Document(routes, ANTHROPIC_PATHS, _OF_BODIES)
     for route in routes:
         for method in _METHODS.get(route.method, (route.method,)):
-            added = app.router.add_route(method, route.path, route.handler)
+            added = app.router.add_route(method, route.path, route.handler, expect_handler=expect)
             app[ACCESS][added] = route.access
             if route.endless:
                 app[ENDLESS].add(added)

@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping
 from typing import Final
 
-from aiohttp import web
+from aiohttp import HttpVersion11, web
 
 from router.api.answer import json_response
 from router.api.dialect import dialect_of
@@ -46,6 +46,13 @@ class MethodNotAllowed(InvalidRequest):
     code = "method_not_allowed"
 
 
+class ExpectationFailed(InvalidRequest):
+    """The client waits for something that nobody here will do."""
+
+    status = 417
+    code = "expectation_failed"
+
+
 class BodyTooLarge(InvalidRequest):
     """The body is larger than `server.max_body_mib`."""
 
@@ -65,6 +72,19 @@ def error_response(
     if isinstance(error, Unauthorized):
         response.headers["WWW-Authenticate"] = "Bearer"
     return response
+
+
+async def expect(request: web.Request) -> web.StreamResponse | None:
+    """Let a client go on that asks first whether its body is wanted. (Outside of every middleware.)"""
+    expected = request.headers.get("Expect", "")
+    if expected.strip().lower() != "100-continue":
+        failure = ExpectationFailed(f"only 100-continue can be expected, not {expected[:40]!r}")
+        return error_response(failure, dialect=dialect_of(request))
+    is_wanted = (request.content_length or 0) <= request.client_max_size  # else it is refused unread
+    if is_wanted and request.version >= HttpVersion11:
+        await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        request.writer.output_size = 0  # the answer itself has not begun
+    return None
 
 
 @web.middleware

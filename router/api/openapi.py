@@ -181,7 +181,7 @@ def _responses(
 def _refusals(
     route: Route, method: str, of_bodies: tuple[type[RouterError], ...]
 ) -> dict[int, list[type[RouterError]]]:
-    wanted = [*route.refusals, ShuttingDown]
+    wanted: list[type[RouterError]] = [*route.refusals, ShuttingDown]
     if route.access is not Access.PUBLIC:
         wanted.append(Unauthorized)
     if route.access is Access.ADMIN:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 from typing import cast
+from urllib.parse import urlsplit
 
 from router.errors import LoadFailed, QueueFull
 from router.pool import Pool
@@ -98,3 +100,30 @@ async def test_on_anthropics_paths_errors_have_anthropics_shape(api: Api):
         assert "Retry-After" in refused.headers
     wrong = await api.get("/v1/messages", headers=key)
     assert (wrong.status, wrong.json()["error"]["type"]) == (405, "invalid_request_error")
+
+
+async def test_who_asks_first_is_let_on_unless_the_body_is_too_large_or_something_else_is_expected(api: Api):
+    await api.start(max_body_mib=1)
+    where = urlsplit(api.url)
+
+    async def asked(expected: str, length: int) -> bytes:
+        reader, writer = await asyncio.open_connection(where.hostname, where.port)
+        fields = f"Host: x\r\nExpect: {expected}\r\nContent-Length: {length}\r\n"
+        writer.write(f"POST /v1/completions HTTP/1.1\r\n{fields}\r\n".encode())
+        answer = await reader.readuntil(b"\r\n\r\n")
+        if answer.startswith(b"HTTP/1.1 100 "):
+            writer.write(b'{"model":"tiny"}'.ljust(length))
+            answer = await reader.readuntil(b"\r\n\r\n")
+        writer.close()
+        return answer.split(b" ")[1]
+
+    assert await asked("100-continue", 1000) == b"200"
+    assert await asked("100-Continue", 1 << 21) == b"413"
+    assert await asked("200-ok", 1000) == b"417"
+
+
+async def test_a_body_nested_too_deeply_is_refused_and_no_crash(api: Api):
+    await api.start()
+    for path in ("/models/load", "/v1/completions", "/v1/streams/lookup"):
+        answer = await api.post(path, data=b'{"conversation_ids":' + b"[" * 100_000)
+        assert answer.status == 400
