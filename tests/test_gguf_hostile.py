@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import os
 import struct
+import time
 import tracemalloc
 from pathlib import Path
 
@@ -198,6 +199,31 @@ def test_no_file_takes_more_than_a_bounded_amount_of_memory(data: bytes, tmp_pat
     finally:
         tracemalloc.stop()
     assert peak < 100 * MIB
+
+
+AT_THE_BOUNDS: dict[str, bytes] = {
+    "as many strings as are walked": header(key("a", ARRAY, _empty_strings(MAX_STRINGS_WALKED - 1))),
+    "as many short arrays as are kept": header(
+        *(key(f"a{i}", ARRAY, array(U8, 8, bytes(8))) for i in range(8000))
+    ),
+    "many tensors": header(
+        *(key(f"a{i}", U8, b"x") for i in range(100)),
+        tensors=tuple(tensor(f"blk.{i}.attn_q.weight", (32,), F32, 128 * i) for i in range(32_000)),
+        data=bytes(32_000 * 128),
+    ),
+}
+
+
+@pytest.mark.parametrize("data", (GREEDY | AT_THE_BOUNDS).values(), ids=(GREEDY | AT_THE_BOUNDS).keys())
+def test_no_file_takes_more_than_a_second(data: bytes, tmp_path: Path) -> None:
+    """Of the processor: how long others hold it is not the reader's doing."""
+    path = tmp_path / "m.gguf"
+    path.write_bytes(data)
+    assert len(data) < 50 * MIB
+    begun = time.process_time()
+    with contextlib.suppress(GgufError):
+        read_gguf(path)
+    assert time.process_time() - begun < 1.0
 
 
 def test_a_vocabulary_of_any_real_size_is_within_the_budget() -> None:

@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+import time
+import tracemalloc
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from router.estimate import Companions, DeviceBudget, Estimate, LoadSettings, Prepared, Term, estimate
+from router.estimate import (
+    Companions,
+    DeviceBudget,
+    Estimate,
+    LoadSettings,
+    Prepared,
+    Term,
+    estimate,
+    placements,
+)
 from router.gguf import GgufMetadata, KvValue, TensorInfo, read_gguf
 from tests.estimate.made_up import GIB, HOST, MIB, gpu, llama, metadata, on_gpus, on_host, tensor
 from tests.make_gguf import make_mmproj
@@ -202,3 +213,30 @@ def test_an_estimate_of_many_experts_and_layers_does_not_read_tensors_again() ->
     prepared = Prepared.of(model, LoadSettings(cpu_moe=True))
     assert prepared.plan is not None
     assert len(prepared.plan.sums) == 94 * 2 + 2
+
+
+ABSURD = {
+    "block_count": 1 << 31, "context_length": 1 << 62, "embedding_length": 1 << 62,
+    "attention.head_count": 1 << 40, "attention.head_count_kv": 1 << 60,
+    "expert_count": 1 << 30, "attention.key_length": 1 << 60,
+    "attention.sliding_window": 1 << 60, "ssm.state_size": 1 << 60,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ABSURD)
+@pytest.mark.parametrize("architecture", ["llama", "gemma3", "mamba2", "qwen3moe", "deepseek2"])
+def test_no_number_in_a_header_makes_the_search_for_a_place_long_or_large(
+    name: str, architecture: str
+) -> None:
+    tensors = tuple(tensor(f"blk.{i}.attn_q.weight", 64, 64) for i in range(64))
+    model = metadata(architecture, {**SANE, name: ABSURD[name]}, tensors)
+    machine = (gpu(0, 24), gpu(1, 24), gpu(2, 12), HOST)
+    tracemalloc.start()
+    begun = time.process_time()
+    try:
+        placements(model, LoadSettings(ctx_size="auto"), machine, must_fit=False)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert time.process_time() - begun < 1.0
+    assert peak < 100 * MIB
