@@ -33,7 +33,7 @@ from router.errors import (
     WaitTimeout,
 )
 from router.presets import Overrides
-from router.presets.overrides import check_args
+from router.presets.overrides import Words, check_args
 from router.presets.preset import CacheType
 
 #: A load that is refused is refused within a moment; what takes longer is loading.
@@ -51,11 +51,11 @@ class LoadRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     model: str
     ctx_size: ContextSize | None = None
     n_gpu_layers: Layers | None = None
-    devices: tuple[str, ...] | None = None
+    devices: Words | None = None
     cache_type_k: CacheType | None = None
     cache_type_v: CacheType | None = None
     ttl_seconds: Annotated[float, Meta(ge=-1e9, le=1e9)] | None = None
-    args: tuple[str, ...] = ()
+    args: Words = ()
 
     @property
     def overrides(self) -> Overrides:

@@ -1,4 +1,4 @@
-"""Other settings for one load of a model: what an operator may say beside its name, and the preset that makes.
+"""Other settings for one load of a model: what an operator may say beside its name, and what preset it makes.
 
 They are written behind the definition of what was loaded with them (`written`), so that whoever has that
 knows how it runs: the scheduler, the record of the child, the next router."""
@@ -8,9 +8,10 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, TypeAlias
 
 import msgspec
+from msgspec import Meta
 
 from router.config import Context, Layers
 from router.errors import InvalidRequest
@@ -19,16 +20,21 @@ from router.presets.options import spelling_of_arg
 from router.presets.preset import CacheType, ModelPreset
 
 
+#: What is said stands in the journal, in the database and in every list: it has a bound.
+Word: TypeAlias = Annotated[str, Meta(max_length=1024)]
+Words: TypeAlias = Annotated[tuple[Word, ...], Meta(max_length=64)]
+
+
 class Overrides(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """Each means what it means in a preset; None leaves it as it is there. `args` are further options of
     llama-server, of those that `server.load_args` allows."""
 
     ctx_size: Context | None = None
     n_gpu_layers: Layers | None = None
-    devices: tuple[str, ...] | None = None
+    devices: Words | None = None
     cache_type_k: CacheType | None = None
     cache_type_v: CacheType | None = None
-    args: tuple[str, ...] = ()
+    args: Words = ()
 
 
 def check_args(args: Collection[str], allowed: Collection[str]) -> None:
