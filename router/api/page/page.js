@@ -348,7 +348,15 @@ async function send(event) {
   $("chat-stop").disabled = false;
   $("chat-note").textContent = "waiting";
   const begun = performance.now();
-  let full = "", pieces = 0;
+  let full = "", fresh = "", pieces = 0;
+  const words = answer.appendChild(document.createTextNode(""));
+  // Once a frame, and only what is new: an answer may come faster than it can be laid out.
+  function show() {
+    if (!fresh) return;
+    words.appendData(fresh);
+    fresh = "";
+    $("chat-log").scrollTop = $("chat-log").scrollHeight;
+  }
   try {
     const response = await ask("POST", "v1/chat/completions", { model, messages: conversation, stream: true }, mine.signal);
     for await (const { data } of events(response)) {
@@ -360,17 +368,17 @@ async function send(event) {
         line.insertBefore(element("span", { class: "thought" }, delta.reasoning_content), answer);
       }
       if (delta.content) {
+        if (!fresh) requestAnimationFrame(show);
         full += delta.content;
+        fresh += delta.content;
         pieces += 1;
-        answer.textContent = full;
-        const log = $("chat-log");
-        log.scrollTop = log.scrollHeight;
       }
     }
     $("chat-note").textContent = `${pieces} pieces in ${((performance.now() - begun) / 1000).toFixed(1)} s`;
   } catch (error) {
     $("chat-note").textContent = mine.signal.aborted ? "stopped" : error.message;
   } finally {
+    show();
     if (full) conversation.push({ role: "assistant", content: full });
     chatAbort = null;
     $("chat-send").disabled = false;
