@@ -19,7 +19,6 @@ from router.presets.layer import LayerReader, merge
 from router.presets.options import spelling_of_arg
 from router.presets.preset import CacheType, ModelPreset
 
-
 #: What is said stands in the journal, in the database and in every list: it has a bound.
 Word: TypeAlias = Annotated[str, Meta(max_length=1024)]
 Words: TypeAlias = Annotated[tuple[Word, ...], Meta(max_length=64)]
