@@ -380,10 +380,14 @@ class Scheduler:
                         pass
 
     def _learned(self, event: Learned) -> None:
-        record = self._books.records.get(event.model.name)
-        if record is not None and record.model.definition == event.model.definition:
-            record.model = event.model
-            self._dirty = True
+        record, model = self._books.records.get(event.model.name), event.model
+        if record is None:
+            return
+        self._dirty = True
+        alike = [lease for lease, one in record.varied.items() if one.definition == model.definition]
+        record.varied |= dict.fromkeys(alike, model)
+        if record.model.definition == model.definition:
+            record.model = model
 
     # --- the pass ---
 

@@ -186,7 +186,10 @@ class Learning:
         prediction = running.prediction = self._heeding(running.prediction)
         wanted = reservation(prediction, self._known(prediction))
         is_enough = all(size <= running.reserved.get(device, 0) for device, size in wanted.items())
-        return [] if is_enough or not prediction.beyond else self._news({prediction.id})
+        if is_enough or not prediction.beyond:
+            return []
+        varied = (load for load in self._varied.values() if any(one.id == prediction.id for one in load[1]))
+        return [*self._news({prediction.id}), *(Learned(self._with_learned(*load)) for load in varied)]
 
     def _heeding(self, place: Prediction) -> Prediction:
         answer = self._opinions.of(place.question) if place.question is not None else None

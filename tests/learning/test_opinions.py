@@ -171,6 +171,19 @@ async def test_models_on_the_host_are_asked_about_before_anybody_wants_them():
         assert len(fit.asked) == 2
 
 
+async def test_one_load_with_other_settings_is_asked_about_too():
+    fit, own = FitParams(8), model("a", 5)
+    other = replace(own, definition=f"{own.definition} ctx_size=7")
+    async with asked_pool(fit, own) as bench:
+        (asked,) = asking(own)["a"]
+        assert asked.question is not None
+        question = replace(asked.question, key="with other settings")
+        places = (replace(asked, key="a otherwise", question=question),)
+        await bench.pool.load("a", instead=bench.learning.vary(other, places))
+        assert bench.starts("a") == [5 * GIB, 8 * GIB]
+        assert bench.pool.standings("a")[0].opinion == "open", "of its own settings nothing was asked"
+
+
 async def test_a_gpu_is_not_touched_before_its_memory_is_reserved():
     fit = FitParams(8)
     async with asked_pool(fit, model("a", 5)) as bench:
