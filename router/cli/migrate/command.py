@@ -33,6 +33,7 @@ def import_(file: Path, output: Path | None, force: bool, keep_groups: bool, as_
     text = f"# Made of {file.name} by `llama-router import`.\n\n{imported.text}"
     if output is not None:
         try:
+            output.parent.mkdir(parents=True, exist_ok=True)
             with output.open("w" if force else "x", encoding="utf-8") as written:
                 written.write(text)
         except FileExistsError:

@@ -40,8 +40,10 @@ def test_a_file_is_written_once(yaml: Path, tmp_path: Path):
     assert "[models.a]" in made.read_text()
 
 
-def test_a_folder_that_is_not_there_is_told(yaml: Path, tmp_path: Path):
-    assert "No such file" in run(yaml, "-o", tmp_path / "no" / "config.toml").stderr
+def test_a_folder_is_made_and_one_that_cannot_be_is_told(yaml: Path, tmp_path: Path):
+    assert run(yaml, "-o", tmp_path / "new" / "config.toml").exit_code == 0
+    refused = run(yaml, "-o", yaml / "config.toml")
+    assert refused.exit_code == 1 and f"{yaml}/config.toml: " in refused.stderr
 
 
 def test_other_files_are_not_guessed_at(tmp_path: Path):
