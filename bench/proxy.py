@@ -132,12 +132,15 @@ def _measure_swaps(folder: Path, given: argparse.Namespace, results: Results) ->
             contestant.unload(first)
         for number in range(given.rounds):
             reference = proxy_swaps.own(setting, models[0], argv)
+            proxy_swaps.forget(models[0])
+            from_disk = proxy_swaps.own(setting, models[0], argv)
             if "direct" in results.contestants or not results.contestants:
-                results.note("direct", {"cold": reference.total_ms, "warm": reference.warm_ms})
+                own = {"cold": reference.total_ms, "disk": from_disk.total_ms, "warm": reference.warm_ms}
+                results.note("direct", own)
             for contestant in _rotated(contestants, number):
                 _note(f"round {number + 1}: swap, {contestant.name}")
                 with _failing(results, contestant, SWAP):
-                    results.note(contestant.name, proxy_swaps.swaps(contestant, reference))
+                    results.note(contestant.name, proxy_swaps.swaps(contestant, reference, from_disk))
     results.metrics += proxy_swaps.METRICS
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import socket
 import time
 from collections.abc import Iterator
@@ -23,6 +24,8 @@ METRICS: Final = (
     Metric("cold_over", "  over llama-server's own", "ms"),
     Metric("swap", "swap A to B to A, each, to first token", "ms"),
     Metric("swap_over", "  over llama-server's own", "ms"),
+    Metric("disk", "cold model whose file is not in memory", "ms"),
+    Metric("disk_over", "  over llama-server's own", "ms"),
     Metric("warm", "loaded model: request to first token", "ms"),
 )
 
@@ -81,20 +84,33 @@ def argv_of(contestant: Contestant) -> list[str] | None:
     return None
 
 
-def swaps(contestant: Contestant, reference: Own) -> Values:
-    """It may have one model at a time, and has none now."""
+def swaps(contestant: Contestant, reference: Own, from_disk: Own) -> Values:
+    """It may have one model at a time, and has none now. `from_disk` is what llama-server itself takes for a
+    file of which nothing is in memory."""
     first, second = contestant.setting.names[:2]
     cold = first_token_ms(contestant.port, first)
     warm = first_token_ms(contestant.port, first)
     swap = (first_token_ms(contestant.port, second) + first_token_ms(contestant.port, first)) / 2
+    contestant.unload(first)
+    forget(contestant.setting.models[0])
+    disk = first_token_ms(contestant.port, first)
     contestant.unload(first)
     return {
         "cold": cold,
         "cold_over": cold - reference.total_ms,
         "swap": swap,
         "swap_over": swap - reference.total_ms,
+        "disk": disk,
+        "disk_over": disk - from_disk.total_ms,
         "warm": warm,
     }
+
+
+def forget(file: Path) -> None:
+    """Nothing of it is in the page cache afterwards, as long as nobody has it mapped."""
+    with open(file, "rb") as opened:
+        os.fsync(opened.fileno())
+        os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def first_token_ms(address: int | str, model: str) -> float:

@@ -10,10 +10,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Final
 
-#: So much is asked of the disk at a time: enough for it to be busy, little enough to stop soon.
-PIECE_BYTES: Final = 16 << 20
-#: Of one advice the kernel heeds only what a disk takes at once, and forgets the rest; this it always heeds.
-_ADVICE_BYTES: Final = 128 << 10
+#: So much is read at a time: the kernel goes on by itself meanwhile.
+PIECE_BYTES: Final = 1 << 20
 
 
 def read_ahead(files: Iterable[Path], is_wanted: Callable[[], bool]) -> int:
@@ -38,18 +36,15 @@ def read_ahead(files: Iterable[Path], is_wanted: Callable[[], bool]) -> int:
 
 
 def _read(descriptor: int, is_wanted: Callable[[], bool]) -> int:
-    """The kernel reads without copying to us. One piece is under way while the one before is awaited: asked
-    for all at once, it could not be stopped.
+    """Plain reads in a row, which the kernel runs ahead of. Asked for piece by piece with WILLNEED instead it
+    took three times the processor time, and not less time, and all at once it could not be stopped.
     """
-    size = os.fstat(descriptor).st_size
-    offset = 0
-    while offset < size and is_wanted():
-        for start in range(offset, min(offset + PIECE_BYTES, size), _ADVICE_BYTES):
-            os.posix_fadvise(descriptor, start, _ADVICE_BYTES, os.POSIX_FADV_WILLNEED)
-        if offset:
-            os.pread(descriptor, 1, offset - 1)  # waits for the last byte of the piece before
-        offset += PIECE_BYTES
-    return min(offset, size)
+    os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_SEQUENTIAL)
+    piece = bytearray(PIECE_BYTES)
+    done = 0
+    while is_wanted() and (size := os.readv(descriptor, [piece])):
+        done += size
+    return done
 
 
 def total_bytes(files: Iterable[Path]) -> int:
