@@ -32,14 +32,7 @@ def import_(file: Path, output: Path | None, force: bool, keep_groups: bool, as_
     imported = _read(file, keep_groups=keep_groups)
     text = f"# Made of {file.name} by `llama-router import`.\n\n{imported.text}"
     if output is not None:
-        try:
-            output.parent.mkdir(parents=True, exist_ok=True)
-            with output.open("w" if force else "x", encoding="utf-8") as written:
-                written.write(text)
-        except FileExistsError:
-            raise click.ClickException(f"{output} exists already; choose another, or --force") from None
-        except OSError as error:
-            raise click.ClickException(f"{output}: {error.strerror or error}") from error
+        _write(output, text, force=force)
     if as_json:
         print_json({"config": text, "models": list(imported.models), "report": imported.report})
         return
@@ -49,6 +42,16 @@ def import_(file: Path, output: Path | None, force: bool, keep_groups: bool, as_
         click.echo(f"! {line}", err=True)
     if output is not None:
         click.echo(f"{output} is written; next: llama-router config check {output}", err=True)
+
+
+def _write(output: Path, text: str, *, force: bool) -> None:
+    if output.exists() and not force:
+        raise click.ClickException(f"{output} exists already; choose another, or --force")
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        output.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise click.ClickException(f"{output}: {error.strerror or error}") from error
 
 
 def _read(file: Path, *, keep_groups: bool) -> Imported:
