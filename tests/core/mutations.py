@@ -39,6 +39,20 @@ LEDGER, VICTIMS, FORECAST = "test_ledger.py", "test_victims.py", "test_forecast.
 
 FAULTS = (
     Fault(
+        "load in a slower way whatever else there is",
+        "ledger.py",
+        "return [place for place in found if not place.is_resort] or found",
+        "return found",
+        (ROOM,),
+    ),
+    Fault(
+        "never load in a slower way",
+        "ledger.py",
+        "return [place for place in found if not place.is_resort] or found",
+        "return [place for place in found if not place.is_resort]",
+        (ROOM,),
+    ),
+    Fault(
         "admit one byte too much",
         "ledger.py",
         "if need > 0 and (room is None or need > room):",

@@ -4,9 +4,11 @@ back.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
-from router.core.types import Device, Measured
+from router.core.types import Acquire, Device, Learned, Measured
 from tests.core.playbook import GIB, Table, at, device, model, on
 
 
@@ -421,3 +423,34 @@ def test_nobody_yields_unless_asked_to() -> None:
     table = Table(gpu=10, a=4)
     table.serves("a")
     assert table.stranger(gpu=8) == []
+
+
+def test_a_resort_is_no_way_to_load_a_model_that_could_be_loaded_otherwise() -> None:
+    table = Table(
+        devices=[device("gpu", 10), device("host", 64)],
+        models=[
+            model("busy", on(gpu=8)),
+            model("a", on(gpu=8), replace(on(tier=3, host=8), is_resort=True)),
+        ],
+    )
+    table.serves("busy")
+    table.asks("held", "busy")
+    assert table.asks("r1", "a") == [], "it waits for the GPU, though the host is empty"
+    assert table.ends("held") == ["stop busy: evicted for a"]
+
+
+def test_a_resort_is_the_way_for_a_model_that_no_empty_machine_could_load_otherwise() -> None:
+    resort = replace(on(tier=3, host=8), is_resort=True)
+    table = Table(devices=[device("gpu", 10), device("host", 64)], models=[model("a", on(gpu=8), resort)])
+    table.tell(Learned(model("a", on(gpu=12), resort)))
+    assert table.asks("r1", "a") == ["start a"]
+    assert table.place("a") == "host"
+
+
+def test_what_was_learned_counts_for_a_load_that_waits_with_other_settings() -> None:
+    table = Table(gpu=10, busy=8, a=1)
+    table.serves("busy")
+    table.asks("held", "busy")
+    other = replace(model("a", on(gpu=9)), definition="1 ctx_size=7")
+    assert table.tell(Acquire("r1", "a", instead=other)) == []
+    assert table.tell(Learned(replace(other, placements=(on(gpu=2),)))) == ["start a"]
