@@ -21,6 +21,8 @@ COMMANDS: Final[Mapping[str, str]] = {
     "models": "router.cli.models:models",
     "load": "router.cli.load:load",
     "unload": "router.cli.unload:unload",
+    "pin": "router.cli.pin:pin",
+    "unpin": "router.cli.pin:unpin",
     "pull": "router.cli.pull:pull",
     "rm": "router.cli.rm:rm",
     "run": "router.cli.run:run",

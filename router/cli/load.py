@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import click
 
 from router.cli.client import Client, client_options, print_json
@@ -13,18 +16,37 @@ from router.cli.progress import share_bar, while_waiting
 @client_options
 @click.argument("model", type=MODEL)
 @click.option("--no-wait", is_flag=True, help="Return when the load has begun.")
-def load(url: str, api_key: str | None, as_json: bool, model: str, no_wait: bool) -> None:
-    """Load MODEL and return when it is ready."""
+@click.option("--ctx-size", metavar="N", help="Tokens of context; 0: as trained; auto: as much as fits.")
+@click.option("--gpu-layers", "n_gpu_layers", metavar="N", help="Layers on the GPU; all, or auto.")
+@click.option("--device", "devices", multiple=True, metavar="NAME", help="Where; may be given several times.")
+@click.option("--cache-type-k", metavar="TYPE", help="Of the keys in the cache, e.g. q8_0.")
+@click.option("--cache-type-v", metavar="TYPE", help="Of the values in the cache.")
+@click.option("--ttl", "ttl_seconds", type=float, metavar="SECONDS", help="Leave when idle for so long.")
+@click.option(
+    "--arg", "args", multiple=True, metavar="WORD", help="For llama-server, if server.load_args allows it."
+)
+def load(url: str, api_key: str | None, as_json: bool, model: str, no_wait: bool, **settings: Any) -> None:
+    """Load MODEL and return when it is ready. Settings are for this load alone."""
     client = Client(url, api_key)
     query = None if no_wait else {"wait": "1"}
+    body = {"model": model, **_given(settings)}
     answer = while_waiting(
-        lambda: client.post("/models/load", {"model": model}, query),
+        lambda: client.post("/models/load", body, query),
         lambda seconds: f"{model}: {_progress(client, model, seconds)}",
     )
     if as_json:
         print_json(answer)
     else:
         click.echo(f"{answer['id']}: {answer['status']['value']}")
+
+
+def _given(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Those that were said; a number of tokens or layers as a number."""
+    said = {name: value for name, value in settings.items() if value not in (None, ())}
+    for name in ("ctx_size", "n_gpu_layers"):
+        if name in said and said[name].isdecimal():
+            said[name] = int(said[name])
+    return said
 
 
 def _progress(client: Client, model: str, seconds: float) -> str:

@@ -11,14 +11,30 @@ from router.cli.progress import while_waiting
 
 @click.command()
 @client_options
-@click.argument("model", type=MODEL)
+@click.argument("model", type=MODEL, required=False)
+@click.option("--all", "everything", is_flag=True, help="Every model, pinned ones too.")
 @click.option("--force", is_flag=True, help="Do not wait for requests in flight: end them.")
 @click.option("--deadline", type=float, metavar="SECONDS", help="Wait for requests no longer than this.")
 def unload(
-    url: str, api_key: str | None, as_json: bool, model: str, force: bool, deadline: float | None
+    url: str,
+    api_key: str | None,
+    as_json: bool,
+    model: str | None,
+    everything: bool,
+    force: bool,
+    deadline: float | None,
 ) -> None:
     """Unload MODEL and return when it is gone."""
     client = Client(url, api_key)
+    if everything == (model is not None):
+        raise click.UsageError("name a model, or say --all")
+    if model is None:
+        gone = client.post("/models/unload-all", {"force": force, "deadline": deadline})
+        if as_json:
+            print_json(gone)
+        else:
+            click.echo("\n".join(f"{name}: unloaded" for name in gone["unloaded"]) or "Nothing is loaded.")
+        return
     body = {"model": model, "force": force, "deadline": deadline}
     answer = while_waiting(
         lambda: client.post("/models/unload", body),
