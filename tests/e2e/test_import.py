@@ -42,8 +42,7 @@ async def served(router: Running, name: str, path: str = "/v1/chat/completions")
 
 
 async def test_every_name_of_llama_swaps_documented_example_is_served(tmp_path: Path, monkeypatch) -> None:
-    gib = 2**30
-    stub = make_stub_machine(tmp_path, monkeypatch, StubGpu("GPU-0", 24 * gib), StubGpu("GPU-1", 24 * gib))
+    stub = make_stub_machine(tmp_path, monkeypatch, StubGpu("GPU-0"), StubGpu("GPU-1"))
     files = tmp_path / "files"
     files.mkdir()
     for seed, name in enumerate(("gpt-oss-120B", "qwen", "coder")):

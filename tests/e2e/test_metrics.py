@@ -1,4 +1,4 @@
-"""What Prometheus collects of a running router with real llama-servers, and the dashboard that asks for it."""
+"""What Prometheus collects of a router with real llama-servers, and the dashboard that asks for it."""
 
 from __future__ import annotations
 
