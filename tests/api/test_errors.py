@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import io
-from typing import cast
+from typing import Any, cast
 from urllib.parse import urlsplit
 
 from router.errors import LoadFailed, QueueFull
@@ -83,11 +83,12 @@ async def test_on_anthropics_paths_errors_have_anthropics_shape(api: Api):
     key = {"x-api-key": "secret"}
     for path in ("/v1/messages", "/v1/messages/count_tokens"):
         seen = {}
-        for kind, options in {
+        asked: dict[str, dict[str, Any]] = {
             "authentication_error": {},
             "not_found_error": {"json": {"model": "nobody"}, "headers": key},
             "invalid_request_error": {"data": b"{", "headers": key},
-        }.items():
+        }
+        for kind, options in asked.items():
             answer = (await api.post(path, **options)).json()
             assert answer["type"] == "error"
             seen[kind] = answer["error"]["type"]
