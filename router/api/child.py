@@ -4,6 +4,7 @@ model from leaving nor makes it seem used, and what leaves meanwhile is not ther
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
 
@@ -42,6 +43,18 @@ def children(context: Context, model: ModelName | None = None) -> Iterator[Child
             address = context.pool.address(one.id)
             if address is not None:
                 yield Child(one.id, one.model, address)
+
+
+async def read_to_its_end(child: Child, target: str) -> None:
+    """Let it say all that it has to say, however long that takes, and listen to nothing of it."""
+    connector = aiohttp.UnixConnector(child.address.socket)
+    with suppress(aiohttp.ClientError, OSError):
+        async with (
+            aiohttp.ClientSession(connector=connector, timeout=aiohttp.ClientTimeout(total=None)) as session,
+            session.get(URL(f"http://llama-server{target}", encoded=True)) as answer,
+        ):
+            async for _ in answer.content.iter_any():
+                pass
 
 
 async def ask(child: Child, method: str, target: str, body: bytes | None = None) -> Said:

@@ -15,6 +15,7 @@ from router.api.form import FormFields
 from router.api.head import HEAD_FIELDS, read_form_head, read_head
 from router.api.json_fields import JsonFields
 from router.api.route import Query, Route
+from router.api.streams import CONVERSATION, forward_to_its_end
 from router.errors import (
     LoadFailed,
     ModelNotFound,
@@ -88,6 +89,8 @@ async def infer(request: web.Request) -> web.StreamResponse:
     model = context.name_of(head.model)
     require_loadable(request, context, model)
     ask = Ask(model, head.priority, head.keep_alive, head.size, dialect_of(request), head.stream)
+    if head.stream and (conversation := request.headers.get(CONVERSATION)):
+        return await forward_to_its_end(context, request, body, ask, conversation)
     return await context.proxy.forward(request, body, ask)
 
 

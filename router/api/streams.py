@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable
+from contextlib import suppress
 from typing import Any, Final
 from urllib.parse import quote
 
@@ -15,14 +16,16 @@ import msgspec
 from aiohttp import web
 
 from router.api.answer import json_response, read_json
-from router.api.child import Child, ask, children
+from router.api.child import Child, children, read_to_its_end
+from router.api.child import ask as ask_child
 from router.api.context import CONTEXT, Context
 from router.api.requests import IN_FLIGHT, Ticket
 from router.api.route import Query, Route
+from router.core.types import InstanceId, ModelName
 from router.errors import InvalidRequest, RouterError, Unavailable, UpstreamFailed
-from router.proxy import ACCOUNT, Ask
+from router.proxy import ACCOUNT, Ask, Body
 
-HEADER: Final = "X-Conversation-Id"
+CONVERSATION: Final = "X-Conversation-Id"
 LOOKUP_PATH: Final = "/v1/streams/lookup"
 #: A client asks for the conversations that it shows.
 MOST_ASKED: Final = 1000
@@ -92,8 +95,35 @@ async def stop(request: web.Request) -> web.Response:
         ticket.task.cancel()
     target = f"/v1/stream?conv_id={quote(conversation, safe='')}"
     owners = [child for child, _ in await _found(context, [conversation])]
-    await asyncio.gather(*(_ask(child, "DELETE", target) for child in owners))
+    with suppress(UpstreamFailed):  # who is gone has forgotten it
+        await asyncio.gather(*(ask_child(child, "DELETE", target) for child in owners))
     return web.Response(status=204)
+
+
+async def forward_to_its_end(
+    context: Context, request: web.Request, body: Body, ask: Ask, conversation: str
+) -> web.StreamResponse:
+    """As `Proxy.forward`. When its client leaves, llama-server goes on: so that nobody takes the model from
+    under what it generates, it is held until that is over."""
+    try:
+        return await context.proxy.forward(request, body, ask)
+    except asyncio.CancelledError:
+        account = request.get(ACCOUNT)
+        if account is not None and account.instance is not None and account.ended_by is None:
+            held = _hold(context, ask.model, account.instance, conversation)
+            context.spawn(held, name=f"{ask.model} goes on without its client")
+        raise
+
+
+async def _hold(context: Context, model: ModelName, instance: InstanceId, conversation: str) -> None:
+    child = next((one for one in children(context, model) if one.instance == instance), None)
+    if child is None:  # it is on its way out, for somebody who has waited long enough
+        return
+    async with context.pool.lease(model) as lease:
+        going_on = [one for one in await _told(child, [conversation]) if not one.is_done]
+        if lease.instance == instance and going_on:
+            come = f"&from={going_on[0].total_bytes}"
+            await read_to_its_end(child, f"/v1/stream?conv_id={quote(conversation, safe='')}{come}")
 
 
 def _conversation(request: web.Request) -> str:
@@ -110,7 +140,7 @@ def _waiting_for(app: web.Application, conversation: str) -> Iterable[Ticket]:
         if (
             account is not None
             and account.instance is None
-            and ticket.request.headers.get(HEADER) == conversation
+            and ticket.request.headers.get(CONVERSATION) == conversation
         ):
             yield ticket
 
@@ -129,22 +159,21 @@ async def _owner(context: Context, conversation: str) -> Child | None:
 
 async def _found(context: Context, conversations: list[str]) -> list[tuple[Child, list[Found]]]:
     """Each child that has any of these, with what it has."""
-    body = msgspec.json.encode(Wanted(conversations))
     everyone = list(children(context))
-    told = await asyncio.gather(*(_ask(child, "POST", LOOKUP_PATH, body) for child in everyone))
+    told = await asyncio.gather(*(_told(child, conversations) for child in everyone))
     return [(child, ones) for child, ones in zip(everyone, told, strict=True) if ones]
 
 
-async def _ask(child: Child, method: str, target: str, body: bytes | None = None) -> list[Found]:
-    """Empty also where the child is gone, or says something else."""
+async def _told(child: Child, conversations: list[str]) -> list[Found]:
+    """Nothing also where the child is gone, or says something else."""
     try:
-        said = await ask(child, method, target, body)
+        said = await ask_child(child, "POST", LOOKUP_PATH, msgspec.json.encode(Wanted(conversations)))
         return _founds.decode(said.body) if said.status == 200 else []
     except (UpstreamFailed, msgspec.DecodeError, UnicodeDecodeError):
         return []
 
 
-_CONVERSATION: Final = Query("conv_id", f"What the request had in its {HEADER} header", required=True)
+_CONVERSATION: Final = Query("conv_id", f"What the request had in its {CONVERSATION} header", required=True)
 
 ROUTES = (
     Route(
