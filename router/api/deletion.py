@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -49,19 +50,35 @@ async def delete_model(request: web.Request) -> web.Response:
         await context.downloads.cancel(job.id, clean=True)
         await context.downloads.forget(job.id)
     if entry is None:
-        return json_response(Deleted(name, (), 0, []))
+        return json_response(Deleted(name, (), sum(job.done_bytes for job in jobs if job.is_active), []))
+    told: asyncio.Future[Deleted] = asyncio.get_running_loop().create_future()
+
+    async def delete() -> None:
+        try:
+            told.set_result(await _delete(context, entry, force=is_set(request, "force")))
+        except Exception as error:  # noqa: BLE001 - it is told below, or the client has left
+            told.set_exception(error)
+            told.exception()
+        finally:
+            told.cancel()
+
+    # To its end, also when the client leaves: half of it would be a model that is listed without its files.
+    context.spawn(delete(), name=f"delete {entry.id}")
+    return json_response(await asyncio.shield(told))
+
+
+async def _delete(context: Context, entry: CatalogEntry, *, force: bool) -> Deleted:
     async with context.downloads.removing:
-        others = _files(context, _others(context, entry))
-        removed = await context.downloads.remove(_files(context, [entry]), others)
+        removed = await context.downloads.remove(_own_files(entry), _needed_files(_others(context, entry)))
         try:
             await context.reload()
         finally:
             # Not before: requests that came meanwhile would load it again. Who has its files open keeps them.
             if context.pool.snapshot().of_model(entry.id):
-                await context.pool.unload(entry.id, force=is_set(request, "force"))
+                await context.pool.unload(entry.id, force=force)
     context.downloads.announce(entry.id, "model_remove")
     kept = [Kept(file, reason) for file, reason in removed.kept]
-    return json_response(Deleted(entry.id, removed.files, removed.freed_bytes, kept))
+    return Deleted(entry.id, removed.files, removed.freed_bytes, kept)
 
 
 def _check_removable(context: Context, entry: CatalogEntry) -> None:
@@ -79,13 +96,23 @@ def _others(context: Context, entry: CatalogEntry) -> list[CatalogEntry]:
     return [one for one in context.known.catalog.entries.values() if one.id != entry.id]
 
 
-def _files(context: Context, entries: Iterable[CatalogEntry]) -> list[Path]:
-    """What they are made of, in the cache."""
+def _own_files(entry: CatalogEntry) -> list[Path]:
+    """Its parts, and the projector that lies beside them: not what its settings name elsewhere."""
+    beside = entry.mmproj is not None and entry.mmproj.is_relative_to(_snapshot(entry.files[0]))
+    return [*entry.files, *([entry.mmproj] if entry.mmproj is not None and beside else [])]
+
+
+def _snapshot(file: Path) -> Path:
+    """.../snapshots/COMMIT"""
+    return next((one for one in file.parents if one.parent.name == "snapshots"), file.parent)
+
+
+def _needed_files(entries: Iterable[CatalogEntry]) -> list[Path]:
     found = [
         file
         for one in entries
         for file in (*one.files, one.mmproj, one.preset.draft_model, *one.preset.lora)
-        if file is not None and file.is_relative_to(context.downloads.cache)
+        if file is not None
     ]
     return list(dict.fromkeys(found))
 

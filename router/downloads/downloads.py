@@ -8,10 +8,10 @@ import os
 import secrets
 import shutil
 import time
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Final, Protocol, Self
+from typing import Any, Final, Protocol, Self, TypeVar
 from urllib.parse import urlsplit
 
 import msgspec
@@ -32,11 +32,13 @@ from router.downloads.errors import (
 from router.downloads.job import DownloadEvent, Job, JobError, Listing, Wish
 from router.downloads.layout import RepoFolder
 from router.downloads.protocol import Failed, Fetch, Fetched, Listed, Look, Progress, Sweep, Swept
-from router.downloads.removal import Removed, place_of, remove
+from router.downloads.removal import Removed, discard, place_of, remove
 from router.downloads.working import working
 from router.errors import RouterError
 
 log = logging.getLogger("router.downloads")
+
+T = TypeVar("T")
 
 MIB: Final = 1 << 20
 #: llama.cpp's pace of progress events.
@@ -103,9 +105,9 @@ class _Live:
 
 
 class Downloads:
-    """An async context manager, outside of which nothing is fetched. `cache` is the Hugging Face cache; `reload` makes the router look for models
-    anew; `settings` is asked whenever it matters, as a reload may change them. `removing` is held by whoever
-    deletes a model."""
+    """An async context manager, outside of which nothing is fetched. `cache` is the Hugging Face cache;
+    `reload` makes the router look for models anew; `settings` is asked whenever it matters, as a reload may
+    change them. `removing` is held by whoever deletes a model."""
 
     def __init__(
         self,
@@ -215,6 +217,9 @@ class Downloads:
             raise self.refusal(listing)
         chosen = choose(listing, wish)
         check(listing, chosen)
+        return await self._to_the_end(self._start(wish, listing, chosen))
+
+    async def _start(self, wish: Wish, listing: Listing, chosen: Chosen) -> Job:
         async with self._starting:
             if self._is_suspended:
                 raise HubUnreachable("nothing is downloaded here any more", retry_after_seconds=5.0)
@@ -240,7 +245,9 @@ class Downloads:
     async def cancel(self, job: str, *, clean: bool = False) -> Job:
         """Returns when nothing is fetched for it any more. What has come stays, for the next time it is asked
         for, unless it is to be `clean`ed away. Raises DownloadNotFound."""
-        live = self._live(job)
+        return await self._to_the_end(self._cancel(self._live(job), clean))
+
+    async def _cancel(self, live: _Live, clean: bool) -> Job:
         if live.job.is_active:
             await self._halt(live)
             if live.job.is_active:  # it may have come to its end meanwhile
@@ -249,7 +256,9 @@ class Downloads:
                 self._announce_failure(live.job)
                 self._begin_what_may()
         if clean:
-            await asyncio.to_thread(self._clean, live.job)
+            repo = RepoFolder(self.cache, live.job.wish.repo)
+            etags = [file.etag for file in live.job.files if file.etag is not None]
+            await asyncio.to_thread(discard, repo, etags)
             await self._set(live, done=self._done_of(live.job))
         return live.job
 
@@ -298,12 +307,6 @@ class Downloads:
             part = min(repo.partial_size(file.etag), file.size) if file.etag else 0
             done[file.path] = file.size if whole else part
         return done
-
-    def _clean(self, job: Job) -> None:
-        repo = RepoFolder(self.cache, job.wish.repo)
-        for file in job.files:
-            if file.etag is not None:
-                repo.partial(file.etag).unlink(missing_ok=True)
 
     def check_room(self, job: Job) -> None:
         """Raises DiskFull."""
@@ -463,6 +466,20 @@ class Downloads:
             f" {_size(free)} are free. What has come is kept: make room, and ask for it again",
             details={"folder": str(self.cache), "needed_bytes": lacking, "free_bytes": free},
         )
+
+    async def _to_the_end(self, work: Coroutine[Any, Any, T]) -> T:
+        """Also when whoever asked leaves: half of it would be a job that neither runs nor has ended."""
+        told: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+
+        async def run() -> None:
+            try:
+                told.set_result(await work)
+            except Exception as error:  # noqa: BLE001 - it is whoever asked who is told
+                told.set_exception(error)
+                told.exception()  # who may have left
+
+        self._group.create_task(run(), name="downloads")
+        return await asyncio.shield(told)
 
     async def _halt(self, live: _Live) -> None:
         if live.timer is not None:

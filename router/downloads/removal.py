@@ -73,6 +73,21 @@ def remove(places: tuple[Place, ...], needed: frozenset[Path]) -> Removed:
     return Removed(tuple(work.gone), work.freed_bytes, tuple(work.kept), tuple(work.shared))
 
 
+def discard(repo: RepoFolder, etags: Iterable[str]) -> int:
+    """Delete what an unfinished download has left: partial files, and whole ones that no snapshot has yet.
+    Returns the bytes that are free by it. Raises InUse."""
+    if any(folder.is_symlink() for folder in (repo.folder, repo.blobs)):
+        return 0
+    linked = {_blob_of(repo, pointer) for pointer in _all_pointers(repo)}
+    freed = 0
+    for etag in etags:
+        freed += _delete(repo.partial(etag))
+        if repo.blob(etag) not in linked and not repo.blob(etag).is_symlink():
+            freed += _delete(repo.blob(etag))
+    _sweep(repo)
+    return freed
+
+
 class _Work:
     def __init__(self, repo: RepoFolder, needed: frozenset[Path]) -> None:
         self.gone: list[str] = []

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from router.api import CONTEXT
 from tests.api.conftest import Api
 from tests.api.hub_cache import OverCache, put
 
@@ -93,3 +96,29 @@ async def test_a_name_that_there_is_not_deletes_nothing(over, models_dir, name):
     assert (await router.api.call("DELETE", f"/models?model={name}")).error["code"] == "model_not_found"
     assert (await router.api.call("DELETE", "/models")).error["code"] == "invalid_request"
     assert file.exists()
+
+
+async def test_what_its_settings_name_elsewhere_stays(over, models_dir):
+    draft = put(over().cache, "org/draft-GGUF", "draft-Q8_0.gguf", models_dir / "other.gguf")
+    shutil.rmtree(draft.parents[4] / "own")
+    router = over(**{f"{REPO}:Q4_K_M": {"draft_model": str(draft)}})
+    put(router.cache, REPO, "tiny-Q4_K_M.gguf", models_dir / "tiny.gguf")
+    await router.start()
+    assert (await router.api.call("DELETE", f"/models?model={REPO}:Q4_K_M")).status == 200
+    assert draft.exists() and "org/draft-GGUF:Q8_0" in await router.names()
+
+
+async def test_a_deletion_goes_to_its_end_though_its_client_leaves(over, models_dir):
+    router = over()
+    put(router.cache, REPO, "tiny-Q4_K_M.gguf", models_dir / "tiny.gguf")
+    await router.start()
+    context = router.api.app[CONTEXT]
+    await context.downloads.removing.acquire()
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.3):
+            await router.api.call("DELETE", f"/models?model={REPO}:Q4_K_M")
+    context.downloads.removing.release()
+    async with asyncio.timeout(10.0):
+        while await router.names():
+            await asyncio.sleep(0.01)
+    assert not list(router.cache.iterdir())

@@ -357,3 +357,14 @@ async def test_a_cache_that_may_not_be_written_to_is_told(kit):
     kit.cache.write_text("no folder")
     job = await kit.fetch(REPO)
     assert job.state == "failed" and str(kit.cache) in job.error.message
+
+
+async def test_a_cancel_goes_to_its_end_though_whoever_asked_leaves(kit):
+    kit.hub.add(REPO, {Q4: MODEL})
+    kit.hub.faults.hold_after = MIB
+    job = await kit.downloads.start(Wish(REPO))
+    await kit.held()
+    asking = asyncio.get_running_loop().create_task(kit.downloads.cancel(job.id))
+    await asyncio.sleep(0)
+    asking.cancel()
+    assert (await kit.ended(job)).state == "cancelled"

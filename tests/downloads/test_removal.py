@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from router.downloads import Wish
 from router.downloads.errors import NotRemovable
 from router.downloads.removal import Removed, place_of, remove
 
@@ -172,3 +173,22 @@ async def test_shared_content_goes_with_the_last_repository_that_links_to_it(kit
     assert store.exists() and pointers[1].read_bytes() == b"." * 50
     assert (await kit.downloads.remove([pointers[1]], [])).freed_bytes == 50
     assert not store.exists()
+
+
+async def test_what_an_unfinished_download_has_left_is_cleaned_away_whole_parts_too(kit):
+    repo, parts = "org/big-GGUF", [f"big-Q4_0-0000{n}-of-00002.gguf" for n in (1, 2)]
+    kit.hub.add(repo, {parts[0]: b"a" * 1_000_000, parts[1]: b"b" * 3_000_000})
+    kit.hub.faults.hold_after = 1_500_000
+    job = await kit.downloads.start(Wish(repo))
+    await kit.held()
+    await kit.until(lambda: len(list(kit.repo(repo).glob("blobs/*"))) == 2)
+    cancelled = await kit.downloads.cancel(job.id, clean=True)
+    assert cancelled.done_bytes == 0 and not kit.repo(repo).exists()
+
+
+async def test_cleaning_leaves_what_a_model_is_made_of(kit):
+    repo = "org/tiny-GGUF"
+    kit.hub.add(repo, {"tiny-Q4_0.gguf": b"a" * 5000})
+    job = await kit.fetch(repo)
+    assert (await kit.downloads.cancel(job.id, clean=True)).done_bytes == 5000
+    assert kit.snapshot(repo) == {"tiny-Q4_0.gguf": b"a" * 5000}
