@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 from collections.abc import Iterator
@@ -11,7 +12,7 @@ from typing import Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.e2e.running import running
+from tests.e2e.running import Running, running
 from tests.metrics.lint import complaints
 
 pytestmark = pytest.mark.e2e
@@ -39,10 +40,21 @@ def names(query: str) -> set[str]:
     return set(re.findall(r"\b(?:llama_router|llamacpp|process)_\w+", query))
 
 
+async def measured(router: Running) -> None:
+    """What the loaded models take was measured: how wrong the prediction was is known from then on."""
+    pool = router.pool
+    async with asyncio.timeout(60):
+        while any(
+            not (known := pool.standing(one.id)) or not known.measured for one in pool.snapshot().instances
+        ):
+            await pool.measure()
+
+
 async def test_every_metric_that_the_dashboard_asks_for_is_told(tmp_path: Path) -> None:
     async with running(tmp_path, ["a", "b"], "[scheduler]\nmodels_max = 1\nlinger = 0\n") as router:
         for model in ("a", "b", "b"):
             assert (await router.chat(model)).status == 200
+        await measured(router)
         async with router.session.get("/metrics") as answer:
             text = await answer.text()
         assert router.starts() == ["a", "b"], "nobody is loaded for it"
