@@ -95,6 +95,7 @@ class Table:
         self.ids: dict[str, InstanceId] = {}
         self.errors: dict[str, RouterError] = {}
         self.commands: list[Command] = []
+        self.told: list[Command] = []  # of all verbs, until somebody takes them
         self._used: dict[InstanceId, dict[DeviceId, int]] = {}
         self._places: dict[InstanceId, Placement] = {}
         self._starts: dict[ModelName, int] = {}
@@ -205,6 +206,7 @@ class Table:
 
     def tell(self, event: Event) -> list[str]:
         self.commands = self.scheduler.handle(event, self.now)
+        self.told += self.commands
         words = [self._words(command) for command in self.commands]
         self.scheduler.check()
         return words

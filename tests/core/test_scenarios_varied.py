@@ -3,11 +3,12 @@ should."""
 
 from __future__ import annotations
 
+import random
 from dataclasses import replace
 
 import pytest
 
-from router.core.types import Model, Pinned, Release, Start
+from router.core.types import Grant, Model, Pinned, Refuse, Release, Start, Stop
 from router.errors import LoadedOtherwise, LoadFailed
 from tests.core.playbook import Table, model, on
 
@@ -195,3 +196,164 @@ def test_a_pin_outlives_the_instance_and_a_reload_and_none_is_the_presets_again(
 def test_a_pin_of_what_is_not_known_says_nothing() -> None:
     table = Table(gpu=10, a=6)
     assert table.tell(Pinned("zz", True)) == []
+
+
+# --- at random ---
+
+
+class Chance:
+    """Clients, operators and children at random over one small GPU; every answer is held to what was promised
+    to who asks for other settings."""
+
+    def __init__(self, seed: int) -> None:
+        self.random = random.Random(seed)
+        self.table = Table(gpu=10, a=6, b=6, c=3, settings={"quantum": 1.0, "linger": 0.0})
+        self.wanted: dict[str, str] = {}
+        self.granted: set[str] = set()
+        self.starting: set[str] = set()
+        self.alive: dict[str, str] = {}
+        self.stopping: set[str] = set()
+        self.generation = 1
+        self.served = self.refused = 0
+
+    def step(self) -> None:
+        kinds = (
+            ["ask"] * 5
+            + ["vary"] * 3
+            + ["ready", "exit", "end"] * 4
+            + ["crash", "unload", "pin", "reload", "wait"]
+        )
+        getattr(self, f"_{self.random.choice(kinds)}")()
+
+    def settle(self) -> None:
+        """Nobody asks any more: every child does what it is told, every lease ends."""
+        for _ in range(200):
+            for verb in (self._exit, self._ready, self._end):
+                while verb():
+                    pass
+            self.heard(self.table.wait(5.0))
+            if not self.wanted and not self.starting and not self.stopping:
+                return
+        raise AssertionError(f"somebody waits for ever: {self.wanted}")
+
+    # --- what happens ---
+
+    def _ask(self) -> bool:
+        return self._asks(self.random.choice("abc"), "")
+
+    def _vary(self) -> bool:
+        name = self.random.choice("abc")
+        size, words = self.random.choice(
+            ((1, '{"ctx_size":1}'), (4, '{"ctx_size":4}'), (9, '{"ctx_size":9}'))
+        )
+        return self._asks(name, f"{self.generation} {words}", size)
+
+    def _asks(self, name: str, definition: str, size: float = 0.0) -> bool:
+        lease = f"r{len(self.table.errors) + len(self.wanted) + self.served}-{self.random.random()}"
+        self.wanted[lease] = definition
+        if definition:
+            instead = model(name, on(gpu=size), definition=definition)
+            self.heard(self.table.asks(lease, name, instead=instead))  # type: ignore[arg-type]
+        else:
+            self.heard(self.table.asks(lease, name))
+        return True
+
+    def _ready(self) -> bool:
+        if not (name := self._one(self.starting - self.stopping)):
+            return False
+        self.starting.discard(name)
+        self.heard(self.table.ready(name))
+        return True
+
+    def _exit(self) -> bool:
+        if not (name := self._one(self.stopping)):
+            return False
+        self._gone(name)
+        self.heard(self.table.exits(name))
+        return True
+
+    def _crash(self) -> bool:
+        if not (name := self._one(set(self.alive))):
+            return False
+        self._gone(name)
+        self.heard(self.table.exits(name, LoadFailed("signal 11"), out_of_memory=self.random.random() < 0.3))
+        return True
+
+    def _end(self) -> bool:
+        if not (lease := self._one(self.granted)):
+            return False
+        self.granted.discard(lease)
+        self.wanted.pop(lease, None)
+        self.heard(self.table.ends(lease))
+        return True
+
+    def _unload(self) -> bool:
+        self.heard(self.table.unloads(self.random.choice("abc"), force=self.random.random() < 0.3))
+        return True
+
+    def _pin(self) -> bool:
+        # The last word is never a pin of two that exclude each other for ever.
+        self.heard(
+            self.table.tell(Pinned(self.random.choice("abc"), self.random.choice((True, False, None))))
+        )
+        self.heard(self.table.tell(Pinned(self.random.choice("abc"), False)))
+        return True
+
+    def _reload(self) -> bool:
+        self.generation += 1
+        new = [
+            model(name, on(gpu=size), definition=str(self.generation if name == "a" else 1))
+            for name, size in (("a", 6), ("b", 6), ("c", 3))
+        ]
+        self.heard(self.table.reloads(*new))
+        return True
+
+    def _wait(self) -> bool:
+        self.heard(self.table.wait(self.random.choice((0.1, 1.0, 7.0))))
+        return True
+
+    # --- what is answered ---
+
+    def heard(self, _: list[str]) -> None:
+        """The commands of all that the table was told since."""
+        told, self.table.told = self.table.told, []
+        for command in told:
+            match command:
+                case Start(instance):
+                    self.alive[self._name(instance)] = instance
+                    self.starting.add(self._name(instance))
+                case Stop(instance):
+                    self.stopping.add(self._name(instance))
+                case Grant(lease, instance):
+                    wanted = self.wanted[lease]
+                    has = self.table.view(self._name(instance)).definition
+                    assert not wanted or has == wanted, f"{lease} wanted {wanted} and got {has}"
+                    self.granted.add(lease)
+                    self.served += 1
+                case Refuse(lease):
+                    del self.wanted[lease]
+                    self.refused += 1
+
+    def _gone(self, name: str) -> None:
+        self.starting.discard(name)
+        self.stopping.discard(name)
+        del self.alive[name]
+
+    def _one(self, names: set[str]) -> str | None:
+        return self.random.choice(sorted(names)) if names else None
+
+    def _name(self, instance: str) -> str:
+        return next(name for name, known in self.table.ids.items() if known == instance)
+
+
+def test_at_random_nobody_waits_for_ever_or_gets_what_was_not_asked_for() -> None:
+    served = refused = 0
+    for seed in range(300):
+        chance = Chance(seed)
+        for _ in range(60):
+            chance.step()
+        for name in "abc":
+            chance.heard(chance.table.tell(Pinned(name, False)))
+        chance.settle()
+        served, refused = served + chance.served, refused + chance.refused
+    assert served > 1000 and refused > 1000, "both ways were gone"
