@@ -6,7 +6,7 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass
 from http import HTTPStatus
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import msgspec
 from aiohttp import web
@@ -52,8 +52,8 @@ class Connection(web.RequestHandler):
         manager, limit = self._manager, self._limits.connections
         assert isinstance(manager, Server)
         if limit and manager.count >= limit:
-            assert isinstance(transport, asyncio.Transport)
-            self._refuse(transport, limit)
+            # uvloop's transports are no subclasses of asyncio's.
+            self._refuse(cast(asyncio.Transport, transport), limit)
             return
         super().connection_made(transport)
         self._watch_head()
