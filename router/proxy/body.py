@@ -72,13 +72,20 @@ async def read_body(request: web.Request, each: Callable[[bytes], object] | None
     limit, body = request.client_max_size, Body()
     if limit and (declared := request.content_length) is not None and declared > limit:
         raise web.HTTPRequestEntityTooLarge(max_size=limit, actual_size=declared)
-    if request.can_read_body:
+
+    def add(piece: bytes) -> None:
+        body.add(piece)
+        if limit and body.size > limit:
+            raise web.HTTPRequestEntityTooLarge(max_size=limit, actual_size=body.size)
+        if each is not None:
+            each(piece)
+
+    if request.content.is_eof():  # it came with its head, as most do, or there is none
+        if piece := request.content.read_nowait():
+            add(piece)
+    elif request.can_read_body:
         async for piece in _in_time(request, body):
-            body.add(piece)
-            if limit and body.size > limit:
-                raise web.HTTPRequestEntityTooLarge(max_size=limit, actual_size=body.size)
-            if each is not None:
-                each(piece)
+            add(piece)
     request[BODY] = body
     return body
 

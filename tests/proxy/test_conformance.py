@@ -40,7 +40,7 @@ def test_5000_exchanges_are_the_same_through_the_router_as_without_it(tmp_path: 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         seen = runner.run(compare(tmp_path, EXCHANGES, SEED))
     for what in ("same", "cut", "error event", "502", "client left", "kept connection"):
-        assert seen[what] > EXCHANGES / 100, f"hardly any {what}: {seen}"
+        assert seen[what] > EXCHANGES / 250, f"hardly any {what}: {seen}"
 
 
 def test_the_same_on_the_loop_of_asyncio(tmp_path: Path, monkeypatch):
