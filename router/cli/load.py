@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
+from urllib.parse import quote
 
 import click
 
@@ -52,9 +53,9 @@ def _given(settings: Mapping[str, Any]) -> dict[str, Any]:
 def _progress(client: Client, model: str, seconds: float) -> str:
     """What it waits for, or how far it is."""
     try:
-        status = client.get(f"/v1/models/{model}")["status"]
+        status = client.get(f"/v1/models/{quote(model)}")["status"]
     except click.ClickException as error:  # the load itself will say what is wrong
         return error.message
     if status["value"] == "loading":
-        return f"loading {share_bar(seconds, status.get('expected_seconds'))}"
+        return f"loading {share_bar((status.get('progress') or {}).get('value', 0.0))} {seconds:.0f} s"
     return f"waits for {status.get('reason') or 'its turn'} ({seconds:.0f} s)"

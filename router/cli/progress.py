@@ -36,13 +36,10 @@ def while_waiting(work: Callable[[], _T], words: Callable[[float], str]) -> _T:
         executor.shutdown(wait=False, cancel_futures=True)
 
 
-def share_bar(seconds: float, expected_seconds: float | None) -> str:
-    """How far something is that is expected to take so long; it never says that it is done."""
-    if not expected_seconds:
-        return f"{seconds:.0f} s"
-    share = min(0.99, seconds / expected_seconds)
-    drawn = bar((("ours", round(share * 1000)), ("free", round((1 - share) * 1000))))
-    return f"{drawn} {seconds:.0f} s of about {expected_seconds:.0f} s"
+def share_bar(share: float) -> str:
+    """How far something is, from 0 to 1; it never says that it is done."""
+    share = min(0.99, max(0.0, share))
+    return bar((("ours", round(share * 1000)), ("free", round((1 - share) * 1000))))
 
 
 def _done(future: Future[Any]) -> bool:

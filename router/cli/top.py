@@ -16,6 +16,7 @@ from rich.text import Text
 
 from router.cli.bars import legend
 from router.cli.client import Client, client_options, print_json
+from router.cli.progress import share_bar
 from router.cli.vram import PARTS, device_bar, device_name
 from router.cli.words import duration, gib
 
@@ -24,6 +25,8 @@ REQUESTS_SHOWN: Final = 8
 MOMENTS_SHOWN: Final = 8
 #: From here on a decision stands beside its model; below, the list of decisions has to do.
 WIDE: Final = 120
+#: Downloads that are not over.
+_RUNNING: Final = ("queued", "downloading", "waiting")
 _STYLES: Final[Mapping[str, str]] = {"ready": "green", "starting": "yellow", "planned": "yellow"}
 
 
@@ -90,6 +93,10 @@ def _parts(told: Mapping[str, Any], *, is_wide: bool) -> Iterator[RenderableType
     if requests:
         yield Text()
         yield _requests(requests)
+    downloads = [one for one in told.get("downloads", []) if one["state"] in _RUNNING]
+    if downloads:
+        yield Text()
+        yield _downloads(downloads)
     moments = told.get("moments", [])[-MOMENTS_SHOWN:]
     if moments:
         yield Text()
@@ -151,6 +158,21 @@ def _requests(requests: list[dict[str, Any]]) -> Table:
         )
     if len(requests) > REQUESTS_SHOWN:
         table.add_row(Text(f"{len(requests) - REQUESTS_SHOWN} more", style="dim"))
+    return table
+
+
+def _downloads(downloads: list[dict[str, Any]]) -> Table:
+    table = _table("DOWNLOAD", "STATE", "", "DONE", "OF", "PER SECOND", "LEFT")
+    for one in downloads:
+        table.add_row(
+            ", ".join(one["models"]) or one["repo"],
+            one["state"],
+            share_bar(one["done_bytes"] / max(1, one["total_bytes"])),
+            gib(one["done_bytes"]),
+            gib(one["total_bytes"]),
+            gib(one["bytes_per_second"]),
+            duration(one["expected_seconds"]),
+        )
     return table
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from urllib.parse import quote
+
 import click
 
 from router.cli.client import Client, client_options, print_json
@@ -48,7 +50,7 @@ def unload(
 
 def _progress(client: Client, model: str) -> str:
     try:
-        running = client.get(f"/v1/models/{model}")["instances"]
+        running = client.get(f"/v1/models/{quote(model)}")["instances"]
     except click.ClickException as error:
         return error.message
     leases = sum(one["leases"] for one in running)

@@ -58,7 +58,15 @@ def test_what_does_not_fit_is_counted():
         "age_seconds": 3.0, "bytes": 2048,
     }  # fmt: skip
     state = {"version": "1", "policy": "lru", "devices": [], "models": [model] * 5, "notes": ["a note"]}
-    text = drawn({"at": 1e9, "state": state, "requests": [request] * 11, "moments": []})
+    download = {
+        "models": ["org/repo:Q4_K_M"], "repo": "org/repo", "state": "downloading", "done_bytes": 1 << 30,
+        "total_bytes": 4 << 30, "bytes_per_second": 10 << 20, "expected_seconds": 307.2,
+    }  # fmt: skip
+    downloads = [download, {**download, "state": "finished"}]
+    told = {"at": 1e9, "state": state, "requests": [request] * 11, "moments": [], "downloads": downloads}
+    text = drawn(told)
+    assert text.count("org/repo:Q4_K_M") == 1, "what is over is not shown"
+    assert "██████··" in text and "5m 7s" in text
     assert "5 more are not loaded" in text
     assert "3 more" in text
     assert "2.0 KiB" in text
