@@ -11,7 +11,7 @@ The rooms, top to bottom. A room imports only from floors below it; rooms of one
     metrics            what Prometheus is told: counted as it happens, or read off a snapshot
     proxy              the data plane: hold a lease, pass bytes both ways
     pool               the async shell: carries out commands, reports events, keeps one timer
-    events             what happens to the models, told as it happens: a reader of the journal, and of snapshots
+    events             what happens to the models, told as it happens: a reader of journal and snapshots
     stats              what each model was asked for and what that cost: another reader of the journal
     stall              whether a child that requests wait for is stuck
     learning           what models really take: predicted, measured, corrected, kept for the next start

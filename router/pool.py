@@ -61,8 +61,8 @@ from router.journal import Journal, command_words
 
 log = logging.getLogger("router.pool")
 
-#: What a backend makes of a model, the placement it was given, and the definition of a load with other settings
-#: than its own (else ""). Raises RouterError.
+#: What a backend makes of a model, the placement it was given, and the definition of a load with other
+#: settings than its own (else ""). Raises RouterError.
 Launcher = Callable[[ModelName, Placement, str], Launch]
 
 #: While memory is on its way back it is measured this often: fast for the first second, when it usually

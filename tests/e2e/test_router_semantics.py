@@ -207,10 +207,10 @@ async def test_equal_models_are_loaded_in_the_order_in_which_they_were_asked_for
     names = ["b", "c", "d"]
     async with running(tmp_path, ["a", *names], ONE) as router:
         async with held(router, "a"):
-            asked = []
-            for number, name in enumerate(names, 1):
+            asked: list[asyncio.Task[Any]] = []
+            for name in names:
                 asked.append(asyncio.create_task(router.chat(name)))
-                await router.until(lambda number=number: waiting(router) == number)
+                await router.until(lambda: waiting(router) == len(asked))
         assert [answer.status for answer in await asyncio.gather(*asked)] == [200] * 3
         assert router.starts() == ["a", *names]
 
