@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import random
 import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -17,7 +18,8 @@ from urllib.parse import urlsplit
 import psutil
 import pytest
 
-from tests.e2e.hostile import Hostile, draw
+from tests.e2e.conftest import Start
+from tests.e2e.hostile import FIELDS, ODD_VALUES, PATHS, Hostile, draw
 from tests.make_gguf import make_llama
 from tests.router_process import RouterProcess
 from tests.test_app import binary
@@ -197,3 +199,43 @@ async def test_hostile_requests_leave_the_router_serving_and_touch_nothing(folde
         assert process.memory_info().rss - memory < MOST_GROWTH_BYTES
         assert await up.stop() == 0
     assert not list(folder.parent.parent.rglob("owned"))
+
+
+@pytest.mark.e2e
+async def test_what_reaches_a_real_llama_server_does_not_end_it(router: Start):
+    """Odd values in the right places, to every path that a model answers. One that would generate for long
+    is left alone after a moment."""
+    chance = random.Random(SEED)
+    paths = [path for path in PATHS if path.startswith("/v1/") or path.count("/") == 1]
+    paths = [path for path in paths if path not in ("/models", "/v1/streams/lookup", "/props")]
+    async with router("one") as up:
+        assert (await up.chat("one"))[0] == 200
+        (child,) = up.children()
+        seen = Counter[int]()
+        fields = [name for name in FIELDS if name != "keep_alive"]  # 0 would unload it, as it should
+
+        async def ask() -> None:
+            odd = {name: chance.choice(ODD_VALUES) for name in chance.sample(fields, chance.randrange(1, 6))}
+            usual = {
+                "messages": [{"role": "user", "content": "x"}],
+                "prompt": "x",
+                "input": "x",
+                "content": "x",
+            }
+            body = json.dumps({"max_tokens": 4, "n_predict": 4} | usual | odd | {"model": "one"})
+            with suppress(TimeoutError):
+                async with asyncio.timeout(2), up.client.post(chance.choice(paths), data=body) as answer:
+                    await answer.read()
+                    seen[answer.status] += 1
+
+        async def go_on() -> None:
+            for _ in range(60):
+                await ask()
+
+        async with asyncio.timeout(120), asyncio.TaskGroup() as group:
+            for _ in range(4):
+                group.create_task(go_on())
+        assert seen[200] > 10 and seen[400] > 10, seen
+        assert not seen[502], "no answer was missing"
+        assert [one.pid for one in up.children()] == [child.pid]
+        assert (await up.chat("one"))[0] == 200
