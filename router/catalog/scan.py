@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -214,4 +215,5 @@ def _from_path(name: str, path: Path) -> tuple[Candidate, str | None]:
 
 def _not_downloaded(hf_repo: str, hf_file: str | None) -> str:
     what = f"{hf_repo} {hf_file}" if hf_file else hf_repo
-    return f"{what} has not been downloaded: llama-router pull {hf_repo}"
+    which = f" --include {shlex.quote(hf_file)}" if hf_file else ""
+    return f"{what} has not been downloaded: llama-router pull {hf_repo}{which}"

@@ -12,8 +12,7 @@ from router.demo_model import NAME, write_demo_model
 from router.errors import StartupError
 
 #: A small model of good sense, under a free licence.
-_REAL_REPO = "Qwen/Qwen3-0.6B-GGUF"
-_REAL_FILE = "Qwen3-0.6B-Q8_0.gguf"
+_REAL_MODEL = "Qwen/Qwen3-0.6B-GGUF:Q8_0"
 
 
 def find_models(config: Config, *, say: Callable[[str], None]) -> Catalog:
@@ -52,7 +51,7 @@ It has random weights and speaks NONSENSE, to show that everything works. A firs
 
     curl -N {url} -d '{body}'
 
-A real one (0.6 GB), which `llama-router models --reload` finds once it is there:
+A real one (0.6 GB), which is listed once it is there:
 
-    hf download {_REAL_REPO} {_REAL_FILE} --local-dir {path.parent}
+    llama-router pull {_REAL_MODEL}
 """

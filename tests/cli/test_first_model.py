@@ -41,7 +41,7 @@ def test_where_there_is_none_one_is_written_and_told_of_plainly(tmp_path: Path):
     assert "NONSENSE" in words
     assert "curl -N http://127.0.0.1:8080/v1/chat/completions" in words
     assert f'"model":"{entry.id}"' in words
-    assert "hf download" in words
+    assert "llama-router pull Qwen/" in words
     assert f"--local-dir {tmp_path}" in words
 
 
