@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
+from router.backends.llama_server import find_binary
 from router.cli import cli
 from tests.e2e.running import Running, running
 
@@ -22,6 +23,11 @@ async def plan(router: Running, *args: str) -> Any:
     result = await asyncio.to_thread(CliRunner().invoke, cli, command)
     assert result.exit_code == 0, result.output
     return json.loads(result.stdout)
+
+
+def expected_opinion() -> str:
+    beside = find_binary().with_name("llama-fit-params").exists()
+    return "agrees" if beside else "missing"
 
 
 async def vram(router: Running) -> Any:
@@ -48,6 +54,8 @@ async def test_a_load_reserves_what_was_planned_and_takes_no_more(tmp_path: Path
         planned = await plan(router, "a")
         place = planned["placements"][planned["chosen"]]
         assert sum(term["bytes"] for term in place["terms"]) == place["bytes"]
+        # llama.cpp's own count is asked for as soon as the router is up, as no GPU is touched for it.
+        await router.until(lambda: router.pool.standings("a")[0].opinion == expected_opinion())
         await router.chat("a", tokens=32)
         (loaded,) = (await vram(router))["models"]
         assert loaded["predicted"] == sum(place["predicted"].values())
