@@ -41,6 +41,17 @@ def spare_bytes(measurements: Mapping[HostId, Measurement]) -> int:
     return max((info.free_bytes or 0 for info in infos if info.kind == "host"), default=0)
 
 
+def _is_routine(entry: Entry) -> bool:
+    """A lease of a model that is there, or its end: one of each for every request."""
+    match entry.event, entry.commands:
+        case Acquire(), (Grant(), *_):
+            return True
+        case Release(), ():
+            return True
+        case _:
+            return False
+
+
 class ReadAhead:
     """`files_of` a model, empty where nothing is to be read ahead of it; `spare_bytes` of main memory now.
     `run` is a task that ends with the router.
@@ -63,6 +74,8 @@ class ReadAhead:
 
     def heard(self, entry: Entry) -> None:
         """Quick, and never fails: the journal calls it."""
+        if not (self._waiting or self._starting) and _is_routine(entry):
+            return
         match entry.event:
             case Acquire(lease, model):
                 self._waiting[lease] = model
