@@ -42,7 +42,6 @@ def test_where_there_is_none_one_is_written_and_told_of_plainly(tmp_path: Path):
     assert "curl -N http://127.0.0.1:8080/v1/chat/completions" in words
     assert f'"model":"{entry.id}"' in words
     assert "llama-router pull Qwen/" in words
-    assert f"--local-dir {tmp_path}" in words
 
 
 def test_a_folder_that_was_named_and_is_not_there_is_not_made(tmp_path: Path):
