@@ -28,7 +28,7 @@ async def metrics(request: web.Request) -> web.Response:
     answers = await ask_children(_children(context, snapshot))
     standings = {one.id: pool.standing(one.id) for one in snapshot.instances}
     infos = {device: info for one in pool.measurements.values() for device, info in one.infos.items()}
-    seen = Seen(snapshot, standings, infos)
+    seen = Seen(snapshot, standings, infos, context.stats.told().models)
     accept = request.headers.get("Accept", "")
     body, content_type = await asyncio.to_thread(context.metrics.render, seen, answers, accept)
     return web.Response(body=body, headers={"Content-Type": content_type})

@@ -1,8 +1,8 @@
 """Everything that Prometheus is told, by its conventions: base units, `_total` on what only grows.
 
 `requests`   what requests took, counted as they end
-`decisions`  what the scheduler did, counted as a reader of the journal
-`state`      what there is at this moment, read off a snapshot
+`decisions`  why llama-servers ended and loads failed, counted as a reader of the journal
+`state`      what there is at this moment, read off a snapshot, and what `router.stats` has counted
 `children`   what every loaded llama-server tells of itself
 `page`       all of it as one text, each family once
 

@@ -1,4 +1,4 @@
-"""What the scheduler did, counted as a reader of the journal."""
+"""Why llama-servers ended and loads failed, by reason: what `router.stats` counts without one."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Final
 
 from prometheus_client import CollectorRegistry, Counter
 
-from router.core.types import Adopted, Cause, Exited, InstanceId, ModelName, Ready, Start, Stop
+from router.core.types import Adopted, Exited, InstanceId, ModelName, Ready, Stop
 from router.journal import Entry
 
 _OF_A_MODEL: Final = ("model",)
@@ -19,27 +19,17 @@ class DecisionMetrics:
         def counter(name: str, help_: str, *further: str) -> Counter:
             return Counter(name, help_, (*_OF_A_MODEL, *further), registry=registry)
 
-        self._loads = counter("llama_router_loads_total", "Loads begun.")
         self._failures = counter(
             "llama_router_load_failures_total",
             "Loads that did not come to a ready llama-server, by reason: failed, out_of_memory, or no_room "
             "(the host had less than the books said; it is planned anew).",
             "reason",
         )
-        self._crashes = counter(
-            "llama_router_crashes_total", "Ready llama-servers that ended without being told to."
-        )
         self._unloads = counter(
             "llama_router_unloads_total",
             "llama-servers ended by the router, by reason: evicted, expired, unloaded, reloaded, aborted, "
             "yielded.",
             "reason",
-        )
-        self._evictions = counter(
-            "llama_router_evictions_total", "llama-servers ended to make room for another model."
-        )
-        self._swaps = counter(
-            "llama_router_swaps_total", "Loads for which at least one other llama-server had to leave."
         )
         self._ready: set[InstanceId] = set()
 
@@ -50,21 +40,12 @@ class DecisionMetrics:
             case Exited(instance, error, no_room, out_of_memory):
                 if instance in self._ready:
                     self._ready.discard(instance)
-                    if error is not None:
-                        self._crashes.labels(_model(instance)).inc()
                 elif error is not None:
                     reason = "no_room" if no_room else "out_of_memory" if out_of_memory else "failed"
                     self._failures.labels(_model(instance), reason).inc()
         for command in entry.commands:
-            match command:
-                case Start(_, model, _, evicted):
-                    self._loads.labels(model).inc()
-                    if evicted:
-                        self._swaps.labels(model).inc()
-                case Stop(instance, cause):
-                    self._unloads.labels(_model(instance), cause.value).inc()
-                    if cause is Cause.EVICTED:
-                        self._evictions.labels(_model(instance)).inc()
+            if isinstance(command, Stop):
+                self._unloads.labels(_model(command.instance), command.cause.value).inc()
 
 
 def _model(instance: InstanceId) -> ModelName:

@@ -45,7 +45,7 @@ class RequestMetrics:
         self._requests = Counter(
             "llama_router_requests_total",
             "Requests by what was done for them (already_loaded, loaded, queued, rejected), HTTP status "
-            "(499: the client left before its answer began) and the code of the error that ended them.",
+            "(499: the client left) and the code of the error that ended them.",
             ("model", "action", "status", "error"),
             registry=registry,
         )

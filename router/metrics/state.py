@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 from prometheus_client import Metric
@@ -13,10 +13,18 @@ from router.core.types import DeviceId, InstanceId, ModelName, State
 from router.core.views import DeviceView, InstanceView, Snapshot
 from router.devices import DeviceInfo
 from router.estimate.learning import Standing
+from router.stats import Counted
 
 _MODEL: Final = ("model",)
 _MODEL_ON_DEVICE: Final = ("model", "device")
 _DEVICE: Final = ("device", "name")
+_COUNTED: Final[Mapping[str, str]] = {
+    "hits": "Requests that found their model loaded.",
+    "loads": "Loads that came to a ready llama-server.",
+    "swaps": "Loads for which at least one other llama-server had to leave.",
+    "evictions": "llama-servers ended to make room for another model.",
+    "crashes": "Ready llama-servers that ended without being told to.",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,10 +34,12 @@ class Seen:
     snapshot: Snapshot
     standings: Mapping[InstanceId, Standing | None]
     infos: Mapping[DeviceId, DeviceInfo]
+    counted: Mapping[ModelName, Counted] = field(default_factory=dict)
 
 
 def state_families(seen: Seen) -> Iterator[Metric]:
     yield from _models(seen.snapshot)
+    yield from _counted(seen)
     yield from _memory_of_models(seen)
     yield from _devices(seen)
 
@@ -72,18 +82,22 @@ def _models(snapshot: Snapshot) -> Iterator[Metric]:
         _MODEL,
         (((model.name,), model.load_seconds) for model in snapshot.models),
     )
-    hits = CounterMetricFamily(
-        "llama_router_hits_total", "Requests that found their model loaded.", labels=_MODEL
-    )
-    for model in snapshot.models:
-        hits.add_metric((model.name,), model.hits)
-    yield hits
     yield _gauge(
         "llama_router_models_limit",
         "At most so many models at a time (scheduler.models_max); 0: as many as fit.",
         (),
         (((), snapshot.models_max),),
     )
+
+
+def _counted(seen: Seen) -> Iterator[Metric]:
+    """What `router.stats` has counted since the start."""
+    for name, help_ in _COUNTED.items():
+        family = CounterMetricFamily(f"llama_router_{name}_total", help_, labels=_MODEL)
+        for model in seen.snapshot.models:
+            counted = seen.counted.get(model.name)
+            family.add_metric((model.name,), 0 if counted is None else getattr(counted, name))
+        yield family
 
 
 def _memory_of_models(seen: Seen) -> Iterator[Metric]:

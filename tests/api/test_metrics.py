@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 
-from router.core.types import Cause
+from router.core.types import Cause, Exited, Placement, Ready, Start, Stop, Tick
 from router.core.views import ModelView, QueueView
 from router.devices import DeviceInfo
+from router.errors import LoadFailed
 from router.estimate.learning import Standing
 from router.hosts import Measurement
 from tests.api.conftest import Api
@@ -79,7 +80,28 @@ async def test_every_model_has_a_row_and_who_waits_or_is_served_is_counted(api: 
     assert by_model("queue_length") == {"tiny": 0, "other": 3}
     assert by_model("queue_oldest_seconds") == {"other": 10}
     assert by_model("instances") == {"tiny": 1, "other": 0}
-    assert by_model("hits") == {"tiny": 1, "other": 1}
+    assert by_model("hits") == by_model("swaps") == {"tiny": 0, "other": 0}
+
+
+async def test_what_is_counted_since_the_start_is_told(api: Api):
+    await api.start(script=child)
+    api.pool.views = {name: view(name) for name in ("tiny", "other")}
+    placement = Placement("local", {})
+    record = api.pool.journal.record
+    record(
+        1.0,
+        Tick(),
+        [Start("tiny#2", "tiny", placement, ("other#1",)), Stop("other#1", Cause.EVICTED, "tiny")],
+    )
+    record(2.0, Ready("tiny#2"), [])
+    record(3.0, Exited("tiny#2", LoadFailed("dead")), [])
+    found = families(await page(api))
+
+    def of(name: str) -> dict[str, float]:
+        return {one.labels["model"]: one.value for one in found[f"llama_router_{name}"].samples}
+
+    assert of("swaps") == of("loads") == of("crashes") == {"tiny": 1, "other": 0}
+    assert of("evictions") == {"tiny": 0, "other": 1}
 
 
 async def test_memory_is_told_by_device_predicted_measured_and_how_wrong_that_was(api: Api):

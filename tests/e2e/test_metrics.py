@@ -21,7 +21,6 @@ DASHBOARD = Path(__file__).parents[2] / "deploy" / "grafana" / "llama-router.jso
 #: Nothing has failed in this test, and nobody waits: their series begin with the first that does.
 NOT_YET = {
     "llama_router_load_failures_total",
-    "llama_router_crashes_total",
     "llama_router_queue_oldest_seconds",
 }
 
