@@ -4,6 +4,7 @@ for each that is refused. What they then ask is aiohttp's and the application's 
 from __future__ import annotations
 
 import asyncio
+import logging
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any, Final, cast
@@ -14,6 +15,8 @@ from aiohttp.http import HttpProcessingError
 
 from router.errors import InvalidRequest, RequestTooSlow, RouterError, Unavailable
 from router.proxy import error_body
+
+log = logging.getLogger("router.app")
 
 #: A refused client may read so long what it was told; a close at once could take the words from it.
 LAST_WORD_SECONDS: Final = 2.0
@@ -28,23 +31,28 @@ class Malformed(InvalidRequest):
 @dataclass(frozen=True, slots=True)
 class Limits:
     """`connections` 0: as many as come. `head_seconds` bounds the head of a request from its first byte, and
-    the first byte of a new connection; `idle_seconds` the silence between two requests.
+    the first byte of a new connection; `idle_seconds` the silence between two requests; `stall_seconds` how
+    long a client may take nothing of an answer that is ready for it, 0: for ever.
     """
 
     connections: int = 0
     head_seconds: float = 30.0
     idle_seconds: float = 630.0
+    stall_seconds: float = 300.0
 
 
 class Connection(web.RequestHandler):
-    """One client. Its first request, and each that has begun, must be said whole in time."""
+    """One client. Its first request, and each that has begun, must be said whole in time; and it must go on
+    taking what it is answered.
+    """
 
-    __slots__ = ("_has_begun", "_head_timer", "_limits", "_requests_seen")
+    __slots__ = ("_has_begun", "_head_timer", "_limits", "_requests_seen", "_stall_timer")
 
     def __init__(self, server: Server, limits: Limits, **options: Any) -> None:
         super().__init__(server, **options)
         self._limits = limits
         self._head_timer: asyncio.TimerHandle | None = None
+        self._stall_timer: asyncio.TimerHandle | None = None
         self._requests_seen = 0
         self._has_begun = False  # to say a head
 
@@ -60,6 +68,7 @@ class Connection(web.RequestHandler):
 
     def connection_lost(self, exc: BaseException | None) -> None:
         self._stop_watching()
+        self._is_taking()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -115,6 +124,38 @@ class Connection(web.RequestHandler):
                 why = f"the head of a request must come within {self._limits.head_seconds:g} s"
                 self.transport.write(_answer(RequestTooSlow(why)))
             self.force_close()
+
+    # --- an answer that is not taken ---
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        if self._limits.stall_seconds and self._stall_timer is None:
+            self._watch_taking()
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self._is_taking()
+
+    def _watch_taking(self) -> None:
+        assert self.transport is not None
+        left = self.transport.get_write_buffer_size()
+        self._stall_timer = self._loop.call_later(self._limits.stall_seconds, self._has_taken, left)
+
+    def _is_taking(self) -> None:
+        if self._stall_timer is not None:
+            self._stall_timer.cancel()
+            self._stall_timer = None
+
+    def _has_taken(self, left: int) -> None:
+        self._stall_timer = None
+        if self.transport is None or self.transport.is_closing():
+            return
+        if self.transport.get_write_buffer_size() < left:
+            self._watch_taking()
+            return
+        # Its model is free again: whoever answers it is told that it has left.
+        log.warning("%s takes nothing of its answer and is let go", self.peername or "a client")
+        self.transport.abort()
 
     # --- one too many ---
 

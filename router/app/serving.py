@@ -108,7 +108,12 @@ async def _serve(
 
 
 def _limits(server: ServerConfig) -> Limits:
-    return Limits(server.connections_max, server.request_head_seconds, server.keepalive_seconds)
+    return Limits(
+        server.connections_max,
+        server.request_head_seconds,
+        server.keepalive_seconds,
+        server.client_stall_seconds,
+    )
 
 
 async def _stop_accepting(runner: web.AppRunner) -> None:

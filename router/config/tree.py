@@ -44,6 +44,7 @@ class ServerConfig:
     request_head_seconds: PositiveSeconds = 30.0
     request_body_seconds: PositiveSeconds = 60.0
     keepalive_seconds: PositiveSeconds = 630.0
+    client_stall_seconds: Seconds = 300.0
     shutdown_grace_seconds: Seconds = 30.0
     restart_grace_seconds: Seconds = 3600.0
     access_log: bool = True

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
@@ -23,6 +24,7 @@ class Guarded:
 
     port: int
     seen: list[bytes] = field(default_factory=list)
+    left: asyncio.Event = field(default_factory=asyncio.Event)
     stack: AsyncExitStack = field(default_factory=AsyncExitStack)
 
     async def open(self) -> Opened:
@@ -35,12 +37,26 @@ class Guarded:
 def guarded() -> Callable:
     @asynccontextmanager
     async def start(limits: Limits, body_seconds: float = 60.0) -> AsyncIterator[Guarded]:
+        async def zeros(request: web.Request) -> web.StreamResponse:
+            response = web.StreamResponse()
+            response.content_length = left = int(request.match_info["size"])
+            try:
+                await response.prepare(request)
+                while left > 0:
+                    await response.write(bytes(min(left, 1 << 16)))
+                    left -= 1 << 16
+            except (asyncio.CancelledError, ConnectionError):
+                made.left.set()
+                raise
+            return response
+
         async def echo(request: web.Request) -> web.Response:
             made.seen.append((await read_body(request)).joined())
             return web.Response(body=made.seen[-1])
 
         app = web.Application()
         app[PACE] = Pace(body_seconds)
+        app.router.add_get("/zeros/{size}", zeros)
         app.router.add_route("*", "/{any:.*}", echo)
         runner = Runner(app, limits, access_log=None, shutdown_timeout=0.1, handler_cancellation=True)
         await runner.setup()
@@ -154,6 +170,28 @@ async def test_one_connection_too_many_is_told_so_and_the_others_go_on(guarded):
             writer.write(b"GET /a HTTP/1.1\r\nHost: x\r\n\r\n")
             if b"200 OK" in await reader.readuntil(b"\r\n\r\n"):
                 break
+
+
+async def test_a_client_that_takes_nothing_of_its_answer_is_let_go(guarded):
+    async with guarded(Limits(stall_seconds=0.3)) as up:
+        where = socket.create_connection(("127.0.0.1", up.port))
+        with where:
+            size = 64 << 20  # more than any buffer between us holds
+            where.sendall(b"GET /zeros/%d HTTP/1.1\r\nHost: x\r\n\r\n" % size)
+            await up.left.wait()
+
+
+async def test_one_that_takes_its_answer_slowly_gets_all_of_it(guarded):
+    async with guarded(Limits(stall_seconds=1.0)) as up:
+        reader, writer = await up.open()
+        writer.write(b"GET /zeros/%d HTTP/1.1\r\nHost: x\r\n\r\n" % (16 << 20))
+        head = await reader.readuntil(b"\r\n\r\n")
+        got = 0
+        while got < 16 << 20:
+            got += len(await reader.read(1 << 19))
+            await asyncio.sleep(0.02)
+        assert b"200 OK" in head
+        assert not up.left.is_set()
 
 
 @pytest.mark.parametrize(
