@@ -506,8 +506,16 @@ class Pool:
             await asyncio.to_thread(self._check, model)  # it looks at files, and a disk may be slow
         if self._age() > self._max_age:
             await asyncio.gather(*(self._measure(host, self._max_age) for host in self._hosts.values()))
-        if self._look_again is not None:
+        await self._see_devices()
+
+    async def _see_devices(self) -> None:
+        """Those who wait for memory are placed anew when it comes from a device that is new."""
+        if self._look_again is None or self._closing:
+            return
+        try:
             await self._look_again()
+        except Exception:
+            log.exception("cannot look again at the devices")  # and whoever measures must go on
 
     async def _measure(self, host: Host, max_age: float) -> None:
         try:
@@ -534,6 +542,7 @@ class Pool:
                 # Somebody expects memory: measure, but not more often than it can change.
                 await asyncio.sleep(self._return_interval())
             await self.measure()
+            await self._see_devices()
 
     def _measure_interval(self) -> float | None:
         """Seconds until the next measurement; None with nothing loaded, so that a sleeping GPU is left

@@ -410,3 +410,29 @@ async def test_a_load_that_has_not_ended_is_called_off_by_a_handover() -> None:
         with pytest.raises(HandedOver):
             await waiting
         assert not host.children
+
+
+async def test_devices_are_looked_at_before_a_load_and_while_somebody_waits_for_memory() -> None:
+    """And what goes wrong with that keeps nobody from being served."""
+    host = FakeHost()
+    host.strangers = 20 * GIB
+    looked = 0
+
+    async def look_again() -> None:
+        nonlocal looked
+        looked += 1
+        raise OSError("the disk is gone")
+
+    scheduler = Scheduler({"a": model("a", 8)}, (host.device,), make_policy("lru"), Settings())
+    launch = Launch(("true",))
+    async with (
+        Pool(scheduler, [host], lambda *_: launch, Journal(), look_again=look_again) as pool,
+        asyncio.TaskGroup() as tasks,
+    ):
+        waiting = tasks.create_task(pool.load("a"))
+        await until(lambda: pool.snapshot().queues)
+        assert looked == 1
+        await until(lambda: looked > 2)
+        assert not waiting.done()
+        host.strangers = 0
+        await waiting

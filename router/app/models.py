@@ -85,11 +85,11 @@ class Models:
             await context.pool.reload(placed, devices)
             log.info("reloaded: %d models", len(known.definitions.by_name))
 
-    async def look_again(self, context: Context) -> None:
+    async def look_again(self, context: Context | None) -> None:
         """Where a device has come, or is well again, place all models anew; all else stays as it is. A driver
         may be slow to open, and what was placed without it would stay on the host until a reload."""
-        if _same_devices(context.known.definitions.infos, self._host.infos):
-            return
+        if context is None or _same_devices(context.known.definitions.infos, self._host.infos):
+            return  # it is only just being put together, or nothing is new
         async with self._reloading:
             if _same_devices(context.known.definitions.infos, self._host.infos):
                 return  # who came before has done it

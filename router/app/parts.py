@@ -138,7 +138,7 @@ async def _pool(app: web.Application) -> AsyncIterator[None]:
         definitions=defined,
         check=lambda model: app[CONTEXT].known.definitions.check(model),  # noqa: PLW0108 - as above
         learner=app[LEARNING],
-        look_again=lambda: models.look_again(app[CONTEXT]),
+        look_again=lambda: models.look_again(app.get(CONTEXT)),
         measure_max_age_seconds=config.memory.measure_max_age_ms / 1000,
         poll_seconds=config.memory.poll_seconds,
         stop_grace_seconds=lambda model: _stop_grace_seconds(app[CONTEXT], model),

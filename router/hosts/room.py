@@ -109,8 +109,7 @@ class Room:
             promised = sum(
                 max(
                     0,
-                    other.reserved.get(device, 0)
-                    - measured.used.get(other.instance, NOTHING).get(device, 0),
+                    other.reserved.get(device, 0) - measured.used.get(other.instance, NOTHING).get(device, 0),
                 )
                 for other in others
             )
