@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import pty
 import select
@@ -10,12 +11,15 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import psutil
 import pytest
 
 from tests.e2e.running import running
+from tests.make_gguf import make_llama
+from tests.router_process import is_alive
 
 pytestmark = pytest.mark.e2e
 
@@ -117,3 +121,57 @@ async def test_a_load_and_an_unload_are_seen_to_go_on(tmp_path: Path) -> None:
             assert (await stream).ended
             await unload.until("a: unloaded")
             assert await unload.ended() == 0
+
+
+async def test_a_router_on_a_unix_socket_is_found_by_its_configuration_and_can_be_replaced(
+    folder: Path, llama_server: Path
+) -> None:
+    path, config = folder / "router.sock", folder / "config.toml"
+    (folder / "models").mkdir()
+    make_llama(folder / "models" / "a.gguf", name="a")
+    config.write_text(
+        f'[server]\nhost = "{path}"\napi_keys = ["secret"]\n[paths]\nmodels_dirs = ["models"]\n'
+        f'hf_cache = false\nstate_dir = "state"\nllama_server = "{llama_server}"\n'
+    )
+    environment = {**os.environ, "LLAMA_ROUTER_CONFIG": str(config)}
+    environment.pop("LLAMA_ROUTER_URL", None)
+
+    def call(*args: str) -> str:
+        command = [sys.executable, "-m", "router", *args]
+        done = subprocess.run(
+            command, env=environment, capture_output=True, text=True, timeout=DEADLINE_SECONDS
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    output = folder / "output"
+    with output.open("wb") as written:
+        serve = subprocess.Popen(
+            [sys.executable, "-m", "router", "serve"], env=environment, stdout=written, stderr=written
+        )
+    pid = serve.pid
+    try:
+        async with asyncio.timeout(DEADLINE_SECONDS):
+            while f"listens on unix:{path}" not in output.read_text():
+                assert serve.poll() is None, output.read_text()
+                await asyncio.sleep(0.05)
+        assert await asyncio.to_thread(call, "run", "a", "hello", "--max-tokens", "4")
+        pid = json.loads(await asyncio.to_thread(call, "restart", "--json"))["pid"]
+        assert pid != serve.pid
+        rows = json.loads(await asyncio.to_thread(call, "ps", "--json"))
+        assert [one["model"] for one in rows] == ["a"], "it stays loaded"
+    finally:
+        for one in {pid, serve.pid}:
+            with suppress(ProcessLookupError):
+                os.kill(one, signal.SIGTERM)
+        await asyncio.to_thread(serve.wait, DEADLINE_SECONDS)
+        await _gone(pid)
+
+
+async def _gone(pid: int) -> None:
+    """The next process is no child of ours: nobody tells of its end."""
+    with suppress(psutil.NoSuchProcess):
+        process = psutil.Process(pid)
+        async with asyncio.timeout(DEADLINE_SECONDS):
+            while is_alive(process):
+                await asyncio.sleep(0.05)
