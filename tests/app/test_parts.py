@@ -4,11 +4,9 @@ tests/test_app.py."""
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
 
-from router.app.parts import Setup, _settings, build
-from router.catalog import Catalog
-from router.config import Config, MemoryConfig, SchedulerConfig, ServerConfig, StatePaths
+from router.app.parts import _settings
+from router.config import MemoryConfig, SchedulerConfig
 from router.core.scheduler import Settings
 
 
@@ -31,12 +29,3 @@ def test_every_number_of_the_scheduler_comes_from_the_configuration():
         if getattr(made, field.name) == getattr(Settings(), field.name)
     ]
     assert not unchanged, "every number has its key"
-
-
-def test_the_access_log_can_be_switched_off(tmp_path: Path):
-    def middlewares(access_log: bool) -> int:
-        config = Config(server=ServerConfig(access_log=access_log))
-        setup = Setup(config, Catalog(), StatePaths(tmp_path, tmp_path), Path("llama-server"), lambda: config)
-        return len(build(setup).middlewares)
-
-    assert middlewares(True) == middlewares(False) + 1

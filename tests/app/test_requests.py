@@ -8,12 +8,14 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import make_mocked_request
 
+from router.api.route import ENDLESS
 from router.app.requests import REQUESTS, Requests, count_requests
 from router.errors import ShuttingDown
 
 
 def app_with(requests: Requests) -> web.Application:
     app = web.Application()
+    app[ENDLESS] = set()
     app[REQUESTS] = requests
     return app
 
