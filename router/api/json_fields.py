@@ -103,9 +103,7 @@ class JsonFields:
         if self._is_escaped:
             self._is_escaped = False
             at += 1
-        found = _TEXT.match(data, at)
-        assert found is not None, "it matches nothing at all, too"
-        end = found.end()
+        end = _end_of_text(data, at)
         if end == len(data):
             self._keep(data, begun, end)
             return end
@@ -214,3 +212,14 @@ class JsonFields:
             self._found[self._wanted] = bytes(self._value)
         if self._at is not _At.LOST:
             self._at = _At.NEXT
+
+
+def _end_of_text(data: bytes, at: int) -> int:
+    """Where its quotation mark stands, or the backslash that is the last byte, or the end of the piece."""
+    end = data.find(b'"', at)
+    end = len(data) if end < 0 else end
+    if data.find(b"\\", at, end) < 0:
+        return end  # an image: many times as fast as by the expression
+    found = _TEXT.match(data, at)
+    assert found is not None, "it matches nothing at all, too"
+    return found.end()

@@ -37,6 +37,10 @@ class Body:
             self.pieces = [b"".join(self.pieces)]
         return self.pieces[0] if self.pieces else b""
 
+    def forget(self) -> None:
+        """Nobody needs it any more; an error that is told keeps all it has passed through for a while."""
+        self.pieces = []
+
     def slices(self) -> Iterator[bytes | memoryview]:
         for piece in self.pieces:
             if len(piece) <= SLICE_BYTES:

@@ -5,19 +5,24 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import logging
 from typing import Final
 
-from router.core.types import Cause, InstanceId, Stop
+from router.core.types import Cause, InstanceId, State, Stop, Unload
 from router.errors import RouterError, ShuttingDown, Unavailable, Unloaded, UpstreamFailed
 from router.pool import Lease, Pool
 from router.proxy.framing import Malformed
 from router.stall import Traffic
+
+log = logging.getLogger("router.proxy")
 
 #: A child's death is seen on its connections a moment before the pool is told of it.
 EXIT_NOTICE_SECONDS = 1.0
 EXIT_POLL_SECONDS = 0.01
 
 _OUT_OF_FILES: Final = "the router has as many files and connections open as it may (ulimit -n)"
+#: What else keeps one from connecting passes: a queue that is full, no file left.
+_NOBODY_LISTENS: Final = (ConnectionRefusedError, FileNotFoundError)
 
 
 class Broken(Exception):
@@ -43,7 +48,18 @@ class Failures:
         is_gone = await self._is_gone(lease.instance)
         is_own_death = self._stopped_for(lease.instance) is None and self._verdict(lease) is None
         failure = self._failure(lease, _words(error, was_connected), "before its answer began")
+        if not is_gone and not was_connected and isinstance(error, _NOBODY_LISTENS):
+            self._retire(lease)
         return Broken(failure, may_retry=is_own_death and (is_gone or not was_connected))
+
+    def _retire(self, lease: Lease) -> None:
+        """It lives and nobody reaches it: it was told to end by somebody else, or its socket is gone. Whom it
+        still answers it may answer to the end; the next request loads it anew.
+        """
+        ready = (one.id for one in self._pool.snapshot().instances if one.state is State.READY)
+        if lease.instance in ready:  # and nobody has done so before
+            log.warning("%s cannot be reached any more; it is replaced", lease.instance)
+            self._pool.tell(Unload(lease.model))
 
     async def within_answer(self, lease: Lease, error: Exception) -> RouterError:
         await self._is_gone(lease.instance)

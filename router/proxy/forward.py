@@ -214,6 +214,7 @@ class Proxy:
         call.account.error = error.code
         client, answer = call.client, call.answer
         if not client.has_begun:
+            call.body.forget()
             raise error
         head = answer.head if answer is not None else None
         is_events = head is not None and head.is_event_stream and not head.is_encoded
