@@ -88,6 +88,9 @@ class Learner(Protocol):
     def corrections(self, taken: Measurement) -> Mapping[InstanceId, Footprint]:
         """The reservations that a measurement changes."""
 
+    async def hand_over(self) -> None:
+        """Start no process any more; returns when none of its own runs."""
+
     def of_instance(self, instance: InstanceId) -> Standing | None:
         """What was predicted and measured of a running instance."""
 
@@ -315,6 +318,8 @@ class Pool:
         for child in loading:
             self._begin_stop(child)
         await asyncio.gather(*(child.ended.wait() for child in loading))
+        if self._learner is not None:
+            await self._learner.hand_over()
         held = dict(self._earlier)
         for name, future in self._futures.items():
             if not future.cancelled() and future.exception() is None:

@@ -98,6 +98,7 @@ class Learning:
         self._kept = Kept(store, now=now)
         self._opinions = opinions or Opinions(store, now=now)
         self._defined = asyncio.Event()
+        self._is_over = False
         self._trial_seconds = trial_seconds
         self._predictions: dict[ModelName, tuple[Prediction, ...]] = {}
         self._models: dict[ModelName, Model] = {}
@@ -167,6 +168,8 @@ class Learning:
                     continue
                 if question.touches_gpus or place.is_resort:
                     continue
+                if self._is_over:
+                    return
                 await self._opinions.ask(question, place.files, within_seconds=TIMEOUT_SECONDS)
                 for event in self._news(self._heed(question)):
                     yield event
@@ -190,6 +193,11 @@ class Learning:
             return []
         varied = (load for load in self._varied.values() if any(one.id == prediction.id for one in load[1]))
         return [*self._news({prediction.id}), *(Learned(self._with_learned(*load)) for load in varied)]
+
+    async def hand_over(self) -> None:
+        """Another router learns from now on."""
+        self._is_over = True
+        await self._opinions.close()
 
     def _heeding(self, place: Prediction) -> Prediction:
         answer = self._opinions.of(place.question) if place.question is not None else None

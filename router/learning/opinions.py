@@ -39,6 +39,7 @@ class Opinions:
         self._now = now
         self._answers: dict[str, Answer] = {}
         self._turn = asyncio.Semaphore(AT_A_TIME)
+        self._is_closed = False
 
     async def __aenter__(self) -> Self:
         await self._store.forget_opinions(older_than=self._now() - FORGET_SECONDS)
@@ -58,16 +59,24 @@ class Opinions:
         """The answer; None when it was never asked for."""
         return self._answers.get(question.key)
 
+    async def close(self) -> None:
+        """Ask no more, and return when nobody is being asked: the next router does."""
+        self._is_closed = True
+        for _ in range(AT_A_TIME):
+            await self._turn.acquire()
+
     async def ask(self, question: Question, files: tuple[Stamp, ...], *, within_seconds: float) -> Answer:
         """The answer, asked for where it is not known. One that does not come in time counts as none until
         the next start."""
+        if self._is_closed:
+            return ()
         try:
             async with asyncio.timeout(within_seconds), self._turn:
-                if question.key not in self._answers:
+                if question.key not in self._answers and not self._is_closed:
                     await self._put(question, files)
         except TimeoutError:
             self._answers.setdefault(question.key, ())
-        return self._answers[question.key]
+        return self._answers.get(question.key, ())
 
     async def _put(self, question: Question, files: tuple[Stamp, ...]) -> None:
         rows = await self._ask(question.argv, question.env, is_urgent=question.touches_gpus)

@@ -140,6 +140,29 @@ async def test_no_more_than_two_are_asked_at_a_time():
     assert answers == [()] * 9
 
 
+async def test_who_hands_over_waits_for_what_is_being_asked_and_asks_no_more():
+    asked, may_answer = asyncio.Event(), asyncio.Event()
+
+    async def ask(*_: object, is_urgent: bool) -> tuple[FitRow, ...]:
+        asked.set()
+        await may_answer.wait()
+        return (FitRow("Host", GIB, 0, 0),)
+
+    async with Store(None) as store, Opinions(store, ask=ask) as opinions, asyncio.TaskGroup() as tasks:
+        first, second = (Question(name, (), {}, (), (), touches_gpus=False) for name in "ab")
+        asking = tasks.create_task(opinions.ask(first, (), within_seconds=10))
+        await asked.wait()
+        closing = tasks.create_task(opinions.close())
+        await asyncio.sleep(0)
+        assert not closing.done(), "its end would be nobody's to notice"
+        may_answer.set()
+        await closing
+        assert (await asking)[0].model_bytes == GIB
+        assert await opinions.ask(second, (), within_seconds=10) == ()
+        assert opinions.of(second) is None
+        assert set(await store.opinions()) == {"a"}
+
+
 async def test_a_measurement_has_the_last_word_over_a_count():
     async with asked_pool(FitParams(8), model("a", 5), holds=2) as bench:
         await bench.pool.load("a")
