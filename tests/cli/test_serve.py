@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from router.cli import cli
+from router.cli.serve import _Lines
 from router.config import Config
 
 
@@ -91,3 +93,11 @@ def test_an_impossible_value_is_one_message_and_status_2(
     assert says in result.stderr
     assert "Traceback" not in result.output
     assert not served
+
+
+def test_a_line_of_the_access_log_that_is_an_object_stands_alone():
+    lines = _Lines("%(levelname)s %(name)s: %(message)s")
+    record = logging.LogRecord("router.access", logging.INFO, "", 0, '{"status":%d}', (200,), None)
+    assert lines.format(record) == 'INFO router.access: {"status":200}'
+    record.bare = True
+    assert lines.format(record) == '{"status":200}'
