@@ -50,14 +50,23 @@ class Restart:
         self._held: dict[str, str] | None = None  # leases that still run, once the children are let go of
         self._children: tuple[ProcessRecord, ...] = ()
         self._running: asyncio.Future[int] | None = None
+        self._task: asyncio.Task[None] | None = None
         self.done = asyncio.Event()
 
     async def __call__(self) -> int:
         """Raises RestartFailed, and then all stays as it was. Who asks twice, or leaves, changes nothing."""
         if self._running is None:
             self._running = asyncio.get_running_loop().create_future()
-            self._app[BACKGROUND].spawn(self._run(self._running), name="restart")
+            self._task = self._app[BACKGROUND].spawn(self._run(self._running), name="restart")
         return await asyncio.shield(self._running)
+
+    async def call_off(self) -> None:
+        """This router is to end, and no other shall begin. One that has taken over already ends, too."""
+        if self._task is not None and not self._task.done():
+            self._task.cancel()
+            await asyncio.wait({self._task})
+        if self.done.is_set() and self._successor is not None:
+            self._successor.end(signal.SIGTERM)
 
     async def _run(self, told: asyncio.Future[int]) -> None:
         self._notifier.reloading("restarting")

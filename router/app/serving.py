@@ -96,6 +96,7 @@ async def _serve(
             if restart.done.is_set():
                 await _finish(app)
             else:
+                await restart.call_off()
                 notifier.stopping("waiting for requests to end")
                 await _stop_accepting(runner)
                 await _drain(app)

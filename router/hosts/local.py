@@ -216,6 +216,7 @@ class LocalHost:
         return child
 
     async def _spawn(self, child: _Child, launch: Launch) -> None:
+        self._runtime.restore()
         await self._check_room(child)
         await self._store.put_process(child.record)
         if child.is_unwanted:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import logging
 import os
 import re
 import secrets
@@ -14,6 +15,8 @@ from typing import Final
 from router.config import StatePaths
 from router.errors import StartupError
 from router.process import SOCKET_PATH_MAX_BYTES
+
+_logger = logging.getLogger("router.hosts.local")
 
 #: Logs of dead children are kept for `logs` and for the answer to a failed load, but not for ever.
 LOGS_KEPT: Final = 64
@@ -50,6 +53,18 @@ class RuntimeDir:
         os.ftruncate(lock, 0)
         os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
         self._lock = lock
+
+    def restore(self) -> None:
+        """Make the folders anew where somebody has removed them, and hold the one that is held. Raises
+        StartupError where another router has taken it meanwhile.
+        """
+        assert self._lock is not None, "not claimed"
+        if not os.fstat(self._lock).st_nlink:
+            _logger.warning("%s was removed; children that listened in it are loaded anew", self.path)
+            self.release()
+            self.claim()
+        elif not self._logs.is_dir():
+            self._paths.prepare()
 
     def release(self) -> None:
         """Give the folder to the next router. Safe to call twice."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from router.core.types import Cause, Device, Model, Placement, Priority, State, Stop, Unload
+from router.core.types import Cause, Device, Event, Model, Placement, Priority, State, Stop, Unload
 from router.core.views import DeviceView, Explanation, InstanceView, ModelView, QueueView, Snapshot
 from router.errors import ModelNotFound, RouterError
 from router.estimate.learning import Standing
@@ -58,6 +58,7 @@ class FakePool:
         self.queues: tuple[QueueView, ...] = ()
         self.views: dict[str, ModelView] = {}
         self.logs: dict[str, tuple[str, ...]] = {}
+        self.told: list[Event] = []
         self.unloads: list[tuple[str, bool, float | None]] = []
         self.reloads: list[Mapping[str, Model]] = []
         self.instead: list[Model | None] = []
@@ -164,6 +165,9 @@ class FakePool:
         self.reloads.append(models)
 
     # --- what a test does to it ---
+
+    def tell(self, event: Event) -> None:
+        self.told.append(event)
 
     def exit(self, instance: str) -> None:
         """The child is gone and the pool has been told."""
