@@ -97,6 +97,8 @@ class HubStub:
         app.router.add_get("/api/models/{repo:[^/]+/[^/]+}", self._info)
         app.router.add_get("/api/models/{repo:[^/]+/[^/]+}/auth-check", self._auth_check)
         app.router.add_get("/api/models/{repo:[^/]+/[^/]+}/revision/{revision}", self._info)
+        app.router.add_get("/api/models/{repo:[^/]+/[^/]+}/refs", self._refs)
+        app.router.add_get("/api/models/{repo:[^/]+/[^/]+}/tree/{revision}", self._tree)
         app.router.add_get("/{repo:[^/]+/[^/]+}/resolve/{revision}/{path:.+}", self._resolve)
         app.router.add_get("/cdn/{repo:[^/]+/[^/]+}/{path:.+}", self._content)
         runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
@@ -156,6 +158,16 @@ class HubStub:
                 "siblings": siblings,
             }
         )
+
+    async def _refs(self, request: web.Request) -> web.Response:
+        """As llama.cpp asks."""
+        _, repo = self._repo(request)
+        branch = {"name": "main", "ref": "refs/heads/main", "targetCommit": repo.commit}
+        return web.json_response({"branches": [branch], "tags": [], "converts": []})
+
+    async def _tree(self, request: web.Request) -> web.Response:
+        _, repo = self._repo(request)
+        return web.json_response([_entry(path, content) for path, content in sorted(repo.files.items())])
 
     async def _auth_check(self, request: web.Request) -> web.Response:
         self._check_token(request, self._repo(request)[1])
@@ -230,6 +242,14 @@ def _sibling(path: str, content: bytes) -> dict[str, Any]:
         sha256 = hashlib.sha256(content).hexdigest()
         listed["lfs"] = {"sha256": sha256, "size": len(content), "pointerSize": 134}
     return listed
+
+
+def _entry(path: str, content: bytes) -> dict[str, Any]:
+    entry: dict[str, Any] = {"type": "file", "oid": _git_hash(content), "size": len(content), "path": path}
+    if len(content) >= LARGE_BYTES:
+        sha256 = hashlib.sha256(content).hexdigest()
+        entry["lfs"] = {"oid": sha256, "size": len(content), "pointerSize": 134}
+    return entry
 
 
 def _git_hash(content: bytes) -> str:

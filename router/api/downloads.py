@@ -136,7 +136,7 @@ async def add_model(request: web.Request) -> web.Response:
     """llama.cpp's way to download: answers when the download has begun."""
     context = request.app[CONTEXT]
     asked = await read_json(request, AddRequest)
-    wish = wish_of(context, DownloadRequest(asked.model))
+    wish = msgspec.structs.replace(wish_of(context, DownloadRequest(asked.model)), name=asked.model)
 
     def check(_: Listing, chosen: Chosen) -> None:
         there = [name for name in chosen.models if entry_of(context, name) is not None]

@@ -29,7 +29,7 @@ from router.downloads.errors import (
     NotWritable,
     RepoNotFound,
 )
-from router.downloads.job import DownloadEvent, Job, JobError, Listing, Wish
+from router.downloads.job import DownloadEvent, Job, JobError, JobState, Listing, Wish
 from router.downloads.layout import RepoFolder
 from router.downloads.protocol import Failed, Fetch, Fetched, Listed, Look, Progress, Sweep, Swept
 from router.downloads.removal import Removed, discard, place_of, remove
@@ -168,9 +168,13 @@ class Downloads:
         return self._live(job).job
 
     def active(self) -> Mapping[str, Job]:
-        """By the id of the model that each becomes."""
+        """By the name that each was asked for with, else by the ids of the models that it becomes."""
         jobs = (job for job in self.jobs() if job.is_active)
-        return {model: job for job in jobs for model in job.models or (job.model,)}
+        return {
+            model: job
+            for job in jobs
+            for model in ((job.model,) if job.wish.name or not job.models else job.models)
+        }
 
     def listen(self, callback: Callable[[DownloadEvent], None]) -> Callable[[], None]:
         """`callback` is told of every event from now on; it must not block. Call what is returned to end
@@ -232,6 +236,7 @@ class Downloads:
             self.check_room(made)
             live = self._lives[made.id] = _Live(made)
             await self._save(live)
+            self.announce(live.job.model, "model_status", {"status": "downloading", "job": live.job.id})
             self._begin_what_may()
             return live.job
 
@@ -251,9 +256,7 @@ class Downloads:
         if live.job.is_active:
             await self._halt(live)
             if live.job.is_active:  # it may have come to its end meanwhile
-                error = JobError("cancelled", "it was cancelled")
-                await self._set(live, state="cancelled", error=error, retry_at=None, bytes_per_second=None)
-                self._announce_failure(live.job)
+                await self._stop(live, "cancelled", JobError("cancelled", "it was cancelled"))
                 self._begin_what_may()
         if clean:
             repo = RepoFolder(self.cache, live.job.wish.repo)
@@ -415,10 +418,11 @@ class Downloads:
         except RouterError as error:
             note = f"it is not listed yet, as the router could not look for models anew: {error.message}"
         done = {file.path: file.size for file in live.job.files}
-        await self._set(live, state="finished", done=done, note=note, bytes_per_second=None)
+        live.job = _changed(live.job, state="finished", done=done, note=note, bytes_per_second=None)
         log.info("%s is there: %s", live.job.model, _size(live.job.total_bytes))
         self.announce(live.job.model, "download_progress", self._progress_data(live.job))
         self.announce(live.job.model, "download_finished", {"job": live.job.id, "models": live.job.models})
+        await self._save(live)
 
     async def _fail(self, live: _Live, failed: Failed) -> None:
         live.corrupt += failed.problem == "corrupt"
@@ -446,9 +450,12 @@ class Downloads:
 
     async def _end(self, live: _Live, error: RouterError) -> None:
         log.warning("%s could not be downloaded: %s", live.job.model, error.message)
-        told = JobError(error.code, error.message)
-        await self._set(live, state="failed", error=told, retry_at=None, bytes_per_second=None)
+        await self._stop(live, "failed", JobError(error.code, error.message))
+
+    async def _stop(self, live: _Live, state: JobState, error: JobError) -> None:
+        live.job = _changed(live.job, state=state, error=error, retry_at=None, bytes_per_second=None)
         self._announce_failure(live.job)
+        await self._save(live)
 
     def _announce_failure(self, job: Job) -> None:
         assert job.error is not None, "it has failed"

@@ -15,13 +15,16 @@ ACTIVE: frozenset[JobState] = frozenset({"queued", "downloading", "waiting"})
 
 
 class Wish(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """`include` and `exclude` are patterns over paths; `quantization` "" means llama.cpp's choice."""
+    """`include` and `exclude` are patterns over paths; `quantization` "" means llama.cpp's choice. `name` is
+    what whoever asked calls it until it is there: clients of llama.cpp wait for news of what they asked for.
+    """
 
     repo: str
     revision: str = MAIN
     quantization: str = ""
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
+    name: str = ""
 
 
 class RemoteFile(msgspec.Struct, frozen=True):
@@ -83,7 +86,7 @@ class Job(msgspec.Struct, frozen=True):
     @property
     def model(self) -> str:
         """What it is called before it is a model."""
-        return self.models[0] if self.models else self.wish.repo
+        return self.wish.name or (self.models[0] if self.models else self.wish.repo)
 
     @property
     def total_bytes(self) -> int:

@@ -51,7 +51,7 @@ async def test_a_model_is_fetched_as_llama_cpps_clients_ask_for_it(fetching, hub
     hub.add(REPO, {Q4: MODEL, Q8: MODEL + b"x"})
     answer = await fetching.post("/models", json={"model": f"{REPO}:q8_0"})
     body = answer.json()
-    assert (answer.status, body["success"], body["model"]) == (200, True, f"{REPO}:Q8_0")
+    assert (answer.status, body["success"], body["model"]) == (200, True, f"{REPO}:q8_0")
     job = await ended(fetching, body["job"])
     assert (job["state"], job["done_bytes"], job["error"]) == ("finished", len(MODEL) + 1, None)
     assert fetching.reloads == 1

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import signal
+import socket
+import subprocess
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import pytest
 
 from tests.e2e.conftest import SMALL
@@ -82,7 +86,7 @@ async def test_a_model_is_looked_at_fetched_used_and_deleted(router, hub, folder
         assert MODEL in await names(router), "without a restart"
         status, answer = await router.chat(MODEL)
         assert status == 200 and answer["choices"][0]["message"]["content"], answer
-        kinds = [one["event"] for one in heard if one["model"] == MODEL]
+        kinds = [one["event"] for one in heard if one["model"] == REPO]  # as it was asked for
         assert kinds.index("download_progress") < kinds.index("download_finished")
         (progress,) = [one for one in heard if one["event"] == "download_progress"][-1]["data"][
             "progress"
@@ -101,6 +105,66 @@ async def test_a_model_is_looked_at_fetched_used_and_deleted(router, hub, folder
         await router.until(lambda: [one for one in heard if one["event"] == "model_remove"], "it is told of")
         listening.cancel()
     assert "hf_secret" not in router.output
+
+
+async def asked_of_it(url: str, model: str) -> tuple[list[Any], list[tuple[int, Any]]]:
+    """The news of a download, and what is answered to a request for it, to the same one again, and to those
+    that make no sense."""
+    heard: list[Any] = []
+    answers = []
+    async with aiohttp.ClientSession(url) as session, session.get("/models/sse") as news:
+        for body in ({"model": model}, {"model": model}, {"model": "no repository"}, {}):
+            async with session.post("/models", json=body) as response:
+                answers.append((response.status, (await response.json()).get("success")))
+            while body == {"model": model} and "download_finished" not in [one["event"] for one in heard]:
+                line = await news.content.readline()
+                if line.startswith(b"data: ") and json.loads(line[6:]).get("model") == model:
+                    heard.append(json.loads(line[6:]))
+        async with session.get("/models") as response:  # theirs looks for what has come only now
+            await response.read()
+        async with session.delete("/models", params={"model": f"{model}:Q4_K_M"}) as response:
+            answers.append((response.status, (await response.json()).get("success")))
+    return heard, answers
+
+
+async def test_llama_cpps_router_tells_and_answers_the_same(router, hub, llama_server, folder):
+    environ = {"PATH": os.environ["PATH"], "HOME": str(folder), "LLAMA_CACHE": str(folder / "theirs")}
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    theirs = subprocess.Popen(
+        [llama_server, "--host", "127.0.0.1", "--port", str(port)],
+        env={**environ, "HF_ENDPOINT": f"{hub.url}/"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        await until_it_answers(f"http://127.0.0.1:{port}")
+        async with asyncio.timeout(60.0):
+            their_news, their_answers = await asked_of_it(f"http://127.0.0.1:{port}", REPO)
+    finally:
+        theirs.kill()
+        theirs.wait()
+    async with router:
+        async with asyncio.timeout(60.0):
+            our_news, our_answers = await asked_of_it(router.url, REPO)
+    assert our_answers == their_answers
+    for kind in ("model_status", "download_progress", "download_finished"):
+        their, our = ([one for one in news if one["event"] == kind][-1] for news in (their_news, our_news))
+        told = our["data"]
+        assert {key: told[key] for key in their.get("data", {})} == their.get("data", {}), kind
+    assert our_news[0]["event"] == their_news[0]["event"]
+
+
+async def until_it_answers(url: str) -> None:
+    async with asyncio.timeout(60.0), aiohttp.ClientSession(url) as session:
+        while True:
+            try:
+                async with session.get("/health") as response:
+                    if response.status == 200:
+                        return
+            except aiohttp.ClientError:
+                await asyncio.sleep(0.05)
 
 
 async def test_a_router_that_was_killed_goes_on_with_its_downloads(router, hub):
