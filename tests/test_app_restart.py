@@ -30,6 +30,8 @@ stop_grace_seconds = 1.0
 [models."tiny"]
 env = { FAKE_LLAMA_TOKENS = "100000", FAKE_LLAMA_TOKEN_SECONDS = "0.02" }
 """
+#: Requests per second, whether they are answered or not.
+RATE = 200
 #: Tokens that "tiny" is busy with for longer than a restart takes, and not for ever.
 SOME = "500"
 
@@ -110,6 +112,46 @@ async def test_under_load_no_request_fails_no_stream_is_cut_and_no_model_is_unlo
             assert more and b"error" not in more
             stream.data += more
         assert successor.is_running()
+
+
+async def test_at_200_requests_per_second_none_fails_no_stream_is_cut_and_no_model_is_unloaded(
+    router: Start,
+):
+    async with router(config=TALKATIVE) as up, contextlib.AsyncExitStack() as cleanup:
+        assert (await up.chat("other"))[0] == 200
+        stream = await cleanup.enter_async_context(Stream(up, "tiny"))
+        before = pids(up)
+        answers: Counter[str] = Counter()
+        connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=1.0)
+        timeout = aiohttp.ClientTimeout(total=60)
+        async with aiohttp.ClientSession(up.url, connector=connector, timeout=timeout) as session:
+            loop = asyncio.get_running_loop()
+            begun, sent, restarting = loop.time(), 0, None
+            async with asyncio.TaskGroup() as asking:
+                while restarting is None or not restarting.done() or sent < 1000:
+                    while sent < (loop.time() - begun) * RATE:
+                        asking.create_task(_ask(session, answers))
+                        sent += 1
+                    if restarting is None and sent >= RATE:
+                        restarting = asking.create_task(up.restart())
+                    await asyncio.sleep(0.5 / RATE)
+                seconds = loop.time() - begun
+        assert answers == {"200 already_loaded": sent}
+        assert sent / seconds > 0.9 * RATE
+        assert pids(up) == before
+        more = await stream.next()
+        assert more and b"error" not in more
+
+
+async def _ask(session: aiohttp.ClientSession, answers: Counter[str]) -> None:
+    try:
+        body = {"model": "other", "max_tokens": 1}
+        async with session.post("/v1/chat/completions", json=body) as answer:
+            text = await answer.text()
+            said = answer.headers.get("X-Router-Action") if answer.status == 200 else text
+            answers[f"{answer.status} {said}"] += 1
+    except (aiohttp.ClientError, OSError, TimeoutError) as error:
+        answers[repr(error)] += 1
 
 
 async def test_the_former_process_ends_with_its_last_stream_and_the_next_goes_on(router: Start):

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+import psutil
 import pytest
 from aiohttp import web
 
@@ -194,6 +195,28 @@ async def test_the_watchdog_hears_nothing_when_the_scheduler_does_not_answer(fol
         await _tell_that_it_lives(app, Notifier(str(folder / "notify"), 1.0), never)
     manager.listen()
     assert manager.heard == []
+
+
+async def test_a_router_that_is_frozen_is_not_heard_and_what_replaces_it_has_its_models(
+    folder: Path, manager: Manager
+):
+    async with notified(folder) as up:
+        assert (await up.chat("tiny"))[0] == 200
+        before = [child.pid for child in up.children()]
+        up.send(signal.SIGSTOP)
+        await up.until(lambda: psutil.Process(up.process.pid).status() == psutil.STATUS_STOPPED, "it stands")
+        manager.listen()
+        heard = len(manager.heard)
+        await asyncio.sleep(2 * WATCHDOG_SECONDS)
+        manager.listen()
+        assert len(manager.heard) == heard, "systemd ends it now, with SIGABRT and then SIGKILL"
+        up.send(signal.SIGABRT)
+        up.send(signal.SIGKILL)
+        await asyncio.to_thread(up.process.wait)
+        await up.start_again()
+        async with up.client.post("/v1/chat/completions", json={"model": "tiny"}) as answer:
+            assert answer.headers["X-Router-Action"] == "already_loaded"
+        assert [child.pid for child in up.children()] == before
 
 
 async def test_it_serves_on_the_sockets_of_the_manager_also_who_came_before_it_was_up(folder: Path):
