@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -137,11 +138,9 @@ async def test_what_would_not_be_found_is_not_fetched(fetching, hub):
 async def test_a_disk_without_room_is_told_with_the_numbers_before_anything_is_fetched(
     fetching, hub, monkeypatch
 ):
-    from router.downloads import downloads
-
     hub.add(REPO, {Q4: MODEL})
-    usage = downloads.shutil.disk_usage("/")._replace(free=len(MODEL) - 1)
-    monkeypatch.setattr(downloads.shutil, "disk_usage", lambda _: usage)
+    usage = shutil.disk_usage("/")._replace(free=len(MODEL) - 1)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
     answer = await fetching.post("/models/download", json={"repo": REPO})
     assert (answer.status, answer.error["code"]) == (507, "disk_full")
     assert answer.error["needed_bytes"] == len(MODEL) and answer.error["free_bytes"] == len(MODEL) - 1

@@ -342,7 +342,7 @@ async def test_a_disk_that_fills_up_in_the_middle_is_told_and_nothing_is_lost(hu
         file.write(bytes(max(0, shutil.disk_usage(small_disk).free - MIB // 2)))
     kit.hub.faults.go.set()
     job = await kit.ended(job)
-    assert (job.state, job.error.code) == ("failed", "disk_full")
+    assert job.error is not None and (job.state, job.error.code) == ("failed", "disk_full")
     assert str(kit.cache) in job.error.message and "are still to come" in job.error.message
     assert kit.partial_bytes(REPO) >= MIB, "what has come is kept"
     other.unlink()

@@ -6,12 +6,14 @@ import asyncio
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from router.config import DownloadsConfig
-from router.downloads import Wish, downloads
+from router.downloads import Wish
+from router.downloads.protocol import Fetch
 
 MIB = 1 << 20
 MODEL = os.urandom(3 * MIB)
@@ -148,8 +150,7 @@ async def test_nothing_is_seen_of_a_model_before_it_is_whole(kit):
 
 
 async def test_what_the_hub_does_not_send_in_one_piece_comes_by_the_library(kit, monkeypatch):
-    original = downloads.Fetch
-    monkeypatch.setattr(downloads, "Fetch", lambda *args: original(*args, http_max_bytes=MIB))
+    monkeypatch.setattr("router.downloads.downloads.Fetch", partial(Fetch, http_max_bytes=MIB))
     kit.hub.add(REPO, {Q4: MODEL})
     assert (await kit.fetch(REPO)).state == "finished"
     assert kit.snapshot(REPO) == {Q4: MODEL}
