@@ -108,6 +108,7 @@ def read_llama_swap(
     for name in _preloaded(document):
         if name in imported.models:
             imported.models[name]["load_on_startup"] = True
+    _priorities(imported, document)
     _groups(imported, document, keep=keep_groups)
     return imported
 
@@ -219,9 +220,23 @@ def _preloaded(document: Mapping[str, Any]) -> Iterable[str]:
     return startup.get("preload") or ()
 
 
+def _priorities(imported: Imported, document: Mapping[str, Any]) -> None:
+    """Numbers there, three words here: above and below the 0 that all others have."""
+    scheduler = (document.get("routing") or {}).get("scheduler") or {}
+    given = ((scheduler.get("settings") or {}).get("fifo") or {}).get("priority") or {}
+    for name, number in given.items():
+        if name in imported.models and number:
+            imported.models[name]["priority"] = "high" if number > 0 else "low"
+    if len({number for number in given.values() if number}) > 1:
+        imported.report.append("routing.scheduler: priorities are high, normal or low here, not numbers")
+
+
 def _groups(imported: Imported, document: Mapping[str, Any], *, keep: bool) -> None:
     """A persistent group may not be evicted: pinned. The others are there because llama-swap knows nothing of
     memory."""
+    is_matrix = (
+        "matrix" in document or (document.get("routing") or {}).get("router", {}).get("use") == "matrix"
+    )
     given = document.get("groups") or _routed(document).get("groups") or {}
     groups = {name: {"swap": True, "exclusive": True, **(group or {})} for name, group in given.items()}
     members = {
@@ -230,7 +245,7 @@ def _groups(imported: Imported, document: Mapping[str, Any], *, keep: bool) -> N
     }
     grouped = {member for ones in members.values() for member in ones}
     rest = [name for name in imported.models if name not in grouped]
-    if rest and "matrix" not in document:
+    if rest and not is_matrix:
         groups["(default)"], members["(default)"] = {"swap": True, "exclusive": True}, rest
     for name, group in groups.items():
         if group.get("persistent"):
@@ -239,7 +254,7 @@ def _groups(imported: Imported, document: Mapping[str, Any], *, keep: bool) -> N
     if keep:
         if exclusive := list(_exclusive(groups, members)):
             imported.scheduler["exclusive"] = exclusive
-    elif len(imported.models) > 1 and "matrix" not in document:
+    elif len(imported.models) > 1:
         imported.report.append(
             "groups: models are loaded together where they fit, by memory as measured; --keep-groups forbids "
             "what llama-swap forbade"

@@ -55,6 +55,7 @@ def test_every_llama_server_is_a_model_with_its_settings(imported: Result, tmp_p
         "flash_attn": "on",
         "hidden": True,
         "ttl_seconds": -1,
+        "priority": "low",
     }
 
 
@@ -62,6 +63,7 @@ def test_a_container_becomes_a_process_with_the_paths_of_outside(imported: Resul
     model = config_of(imported)["models"]["docker-llama"]
     assert model["model"] == f"{tmp_path}/coder.gguf"
     assert model["aliases"] == ["coding-model"], "a selector is an alias of its first target"
+    assert model["priority"] == "high"
 
 
 def test_a_persistent_group_is_pinned_and_a_preload_loaded(imported: Result, tmp_path: Path):
@@ -91,6 +93,8 @@ def test_what_could_not_be_carried_over_is_reported(imported: Result):
         "gpt-oss-120b: there is no file",
         "selectors.coding-model: is always docker-llama here",
         "profiles: left out: names are not replaced",
+        "peers: left out: this router serves one machine",
+        "routing.scheduler: priorities are high, normal or low here",
         "groups: models are loaded together where they fit",
         "models were started with /opt/llama.cpp/llama-server, llama-server",
     ):
@@ -114,6 +118,19 @@ def test_groups_are_kept_where_that_is_wanted(tmp_path: Path, monkeypatch):
         ["gpt-oss-120b", "docker-llama"],
         ["qwen-unlisted", "docker-llama"],
     ]
+
+
+def test_groups_may_stand_under_routing_and_a_matrix_forbids_nothing(tmp_path: Path):
+    models = "models:\n" + "".join(f"  {name}:\n    cmd: llama-server -m /{name} -c 1\n" for name in "abc")
+    groups = "routing: {router: {settings: {groups: {g: {swap: true, members: [a, b]}}}}}\n"
+    (tmp_path / "g.yaml").write_text(models + groups)
+    (tmp_path / "m.yaml").write_text(models + 'matrix: {sets: {one: "a & b"}}\n')
+    made = [
+        CliRunner().invoke(cli, ["import", f"{tmp_path}/{f}.yaml", "--json", "--keep-groups"]) for f in "gm"
+    ]
+    assert config_of(made[0])["scheduler"]["exclusive"] == [["a", "b"], ["a", "c"], ["b", "c"]]
+    assert "scheduler" not in config_of(made[1])
+    assert "matrix: left out: which models may be loaded together" in report_of(made[1])
 
 
 def one(tmp_path: Path, text: str) -> Result:
