@@ -20,7 +20,7 @@ import msgspec
 import uvloop
 
 #: Nobody waits longer for anything.
-DEADLINE_SECONDS: Final = 60.0
+DEADLINE_SECONDS: Final = 120.0
 #: A slow reader takes so many bytes at a time, and its kernel keeps as little as it may.
 SLOW_BYTES: Final = 4096
 SLOW_SECONDS: Final = 0.5

@@ -54,6 +54,8 @@ _EVENT = (
 )
 _EVENT_SIZE = len(_EVENT % 0)
 _CHUNK = b"%x\r\n%s\r\n" % (_EVENT_SIZE, _EVENT)
+#: Large events: a thousand buffers are to be filled soon, and it is about memory then.
+_FLOOD = b"4000\r\ndata: " + b"x" * (0x4000 - 8) + b"\n\n\r\n"
 _END = b"e\r\ndata: [DONE]\n\n\r\n0\r\n\r\n"
 
 
@@ -163,11 +165,10 @@ class Connection(asyncio.Protocol):
         self.loop.call_at(due, self.tick, due, interval, left, is_last)
 
     def flood(self) -> None:
-        block = (_CHUNK % time.monotonic_ns()) * 16
-        for _ in range(64):
+        for _ in range(4):
             if self.is_paused or self.transport.is_closing():
                 return
-            self.transport.write(block)
+            self.transport.write(_FLOOD)
         self.loop.call_soon(self.flood)
 
     def send_bytes(self, size: int, is_last: bool) -> None:
