@@ -59,11 +59,14 @@ async def test_the_openai_package_streams_through_a_cold_model(router: Start):
 
 
 async def test_the_anthropic_package_streams_through_a_cold_model(router: Start):
-    async with router("one", config=SOON) as up, claude(up.url) as client:
-        async with client.messages.stream(
+    async with (
+        router("one", config=SOON) as up,
+        claude(up.url) as client,
+        client.messages.stream(
             model="one", messages=[{"role": "user", "content": HELLO}], max_tokens=8
-        ) as stream:
-            message = await stream.get_final_message()
+        ) as stream,
+    ):
+        message = await stream.get_final_message()
     assert message.stop_reason == "max_tokens"
     assert message.usage.output_tokens == 8
 
