@@ -55,17 +55,21 @@ def _split(context: Context, rest: str) -> tuple[ModelName, str]:
     return context.name_of(unquote(parts[0])), "/"
 
 
-ROUTES = (
+ROUTES = tuple(
     Route(
         "*",
-        PREFIX + "{rest:.+}",
+        path,
         upstream,
         Access.ADMIN,
-        summary="Any other path of a model's llama-server: /upstream/{model}/{path}",
+        summary=summary,
         query=(AUTOLOAD,),
         body=Any,
         answer=Any,
         media=("*/*",),
         refusals=(*REFUSALS, NotSupported),
-    ),
+    )
+    for path, summary in (
+        (PREFIX + "{model}/{path:.*}", "Any other path of a model's llama-server"),
+        (PREFIX + "{model}", "The page that a model's llama-server has at its root"),
+    )
 )
