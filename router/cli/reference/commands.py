@@ -14,7 +14,7 @@ def commands_page() -> str:
         from router.cli import cli
 
         group = cli
-    top = click.Context(group, info_name="llama-router")
+    top = click.Context(group, info_name="llama-router", **group.context_settings)
     parts = [part for name in group.list_commands(top) for part in _command(group, top, name)]
     return f"{MADE}# Commands\n\n{''.join(parts)}"
 
