@@ -11,7 +11,7 @@ from typing import Any
 
 import aiohttp
 import pytest
-from axe_playwright_python.async_playwright import Axe
+from axe_playwright_python.async_playwright import Axe  # type: ignore[import-untyped]
 from playwright.async_api import Page, expect
 
 from tests.e2e.browser import needs_chromium, page_of, picture
