@@ -10,9 +10,10 @@ import msgspec
 import pytest
 
 from router.api import Known
-from router.api.listing import listed, listed_one
+from router.api.listing import Progress, list_bytes, listed, listed_one, visible
 from router.core.types import State
 from router.core.views import ModelView, QueueView, Snapshot
+from router.downloads import Job, RemoteFile, Wish
 from tests.api.fake_pool import GIB, GPU, FakePool, Instance
 
 
@@ -103,3 +104,65 @@ def test_the_order_is_that_of_the_catalog(known: Known):
     snapshot: Snapshot = FakePool().snapshot()
     visible = [name for name, entry in known.catalog.entries.items() if not entry.hidden]
     assert [m.id for m in listed(known.cards, known.definitions, snapshot)] == visible
+
+
+def test_a_load_tells_how_far_it_is_by_the_time_that_loads_have_taken(known: Known):
+    view = ModelView("seeing", 20.0, 3, 1, 0, 0, 0, None, None, None, None)
+    pool = FakePool()
+    pool.instances["seeing#1"] = Instance("seeing#1", "seeing", "", State.STARTING)
+    snapshot = pool.snapshot()
+    for started_at, value in ((95.0, 0.25), (0.0, 0.99), (None, 0.0)):
+        one = replace(snapshot.instances[0], started_at=started_at)
+        looked = replace(snapshot, instances=(one,), models=(view,))
+        status = listed_one("seeing", known.cards, known.definitions, looked).status
+        assert status.progress == Progress(("text_model", "mmproj_model"), "text_model", value)
+
+
+def test_a_failed_load_is_shown_with_its_exit_code_a_signal_as_a_negative_one(known: Known):
+    view = ModelView("tiny", 1.0, 0, 1, 0, 0, 1, None, "killed by SIGKILL", None, None, exit_code=-9)
+    assert shown(known, "tiny", models=(view,))["status"]["exit_code"] == -9
+    assert "exit_code" not in shown(known, "tiny", State.READY, models=(view,))["status"]
+
+
+def test_a_pin_is_shown_of_what_is_not_loaded_too(known: Known):
+    view = ModelView("tiny", 1.0, 0, 1, 0, 0, 0, None, None, None, None, pinned=True)
+    snapshot = replace(FakePool().snapshot(), models=(view,))
+    encoded = list_bytes(["tiny", "other"], known.cards, known.definitions, snapshot, {})
+    tiny, other = msgspec.json.decode(encoded)["data"]
+    assert (tiny["status"]["pinned"], other["status"]["pinned"]) == (True, False)
+
+
+def test_the_command_line_is_also_told_as_a_preset_that_reads_back(known: Known):
+    preset = shown(known, "tiny")["status"]["preset"]
+    head, *lines = preset.splitlines()
+    assert head == "[tiny]"
+    settings = dict(line.split(" = ", 1) for line in lines)
+    assert settings["ctx-size"] == "512"
+    assert settings["model"].endswith("tiny.gguf")
+    assert "host" not in settings and "alias" not in settings
+
+
+def test_what_is_being_downloaded_is_listed_until_it_is_a_model(known: Known):
+    file = RemoteFile("r-Q4_K_M.gguf", 1000, None)
+    job = Job(
+        "j1", Wish("o/r"), "c" * 40, (file,), ("o/r:Q4_K_M",), "downloading", 5.0, 6.0, {file.path: 250}
+    )
+    snapshot = FakePool().snapshot()
+    downloading = {"o/r:Q4_K_M": job, "tiny": job}
+    encoded = list_bytes(["tiny"], known.cards, known.definitions, snapshot, downloading)
+    tiny, coming = msgspec.json.decode(encoded)["data"]
+    assert (tiny["id"], tiny["status"]["value"]) == ("tiny", "unloaded")
+    assert (coming["id"], coming["status"]["value"], coming["status"]["job"]) == (
+        "o/r:Q4_K_M",
+        "downloading",
+        "j1",
+    )
+    assert coming["status"]["progress"]["value"] == 0.25
+
+
+def test_every_list_is_the_same_whether_its_texts_were_ready_or_made_for_it(known: Known):
+    snapshot = FakePool().snapshot()
+    names = visible(known.definitions)
+    ready = msgspec.json.decode(list_bytes(names, known.cards, known.definitions, snapshot, {}))["data"]
+    made = listed(known.cards, known.definitions, snapshot)
+    assert ready == msgspec.json.decode(msgspec.json.encode(made))
