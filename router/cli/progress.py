@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import shutil
 import sys
+import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, wait
 from typing import Any, Final, TypeVar
 
 import click
@@ -24,22 +25,28 @@ def while_waiting(work: Callable[[], _T], words: Callable[[float], str]) -> _T:
     if not sys.stderr.isatty():
         return work()
     begun = time.monotonic()
-    # Not `with`: Ctrl-C must not wait for the work to end.
-    executor = ThreadPoolExecutor(1)
-    future = executor.submit(work)
+    future: Future[_T] = Future()
+    # No executor: it would wait for the work when the process ends, also after Ctrl-C.
+    threading.Thread(target=_do, args=(work, future), daemon=True).start()
     try:
         while not _done(future):
             show_line(words(time.monotonic() - begun))
         return future.result()
     finally:
         click.echo(_CLEAR, err=True, nl=False)
-        executor.shutdown(wait=False, cancel_futures=True)
 
 
 def share_bar(share: float) -> str:
     """How far something is, from 0 to 1; it never says that it is done."""
     share = min(0.99, max(0.0, share))
     return bar((("ours", round(share * 1000)), ("free", round((1 - share) * 1000))))
+
+
+def _do(work: Callable[[], _T], future: Future[_T]) -> None:
+    try:
+        future.set_result(work())
+    except BaseException as error:  # noqa: BLE001 - it is raised where it is waited for
+        future.set_exception(error)
 
 
 def _done(future: Future[Any]) -> bool:

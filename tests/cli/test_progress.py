@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -53,6 +55,18 @@ def test_what_the_work_raises_is_raised(monkeypatch: pytest.MonkeyPatch):
 
     with pytest.raises(ValueError, match="no"):
         while_waiting(work, lambda _: "")
+
+
+def test_ctrl_c_does_not_wait_for_the_work():
+    code = """
+import sys, threading
+from router.cli.progress import while_waiting
+sys.stderr.isatty = lambda: True
+def words(seconds): raise KeyboardInterrupt
+while_waiting(threading.Event().wait, words)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=30)
+    assert b"KeyboardInterrupt" in done.stderr
 
 
 def test_a_bar_never_says_that_it_is_done():
