@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from contextlib import suppress
 from typing import Final, Protocol, cast
 
 from router.proxy.body import Body
@@ -133,6 +134,8 @@ class Upstream(asyncio.BufferedProtocol):
 
     def connection_lost(self, error: Exception | None) -> None:
         self._transport = None
+        if isinstance(error, ConnectionError):
+            self._hear_last_words()
         self._end(error)
 
     def pause_writing(self) -> None:
@@ -147,6 +150,14 @@ class Upstream(asyncio.BufferedProtocol):
         self._make_room()
         if listener is not None:
             listener.lost(error)
+
+    def _hear_last_words(self) -> None:
+        """A write failed. A child that answers and closes before it has read all of a request has been heard
+        by the kernel, but the loop looks no more.
+        """
+        with suppress(OSError):
+            while self._listener is not None and (data := self._socket.recv(len(_BUFFER))):
+                self._listener.received(data)
 
     def _make_room(self) -> None:
         room, self._room = self._room, None

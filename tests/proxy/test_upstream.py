@@ -1,0 +1,111 @@
+"""The connection to a child, on both kinds of loop."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import uvloop
+
+from router.proxy.body import Body
+from router.proxy.upstream import connect
+
+DEADLINE = 5.0
+LOOPS = pytest.mark.parametrize(
+    "loop_factory", [asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"]
+)
+LoopFactory = Callable[[], asyncio.AbstractEventLoop]
+
+
+class Hearing:
+    """Keeps what comes."""
+
+    def __init__(self) -> None:
+        self.heard = b""
+        self.over = asyncio.Event()
+        self.error: Exception | None = None
+
+    def received(self, data: bytes) -> None:
+        self.heard += data
+
+    def lost(self, error: Exception | None) -> None:
+        self.error = error
+        self.over.set()
+
+
+@LOOPS
+def test_an_answer_is_heard_though_its_child_closed_before_it_had_read_the_request(
+    tmp_path: Path, loop_factory: LoopFactory
+):
+    path = str(tmp_path / "child.sock")
+
+    def serve(listening: socket.socket, closed: threading.Event) -> None:
+        connection, _ = listening.accept()
+        with connection:
+            connection.recv(100)
+            connection.sendall(b"HTTP/1.1 413 Too Large\r\nContent-Length: 0\r\n\r\n")
+        closed.set()
+
+    async def ask(closed: threading.Event) -> Hearing:
+        upstream, hearing = await connect(path), Hearing()
+        upstream.begin(hearing)
+        await upstream.send(b"POST / HTTP/1.1\r\n", Body())
+        closed.wait(DEADLINE)  # the loop has no chance to look before more is written
+        async with asyncio.timeout(DEADLINE):
+            await upstream.send(b"\r\n", Body.of(bytes(3 << 20)))
+            await hearing.over.wait()
+        upstream.close()
+        return hearing
+
+    with asyncio.Runner(loop_factory=loop_factory) as runner, socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(path)
+        listening.listen()
+        closed = threading.Event()
+        child = threading.Thread(target=serve, args=(listening, closed))
+        child.start()
+        hearing = runner.run(ask(closed))
+        child.join()
+    assert hearing.heard.startswith(b"HTTP/1.1 413"), hearing.error
+
+
+@LOOPS
+def test_a_request_is_held_back_while_its_child_does_not_read(tmp_path: Path, loop_factory: LoopFactory):
+    async def ask() -> None:
+        read_on, ended = asyncio.Event(), asyncio.Event()
+        read = 0
+
+        async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            nonlocal read
+            writer.transport.pause_reading()  # type: ignore[attr-defined]
+            await read_on.wait()
+            writer.transport.resume_reading()  # type: ignore[attr-defined]
+            while piece := await reader.read(1 << 16):
+                read += len(piece)
+            writer.close()
+            ended.set()
+
+        server = await asyncio.start_unix_server(serve, tmp_path / "child.sock")
+        upstream, hearing = await connect(str(tmp_path / "child.sock")), Hearing()
+        upstream.begin(hearing)
+        body = Body.of(bytes(8 << 20))
+        sending = asyncio.get_running_loop().create_task(upstream.send(b"HEAD", body))
+        await asyncio.sleep(0.05)
+        assert not sending.done(), "it waits for the child"
+        read_on.set()
+        async with asyncio.timeout(DEADLINE):
+            await sending
+            while not upstream.has_sent_all:
+                await asyncio.sleep(0.01)
+        upstream.close()
+        async with asyncio.timeout(DEADLINE):
+            while read < body.size + 4:
+                await asyncio.sleep(0.01)
+            await ended.wait()
+        server.close()
+
+    with asyncio.Runner(loop_factory=loop_factory) as runner:
+        runner.run(ask())
