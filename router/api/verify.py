@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import msgspec
 from aiohttp import web
 
@@ -84,24 +86,19 @@ async def verify_repo(request: web.Request) -> web.Response:
             problem=_problem(error),
         )
         return json_response(found)
-    return json_response(_verified(context, wish, listing))
+    return json_response(await _verified(context, wish, listing))
 
 
-def _verified(context: Context, wish: Wish, listing: Listing) -> Verified:
+async def _verified(context: Context, wish: Wish, listing: Listing) -> Verified:
     problem: Problem | None = None
     fetch: Fetch | None = None
     if not listing.accessible:
         problem = _problem(context.downloads.refusal(listing))
     try:
-        fetch = _fetch(context, wish, listing, choose(listing, wish))
+        fetch = await _fetch(context, wish, listing, choose(listing, wish))
     except RouterError as error:
         problem = problem or _problem(error)
-    folder = RepoFolder(context.downloads.cache, listing.repo)
-    there = {
-        file.path: folder.size_of(listing.commit, file.path) == file.size
-        or (file.etag is not None and folder.blob_size(file.etag) == file.size)
-        for file in listing.files
-    }
+    there = await asyncio.to_thread(_present, RepoFolder(context.downloads.cache, listing.repo), listing)
     return Verified(
         repo=listing.repo,
         revision=wish.revision,
@@ -113,7 +110,7 @@ def _verified(context: Context, wish: Wish, listing: Listing) -> Verified:
         quantizations=[
             Quantization(
                 *(one.name, one.model, one.files, one.size, one.is_default),
-                is_present=all(there[path] for path in one.files),
+                is_present=there.issuperset(one.files),
             )
             for one in quantizations(listing)
         ],
@@ -124,12 +121,22 @@ def _verified(context: Context, wish: Wish, listing: Listing) -> Verified:
     )
 
 
-def _fetch(context: Context, wish: Wish, listing: Listing, chosen: Chosen) -> Fetch:
+def _present(folder: RepoFolder, listing: Listing) -> set[str]:
+    return {
+        file.path
+        for file in listing.files
+        if folder.size_of(listing.commit, file.path) == file.size
+        or (file.etag is not None and folder.blob_size(file.etag) == file.size)
+    }
+
+
+async def _fetch(context: Context, wish: Wish, listing: Listing, chosen: Chosen) -> Fetch:
     problem: Problem | None = None
-    job = context.downloads.plan(wish, listing, chosen)
+    job = await asyncio.to_thread(context.downloads.plan, wish, listing, chosen)
+    free = await asyncio.to_thread(context.downloads.free_bytes)
     try:
         check_name(context, wish, listing, chosen)
-        context.downloads.check_room(job)
+        context.downloads.check_room(job, free)
     except RouterError as error:
         problem = _problem(error)
     return Fetch(
@@ -137,7 +144,7 @@ def _fetch(context: Context, wish: Wish, listing: Listing, chosen: Chosen) -> Fe
         models=job.models,
         total_bytes=job.total_bytes,
         missing_bytes=job.total_bytes - job.done_bytes,
-        free_bytes=context.downloads.room(job)[0],
+        free_bytes=free,
         folder=str(context.downloads.cache),
         problem=problem,
     )

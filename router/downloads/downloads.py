@@ -154,8 +154,7 @@ class Downloads:
     async def suspend(self) -> None:
         """Nothing is fetched from here on; the next router goes on where this one stopped."""
         self._is_suspended = True
-        for live in self._lives.values():
-            await self._halt(live)
+        await asyncio.gather(*(self._halt(live) for live in self._lives.values()))
 
     # --- what there is ---
 
@@ -227,13 +226,14 @@ class Downloads:
         async with self._starting:
             if self._is_suspended:
                 raise HubUnreachable("nothing is downloaded here any more", retry_after_seconds=5.0)
-            made = self.plan(wish, listing, chosen)
+            made = await asyncio.to_thread(self.plan, wish, listing, chosen)
+            free = await asyncio.to_thread(self.free_bytes)
             for live in list(self._lives.values()):
                 if live.job.key == made.key:
                     if live.job.is_active:
                         return live.job
                     await self._forget(live)
-            self.check_room(made)
+            self.check_room(made, free)
             live = self._lives[made.id] = _Live(made)
             await self._save(live)
             self.announce(live.job.model, "model_status", {"status": "downloading", "job": live.job.id})
@@ -283,16 +283,14 @@ class Downloads:
             freed = [one.freed_bytes async for one in said if isinstance(one, Swept)]
         return replace(removed, freed_bytes=removed.freed_bytes + sum(freed))
 
-    def room(self, job: Job | None = None) -> tuple[int, int]:
-        """Bytes of the disk that are free, and how many of them other downloads have yet to fill."""
-        free = shutil.disk_usage(_nearest(self.cache)).free
-        others = (one for one in self.jobs() if one.is_active and (job is None or one.id != job.id))
-        return free, sum(max(0, one.total_bytes - one.done_bytes) for one in others)
+    def free_bytes(self) -> int:
+        """Of the disk of the cache. Blocks on it."""
+        return shutil.disk_usage(_nearest(self.cache)).free
 
     # --- one job ---
 
     def plan(self, wish: Wish, listing: Listing, chosen: Chosen) -> Job:
-        """A job that is not begun: what is there of it, and what would come."""
+        """A job that is not begun: what is there of it, and what would come. Blocks on the disk."""
         now = time.time()
         wish = msgspec.structs.replace(wish, repo=listing.repo)
         files, models = chosen.files, chosen.models
@@ -300,7 +298,7 @@ class Downloads:
         return msgspec.structs.replace(made, done=self._done_of(made))
 
     def _done_of(self, job: Job) -> dict[str, int]:
-        """As the disk has it."""
+        """As the disk has it. Blocks on it."""
         repo, done = RepoFolder(self.cache, job.wish.repo), {}
         for file in job.files:
             whole = file.size in (
@@ -311,15 +309,17 @@ class Downloads:
             done[file.path] = file.size if whole else part
         return done
 
-    def check_room(self, job: Job) -> None:
-        """Raises DiskFull."""
-        free, promised = self.room(job)
+    def check_room(self, job: Job, free: int) -> None:
+        """`free` are the bytes that the disk has, of which other downloads have yet to fill some. Raises
+        DiskFull."""
+        others = [one for one in self.jobs() if one.is_active and one.id != job.id]
+        promised = sum(max(0, one.total_bytes - one.done_bytes) for one in others)
         needed, margin = job.total_bytes - job.done_bytes, self._settings().min_free_mib * MIB
         if needed > 0 and needed + margin > free - promised:
-            others = f", of which other downloads need {_size(promised)}" if promised else ""
+            theirs = f", of which other downloads need {_size(promised)}" if promised else ""
             raise DiskFull(
                 f"{job.model} needs {_size(needed)} more in {self.cache}, where {_size(free)} are free"
-                f"{others}; {_size(margin)} are to stay free (downloads.min_free_mib)",
+                f"{theirs}; {_size(margin)} are to stay free (downloads.min_free_mib)",
                 details={"folder": str(self.cache), "needed_bytes": needed, "free_bytes": free},
             )
 
@@ -363,7 +363,7 @@ class Downloads:
         await self._set(
             live, state="downloading", done=done, attempts=live.job.attempts + 1, retry_at=None, error=None
         )
-        self.check_room(live.job)
+        self.check_room(live.job, await asyncio.to_thread(self.free_bytes))
         job, wish = live.job, live.job.wish
         fetch = Fetch(wish.repo, wish.revision, job.commit, str(self.cache), job.files)
         async with working(fetch, self._environ, stall_seconds=settings.stall_seconds) as said:
@@ -429,7 +429,7 @@ class Downloads:
         assert live.progressed_at is not None, "it was tried"
         since = time.monotonic() - live.progressed_at
         is_over = since + live.pause_seconds > self._settings().retry_seconds or live.corrupt >= CORRUPT_TRIES
-        error = self._error(failed, live.job)
+        error = self._error(failed, live.job, await asyncio.to_thread(self.free_bytes))
         if not failed.is_transient or (is_over and failed.problem != "busy"):
             await self._end(live, error)
             return
@@ -462,11 +462,10 @@ class Downloads:
         error = {"code": job.error.code, "message": job.error.message}
         self.announce(job.model, "download_failed", {"job": job.id, "error": error})
 
-    def _error(self, failed: Failed, job: Job | None = None) -> RouterError:
+    def _error(self, failed: Failed, job: Job | None = None, free: int = 0) -> RouterError:
         kind = _ERRORS.get(failed.problem, DownloadFailed)
         if failed.problem != "disk_full" or job is None:
             return kind(failed.message, retry_after_seconds=failed.retry_after_seconds)
-        free, _ = self.room(job)
         lacking = job.total_bytes - job.done_bytes
         return DiskFull(
             f"the disk of {self.cache} is full: {_size(lacking)} of {job.model} are still to come, and"
