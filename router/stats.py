@@ -16,6 +16,7 @@ from router.core.types import (
     InstanceId,
     ModelName,
     Ready,
+    Release,
     Start,
     Stop,
 )
@@ -67,13 +68,10 @@ class Stats:
     def heard(self, entry: Entry) -> None:
         """An entry of the journal."""
         match entry.event:
-            case Acquire(lease, model):
-                tally = self._of(model)
-                tally.requests += 1
-                tally.hits += any(
-                    isinstance(one, Grant) and one.lease == lease and one.action == "already_loaded"
-                    for one in entry.commands
-                )
+            case Release():
+                pass
+            case Acquire(_, model):
+                self._of(model).requests += 1
             case Ready(instance):
                 self._became_ready(instance, entry.now)
             case Adopted(instance):
@@ -82,6 +80,9 @@ class Stats:
                 self._gone(instance, is_failure=error is not None and not no_room)
         for command in entry.commands:
             match command:
+                case Grant(_, instance, action):  # who found it ready is granted in the entry of its asking
+                    if action == "already_loaded":
+                        self._of(_model(instance)).hits += 1
                 case Start(instance, model, _, evicted):
                     self._loading[instance] = entry.now
                     self._of(model).swaps += bool(evicted)
@@ -113,7 +114,10 @@ class Stats:
             tally.failures += is_failure
 
     def _of(self, model: ModelName) -> _Tally:
-        return self._tallies.setdefault(model, _Tally())
+        tally = self._tallies.get(model)
+        if tally is None:
+            tally = self._tallies[model] = _Tally()
+        return tally
 
 
 class _Tally:
