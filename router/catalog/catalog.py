@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +19,8 @@ from router.errors import ModelNotFound, Unavailable
 from router.presets import Presets, load_presets
 
 MAX_NAMES_SHOWN: Final = 20
+#: What a hub may have: ORG/REPO, or ORG/REPO:QUANTIZATION.
+_REPOSITORY: Final = re.compile(r"\w[\w.-]{0,95}/\w[\w.-]{0,95}(?::[\w.-]{1,64})?", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,11 +103,12 @@ class Catalog:
     def _not_found(self, name: str) -> str:
         shown = name if len(name) <= 100 else name[:97] + "..."
         visible = [entry for entry in self.entries.values() if not entry.hidden]
+        fetch = f"; to fetch it: llama-router pull {name}" if _REPOSITORY.fullmatch(name) else ""
         if not visible:
-            return f"model {shown!r} not found; there are no models yet"
+            return f"model {shown!r} not found; there are no models yet{fetch}"
         names = [entry.id for entry in visible]
         aliases = [alias for entry in visible for alias in entry.aliases]
         near = difflib.get_close_matches(shown, [*names, *aliases], n=1)
-        suggestion = f"; did you mean {near[0]!r}?" if near else ""
+        suggestion = f"; did you mean {near[0]!r}?" if near else fetch
         more = f" and {len(names) - MAX_NAMES_SHOWN} more" if len(names) > MAX_NAMES_SHOWN else ""
         return f"model {shown!r} not found{suggestion}; there are: {', '.join(names[:MAX_NAMES_SHOWN])}{more}"
