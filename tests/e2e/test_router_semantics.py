@@ -164,6 +164,22 @@ async def test_a_load_with_other_settings_is_for_this_load_and_the_next_is_the_p
             assert (await props.json())["default_generation_settings"]["n_ctx"] == 1024
 
 
+async def test_a_load_that_fails_is_told_with_its_exit_code_and_one_with_other_settings_costs_no_pause(
+    tmp_path: Path,
+) -> None:
+    async with running(tmp_path, ["a"]) as router, events(router) as told:
+        # Its heads are smaller than a block of that type: llama-server itself says so, and ends.
+        status, body = await post(router, "/models/load?wait=1", {"model": "a", "cache_type_k": "q8_0"})
+        assert (status, body["error"]["code"]) == (503, "load_failed")
+        gone = await told.until("a", "status_change", status="unloaded")
+        assert gone["exit_code"] == 1 and gone["error"]
+        shown = await status_of(router, "a")
+        assert (shown["value"], shown["failed"], shown["exit_code"]) == ("unloaded", True, 1)
+        assert shown["error"] == gone["error"]
+        assert (await router.chat("a")).status == 200
+        assert "failed" not in await status_of(router, "a")
+
+
 # --- who leaves, and who does not ---
 
 
