@@ -33,6 +33,7 @@ class _Entry:
     learned: Learned
     files: tuple[Stamp, ...] = ()
     saved: Learned | None = None
+    is_lasting: bool = False
 
 
 class Kept:
@@ -67,9 +68,12 @@ class Kept:
         found = self._entries.get(entry)
         return found.learned if found is not None else None
 
-    def put(self, entry: EntryId, learned: Learned, files: tuple[Stamp, ...]) -> None:
+    def put(
+        self, entry: EntryId, learned: Learned, files: tuple[Stamp, ...], *, is_lasting: bool = False
+    ) -> None:
         """Set an entry. It is written soon if the peak or the floor has changed, else some time."""
         kept = self._entries.setdefault(entry, _Entry(learned))
+        kept.is_lasting = kept.is_lasting or is_lasting
         kept.learned, kept.files = learned, files
         if kept.saved is None or _differs(kept.saved, learned):
             self.touch(entry)
@@ -85,12 +89,13 @@ class Kept:
             self._pressing.set()
 
     async def save(self) -> None:
-        """Write what has changed. What has only a floor is not worth keeping: nobody has seen it run."""
+        """Write what has changed. What has only a floor ends with the router, unless that is to last: nobody
+        has seen it run."""
         while self._dirty:
             entry = next(iter(self._dirty))
             kept = self._entries[entry]
             learned = kept.learned
-            if learned.is_measured:
+            if learned.is_measured or kept.is_lasting:
                 await self._store.put_footprint(*entry, _row(kept, self._now()))
                 kept.saved = learned
             if kept.learned is learned:  # else it has changed while it was written; cancelled, it stays dirty

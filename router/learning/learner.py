@@ -377,9 +377,10 @@ class Learning:
                 learned,
                 [reserved.get(device, 0) for device in place.devices],
                 [seen.get(device, 0) for device in place.devices],
-                self._worth_trying(same, running),
+                most := self._worth_trying(same, running),
             )
-            self._kept.put(entry, raised, place.files)
+            # That it never fits there is known at the next start, too; what was too little may do then.
+            self._kept.put(entry, raised, place.files, is_lasting=UNBOUNDED in most)
         log.warning(
             "%s ran out of memory with %s reserved: more is reserved for it from now on",
             running.model,

@@ -106,7 +106,7 @@ def _prediction(
         files=files,
         no_question="missing" if look.definitions.config.memory.second_opinion else "off",
         is_resort=place.is_resort,
-        has_resort=not place.is_resort and any(one.is_resort for one in definition.estimates),
+        has_resort=any(one.tier > place.tier for one in definition.estimates),
         is_attempt=estimated.attempt is not None,
     )
     if look.fit_params is None or definition.entry.path is None:

@@ -267,3 +267,22 @@ async def test_without_a_second_opinion_the_estimate_stands_and_it_is_said(
         opinion = (await way_of(running_one, "a"))["second_opinion"]
         assert opinion["state"] == state
         assert "llama-fit-params" in opinion["text"]
+
+
+async def test_a_model_that_runs_out_of_all_its_gpu_has_ends_up_in_a_slower_way_and_stays_there(router):
+    async with router(a=2 * TOTAL_MIB) as first:
+        answers = []
+        async with asyncio.timeout(60):
+            while 200 not in answers:
+                answers.append((await first.chat("a")).status)
+                await asyncio.sleep(0.06)  # the pause after a failure
+        assert view(first, "a").placement.devices == ("local/host",)
+        commands = (command for entry in first.entries for command in entry.commands)
+        tried = [c.placement for c in commands if isinstance(c, Start)]
+        assert [place.tier for place in tried] == sorted(place.tier for place in tried)
+        assert max(place.footprint.get(GPU, 0) for place in tried) <= (TOTAL_MIB - MARGIN_MIB) * MIB
+        way = await way_of(first, "a")
+        assert way["missing_if_empty"], "the fast way is still told, with what it lacks"
+    async with router(a=2 * TOTAL_MIB) as later:
+        assert (await later.chat("a")).status == 200
+        assert later.starts() == ["a"], "at once: what was learned is kept"
