@@ -48,9 +48,8 @@ def test_a_model_that_is_not_found_is_told_the_nearest_and_what_there_is():
     )
     assert "did you mean 'chat'?" in refusal(catalog, "chatt")
     assert refusal(catalog, "zzz") == "model 'zzz' not found; there are: qwen3-8b, gemma"
-    assert refusal(catalog, "org/repo:Q8_0") == (
-        "model 'org/repo:Q8_0' not found; to fetch it: llama-router pull org/repo:Q8_0; there are: qwen3-8b, gemma"
-    )
+    fetch = "not found; to fetch it: llama-router pull org/repo:Q8_0; there are: "
+    assert fetch in refusal(catalog, "org/repo:Q8_0")
     assert "pull" not in refusal(catalog, "org/../repo") and "pull" not in refusal(catalog, "a/b/c; rm -r")
 
 
