@@ -86,12 +86,15 @@ class Client:
         *,
         query: Mapping[str, str] | None = None,
         body: Mapping[str, object] | None = None,
+        on_comment: Callable[[str], None] = lambda _: None,
     ) -> Generator[str, None, None]:
-        """The data of every server-sent event, as it comes."""
+        """The data of every server-sent event, as it comes. Comments say what is waited for."""
         data: list[str] = []
         for line in self.lines(method, path, query=query, body=body):
             if line.startswith("data:"):
                 data.append(line[5:].removeprefix(" "))
+            elif line.startswith(":"):
+                on_comment(line[1:].strip())
             elif not line and data:
                 yield "\n".join(data)
                 data.clear()

@@ -15,6 +15,7 @@ import click
 
 from router.cli.client import Client, client_options, print_json
 from router.cli.complete import MODEL
+from router.cli.progress import show_line
 
 _HELP: Final = """\
 /clear            forget what was said
@@ -41,7 +42,8 @@ class Chat:
         said: list[str] = []
         body = {"model": self.model, "stream": True, "messages": self.messages, **self.options}
         try:
-            for event in self.client.events("POST", "/v1/chat/completions", body=body):
+            path = "/v1/chat/completions"
+            for event in self.client.events("POST", path, body=body, on_comment=_hint):
                 if event == "[DONE]":
                     break
                 for kind, piece in _pieces(event):
@@ -168,17 +170,26 @@ def _say(pieces: Generator[tuple[str, str], None, None]) -> None:
         for kind, piece in pieces:
             if kind == "reasoning" and not sys.stdout.isatty():
                 continue
+            if not last:
+                _hint("")
             if last and kind != last:
                 click.echo("\n")
             last = kind
             click.echo(click.style(piece, dim=True) if kind == "reasoning" else piece, nl=False)
             sys.stdout.flush()
     except KeyboardInterrupt:
+        _hint("")
         if not sys.stdin.isatty():
             raise
         pieces.close()
         click.echo(click.style(" (stopped)", dim=True), nl=False)
     click.echo()
+
+
+def _hint(text: str) -> None:
+    """What is waited for, on a line that changes; only for somebody who looks."""
+    if sys.stdout.isatty() and sys.stderr.isatty():
+        show_line(text)
 
 
 def _pieces(event: str) -> Iterator[tuple[str, str]]:

@@ -116,6 +116,7 @@ def test_an_address_to_listen_on_becomes_one_to_call(tmp_path: Path, monkeypatch
 
 async def test_events_come_as_they_are_sent_and_end_with_their_reader(api: Api):
     sent, left = asyncio.Event(), asyncio.Event()
+    comments: list[str] = []
 
     async def script(_: Received, connection: Connection) -> None:
         await connection.begin_stream()
@@ -129,7 +130,8 @@ async def test_events_come_as_they_are_sent_and_end_with_their_reader(api: Api):
     loop = asyncio.get_running_loop()
 
     def read() -> list[str]:
-        events = Client(api.url).events("POST", "/v1/completions", body={"model": "tiny"})
+        client = Client(api.url)
+        events = client.events("POST", "/v1/completions", body={"model": "tiny"}, on_comment=comments.append)
         first = [next(events), next(events)]
         loop.call_soon_threadsafe(sent.set)
         first.append(next(events))
@@ -137,5 +139,6 @@ async def test_events_come_as_they_are_sent_and_end_with_their_reader(api: Api):
         return first
 
     assert await asyncio.to_thread(read) == ["one\nmore", "two", "three"]
+    assert comments == ["a comment"]
     async with asyncio.timeout(10):
         await left.wait()
