@@ -29,6 +29,7 @@ from bench.proxy_contestants import (
     CONTESTANTS,
     ROUTERS,
     Absent,
+    Before,
     Contestant,
     Setting,
     post,
@@ -128,6 +129,10 @@ def _measure_swaps(folder: Path, given: argparse.Namespace, results: Results) ->
     )
     with contextlib.ExitStack() as stack:
         contestants = _entered(stack, ROUTERS, setting, given, results)
+        if (
+            given.contestants is None or "direct" in given.contestants
+        ) and "direct" not in results.contestants:
+            results.contestants.insert(0, "direct")
         argv = None
         for contestant in contestants:
             first = setting.names[0]
@@ -138,7 +143,7 @@ def _measure_swaps(folder: Path, given: argparse.Namespace, results: Results) ->
             reference = proxy_swaps.own(setting, models[0], argv)
             proxy_swaps.forget(models[0])
             from_disk = proxy_swaps.own(setting, models[0], argv)
-            if "direct" in results.contestants or not results.contestants:
+            if "direct" in results.contestants:
                 own = {"cold": reference.total_ms, "disk": from_disk.total_ms, "warm": reference.warm_ms}
                 results.note("direct", own)
             for contestant in _rotated(contestants, number):
@@ -163,7 +168,8 @@ def _entered(
             contestant = kind(setting)
             stack.enter_context(contestant.running())
         except Absent as absence:
-            results.absent[kind.name] = str(absence)
+            if kind is not Before:  # nobody has missed it
+                results.absent[kind.name] = str(absence)
             continue
         entered.append(contestant)
         if kind.name not in results.contestants:

@@ -44,6 +44,11 @@ def test_a_file_is_in_memory_afterwards(cold: Path) -> None:
     assert resident_share(cold) == 1.0
 
 
+def test_what_is_in_memory_is_not_read_again(cold: Path) -> None:
+    read_ahead([cold], lambda: True)
+    assert read_ahead([cold], lambda: True) == 0
+
+
 def test_it_stops_when_nobody_wants_it_any_more(cold: Path) -> None:
     answers = iter([True, True, False, False])
     assert read_ahead([cold, cold], lambda: next(answers)) == 2 * PIECE_BYTES
