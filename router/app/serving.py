@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import os
 import signal
@@ -87,6 +88,7 @@ async def _serve(
             app[CONTEXT].restart = restart
             for one in sockets:
                 await web.SockSite(runner, one, backlog=BACKLOG).start()
+            _settle_memory()
             _announce(app, sockets, say)
             if (predecessor := app[SETUP].predecessor) is not None:
                 predecessor.serving()
@@ -212,6 +214,14 @@ def _status(app: web.Application) -> str:
     waiting = sum(queue.waiting for queue in snapshot.queues)
     running = app[REQUESTS].count
     return f"{len(loaded)} models loaded ({', '.join(loaded)}), {running} requests, {waiting} of them waiting"
+
+
+def _settle_memory() -> None:
+    """What is there from the start on is not looked through again for what may be freed: that took 32 ms each
+    time (measured), in which nothing passed.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 def _announce(app: web.Application, sockets: Sequence[socket.socket], say: Say) -> None:
