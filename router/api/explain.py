@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from aiohttp import web
 
 from router.api.answer import json_response
 from router.api.context import CONTEXT
 from router.api.route import Query, Route
+from router.api.shapes import Explained
 from router.core.views import Explanation
 from router.errors import InvalidRequest, ModelNotFound
 from router.planning import opinion_words
@@ -25,10 +24,12 @@ async def explain(request: web.Request) -> web.Response:
     if request.query.get("format") == "text" or request.headers.get("Accept") == "text/plain":
         return web.Response(text=explanation.text + "\n")
     opinion = opinion_words(standings[0]) if standings else None
-    return json_response({**_body(explanation, context.pool.snapshot().now), "second_opinion": opinion})
+    body = _body(explanation, context.pool.snapshot().now)
+    body["second_opinion"] = opinion
+    return json_response(body)
 
 
-def _body(explanation: Explanation, now: float) -> dict[str, object]:
+def _body(explanation: Explanation, now: float) -> Explained:
     evicted_at = explanation.last_evicted_at
     placement = explanation.placement
     return {
@@ -55,7 +56,7 @@ ROUTES = (
             Query("model", "Its name or alias", required=True),
             Query("format", "`text`: only the words"),
         ),
-        answer=dict[str, Any],
+        answer=Explained,
         media=("application/json", "text/plain"),
         refusals=(InvalidRequest, ModelNotFound),
     ),

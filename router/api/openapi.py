@@ -85,7 +85,7 @@ def document(
     types = {
         _key(kind): kind
         for route in routes
-        for kind in (route.body, route.answer, *(one.kind for one in route.query))
+        for kind in (route.body, *_each(route.answer), *(one.kind for one in route.query))
         if kind is not None and kind is not Any
     }
     failures = (Failed, AnthropicFailed)
@@ -194,7 +194,13 @@ def _refusals(
     return found
 
 
+def _each(kind: Any) -> tuple[Any, ...]:
+    return kind if isinstance(kind, tuple) else (kind,)
+
+
 def _shape(kind: Any, shapes: Mapping[str, Json]) -> Json:
+    if isinstance(kind, tuple):
+        return {"anyOf": [_shape(one, shapes) for one in kind]}
     return {} if kind is Any else shapes[_key(kind)]
 
 

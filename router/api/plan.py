@@ -4,8 +4,8 @@ fit together."""
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
 
+from router.api.shapes import FitShape, OneModel, Opinion, Plan, PlannedDevice, PlanRow, Term, Way
 from router.core.ledger import UNBOUNDED
 from router.core.types import DeviceId, Footprint, ModelName
 from router.core.views import DeviceView, Explanation
@@ -25,7 +25,7 @@ from router.planning import (
 )
 
 
-def model_body(seen: Seen, definition: Definition, explanation: Explanation) -> dict[str, Any]:
+def model_body(seen: Seen, definition: Definition, explanation: Explanation) -> OneModel:
     """One model: every way to load it, best first, with the terms of its bytes, and what a request for it
     would do now. `chosen` is the index of the way it would take; `missing` what it lacks, per device."""
     ways = choices(seen, definition)
@@ -50,12 +50,12 @@ def model_body(seen: Seen, definition: Definition, explanation: Explanation) -> 
     }
 
 
-def plan_body(seen: Seen, names: Sequence[ModelName], ctx_size: int | None = None) -> dict[str, Any]:
+def plan_body(seen: Seen, names: Sequence[ModelName], ctx_size: int | None = None) -> Plan:
     """Several models: a row for each, and whether all fit together; with no names a row for every model that
     is not hidden. Up to seconds of arithmetic: call it in a thread. Raises ModelUnusable for a named one."""
     by_name = seen.definitions.by_name
     rows = names or [name for name, one in by_name.items() if not one.entry.hidden]
-    body: dict[str, Any] = {
+    body: Plan = {
         "devices": devices_body(seen),
         "models_max": seen.snapshot.models_max,
         "models": [_row(seen, name, ctx_size, is_named=bool(names)) for name in rows],
@@ -73,7 +73,7 @@ def plan_body(seen: Seen, names: Sequence[ModelName], ctx_size: int | None = Non
     return body
 
 
-def devices_body(seen: Seen) -> list[dict[str, Any]]:
+def devices_body(seen: Seen) -> list[PlannedDevice]:
     """The devices as a plan counts them: `room` now, `room_if_empty` with none of our models loaded."""
     empty = empty_rooms(seen.snapshot)
     return [
@@ -109,7 +109,7 @@ def _chosen(definition: Definition, explanation: Explanation) -> int | None:
     return next(same, None)
 
 
-def _way(one: Choice, rooms: Mapping[DeviceId, int], empty: Mapping[DeviceId, int]) -> dict[str, Any]:
+def _way(one: Choice, rooms: Mapping[DeviceId, int], empty: Mapping[DeviceId, int]) -> Way:
     estimate = one.estimate
     return {
         "tier": estimate.tier,
@@ -129,9 +129,9 @@ def _way(one: Choice, rooms: Mapping[DeviceId, int], empty: Mapping[DeviceId, in
     }
 
 
-def _terms(one: Choice) -> list[dict[str, Any]]:
+def _terms(one: Choice) -> list[Term]:
     """They add up to the footprint, device by device."""
-    terms = [
+    terms: list[Term] = [
         {
             "device": one.estimate.estimate.pool_of(term.device),
             "kind": term.kind,
@@ -154,25 +154,28 @@ def _terms(one: Choice) -> list[dict[str, Any]]:
     return terms
 
 
-def _opinion(one: Choice) -> dict[str, str] | None:
+def _opinion(one: Choice) -> Opinion | None:
     """None where nobody learns, or for a context that is not that of the model."""
     if one.standing is None:
         return None
     return {"state": one.standing.opinion, "text": opinion_words(one.standing)}
 
 
-def _least_missing(placements: Iterable[Mapping[str, Any]], explanation: Explanation) -> dict[DeviceId, int]:
+def _least_missing(placements: Iterable[Way], explanation: Explanation) -> dict[DeviceId, int]:
     """Of what is refused, how much the nearest placement lacks: of an empty machine if that is too small."""
     if explanation.would != "refuse":
         return {}
-    which = "missing_if_empty" if isinstance(explanation.refusal, ModelUnusable) else "missing_now"
-    return min((one[which] for one in placements), key=lambda short: sum(short.values()), default={})
+    if isinstance(explanation.refusal, ModelUnusable):
+        shorts = [one["missing_if_empty"] for one in placements]
+    else:
+        shorts = [one["missing_now"] for one in placements]
+    return min(shorts, key=lambda short: sum(short.values()), default={})
 
 
 # --- several models ---
 
 
-def _row(seen: Seen, name: ModelName, ctx_size: int | None, *, is_named: bool) -> dict[str, Any]:
+def _row(seen: Seen, name: ModelName, ctx_size: int | None, *, is_named: bool) -> PlanRow:
     try:
         definition = seen.defined(name, ctx_size)
     except ModelUnusable as error:
@@ -199,7 +202,7 @@ def _row(seen: Seen, name: ModelName, ctx_size: int | None, *, is_named: bool) -
     }
 
 
-def _fit(seen: Seen, fit: Fit) -> dict[str, Any]:
+def _fit(seen: Seen, fit: Fit) -> FitShape:
     taken: dict[DeviceId, int] = {}
     for way in fit.ways.values():
         for device, size in way.footprint.items():

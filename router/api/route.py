@@ -42,9 +42,9 @@ class Route:
     `endless`: its answer ends only with its client; a shutdown does not wait for it, but cancels it.
 
     What follows is for `/openapi.json`, which adds what all routes have in common. `summary` is one line (the
-    docstring of the handler follows it); `body` and `answer` are types that msgspec can describe, None: none,
-    Any: not ours to describe; `takes` and `media` are what they come as; `refusals` are what may be answered
-    instead."""
+    docstring of the handler follows it); `body` and `answer` are types that msgspec can describe (None: none,
+    Any: not ours to describe, a tuple: one of several); `takes` and `media` are what they come as; `refusals`
+    are what may be answered instead."""
 
     method: str
     path: str

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable, Mapping
-from typing import Any
 
 from aiohttp import web
 
@@ -12,6 +11,7 @@ from router.api.answer import is_set, json_response
 from router.api.context import CONTEXT, Context
 from router.api.plan import model_body, plan_body, shown_room
 from router.api.route import Query, Route
+from router.api.shapes import DeviceShares, LoadedModel, OneModel, Plan, Share, Vram
 from router.core.types import DeviceId, InstanceId
 from router.core.views import DeviceView, InstanceView, Snapshot
 from router.devices import DeviceInfo
@@ -54,7 +54,7 @@ def vram_body(
     snapshot: Snapshot,
     standings: Mapping[InstanceId, Standing | None],
     measurements: Iterable[Measurement],
-) -> dict[str, Any]:
+) -> Vram:
     """Every device with all its shares; every instance with what was predicted, reserved and measured of it;
     `notes` tell what is odd about the measuring itself."""
     measurements = tuple(measurements)
@@ -71,7 +71,7 @@ def vram_body(
 # --- one model ---
 
 
-async def _one_model(request: web.Request, context: Context) -> dict[str, Any]:
+async def _one_model(request: web.Request, context: Context) -> OneModel:
     name = context.name_of(request.query["model"])
     seen, ctx_size = _seen(context), _ctx_size(request)
     if ctx_size is None:
@@ -103,9 +103,7 @@ def _ctx_size(request: web.Request) -> int | None:
 # --- devices and who is on them ---
 
 
-def _device(
-    device: DeviceView, snapshot: Snapshot, infos: Mapping[DeviceId, DeviceInfo]
-) -> dict[str, object]:
+def _device(device: DeviceView, snapshot: Snapshot, infos: Mapping[DeviceId, DeviceInfo]) -> DeviceShares:
     ours = [one for one in snapshot.instances if device.id in one.reserved or device.id in one.used]
     info = infos.get(device.id)
     is_healthy = device.free is not None
@@ -141,7 +139,7 @@ def _draws_from(key: DeviceId, info: DeviceInfo, device: DeviceId) -> bool:
     return key != device and key.partition("/")[0] == host and info.pool == name
 
 
-def _instance(one: InstanceView, device: DeviceId) -> dict[str, object]:
+def _instance(one: InstanceView, device: DeviceId) -> Share:
     return {
         "id": one.id,
         "model": one.model,
@@ -152,7 +150,7 @@ def _instance(one: InstanceView, device: DeviceId) -> dict[str, object]:
     }
 
 
-def _loaded(one: InstanceView, standing: Standing | None) -> dict[str, object]:
+def _loaded(one: InstanceView, standing: Standing | None) -> LoadedModel:
     """`measured` is what it holds now; `peak` the most that was ever measured of this model in such a place,
     also by earlier routers."""
     predicted = standing.predicted if standing is not None else one.placement.footprint
@@ -194,7 +192,7 @@ ROUTES = (
         vram,
         summary="Who holds the memory of each device; or what a load of one model would need",
         query=(_MEASURE, Query("model", "Only what a load of this one would need"), _CTX_SIZE),
-        answer=dict[str, Any],
+        answer=(Vram, OneModel),
         refusals=(InvalidRequest, ModelNotFound, ModelUnusable),
     ),
     Route(
@@ -203,7 +201,7 @@ ROUTES = (
         plan,
         summary="Which models fit together",
         query=(_MEASURE, Query("model", "One of those that shall fit", list[str]), _CTX_SIZE),
-        answer=dict[str, Any],
+        answer=Plan,
         refusals=(InvalidRequest, ModelNotFound, ModelUnusable),
     ),
 )

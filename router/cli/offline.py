@@ -59,12 +59,13 @@ class Offline:
         """Raises ModelNotFound, ModelUnusable."""
         name = self._catalog.resolve(name).id
         definition = self._seen.defined(name, ctx_size)
-        return model_body(self._seen, definition, self._scheduler.explain(name, 0.0, definition.model))
+        explanation = self._scheduler.explain(name, 0.0, definition.model)
+        return dict(model_body(self._seen, definition, explanation))
 
     def models(self, names: tuple[str, ...], ctx_size: int | None) -> dict[str, Any]:
         """Raises ModelNotFound, ModelUnusable."""
         resolved = tuple(dict.fromkeys(self._catalog.resolve(name).id for name in names))
-        return plan_body(self._seen, resolved, ctx_size)
+        return dict(plan_body(self._seen, resolved, ctx_size))
 
 
 def _binary(config: Config) -> Path | None:

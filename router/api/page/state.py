@@ -12,6 +12,7 @@ from router import __version__
 from router.api.context import Context
 from router.api.listing import Row, listed
 from router.api.page.timeline import Moment
+from router.api.shapes import DeviceShares
 from router.api.vram import vram_body
 from router.core.types import ModelName
 from router.core.views import InstanceView, ModelView, QueueView, Snapshot
@@ -50,7 +51,7 @@ class State(msgspec.Struct, frozen=True):
     version: str
     policy: str
     models_max: int
-    devices: list[dict[str, Any]]
+    devices: list[DeviceShares]
     notes: list[str]
     models: list[ShownModel]
 
