@@ -88,6 +88,12 @@ CREATE TABLE opinions (
     updated_at REAL NOT NULL
 ) STRICT;
 """,
+    """
+CREATE TABLE pins (
+    model  TEXT PRIMARY KEY,
+    pinned INTEGER NOT NULL
+) STRICT;
+""",
 )
 SCHEMA_VERSION: Final = len(_MIGRATIONS)
 
@@ -266,6 +272,19 @@ class Store:
     async def delete_download(self, job: str) -> None:
         """Forget a job; unknown is fine."""
         await self._write("DELETE FROM downloads WHERE id = ?", (job,))
+
+    # --- pins ----------------------------------------------------------------------------------------------
+
+    async def put_pin(self, model: str, pinned: bool | None) -> None:
+        """What an operator said of the model; None: nothing any more."""
+        if pinned is None:
+            await self._write("DELETE FROM pins WHERE model = ?", (model,))
+        else:
+            await self._write("INSERT OR REPLACE INTO pins VALUES (?, ?)", (model, int(pinned)))
+
+    async def pins(self) -> Mapping[str, bool]:
+        """By model."""
+        return {row[0]: bool(row[1]) for row in await self._read("SELECT model, pinned FROM pins")}
 
     # --- second opinions -----------------------------------------------------------------------------------
 

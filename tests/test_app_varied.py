@@ -1,13 +1,15 @@
-"""A load with other settings than the preset's, over the ends of routers: what was loaded so stays so, and
-what is loaded next is not."""
+"""What an operator said at run time, over the ends of routers: a load with other settings than the preset's,
+and pins."""
 
 from __future__ import annotations
 
 import asyncio
 import json
 import signal
+import sqlite3
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +98,24 @@ async def test_the_time_it_stays_is_that_of_the_load(router: Start):
         assert (await load(up))["instances"][0]["expires_in_seconds"] is None
 
 
+@pytest.mark.parametrize("way", ["restart", "kill"])
+async def test_a_pin_outlives_the_router(router: Start, way: str):
+    async with router('[models."other"]\npinned = true\n') as up:
+        await up.chat("tiny")
+        for path, model in (("/models/pin", "tiny"), ("/models/unpin", "other")):
+            async with up.client.post(path, json={"model": model}) as answer:
+                assert answer.status == 200
+        if way == "restart":
+            await up.restart()
+        else:
+            await _until_written(up)
+            up.send(signal.SIGKILL)
+            await up.until(up.has_ended, "it has ended")
+            await up.start_again()
+        pinned = {one["id"]: one["status"]["pinned"] for one in (await up.get("/models"))["data"]}
+        assert pinned == {"tiny": True, "other": False}
+
+
 async def test_who_reads_events_is_told_of_the_restart_and_comes_again(router: Start):
     async with router("[server]\nrestart_grace_seconds = 5\n") as up:
         async with aiohttp.ClientSession(up.url) as client, client.get("/models/sse") as answer:
@@ -117,3 +137,13 @@ async def _until(answer: aiohttp.ClientResponse, event: str) -> dict[str, Any]:
             if line.startswith(b"data: ") and (told := json.loads(line[6:]))["event"] == event:
                 return {**told, "id": id_}
     raise AssertionError(f"it ended without {event}")
+
+
+async def _until_written(up: RouterProcess) -> None:
+    """What was said is in the database: it is written beside the answer."""
+
+    def pins() -> int:
+        with closing(sqlite3.connect(f"file:{up.state / 'router.sqlite'}?mode=ro", uri=True)) as database:
+            return int(database.execute("SELECT count(*) FROM pins").fetchone()[0])
+
+    await up.until(lambda: pins() == 2, "the pins are written")

@@ -309,3 +309,15 @@ async def test_what_is_in_a_file_that_takes_nothing_at_the_start_is_known_all_th
             assert await another.processes() == (RECORD,)
             await another.delete_process(RECORD.instance)
             assert await another.processes() == ()
+
+
+async def test_pins_come_back_until_they_are_taken_back(path):
+    async with Store(path) as store:
+        await store.put_pin("a", True)
+        await store.put_pin("b", True)
+        await store.put_pin("b", False)
+        await store.put_pin("c", True)
+        await store.put_pin("c", None)
+        await store.put_pin("nobody", None)
+    async with Store(path) as store:
+        assert await store.pins() == {"a": True, "b": False}

@@ -178,8 +178,8 @@ async def unload_all(request: web.Request) -> web.Response:
 
 
 async def pin_model(request: web.Request) -> web.Response:
-    """From now on, loaded or not, it is neither evicted nor does it leave by itself: until it is unpinned, or
-    the router starts again."""
+    """From now on, loaded or not, it is neither evicted nor does it leave by itself: until it is unpinned,
+    also over restarts of the router."""
     wanted = await read_json(request, PinRequest)
     return _pin(request.app[CONTEXT], wanted.model, wanted.pinned)
 

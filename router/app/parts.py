@@ -27,11 +27,11 @@ from router.catalog import Catalog, hf_cache_dir
 from router.config import Config, MemoryConfig, SchedulerConfig, StatePaths
 from router.core.policy import make_policy
 from router.core.scheduler import Scheduler, Settings
-from router.core.types import Device, InstanceId, Model, ModelName
+from router.core.types import Device, InstanceId, Model, ModelName, Pinned
 from router.devices import Devices
 from router.downloads import Downloads
 from router.hosts.local import LocalHost
-from router.journal import Journal
+from router.journal import Entry, Journal
 from router.learning import Learning
 from router.pool import Pool
 from router.store import Store
@@ -235,6 +235,22 @@ async def _downloads(app: web.Application) -> AsyncIterator[None]:
 
 
 @asynccontextmanager
+async def _pins(app: web.Application) -> AsyncIterator[None]:
+    """What an operator said outlives the router, as the models do that it was said of."""
+    pool, store = app[CONTEXT].pool, app[STORE]
+    for model, pinned in (await store.pins()).items():
+        pool.pin(model, pinned)
+
+    def heard(entry: Entry) -> None:
+        if isinstance(entry.event, Pinned):
+            keep = store.put_pin(entry.event.model, entry.event.pinned)
+            app[BACKGROUND].spawn(keep, name=f"keep the pin of {entry.event.model}")
+
+    pool.journal.follow(heard)
+    yield
+
+
+@asynccontextmanager
 async def _events(app: web.Application) -> AsyncIterator[None]:
     task = app[BACKGROUND].spawn(app[CONTEXT].events.look(), name="events")
     yield
@@ -267,6 +283,7 @@ PARTS: Final = (
     _host,
     _background,
     _pool,
+    _pins,
     _reading,
     _second_opinions,
     _downloads,

@@ -12,8 +12,7 @@ from router.cli.complete import MODEL
 @client_options
 @click.argument("model", type=MODEL)
 def pin(url: str, api_key: str | None, as_json: bool, model: str) -> None:
-    """Keep MODEL: once loaded it is neither evicted nor does it leave by itself, until the router is started
-    again."""
+    """Keep MODEL: once loaded it is neither evicted nor does it leave by itself, until it is unpinned."""
     _tell(Client(url, api_key), "pin", model, as_json=as_json)
 
 
