@@ -7,15 +7,17 @@ import contextlib
 import shutil
 import signal
 import sqlite3
+import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import aiohttp
 import psutil
 import pytest
 
 from tests.make_gguf import make_llama
-from tests.router_process import RouterProcess, is_alive
+from tests.router_process import REPOSITORY, RouterProcess, is_alive
 from tests.test_app import Stream, binary, serve
 
 Start = Callable[..., RouterProcess]
@@ -96,6 +98,30 @@ async def test_a_state_folder_that_was_removed_as_a_whole_costs_no_model_its_ser
         assert await action(up, "tiny") in ("already_loaded", "loaded", "queued")
         assert await up.stop() == 0
         assert not up.children()
+
+
+# --- nobody reads ---
+
+
+async def test_a_log_that_nobody_reads_holds_up_no_request(router: Start):
+    """A pager, a terminal that was stopped with Ctrl-S, a journal that hangs."""
+    async with router() as up:
+        assert await action(up, "tiny") == "loaded"
+        assert await up.stop() == 0
+        with subprocess.Popen(
+            up.command(), cwd=REPOSITORY, env=up._env, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        ) as process:
+            try:
+                assert process.stdout is not None
+                address = (await asyncio.to_thread(process.stdout.readline)).decode().split()[4]
+                async with aiohttp.ClientSession(address, timeout=aiohttp.ClientTimeout(total=20)) as client:
+                    for _ in range(1500):  # more lines than a pipe holds
+                        async with client.get("/v1/models") as answer:
+                            assert answer.status == 200
+                process.terminate()
+                assert await asyncio.to_thread(process.wait) == 0
+            finally:
+                process.kill()
 
 
 # --- locks of others ---

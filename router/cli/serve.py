@@ -64,6 +64,7 @@ def serve(ctx: click.Context, /, config: Path | None, no_autoload: bool, **optio
     # Here and not above: the other commands must not wait for a web server to be imported.
     from router.app import run, taking_over
     from router.cli.first_model import find_models
+    from router.cli.log_lines import handler_for
     from router.config import Config, load_config
 
     overrides = _overrides(options, no_autoload, ctx.meta["child_args"])
@@ -71,7 +72,7 @@ def serve(ctx: click.Context, /, config: Path | None, no_autoload: bool, **optio
     def read_config() -> Config:
         return load_config(config, overrides)
 
-    handler = logging.StreamHandler(sys.stderr)
+    handler = handler_for(sys.stderr)
     handler.setFormatter(_Lines("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     logging.basicConfig(level=logging.INFO, handlers=[handler])
     with taking_over() as predecessor:

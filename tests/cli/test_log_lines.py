@@ -1,0 +1,79 @@
+"""A log that nobody reads: real pipes."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from router.cli.log_lines import Unhurried, handler_for
+
+
+@pytest.fixture
+def pipe() -> Iterator[tuple[int, int]]:
+    ends = os.pipe()
+    yield ends
+    for end in ends:
+        with contextlib.suppress(OSError):
+            os.close(end)
+
+
+def record(text: str) -> logging.LogRecord:
+    return logging.LogRecord("router", logging.INFO, "", 0, text, None, None)
+
+
+def read_until(end: int, wanted: bytes) -> bytes:
+    data, deadline = b"", time.monotonic() + 20
+    while wanted not in data and time.monotonic() < deadline:
+        data += os.read(end, 1 << 16)
+    return data
+
+
+def test_lines_come_in_their_order(pipe):
+    with open(pipe[1], "w", closefd=False) as stream:
+        handler = handler_for(stream)
+        for number in range(100):
+            handler.emit(record(f"line {number}"))
+        data = read_until(pipe[0], b"line 99\n")
+    assert data.decode().splitlines() == [f"line {number}" for number in range(100)]
+
+
+def test_a_reader_who_stands_still_holds_nobody_up_and_hears_how_much_he_missed(pipe):
+    with open(pipe[1], "w", closefd=False) as stream:
+        handler = Unhurried(stream, room=100)
+        begun = time.monotonic()
+        for _ in range(5000):  # of 100 bytes each: the pipe takes 64 KiB
+            handler.emit(record("x" * 99))
+        assert time.monotonic() - begun < 5
+        os.set_blocking(pipe[0], True)
+        read_until(pipe[0], b"x" * 99)
+        deadline, data = time.monotonic() + 20, b""
+        while b"lines of the log were lost" not in data and time.monotonic() < deadline:
+            handler.emit(record("more"))
+            data += os.read(pipe[0], 1 << 16)
+    assert b"lines of the log were lost: nobody read them in time" in data
+
+
+def test_the_end_waits_for_a_reader_but_not_for_one_who_is_gone(pipe):
+    with contextlib.suppress(BrokenPipeError), open(pipe[1], "w", closefd=False) as stream:
+        handler = Unhurried(stream)
+        handler.emit(record("last words"))
+        handler.flush()
+        assert os.read(pipe[0], 100) == b"last words\n"
+        os.close(pipe[0])
+        handler.emit(record("to nobody"))
+        begun = time.monotonic()
+        handler.flush()
+        assert time.monotonic() - begun < 5
+        handler.emit(record("and again"))
+
+
+def test_a_file_is_written_at_once(tmp_path: Path):
+    with (tmp_path / "log").open("w") as stream:
+        handler_for(stream).emit(record("here"))
+        assert (tmp_path / "log").read_text() == "here\n"
