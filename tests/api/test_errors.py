@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+import json
 from typing import Any, cast
 from urllib.parse import urlsplit
 
@@ -128,3 +129,20 @@ async def test_a_body_nested_too_deeply_is_refused_and_no_crash(api: Api):
     for path in ("/models/load", "/v1/completions", "/v1/streams/lookup"):
         answer = await api.post(path, data=b'{"conversation_ids":' + b"[" * 100_000)
         assert answer.status == 400
+
+
+async def test_a_body_that_does_not_come_is_408_in_the_words_of_its_path_and_ends_the_connection(api: Api):
+    await api.start(request_body_seconds=0.2)
+    where = urlsplit(api.url)
+    for path, shape in (("/v1/completions", "error"), ("/models/load", "error"), ("/v1/messages", "type")):
+        reader, writer = await asyncio.open_connection(where.hostname, where.port)
+        writer.write(f'POST {path} HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{{"model":'.encode())
+        head = await reader.readuntil(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 408 ")
+        assert b"Connection: close" in head
+        length = next(int(line.split(b":")[1]) for line in head.split(b"\r\n") if b"Content-Length" in line)
+        body = json.loads(await reader.readexactly(length))
+        assert shape in body
+        assert "9 bytes of the body came" in body["error"]["message"]
+        writer.close()
+    assert not api.pool.acquired
