@@ -41,6 +41,8 @@ _logger = logging.getLogger("router.hosts.local")
 _KILL_SECONDS: Final = 5.0
 _ADOPTED_LOG_MAX_BYTES: Final = 16 << 20
 _ADOPTION_PROBE_SECONDS: Final = 1.0
+#: One that was ready answers within milliseconds, and on a machine in trouble is worth a longer wait.
+_READY_PROBE_SECONDS: Final = 5.0
 
 
 @dataclass(slots=True, eq=False)
@@ -356,9 +358,8 @@ class LocalHost:
         self._children[record.instance] = child
         self._changes += 1
         self._own(child)
-        status = await get_status(
-            Path(record.socket), record.health_path, timeout_seconds=_ADOPTION_PROBE_SECONDS
-        )
+        patience = _READY_PROBE_SECONDS if record.is_ready else _ADOPTION_PROBE_SECONDS
+        status = await get_status(Path(record.socket), record.health_path, timeout_seconds=patience)
         occupant.is_ready = status == 200
         child.answered.set_result(child.address)
         return True

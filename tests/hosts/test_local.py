@@ -445,3 +445,13 @@ async def test_no_child_is_lost_when_the_host_is_cancelled_at_any_moment(open_ho
         await asyncio.wait({running})
         await eventually(lambda: not list(paths.runtime_dir.glob("*.sock")), "a socket is left")
         assert await store.processes() == ()
+
+
+async def test_a_child_that_was_ready_and_stands_still_for_a_moment_is_not_given_up(earlier, open_host):
+    """A machine that has just been woken, or is in need of memory."""
+    _, identity = earlier
+    os.kill(identity.pid, signal.SIGSTOP)
+    async with open_host() as host:
+        asyncio.get_running_loop().call_later(1.5, os.kill, identity.pid, signal.SIGCONT)
+        (record,) = await host.instances()
+        assert record.ready
