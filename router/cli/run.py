@@ -186,10 +186,25 @@ def _say(pieces: Generator[tuple[str, str], None, None]) -> None:
     click.echo()
 
 
-def _hint(text: str) -> None:
-    """What is waited for, on a line that changes; only for somebody who looks."""
-    if sys.stdout.isatty() and sys.stderr.isatty():
-        show_line(text)
+def _hint(comment: str) -> None:
+    """What is waited for, on a line that changes, for somebody who looks; "" clears it."""
+    if not (sys.stdout.isatty() and sys.stderr.isatty()):
+        return
+    try:
+        place = json.loads(comment.removeprefix("llama-router ")) if comment else {}
+    except ValueError:
+        return  # of somebody between us and the router
+    show_line(waiting_words(place))
+
+
+def waiting_words(place: Any) -> str:
+    """Where a request stands that waits for its model, as its stream tells; empty for nothing."""
+    if not isinstance(place, dict) or "model" not in place:
+        return ""
+    doing = (
+        "loads" if place.get("state") == "loading" else f"waits for {place.get('waits_for') or 'its turn'}"
+    )
+    return f"{place['model']} {doing} ({place.get('waited_seconds') or 0:.0f} s)"
 
 
 def _pieces(event: str) -> Iterator[tuple[str, str]]:

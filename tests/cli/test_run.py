@@ -12,7 +12,7 @@ from click.testing import CliRunner
 
 from router.cli import cli
 from router.cli.client import Client
-from router.cli.run import Chat, _say, _talk
+from router.cli.run import Chat, _say, _talk, waiting_words
 from tests.api.conftest import Api
 from tests.api.upstream import Connection, Received
 from tests.cli.conftest import Terminal
@@ -193,3 +193,11 @@ async def test_an_error_in_the_stream_is_told(api: Api):
     await api.start(script=broken)
     with pytest.raises(click.ClickException, match="it died"):
         await asyncio.to_thread(_say, Chat(Client(api.url), "tiny").ask("one"))
+
+
+def test_what_a_chat_waits_for_is_said_in_words():
+    place = {"model": "b", "state": "queued", "waited_seconds": 3.4, "waits_for": "a to become idle"}
+    assert waiting_words(place) == "b waits for a to become idle (3 s)"
+    assert waiting_words({**place, "waits_for": None}) == "b waits for its turn (3 s)"
+    assert waiting_words({**place, "state": "loading"}) == "b loads (3 s)"
+    assert waiting_words({}) == waiting_words(["what"]) == ""

@@ -92,6 +92,19 @@ async def test_a_chat_with_a_stopped_answer(tmp_path: Path) -> None:
         assert history.stat().st_mode & 0o777 == 0o600
 
 
+async def test_a_chat_tells_what_it_waits_for(tmp_path: Path) -> None:
+    config = (
+        "[scheduler]\nmodels_max = 1\n[server]\nstream_head_seconds = 0.1\nstream_heartbeat_seconds = 0.1\n"
+    )
+    async with running(tmp_path, ["a", "b"], config) as router:
+        stream = asyncio.get_running_loop().create_task(router.stream("a", tokens=400))
+        await router.until(lambda: any(one.leases for one in router.pool.snapshot().instances))
+        with terminal(router.url, tmp_path, "run", "b", "hello", "--max-tokens", "4") as chat:
+            await chat.until("b waits for ")
+            assert await chat.ended() == 0
+        assert (await stream).ended
+
+
 async def test_a_log_is_followed_until_ctrl_c(tmp_path: Path) -> None:
     async with running(tmp_path, ["a"]) as router:
         with terminal(router.url, tmp_path, "logs", "a") as logs:
