@@ -22,7 +22,7 @@ class Page:
 
     def __init__(self) -> None:
         # When each series began, as a further series: nobody looks at it, and it is a sixth of the page.
-        disable_created_metrics()
+        disable_created_metrics()  # type: ignore[no-untyped-call]
         self._registry: Final = CollectorRegistry()
         ProcessCollector(registry=self._registry)
         self.requests = RequestMetrics(self._registry)
