@@ -202,7 +202,7 @@ def run(requests: int, log_format: str = "text") -> list[str]:
             write_demo_model(model)
         setting = Setting(folder=folder, server=Path(binary).resolve(), models=models, models_max=2)
         router = Ours(setting)
-        router.access_log_format = log_format
+        router.log_format = f'access_log_format = "{log_format}"'
 
         def ask(model: str) -> None:
             body = {"model": model, "stream": True, "messages": [{"role": "user", "content": "hello"}]}
