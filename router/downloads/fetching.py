@@ -10,10 +10,11 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import os
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from time import monotonic
+from time import sleep
 from typing import Any, BinaryIO, Final, cast
 from urllib.parse import urlsplit
 
@@ -38,15 +39,15 @@ def fetch(wanted: Fetch, say: Callable[[Said], None]) -> Fetched:
     constants.DOWNLOAD_CHUNK_SIZE = CHUNK_BYTES  # the library's ten megabytes would be lost with a process
     repo = RepoFolder(Path(wanted.cache), wanted.repo)
     blobs: dict[str, Path] = {}
+    meter = _Meter(say)
     for file in wanted.files:
-        meter = _Meter(file.path, say)
         try:
             blobs[file.path] = _fetch_file(wanted, repo, file, meter)
         except Outside as error:
             raise HubProblem(Failed("outside", str(error))) from error
         except Exception as error:
             raise translated(error, wanted.repo, wanted.revision, file.path) from error
-        meter.tell(file.size)
+        meter.tell(file.path, file.size)
     try:
         for path, blob in blobs.items():
             _link(repo, repo.pointer(wanted.commit, path), blob)
@@ -59,20 +60,35 @@ def fetch(wanted: Fetch, say: Callable[[Said], None]) -> Fetched:
 
 
 class _Meter:
-    """Says how many bytes there are, now and then."""
+    """Says how many bytes there are, now and then: also the last ones before a pause; and while what is there
+    is read again it says the same again, as a sign of life."""
 
-    def __init__(self, path: str, say: Callable[[Said], None]) -> None:
-        self._path = path
+    def __init__(self, say: Callable[[Said], None]) -> None:
         self._say = say
-        self._told_at = 0.0
+        self._lock = threading.Lock()
+        self._now = Progress("", 0)
+        self._is_told = True
+        threading.Thread(target=self._tell_now_and_then, daemon=True).start()
 
-    def at(self, done: int) -> None:
-        if monotonic() - self._told_at >= PROGRESS_SECONDS:
-            self.tell(done)
+    def at(self, path: str, done: int) -> None:
+        with self._lock:
+            self._now, self._is_told = Progress(path, done), False
 
-    def tell(self, done: int) -> None:
-        self._told_at = monotonic()
-        self._say(Progress(self._path, done))
+    def tell(self, path: str, done: int) -> None:
+        """At once."""
+        self.at(path, done)
+        self._tell()
+
+    def _tell(self) -> None:
+        with self._lock:
+            if not self._is_told:
+                self._is_told = True
+                self._say(self._now)
+
+    def _tell_now_and_then(self) -> None:
+        while True:
+            sleep(PROGRESS_SECONDS)
+            self._tell()
 
 
 def _fetch_file(wanted: Fetch, repo: RepoFolder, file: RemoteFile, meter: _Meter) -> Path:
@@ -170,6 +186,7 @@ class _Partial:
 
     def __init__(self, fd: int, file: RemoteFile, meter: _Meter) -> None:
         self._fd = fd
+        self._path = file.path
         self._size = file.size
         self._content = _Content(file)
         self._hash = self._content.begin()
@@ -185,7 +202,7 @@ class _Partial:
         while chunk := os.pread(self._fd, CHUNK_BYTES, self._at):
             self._hash.update(chunk)
             self._at += len(chunk)
-            self._meter.at(there)  # nothing new, and yet a sign of life
+            self._meter.at(self._path, there)  # nothing new, and yet a sign of life
         self._synced = self._at
 
     def is_right(self) -> bool:
@@ -212,7 +229,7 @@ class _Partial:
             self._hash.update(left[:written])
             self._at += written
             left = left[written:]
-        self._meter.at(self._at)
+        self._meter.at(self._path, self._at)
         if self._at - self._synced >= SYNC_BYTES:
             os.fdatasync(self._fd)
             self._synced = self._at
@@ -272,7 +289,7 @@ def _by_the_library(wanted: Fetch, file: RemoteFile, meter: _Meter) -> Path:
 
         def update(self, n: float | None = 1) -> None:
             self._bytes += int(n or 0)
-            meter.at(min(self._bytes, file.size))
+            meter.at(file.path, min(self._bytes, file.size))
 
     return _target(
         Path(

@@ -23,9 +23,12 @@ def main() -> None:
     request = msgspec.json.decode(sys.stdin.buffer.readline(), type=Request)
     threading.Thread(target=_end_with_the_router, daemon=True).start()
 
+    speaking = threading.Lock()
+
     def say(what: Said) -> None:
-        said.write(msgspec.json.encode(what) + b"\n")
-        said.flush()
+        with speaking:
+            said.write(msgspec.json.encode(what) + b"\n")
+            said.flush()
 
     try:
         match request:

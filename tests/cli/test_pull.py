@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -91,3 +92,25 @@ def test_the_line_tells_share_pace_and_what_is_left():
     assert pull._progress(job(state="queued")) == "m: waits for other downloads"
     waiting = job(state="waiting", retry_at=0.0, error={"message": "the hub answers 503"})
     assert pull._progress(waiting) == "m: the hub answers 503; tried again in 0s"
+
+
+async def test_on_a_terminal_a_bar_tells_how_far_it_is(fetching, hub):
+    hub.add(REPO, {Q4: MODEL})
+    hub.faults.hold_after = 800_000
+    here, there = os.openpty()
+    command = [sys.executable, "-m", "router", "pull", REPO, "--url", fetching.url]
+    process = await asyncio.create_subprocess_exec(
+        *command, cwd=Path(__file__).parents[2], stdin=there, stdout=there, stderr=there
+    )
+    os.close(there)
+    os.set_blocking(here, False)
+    seen = b""
+    async with asyncio.timeout(30.0):
+        while process.returncode is None or b"ready to be used" not in seen:
+            with suppress(BlockingIOError, OSError):  # the other end closes it with an error
+                seen += os.read(here, 65536)
+            if b" 75 % of 1 MiB" in seen:
+                hub.faults.go.set()
+            await asyncio.sleep(0.01)
+    os.close(here)
+    assert process.returncode == 0 and b"\r\x1b[K" in seen
