@@ -232,6 +232,18 @@ def _device(books: Books, name: str) -> DeviceView:
 
 
 def _model(record: Record) -> ModelView:
+    """A catalog may have a thousand models of which a few were ever asked for: the others look the same each
+    time.
+    """
+    was_used = record.requests or record.evictions or record.failures or record.forecast.loads
+    if was_used or record.pin is not None or record.last_error is not None:
+        return _model_anew(record)
+    if record.unused is None or record.unused[0] is not record.model:
+        record.unused = record.model, _model_anew(record)
+    return record.unused[1]
+
+
+def _model_anew(record: Record) -> ModelView:
     return ModelView(
         name=record.model.name,
         load_seconds=record.forecast.load_seconds,

@@ -22,6 +22,7 @@ from router.core.types import (
     State,
     as_preset,
 )
+from router.core.views import ModelView
 from router.errors import RouterError
 
 
@@ -143,6 +144,7 @@ class Record:
     evicted_at: float | None = None
     evicted_for: ModelName | None = None
     vanished: bool = False
+    unused: tuple[Model, ModelView] | None = None  # how it looks as long as nobody has asked for it
 
     def waiters(self) -> Iterator[Waiter]:
         for line in self.lines.values():

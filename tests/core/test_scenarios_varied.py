@@ -9,6 +9,7 @@ from dataclasses import replace
 import pytest
 
 from router.core.types import Grant, Model, Pinned, Refuse, Release, Start, Stop
+from router.core.views import ModelView
 from router.errors import LoadedOtherwise, LoadFailed
 from tests.core.playbook import Table, model, on
 
@@ -357,3 +358,22 @@ def test_at_random_nobody_waits_for_ever_or_gets_what_was_not_asked_for() -> Non
         chance.settle()
         served, refused = served + chance.served, refused + chance.refused
     assert served > 1000 and refused > 1000, "both ways were gone"
+
+
+def test_how_a_model_looks_follows_what_happens_to_it() -> None:
+    table = Table(gpu=10, a=6, b=6)
+
+    def seen() -> ModelView:
+        return next(one for one in table.scheduler.snapshot(table.now).models if one.name == "a")
+
+    assert seen() is seen(), "nobody has asked for it"
+    table.tell(Pinned("a", True))
+    assert seen().pinned
+    table.tell(Pinned("a", None))
+    assert not seen().pinned
+    table.reloads(model("a", on(gpu=6), pinned=True), model("b", on(gpu=6)))
+    assert seen().pinned
+    table.asks("r1", "a")
+    assert seen().requests == 1
+    table.fails("a", "exit status 1")
+    assert (seen().failures, seen().error) == (1, "exit status 1")
