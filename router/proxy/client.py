@@ -19,6 +19,8 @@ _EARLY_HEAD: Final = (
     b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nCache-Control: no-cache\r\n"
     b"X-Accel-Buffering: no\r\n"
 )
+#: A client that leaves so much untaken is slow: nothing more is read for it until it has taken most of that.
+HELD_BYTES: Final = 16 << 10
 #: A closed connection says so with a reset, and not with what an end looks like.
 _RESET: Final = struct.pack("ii", 1, 0)
 
@@ -60,6 +62,7 @@ class Client:
         if request.transport is None:
             raise ConnectionResetError("the client has left")
         self._transport = request.transport
+        self._transport.set_write_buffer_limits(HELD_BYTES)
         self._protocol = request.protocol
         self._writer = request.writer
         self._account = account

@@ -12,7 +12,7 @@ from router.proxy.body import Body
 
 #: All connections read into one buffer: what was read is copied out before the next one reads. It bounds what
 #: a client that does not read makes us hold.
-_BUFFER: Final = memoryview(bytearray(1 << 16))
+_BUFFER: Final = memoryview(bytearray(1 << 15))
 #: How often a child that has more connections waiting than it allows is tried again.
 CONNECT_AGAIN_SECONDS: Final = 0.002
 #: A request up to this size is written with its head in one piece.

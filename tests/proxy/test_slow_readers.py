@@ -12,7 +12,7 @@ from tests.proxy.bench import DEADLINE, Bench, eventually
 
 READERS = 100
 #: What a client may have on its way in this process: up to the mark at which it counts as slow, and one read.
-HELD_BYTES = 64 * 1024 + 64 * 1024 + 1024
+HELD_BYTES = (16 << 10) + (32 << 10) + 1024
 
 
 async def test_what_slow_readers_leave_is_held_back_at_the_child_and_others_pass(bench: Bench):
