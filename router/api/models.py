@@ -94,7 +94,7 @@ class Done(Row, frozen=True, kw_only=True):
     success: bool = True
 
 
-class Unload(msgspec.Struct, frozen=True):
+class UnloadedAll(msgspec.Struct, frozen=True):
     """What was loaded, or about to be, and is gone now."""
 
     unloaded: list[ModelName]
@@ -174,7 +174,9 @@ async def unload_all(request: web.Request) -> web.Response:
     names = list(dict.fromkeys(one.model for one in context.pool.snapshot().instances))
     unloads = (context.pool.unload(one, force=wanted.force, deadline=wanted.deadline) for one in names)
     gone = await asyncio.gather(*unloads)
-    return json_response(Unload([name for name, was_there in zip(names, gone, strict=True) if was_there]))
+    return json_response(
+        UnloadedAll([name for name, was_there in zip(names, gone, strict=True) if was_there])
+    )
 
 
 async def pin_model(request: web.Request) -> web.Response:
@@ -296,7 +298,7 @@ ROUTES = (
         Access.ADMIN,
         summary="Unload every model",
         body=UnloadAllRequest,
-        answer=Unload,
+        answer=UnloadedAll,
     ),
     Route(
         "POST",
