@@ -20,7 +20,7 @@ from router.proxy.heads import request_head
 from router.proxy.idle import Idle
 from router.proxy.telling import error_event, rejection_event
 from router.proxy.upstream import HungUp, connect
-from router.proxy.waiting import Patience, Waiting
+from router.proxy.waiting import Patience, Pictures, Waiting
 from router.stall import Passage, Traffic
 
 log = logging.getLogger("router.proxy")
@@ -65,6 +65,7 @@ class Proxy:
     def __init__(self, pool: Pool, patience: Callable[[], Patience] = Patience) -> None:
         self._pool = pool
         self._patience = patience
+        self._pictures = Pictures(pool)
         self._idle = Idle()
         self.traffic = Traffic()
         self._failures = Failures(pool, self.traffic)
@@ -91,7 +92,7 @@ class Proxy:
         head = request_head(
             request.method, target or request.rel_url.raw_path_qs, request.raw_headers, held.size
         )
-        with Waiting(self._pool, self._patience(), client, ask, account) as waiting:
+        with Waiting(self._pictures, self._patience(), client, ask, account) as waiting:
             call = _Call(head, held, ask, account, client, waiting)
             try:
                 await self._answer(call)

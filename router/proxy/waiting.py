@@ -11,11 +11,12 @@ from typing import Final, Self
 import msgspec
 
 from router.core.types import State
+from router.core.views import Snapshot
 from router.pool import Pool
 from router.proxy.ask import Account, Ask, Dialect
 from router.proxy.client import Client
 
-#: One picture of the scheduler serves all who wait.
+#: What who waits is told may be so old.
 PICTURE_SECONDS: Final = 0.25
 
 
@@ -27,6 +28,22 @@ class Patience:
 
     head_seconds: float = 1.5
     beat_seconds: float = 5.0
+
+
+class Pictures:
+    """Of the scheduler, one for all who wait: hundreds may, and each picture is of everything."""
+
+    def __init__(self, pool: Pool) -> None:
+        self._pool = pool
+        self._latest: Snapshot | None = None
+        self._taken_at = 0.0
+
+    def latest(self) -> Snapshot:
+        """Not older than PICTURE_SECONDS."""
+        now = asyncio.get_running_loop().time()
+        if self._latest is None or now - self._taken_at > PICTURE_SECONDS:
+            self._latest, self._taken_at = self._pool.snapshot(), now
+        return self._latest
 
 
 class Place(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -43,8 +60,10 @@ class Place(msgspec.Struct, frozen=True, omit_defaults=True):
 class Waiting:
     """`with Waiting(...) as waiting` from the request's arrival on; `over()` once its model is there."""
 
-    def __init__(self, pool: Pool, patience: Patience, client: Client, ask: Ask, account: Account) -> None:
-        self._pool = pool
+    def __init__(
+        self, pictures: Pictures, patience: Patience, client: Client, ask: Ask, account: Account
+    ) -> None:
+        self._pictures = pictures
         self._patience = patience
         self._client = client
         self._ask = ask
@@ -86,7 +105,7 @@ class Waiting:
 
     def _place(self) -> Place:
         """Sets the account's seconds as far as they are known."""
-        now, model, picture = self._loop.time(), self._ask.model, self._pool.snapshot()
+        now, model, picture = self._loop.time(), self._ask.model, self._pictures.latest()
         waited = now - self._begun_at
         loading = next((i for i in picture.of_model(model) if i.state is State.STARTING), None)
         queue = next((queue for queue in picture.queues if queue.model == model), None)

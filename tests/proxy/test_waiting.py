@@ -7,7 +7,7 @@ import json
 
 import pytest
 
-from router.core.views import QueueView
+from router.core.views import QueueView, Snapshot
 from router.errors import LoadFailed, RouterError
 from router.proxy import Ask, Dialect, Patience
 from router.proxy.ask import ACCOUNT
@@ -175,3 +175,22 @@ async def test_who_is_ended_by_an_operator_is_told_so(waiting: Bench):
         task.cancel()
         last = (await answer.read()).rstrip(b"\n").split(b"\n\n")[-1]
     assert json.loads(last.removeprefix(b"data: "))["error"]["message"] == "an operator ended it"
+
+
+async def test_all_who_wait_share_one_picture_of_the_scheduler(waiting: Bench):
+    for _ in range(2):
+        await waiting.child(stream)
+    taken = 0
+    snapshot = waiting.pool.snapshot
+
+    def counted() -> Snapshot:
+        nonlocal taken
+        taken += 1
+        return snapshot()
+
+    waiting.pool.snapshot = counted  # type: ignore[method-assign]
+    readers = [(await waiting.raw())[0] for _ in range(20)]
+    async with asyncio.timeout(DEADLINE):
+        for reader in readers:
+            assert b"llama-router" in await reader.readuntil(b"\n\n\r\n")
+    assert taken < len(readers)
