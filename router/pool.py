@@ -270,8 +270,12 @@ class Pool:
         self, models: Mapping[ModelName, Model], devices: tuple[Device, ...] | None = None
     ) -> None:
         """Take new definitions: what did not change keeps serving."""
-        self._definitions = dict(models)
-        self.tell(Reloaded(models, devices))
+        former = self._definitions
+        # What is equal stays the same object: the journal keeps what each reload told, and a program that
+        # asks for one every minute would fill the memory with copies.
+        same = {name: former[name] if former.get(name) == model else model for name, model in models.items()}
+        self._definitions = former if same == former else same
+        self.tell(Reloaded(self._definitions, devices))
 
     # --- before and after this process ---
 

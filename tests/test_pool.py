@@ -13,7 +13,7 @@ import pytest
 from router.backends import Launch
 from router.core.policy import make_policy
 from router.core.scheduler import Scheduler, Settings
-from router.core.types import Cause, Exited, Model, Placement, State, Stop
+from router.core.types import Cause, Exited, Model, Placement, Reloaded, State, Stop
 from router.errors import LoadFailed, ModelNotFound, ModelUnusable, ShuttingDown, Unavailable
 from router.hosts import Address, InstanceRecord
 from router.journal import Journal
@@ -436,3 +436,14 @@ async def test_devices_are_looked_at_before_a_load_and_while_somebody_waits_for_
         assert not waiting.done()
         host.strangers = 0
         await waiting
+
+
+async def test_reloads_that_change_nothing_keep_no_copies_in_the_journal() -> None:
+    async with pool_of(FakeHost(), model("a", 8), model("b", 8)) as pool:
+        for _ in range(3):
+            await pool.reload({name: model(name, 8) for name in ("a", "b")})
+        await pool.reload({"a": model("a", 8), "b": model("b", 9)})
+        told = [entry.event.models for entry in pool.journal.entries() if isinstance(entry.event, Reloaded)]
+    assert told[0] is told[1] is told[2]
+    assert told[3]["a"] is told[0]["a"]
+    assert told[3]["b"] == model("b", 9)
