@@ -12,6 +12,7 @@ import socket
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -141,13 +142,17 @@ async def test_a_reload_without_files_is_none_and_loses_no_model_at_whichever_fi
             done = up.output.count("reloaded")
             only_so_many_files(up, more)
             up.send(signal.SIGHUP)
-            await up.until(lambda done=done: up.output.count("reloaded") > done, "it is reloaded, or not")
+            await up.until(partial(_has_more, up, "reloaded", done), "it is reloaded, or not")
             as_many_files_as_before(up)
             outcomes.append(up.output.rpartition("reloaded")[0].endswith("not "))
             assert await listed(up) == before
         assert outcomes[0] and not outcomes[-1], "at first there were too few, in the end enough"
         assert [child.pid for child in up.children()] == children
         assert (await up.chat("other"))[0] == 200
+
+
+def _has_more(up: RouterProcess, word: str, count: int) -> bool:
+    return up.output.count(word) > count
 
 
 async def listed(up: RouterProcess) -> dict[str, str]:
@@ -214,7 +219,9 @@ async def test_on_a_full_disk_models_are_loaded_and_served_and_the_router_ends_w
 
 @needs_mount
 async def test_a_restart_on_a_full_disk_keeps_the_models(start: Start):
-    async with start(OnItsOwnDisk) as up:
+    up = start(OnItsOwnDisk)
+    assert isinstance(up, OnItsOwnDisk)
+    async with up:
         up.fill()
         assert (await up.chat("tiny"))[0] == 200, up.output
         children = [child.pid for child in up.children()]

@@ -64,7 +64,7 @@ def test_models_of_a_folder_that_cannot_be_read_are_kept_as_they_were(disk, fail
     assert ids(now) == ["a", "b"]
     kept = now.keeping(before)
     assert kept.entries["d/e"] == before.entries["d/e"]
-    assert (ids(kept), kept.kept) == (["a", "b", "d/e"], {"d/e"})
+    assert (ids(kept), kept.kept) == (["a", "b", "d/e"], frozenset({"d/e"}))
     assert os.strerror(number) in kept.warnings[0]
     assert kept.warnings[-1] == "kept as they were, as they cannot be read now: d/e"
     assert kept.resolve("d/e") == before.entries["d/e"]
