@@ -144,6 +144,7 @@ class Downloads:
                 job = _changed(job, state="queued", done=done, retry_at=None, bytes_per_second=None)
                 log.info("%s goes on from %d of %d bytes", job.model, job.done_bytes, job.total_bytes)
             self._lives[job.id] = _Live(job)
+        await self._forget_the_oldest()
         self._begin_what_may()
         return self
 
@@ -509,6 +510,9 @@ class Downloads:
 
     async def _save(self, live: _Live) -> None:
         await self._shelf.put_download(live.job.id, msgspec.json.encode(live.job).decode())
+        await self._forget_the_oldest()
+
+    async def _forget_the_oldest(self) -> None:
         ended = [one for one in self._lives.values() if not one.job.is_active]
         for one in ended[:-ENDED_KEPT]:
             await self._forget(one)
