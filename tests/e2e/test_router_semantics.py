@@ -44,6 +44,17 @@ def waiting(router: Running) -> int:
     return sum(queue.waiting for queue in router.pool.snapshot().queues)
 
 
+async def until_it_speaks(router: Running) -> None:
+    """The one request in flight has had the first bytes of its answer."""
+    async with asyncio.timeout(DEADLINE_SECONDS):
+        while True:
+            async with router.session.get("/requests") as answer:
+                rows = (await answer.json())["data"]
+            if [row for row in rows if row["bytes"] > 0]:
+                return
+            await asyncio.sleep(0.01)
+
+
 @asynccontextmanager
 async def held(router: Running, model: str) -> AsyncIterator[asyncio.Task[Any]]:
     """A stream that keeps the model busy; it must end whole."""
@@ -128,7 +139,7 @@ async def test_an_unload_lets_a_stream_end_and_with_force_ends_it_with_an_error(
         async with held(router, "a"):
             assert (await post(router, "/models/unload", {"model": "a"}))[0] == 200
         stream = asyncio.create_task(router.stream("a", 4000))
-        await router.until(lambda: leases(router, "a"))
+        await until_it_speaks(router)
         assert (await post(router, "/models/unload", {"model": "a", "force": True}))[0] == 200
         cut = await stream
         assert not cut.ended, "it is told as cut"
