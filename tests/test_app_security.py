@@ -150,14 +150,18 @@ def test_no_command_goes_through_a_shell():
     found = []
     for path in Path(package.__file__).parent.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.Attribute | ast.Name):
-                name = node.attr if isinstance(node, ast.Attribute) else node.id
-                if name in shells:
-                    found.append(f"{path}:{node.lineno} {name}")
+            if isinstance(node, ast.Attribute) and node.attr in shells:
+                found.append(f"{path}:{node.lineno} {node.attr}")
+            if isinstance(node, ast.ImportFrom):
+                found += [f"{path}:{node.lineno} {one.name}" for one in node.names if one.name in shells]
             if isinstance(node, ast.keyword) and node.arg == "shell":
                 found.append(f"{path}:{node.value.lineno} shell=")
-            if isinstance(node, ast.Constant) and node.value in ("/bin/sh", "sh", "bash"):
-                found.append(f"{path}:{node.lineno} {node.value}")
+            # The name of one as the first word of a command, or given to something that is called.
+            words = node.elts if isinstance(node, ast.List | ast.Tuple) else []
+            words = node.args if isinstance(node, ast.Call) else words
+            for word in words[:1]:
+                if isinstance(word, ast.Constant) and word.value in ("/bin/sh", "sh", "bash"):
+                    found.append(f"{path}:{word.lineno} {word.value}")
     assert not found
 
 
