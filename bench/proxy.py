@@ -43,8 +43,8 @@ from tests.make_gguf import make_llama
 # ruff: noqa: T201 - a command
 
 SWAP: Final = "swap"
-#: At the very end: it takes long, as a thousand buffers of the kernel are to be filled, what was once taken for
-#: them would be seen in every later row of memory, and not everybody survives it.
+#: At the very end: it takes long, as a thousand buffers of the kernel are to be filled; what was once taken
+#: for them would be seen in every later row of memory; and not everybody survives it.
 LAST: Final = frozenset({"slow"})
 #: What two models weigh that are swapped: enough to be read, and to be seen by a poll.
 SWAP_MODEL_MIB: Final = 96
