@@ -44,13 +44,26 @@ class ExitWatch:
 
     def _poll(self) -> None:
         try:
-            has_exited = identify(self._pid) is None
+            has_exited = _has_exited(self._pid)
         except OSError:  # no file left to look with: it counts as alive until somebody can look
             has_exited = False
         if has_exited:
             self._timer = self._loop.call_later(0, self._exited)
         else:
             self._timer = self._loop.call_later(_POLL_SECONDS, self._poll)
+
+
+def _has_exited(pid: int) -> bool:
+    """Raises OSError where it cannot be told. /proc calls a child a zombie as soon as its first thread has
+    ended, while others still hold its memory: of our own children the kernel tells when all is over, and that
+    it may be reaped.
+    """
+    if hasattr(os, "waitid"):  # macOS has none
+        try:
+            return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+        except ChildProcessError:  # a child of an earlier router, or one that somebody has reaped
+            pass
+    return identify(pid) is None
 
 
 def _pidfd_open(pid: int) -> int | None:

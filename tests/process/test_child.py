@@ -530,6 +530,33 @@ async def test_without_pidfds_exits_are_noticed_by_looking(folder, monkeypatch):
             await crashing.ready(HEALTH)
 
 
+LEADER_LEAVES = """
+import ctypes, threading, time
+threading.Thread(target=time.sleep, args=(600,)).start()
+ctypes.CDLL(None).syscall({exit}, 0)  # of this thread alone
+"""
+
+
+@pytest.mark.skipif(os.uname().machine not in ("x86_64", "aarch64"), reason="the number of a system call")
+async def test_without_pidfds_a_child_of_which_a_thread_lives_on_is_no_zombie_and_none_is_left(
+    folder, monkeypatch
+):
+    """Large children take their time to go: by /proc they are zombies meanwhile, and cannot be reaped yet."""
+    monkeypatch.delattr(os, "pidfd_open")
+    script = LEADER_LEAVES.format(exit=60 if os.uname().machine == "x86_64" else 93)
+    plain = dataclasses.replace(command(folder), argv=(sys.executable, "-S", "-c", script))
+    async with owning_tasks() as tasks:
+        process = await Process.spawn("child", plain, tasks)
+        async with asyncio.timeout(20):
+            while identify(process.pid) is not None:
+                await asyncio.sleep(0.01)
+        await asyncio.sleep(0.2)
+        assert not process.ended
+        await process.stop(grace_seconds=0)
+        with pytest.raises(ChildProcessError):
+            os.waitpid(process.pid, os.WNOHANG)
+
+
 # --- the kernel's own hand --------------------------------------------------------------------------------
 
 
