@@ -92,13 +92,11 @@ class Contestant:
     def stop(self) -> None:
         if self.process is None:
             return
-        behind = (
-            psutil.Process(self.process.pid).children(recursive=True) if self.process.poll() is None else []
-        )
         end(self.process)
-        for one in behind:
-            with contextlib.suppress(psutil.Error):
-                one.kill()
+        for one in psutil.process_iter(["cmdline"]):  # also those of a router that has died
+            if any(f"{self.folder}/" in argument for argument in one.info["cmdline"] or ()):
+                with contextlib.suppress(psutil.Error):
+                    one.kill()
 
     def pids(self) -> tuple[int, ...]:
         assert self.process is not None, "it runs"
