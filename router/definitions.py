@@ -114,7 +114,7 @@ class Definitions:
         """
         own = self.by_name[name]
         if own.model.error is not None:
-            raise own.model.error
+            raise own.model.error.anew()
         preset = overridden(own.entry.preset, overrides)
         if preset == own.entry.preset:
             return own

@@ -30,7 +30,7 @@ The type names follow llama.cpp and OpenAI, so that their clients' handling work
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import ClassVar, Self
 
 
 class RouterError(Exception):
@@ -53,6 +53,16 @@ class RouterError(Exception):
         self.message = message
         self.retry_after_seconds = retry_after_seconds
         self.details: Mapping[str, object] = details or {}
+
+    def anew(self) -> Self:
+        """The same to be raised: what is kept, in the books or in the journal, never is.
+
+        An exception that is raised holds every frame that it passed, with the request and its body; and one
+        that is raised again and again holds those of each time.
+        """
+        made = type(self).__new__(type(self), *self.args)
+        made.__dict__.update(self.__dict__)
+        return made
 
     def __eq__(self, other: object) -> bool:
         # Commands carry errors; a replayed history must compare equal to the first one.

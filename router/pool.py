@@ -417,7 +417,7 @@ class Pool:
             case Refuse(lease, error):
                 future = self._futures[lease]
                 if not future.done():
-                    future.set_exception(error)
+                    future.set_exception(error.anew())
 
     def _rearm(self) -> None:
         if self._timer is not None:
@@ -447,11 +447,11 @@ class Pool:
                 ended = await host.wait(instance)
                 event = Exited(instance, _death(child, ended), out_of_memory=_ran_out(child, ended))
         except HostFull as full:
-            event = Exited(instance, full, no_room=True)
+            event = Exited(instance, full.anew(), no_room=True)
         except RouterError as error:
             wanted_more = bool(error.details.get("out_of_memory"))
             told = _with_numbers(error, child.start.placement) if wanted_more else error
-            event = Exited(instance, told, out_of_memory=wanted_more)
+            event = Exited(instance, told.anew(), out_of_memory=wanted_more)
         except asyncio.CancelledError:
             if not child.stop_wanted:
                 raise
@@ -581,7 +581,9 @@ class Pool:
         grant, child = granted.grant, granted.child
         assert child.address is not None, f"{grant.instance} was granted before it was ready"
         if child.ended.is_set():
-            raise child.error or LoadFailed(f"{model} ended in the moment in which it was ready")
+            if child.error is not None:
+                raise child.error.anew()
+            raise LoadFailed(f"{model} ended in the moment in which it was ready")
         waited = grant.action != "already_loaded"
         queue = max(0.0, child.started_at - begun) if waited else 0.0
         return Lease(

@@ -13,8 +13,8 @@ import pytest
 from router.backends import Launch
 from router.core.policy import make_policy
 from router.core.scheduler import Scheduler, Settings
-from router.core.types import Cause, Exited, Model, Placement, Reloaded, State, Stop
-from router.errors import LoadFailed, ModelNotFound, ModelUnusable, ShuttingDown, Unavailable
+from router.core.types import Cause, Exited, Model, Placement, Refuse, Reloaded, State, Stop
+from router.errors import LoadFailed, ModelNotFound, ModelUnusable, RouterError, ShuttingDown, Unavailable
 from router.hosts import Address, InstanceRecord
 from router.journal import Journal
 from router.pool import HandedOver, Pool
@@ -238,6 +238,26 @@ async def test_an_unknown_model_is_refused_and_leaves_nothing() -> None:
         with pytest.raises(ModelNotFound):
             pool.explain("alhpa")
         assert not pool.snapshot().queues
+
+
+async def test_what_is_kept_of_a_refusal_holds_nothing_of_those_who_were_refused() -> None:
+    """An exception that was raised holds all frames that it passed: requests, with their bodies."""
+    broken = model("broken", 1, error=ModelUnusable("broken cannot be loaded"))
+    failing = model("failing", 1)
+    host = FakeHost()
+    host.fail_next = [LoadFailed("it does not come up")]
+    async with pool_of(host, broken, failing) as pool:
+        for name in ("broken", "failing", "broken", "nothing"):
+            with pytest.raises(RouterError) as refused:
+                async with pool.lease(name):
+                    pytest.fail("it cannot be had")
+            assert refused.value.__traceback__ is not None
+        kept = [c.error for e in pool.journal.entries() for c in e.commands if isinstance(c, Refuse)]
+        kept += [
+            e.event.error for e in pool.journal.entries() if isinstance(e.event, Exited) and e.event.error
+        ]
+        assert len(kept) == 5 and broken.error in kept
+        assert [error for error in kept if error.__traceback__ is not None or error.__context__] == []
 
 
 async def test_a_model_that_cannot_be_started_is_refused_before_anyone_is_evicted() -> None:
