@@ -63,7 +63,7 @@ async def test_ctrl_c_stops_the_download_and_the_same_command_goes_on(fetching, 
     )
     async with asyncio.timeout(30.0):
         await hub.faults.holding.wait()
-        while not list(tmp_path.rglob("*.incomplete")):
+        while not any(part.stat().st_size for part in tmp_path.rglob("*.incomplete")):
             await asyncio.sleep(0.01)
         process.send_signal(signal.SIGINT)
         assert await process.wait() == 130
