@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shlex
 import shutil
 import signal
 import socket
@@ -377,7 +378,7 @@ def upstream_program(folder: Path) -> Path:
     """`bench/proxy_upstream.py` as an executable that starts without the environment of this one."""
     program = folder / "upstream"
     source = Path(__file__).with_name("proxy_upstream.py")
-    program.write_text(f'#!/bin/sh\nexec {sys.executable} -P {source} "$@"\n')
+    program.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -P {shlex.quote(str(source))} "$@"\n')
     program.chmod(program.stat().st_mode | stat.S_IXUSR)
     return program
 

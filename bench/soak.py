@@ -29,6 +29,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from shlex import quote
 from typing import Any, Final
 
 import aiohttp
@@ -355,9 +356,9 @@ def _binary(folder: Path, real: Path | None) -> Path:
     inner.mkdir()
     fake = make_fake_binary(inner)
     binary = folder / "llama-server"
-    otherwise = f'exec {real or fake} "$@"'
+    otherwise = f'exec {quote(str(real or fake))} "$@"'
     lists = '[ "$1" = --list-devices ] && exec echo Available devices:'
-    fakes = f'case "$*" in *"--alias fake-"*|*"--alias broken"*) exec {fake} "$@";; esac'
+    fakes = f'case "$*" in *"--alias fake-"*|*"--alias broken"*) exec {quote(str(fake))} "$@";; esac'
     binary.write_text(f"#!/bin/sh\n{lists}\n{fakes}\n{otherwise}\n")
     binary.chmod(0o755)
     return binary

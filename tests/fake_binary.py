@@ -6,6 +6,8 @@ import sys
 from pathlib import Path
 
 FAKE = Path(__file__).with_name("fake_llama_server.py")
+#: Not that of the virtual environment: a first line takes no path with a blank, where the checkout may well be.
+INTERPRETER = Path(sys.executable).resolve()
 
 
 def make_fake_binary(folder: Path) -> Path:
@@ -15,6 +17,6 @@ def make_fake_binary(folder: Path) -> Path:
     binary = folder / "llama-server"
     names = {"__name__": "__main__", "__file__": str(FAKE)}
     run = f"exec(compile(open({str(FAKE)!r}).read(), {str(FAKE)!r}, 'exec'), {names!r})"
-    binary.write_text(f"#!{sys.executable} -SE\n{run}\n")
+    binary.write_text(f"#!{INTERPRETER} -SE\n{run}\n")
     binary.chmod(0o755)
     return binary

@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import shlex
 import signal
 import socket
 import subprocess
@@ -60,7 +61,7 @@ def binary(folder: Path) -> Path:
     inner.mkdir(exist_ok=True)
     outer = folder / "llama-server"
     lists = '[ "$1" = --list-devices ] && exec echo Available devices:'
-    outer.write_text(f'#!/bin/sh\n{lists}\nexec {make_fake_binary(inner)} "$@"\n')
+    outer.write_text(f'#!/bin/sh\n{lists}\nexec {shlex.quote(str(make_fake_binary(inner)))} "$@"\n')
     outer.chmod(0o755)
     return outer
 

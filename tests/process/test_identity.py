@@ -8,6 +8,7 @@ import pytest
 
 from router.process import argv_hash, find_marked, identify, is_alive
 from router.process.identity import MARKER, progress
+from tests.fake_binary import INTERPRETER
 from tests.process.traces import wait_until
 from tests.scarcity import few_descriptors
 
@@ -44,7 +45,7 @@ def test_processes_of_one_pid_differ_by_their_start(sleeper):
 
 def test_a_name_with_brackets_and_blanks_does_not_confuse_the_fields(tmp_path):
     script = tmp_path / "a) S 1 (b"
-    script.write_text(f"#!{sys.executable} -SE\nprint(flush=True); import time; time.sleep(1000)\n")
+    script.write_text(f"#!{INTERPRETER} -SE\nprint(flush=True); import time; time.sleep(1000)\n")
     script.chmod(0o755)
     process = subprocess.Popen([script], stdout=subprocess.PIPE)
     try:
