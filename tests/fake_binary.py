@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 FAKE = Path(__file__).with_name("fake_llama_server.py")
-#: Not that of the virtual environment: a first line takes no path with a blank, where the checkout may well be.
+#: Not that of the virtual environment: a first line takes no path with a blank, as the checkout may have.
 INTERPRETER = Path(sys.executable).resolve()
 
 
