@@ -16,6 +16,12 @@ S = TypeVar("S", bound=msgspec.Struct)
 _UNKNOWN_FIELD = re.compile(r"Object contains unknown field `([^`]*)`")
 
 
+def event_stream() -> web.StreamResponse:
+    """The head of server-sent events, for whoever writes them; an nginx in front is not to collect them."""
+    headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+    return web.StreamResponse(headers={"Content-Type": "text/event-stream; charset=utf-8", **headers})
+
+
 def json_response(value: object, *, status: int = 200) -> web.Response:
     return web.Response(body=msgspec.json.encode(value), status=status, content_type="application/json")
 

@@ -11,7 +11,7 @@ from typing import Final
 
 from aiohttp import web
 
-from router.api.answer import json_response
+from router.api.answer import event_stream, json_response
 from router.api.context import CONTEXT
 from router.api.route import Query, Route
 from router.errors import Unavailable
@@ -35,13 +35,7 @@ async def stream_events(request: web.Request) -> web.StreamResponse:
     readers, me = request.app[READERS], object()
     if len(readers) >= READERS_MAX:
         raise Unavailable(f"{READERS_MAX} clients read events already", retry_after_seconds=5.0)
-    response = web.StreamResponse(
-        headers={
-            "Content-Type": "text/event-stream; charset=utf-8",
-            "Cache-Control": "no-cache",
-            "X-Accel-Buffering": "no",
-        }
-    )
+    response = event_stream()
     await response.prepare(request)
     if request.method == "HEAD":
         return response

@@ -14,7 +14,7 @@ from typing import Any, Final
 import msgspec
 from aiohttp import web
 
-from router.api.answer import json_response
+from router.api.answer import event_stream, json_response
 from router.api.context import CONTEXT
 from router.api.downloads import Download
 from router.api.page.history import EVERY_SECONDS, History, Point
@@ -70,13 +70,7 @@ async def stream_status(request: web.Request) -> web.StreamResponse:
 
 
 async def _stream(request: web.Request) -> web.StreamResponse:
-    response = web.StreamResponse(
-        headers={
-            "Content-Type": "text/event-stream; charset=utf-8",
-            "Cache-Control": "no-cache",
-            "X-Accel-Buffering": "no",
-        }
-    )
+    response = event_stream()
     await response.prepare(request)
     if request.method == "HEAD":
         return response
