@@ -171,7 +171,8 @@ class Pool:
         self._grace = stop_grace_seconds
         self._children: dict[InstanceId, _Child] = {}
         self._newest: dict[ModelName, InstanceId] = {}
-        self._futures: dict[str, asyncio.Future[_Granted]] = {}
+        self._futures: dict[str, asyncio.Future[_Granted]] = {}  # of those who wait
+        self._granted: dict[str, _Granted] = {}  # every lease from its grant to its end
         self._lease_ids = itertools.count(1)
         self._tasks: set[asyncio.Task[None]] = set()
         self._timer: asyncio.TimerHandle | None = None
@@ -237,7 +238,27 @@ class Pool:
             del self._futures[name]
             self._end_lease(name)
 
+    def take(
+        self, model: ModelName, *, keep_alive: float | None = None, size: float | None = None
+    ) -> Lease | None:
+        """A lease at once, where the model is ready and takes requests; else None, and nothing is told: ask
+        with `lease`. Whoever takes one must `give_back` it, whatever happens.
+        """
+        if self._closing or self._on_lease_end is not None or not self._scheduler.has_open(model):
+            return None
+        name = f"r{next(self._lease_ids)}"
+        self.tell(Acquire(name, model, None, keep_alive, size))
+        granted = self._granted[name]
+        address = granted.child.address
+        assert address is not None, f"{granted.grant.instance} was granted before it was ready"
+        return Lease(name, model, granted.grant.instance, address, granted.grant.action, 0.0, 0.0)
+
+    def give_back(self, lease: Lease) -> None:
+        """The end of a lease that was taken; once."""
+        self._end_lease(lease.id)
+
     def _end_lease(self, lease: str) -> None:
+        self._granted.pop(lease, None)
         self.tell(Release(lease))
         if self._on_lease_end is not None:
             self._on_lease_end(lease)
@@ -324,11 +345,7 @@ class Pool:
         await asyncio.gather(*(child.ended.wait() for child in loading))
         if self._learner is not None:
             await self._learner.hand_over()
-        held = dict(self._earlier)
-        for name, future in self._futures.items():
-            if not future.cancelled() and future.exception() is None:
-                held[name] = future.result().grant.instance
-        return held
+        return self._earlier | {name: one.grant.instance for name, one in self._granted.items()}
 
     # --- for those who look ---
 
@@ -410,10 +427,11 @@ class Pool:
             case Stop(instance):
                 self._begin_stop(self._children[instance])
             case Grant(lease, instance):
-                future = self._futures[lease]
-                if not future.done():
-                    # With its child: by the time the waiter runs, that may be dead and forgotten.
-                    future.set_result(_Granted(command, self._children[instance]))
+                # With its child: by the time the waiter runs, that may be dead and forgotten.
+                granted = self._granted[lease] = _Granted(command, self._children[instance])
+                future = self._futures.get(lease)  # none of a lease that was taken
+                if future is not None and not future.done():
+                    future.set_result(granted)
             case Refuse(lease, error):
                 future = self._futures[lease]
                 if not future.done():

@@ -13,7 +13,19 @@ import pytest
 from router.backends import Launch
 from router.core.policy import make_policy
 from router.core.scheduler import Scheduler, Settings
-from router.core.types import Cause, Exited, Model, Placement, Refuse, Reloaded, State, Stop
+from router.core.types import (
+    Acquire,
+    Cause,
+    Exited,
+    Grant,
+    Model,
+    Placement,
+    Refuse,
+    Release,
+    Reloaded,
+    State,
+    Stop,
+)
 from router.errors import LoadFailed, ModelNotFound, ModelUnusable, RouterError, ShuttingDown, Unavailable
 from router.hosts import Address, InstanceRecord
 from router.journal import Journal
@@ -120,6 +132,77 @@ async def test_a_waiter_cancelled_in_the_turn_of_its_grant_leaves_no_lease() -> 
         waiting.cancel()
         await asyncio.gather(waiting, return_exceptions=True)
         assert pool.snapshot().instances[0].leases == ()
+
+
+async def test_a_lease_of_a_ready_model_is_taken_at_once_and_noted_as_any_other() -> None:
+    host = FakeHost()
+    async with pool_of(host, model("a", 8)) as pool:
+        async with pool.lease("a") as loaded:
+            taken = pool.take("a", keep_alive=30.0, size=5.0)
+            assert taken is not None
+            assert taken == dataclasses.replace(
+                loaded, id=taken.id, action="already_loaded", queue_seconds=0.0, load_seconds=0.0
+            )
+            assert pool.snapshot().instances[0].leases == (loaded.id, taken.id)
+            *_, last = pool.journal.entries()
+            assert last.event == Acquire(taken.id, "a", None, 30.0, 5.0)
+            assert last.commands == (Grant(taken.id, "a#1", "already_loaded"),)
+        pool.give_back(taken)
+        assert pool.snapshot().instances[0].leases == ()
+        assert pool.journal.entries()[-1].event == Release(taken.id)
+
+
+async def test_nothing_is_taken_and_nothing_told_of_what_would_have_to_wait() -> None:
+    host = FakeHost(auto_ready=False)
+    broken = model("broken", 1, error=ModelUnusable("its file is damaged"))
+    async with pool_of(host, model("a", 8), broken) as pool:
+
+        def told() -> int:
+            return len([one for one in pool.journal.entries() if isinstance(one.event, Acquire)])
+
+        assert [pool.take(name) for name in ("a", "broken", "nobody")] == [None, None, None]
+        assert told() == 0
+        waiting = asyncio.ensure_future(pool.load("a"))
+        await until(lambda: "a#1" in host.children)
+        assert pool.take("a") is None
+        host.finish_load("a#1")
+        await waiting
+        async with pool.lease("a"):
+            leaving = asyncio.ensure_future(pool.unload("a"))
+            await until(lambda: pool.snapshot().instances[0].state is State.DRAINING)
+            assert pool.take("a") is None
+        await leaving
+        assert told() == 2
+
+
+async def test_a_lease_that_was_taken_outlives_its_child_and_the_pool() -> None:
+    host = FakeHost()
+    async with pool_of(host, model("a", 8)) as pool:
+        await pool.load("a")
+        first = pool.take("a")
+        assert first is not None
+        host.crash("a#1")
+        await until(lambda: exits(pool, "a#1"))
+        assert pool.take("a") is None
+        pool.give_back(first)
+        await pool.load("a")
+        second = pool.take("a")
+        assert second is not None and second.instance == "a#2"
+    assert pool.take("a") is None
+    pool.give_back(second)
+
+
+async def test_a_lease_that_was_taken_is_handed_over_until_it_is_given_back() -> None:
+    host, ended = FakeHost(), list[str]()
+    async with pool_of(host, model("a", 8)) as pool:
+        await pool.load("a")
+        over, held = pool.take("a"), pool.take("a")
+        assert over is not None and held is not None
+        pool.give_back(over)
+        assert await pool.hand_over(ended.append) == {held.id: "a#1"}
+        assert pool.take("a") is None
+        pool.give_back(held)
+    assert ended == [held.id]
 
 
 async def test_a_load_that_fails_answers_all_who_waited_with_its_last_words_and_backs_off() -> None:

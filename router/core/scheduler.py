@@ -128,6 +128,13 @@ class Scheduler:
         self._bring_up_to_date(now)
         return self._commands
 
+    def has_open(self, model: ModelName) -> bool:
+        """Whether an Acquire of the model, as it is defined, would be granted in the same step."""
+        record = self._books.records.get(model)
+        if record is None or record.vanished or record.model.error is not None:
+            return False
+        return record.open_instance() is not None
+
     def next_deadline(self) -> float | None:
         """When `Tick` is due at the latest, or None. The shell re-arms one timer after every `handle`."""
         while self._deadlines and not isinstance(self._books.leases.get(self._deadlines[0][2]), Waiter):

@@ -109,6 +109,25 @@ class FakePool:
             instance.leases.remove(lease.id)
             self.released.append(lease.id)
 
+    def take(
+        self, model: str, *, keep_alive: float | None = None, size: float | None = None
+    ) -> Lease | None:
+        instance = next((one for one in self.instances.values() if one.model == model), None)
+        if instance is None or instance.state is not State.READY or any(self.refusals[:1]):
+            return None
+        del self.refusals[:1]
+        self.acquired.append(Acquired(model, None, keep_alive, size))
+        address = Address(instance.socket)
+        lease = Lease(f"r{next(self._ids)}", model, instance.id, address, "already_loaded", 0.0, 0.0)
+        instance.leases.append(lease.id)
+        self.granted.append(lease)
+        return lease
+
+    def give_back(self, lease: Lease) -> None:
+        if (instance := self.instances.get(lease.instance)) is not None:
+            instance.leases.remove(lease.id)
+        self.released.append(lease.id)
+
     async def load(
         self, model: str, *, instead: Model | None = None, keep_alive: float | None = None
     ) -> None:
