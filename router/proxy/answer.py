@@ -4,6 +4,7 @@ back while the client does not take it."""
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Final
 
 from router.proxy.ask import Account
@@ -23,11 +24,24 @@ REJECTION_BYTES: Final = 64 << 10
 
 
 class Answer:
-    """Hears what its `upstream` says; `over` is done when nothing more will come: `error` says why, if that
-    was not its end.
+    """Hears what its `upstream` says, and calls `over` once when nothing more will come: `error` says why, if
+    that was not its end.
     """
 
-    def __init__(self, upstream: Upstream, client: Client, account: Account, passage: Passage) -> None:
+    __slots__ = (
+        "_account", "_begun_at", "_chunks", "_client", "_ends", "_flow", "_framing", "_is_held",
+        "_is_settled", "_last", "_loop", "_over", "_passage", "_unread", "_upstream", "can_reuse", "error",
+        "has_heard", "head", "rejection",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        upstream: Upstream,
+        client: Client,
+        account: Account,
+        passage: Passage,
+        over: Callable[[], object],
+    ) -> None:
         self._loop = asyncio.get_running_loop()
         self._upstream = upstream
         self._client = client
@@ -38,12 +52,12 @@ class Answer:
         self._unread = b""
         self._framing: Framing | None = None
         self._chunks: Chunked | None = None  # the framing, where chunks can pass as they are
-        self._draining: asyncio.Task[None] | None = None
+        self._is_held = False
+        self._over = over
         self._ends = Ends()
         self._last = b""
         self.head: Head | None = None
         self.rejection: bytearray | None = None
-        self.over: asyncio.Future[None] = self._loop.create_future()
         self.error: Exception | None = None
         self.can_reuse = False
         self.has_heard = False
@@ -57,8 +71,9 @@ class Answer:
     def end(self) -> None:
         """Nobody waits for it any more."""
         self._is_settled = True
-        if self._draining is not None:
-            self._draining.cancel()
+        if self._is_held:
+            self._is_held = False
+            self._client.no_matter_when()
 
     # --- told by the upstream ---
 
@@ -184,23 +199,21 @@ class Answer:
         self._settle()
 
     def _settle(self) -> None:
-        self._is_settled = True
-        if not self.over.done():  # it is cancelled together with who awaits it
-            self.over.set_result(None)
+        if not self._is_settled:  # it is settled already where nobody waits for it any more
+            self._is_settled = True
+            self._over()
 
     # --- a client that does not take it ---
 
     def _hold(self) -> None:
-        if self._draining is None:
+        if not self._is_held:
+            self._is_held = True
             self._upstream.pause()
             self._passage.moved(0)
-            self._draining = self._loop.create_task(self._client.drain(), name="drain")
-            self._draining.add_done_callback(self._go_on)
+            self._client.when_taken(self._go_on)
 
-    def _go_on(self, drained: asyncio.Task[None]) -> None:
-        self._draining = None
-        if drained.cancelled() or drained.exception() is not None:
-            return  # the client has left: whoever handles its request is told
+    def _go_on(self) -> None:
+        self._is_held = False
         self._passage.taken()
         if not self._is_settled:
             self._upstream.resume()

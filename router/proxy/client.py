@@ -1,12 +1,14 @@
-"""The connection that an answer goes to: written to directly, behind the back of aiohttp's server, which
-reads the requests, keeps their order and says when the client has left."""
+"""The connection that an answer goes to: written to directly, also behind the back of aiohttp's server where
+that has read the request, keeps the order and says when the client has left."""
 
 from __future__ import annotations
 
+import asyncio
 import socket
 import struct
+from collections.abc import Callable
 from enum import Enum
-from typing import Final
+from typing import Final, Protocol
 
 from aiohttp import HttpVersion11, web
 
@@ -21,6 +23,9 @@ _EARLY_HEAD: Final = (
 )
 #: A client that leaves so much untaken is slow: nothing more is read for it until it has taken most of that.
 HELD_BYTES: Final = 16 << 10
+#: What is added to most answers: their model was ready.
+_WARM: Final = b"X-Router-Action: already_loaded\r\nX-Router-Queue-Ms: 0\r\nX-Router-Load-Ms: 0\r\n\r\n"
+_WARM_CHUNKS: Final = b"Transfer-Encoding: chunked\r\n" + _WARM
 #: A closed connection says so with a reset, and not with what an end looks like.
 _RESET: Final = struct.pack("ii", 1, 0)
 
@@ -55,22 +60,42 @@ class _Mode(Enum):
     UNTIL_CLOSED = "until closed"
 
 
-class Client:
-    """One request's side of the answer. `more_head` are header lines of ours for every answer to it."""
+class Connected(Protocol):
+    """Who is told by the transport how it fares."""
 
-    def __init__(self, request: web.Request, account: Account, more_head: bytes = b"") -> None:
-        if request.transport is None:
-            raise ConnectionResetError("the client has left")
-        self._transport = request.transport
-        self._transport.set_write_buffer_limits(HELD_BYTES)
-        self._protocol = request.protocol
-        self._writer = request.writer
+    @property
+    def writing_paused(self) -> bool: ...
+
+
+class Client:
+    """One request's side of the answer. `more_head` are header lines of ours for every answer to it, `is_new`
+    that it speaks HTTP/1.1.
+    """
+
+    __slots__ = (
+        "_account", "_is_new", "_mode", "_more_head", "_protocol", "_transport", "has_begun", "is_early",
+        "is_head_request", "keeps_alive", "status",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        transport: asyncio.Transport,
+        protocol: Connected,
+        account: Account,
+        more_head: bytes = b"",
+        *,
+        keeps_alive: bool = True,
+        is_new: bool = True,
+        is_head_request: bool = False,
+    ) -> None:
+        self._transport = transport
+        self._protocol = protocol
         self._account = account
         self._more_head = more_head
-        self._is_new = request.version >= HttpVersion11
+        self._is_new = is_new
         self._mode = _Mode.AS_IT_IS
-        self.is_head_request = request.method == "HEAD"
-        self.keeps_alive = request.keep_alive
+        self.is_head_request = is_head_request
+        self.keeps_alive = keeps_alive
         self.has_begun = False
         self.is_early = False
         self.status = 0
@@ -81,8 +106,8 @@ class Client:
         """Begin a stream of events before it is known what its child will say; it gets to say all but the
         head.
         """
-        self.has_begun = self.is_early = True
-        self.status = 200
+        self.is_early = True
+        self._begin(200)
         self._frame_anew()
         return _EARLY_HEAD + self._own_lines()
 
@@ -96,7 +121,7 @@ class Client:
 
     def head(self, head: Head) -> bytes:
         """The child's head, as the client gets it."""
-        self.has_begun, self.status = True, head.status
+        self._begin(head.status)
         lines = head.lines
         is_bodiless = self.is_head_request or head.status in (204, 304)
         if head.is_chunked and is_bodiless:
@@ -159,15 +184,22 @@ class Client:
     def write(self, data: bytes) -> None:
         if not self._transport.is_closing():
             self._transport.write(data)
-            self._writer.output_size += len(data)
 
     @property
     def is_full(self) -> bool:
         """Whether it takes more slowly than it is given."""
         return self._protocol.writing_paused
 
-    async def drain(self) -> None:
-        await self._writer.drain()
+    def when_taken(self, told: Callable[[], object]) -> None:
+        """Call `told` once, when it has taken most of what it was given; never, if it has left by then."""
+        raise NotImplementedError
+
+    def no_matter_when(self) -> None:
+        """Nobody wants to be told any more."""
+        raise NotImplementedError
+
+    def _begin(self, status: int) -> None:
+        self.has_begun, self.status = True, status
 
     def _frame_anew(self) -> None:
         self._mode = _Mode.CHUNKS if self._is_new else _Mode.UNTIL_CLOSED
@@ -175,6 +207,8 @@ class Client:
 
     def _own_lines(self) -> bytes:
         account = self._account
+        if self.keeps_alive and self._is_new and account.action == "already_loaded" and not self._more_head:
+            return _WARM_CHUNKS if self._mode is _Mode.CHUNKS else _WARM
         framing = b"Transfer-Encoding: chunked\r\n" if self._mode is _Mode.CHUNKS else b""
         connection = b""
         if not self.keeps_alive:
@@ -189,3 +223,49 @@ class Client:
             self._more_head,
             connection,
         )
+
+
+class BehindServer(Client):
+    """The client of a request that aiohttp's server has read."""
+
+    __slots__ = ("_draining", "_told", "_writer")
+
+    def __init__(self, request: web.Request, account: Account, more_head: bytes = b"") -> None:
+        """Raises ConnectionResetError."""
+        if request.transport is None:
+            raise ConnectionResetError("the client has left")
+        request.transport.set_write_buffer_limits(HELD_BYTES)
+        super().__init__(
+            request.transport,
+            request.protocol,
+            account,
+            more_head,
+            keeps_alive=request.keep_alive,
+            is_new=request.version >= HttpVersion11,
+            is_head_request=request.method == "HEAD",
+        )
+        self._writer = request.writer
+        self._draining: asyncio.Task[None] | None = None
+        self._told: Callable[[], object] | None = None
+
+    async def drain(self) -> None:
+        await self._writer.drain()
+
+    def when_taken(self, told: Callable[[], object]) -> None:
+        self._told = told
+        self._draining = asyncio.get_running_loop().create_task(self.drain(), name="drain")
+        self._draining.add_done_callback(self._drained)
+
+    def no_matter_when(self) -> None:
+        self._told = None
+        if self._draining is not None:
+            self._draining.cancel()
+
+    def _drained(self, draining: asyncio.Task[None]) -> None:
+        told, self._told, self._draining = self._told, None, None
+        if told is not None and not draining.cancelled() and draining.exception() is None:
+            told()
+
+    def _begin(self, status: int) -> None:
+        super()._begin(status)
+        self._writer.output_size += 1  # by which aiohttp tells that an answer has begun

@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 from aiohttp import web
 
@@ -14,7 +15,7 @@ from router.pool import HandedOver, Lease, Pool
 from router.proxy.answer import Answer
 from router.proxy.ask import ACCOUNT, Account, Ask, Dialect
 from router.proxy.body import Body
-from router.proxy.client import Client, Passed
+from router.proxy.client import BehindServer, Client, Passed
 from router.proxy.failures import Broken, Failures
 from router.proxy.heads import request_head
 from router.proxy.idle import Idle
@@ -38,7 +39,7 @@ class _Call:
     body: Body
     ask: Ask
     account: Account
-    client: Client
+    client: BehindServer
     waiting: Waiting
     answer: Answer | None = None
 
@@ -48,7 +49,7 @@ class Begun(HandedOver):
     says is for `client`, and `finish` the answer for aiohttp.
     """
 
-    def __init__(self, client: Client, dialect: Dialect, response: Passed) -> None:
+    def __init__(self, client: BehindServer, dialect: Dialect, response: Passed) -> None:
         super().__init__()
         self.client = client
         self.dialect = dialect
@@ -88,7 +89,7 @@ class Proxy:
         account = request[ACCOUNT] = Account(ask.model)
         held = body if isinstance(body, Body) else Body.of(body)
         response = Passed()
-        client = Client(request, account, await _more_head(request, response))
+        client = BehindServer(request, account, await _more_head(request, response))
         head = request_head(
             request.method, target or request.rel_url.raw_path_qs, request.raw_headers, held.size
         )
@@ -172,11 +173,12 @@ class Proxy:
                     upstream = await connect(path)
                 except OSError as error:
                     raise await self._failures.before_answer(lease, error, was_connected=False) from error
-            answer = call.answer = Answer(upstream, call.client, call.account, passage)
+            over = asyncio.get_running_loop().create_future()
+            answer = call.answer = Answer(upstream, call.client, call.account, passage, partial(_set, over))
             upstream.begin(answer)
             try:
                 await upstream.send(call.head, call.body)
-                await answer.over
+                await over
             except BaseException:
                 upstream.close()  # also of an answer that was complete in this very moment
                 raise
@@ -226,6 +228,11 @@ class Proxy:
         between = b"" if answer is None or answer.ends_an_event else b"\n\n"
         client.say(between + error_event(error, call.ask.dialect))
         client.end()
+
+
+def _set(over: asyncio.Future[None]) -> None:
+    if not over.done():  # it is cancelled together with who awaits it
+        over.set_result(None)
 
 
 async def _more_head(request: web.Request, response: Passed) -> bytes:

@@ -25,6 +25,14 @@ _BODILESS: Final = ("GET", "HEAD", "OPTIONS", "DELETE")
 
 def request_head(method: str, target: str, headers: Iterable[tuple[bytes, bytes]], body_size: int) -> bytes:
     """`headers` as they came. A length is said wherever there is a body, or one is usual."""
+    lines = request_lines(method, target, headers)
+    if body_size or method not in _BODILESS:
+        return lines + b"Content-Length: %d\r\n\r\n" % body_size
+    return lines + b"\r\n"
+
+
+def request_lines(method: str, target: str, headers: Iterable[tuple[bytes, bytes]]) -> bytes:
+    """All but the length, and the empty line."""
     lines = [f"{method} {target} HTTP/1.1".encode("ascii", "surrogateescape")]
     named: frozenset[bytes] = frozenset()
     has_host = False
@@ -39,9 +47,7 @@ def request_head(method: str, target: str, headers: Iterable[tuple[bytes, bytes]
             lines.append(name + b": " + value)
     if not has_host:
         lines.append(b"Host: llama-server")
-    if body_size or method not in _BODILESS:
-        lines.append(b"Content-Length: %d" % body_size)
-    lines.append(b"\r\n")
+    lines.append(b"")
     return b"\r\n".join(lines)
 
 
