@@ -27,7 +27,7 @@ from router.api import (
     verify,
     vram,
 )
-from router.api.access_log import SERVER, note_access
+from router.api.access_log import ACCESS_LOG, AccessLog, note_access
 from router.api.context import CONTEXT, Context, Known
 from router.api.cors import ORIGINS, answer_pages, mark_answer
 from router.api.dialect import ANTHROPIC_PATHS
@@ -77,7 +77,7 @@ def application(server: ServerConfig) -> web.Application:
         middlewares=[note_access, tell_errors, answer_pages, check_key, note_request],
         client_max_size=server.max_body_mib << 20,
     )
-    app[SERVER] = server
+    app[ACCESS_LOG] = AccessLog(server, lambda: app[CONTEXT])
     app[PACE] = Pace(server.request_body_seconds)
     app[KEYS] = Keys(server.api_keys, server.admin_keys)
     app[ORIGINS] = frozenset(server.cors_origins)

@@ -109,9 +109,7 @@ class FakePool:
             instance.leases.remove(lease.id)
             self.released.append(lease.id)
 
-    def take(
-        self, model: str, *, keep_alive: float | None = None, size: float | None = None
-    ) -> Lease | None:
+    def take(self, model: str, *, keep_alive: float | None = None, size: float | None = None) -> Lease | None:
         instance = next((one for one in self.instances.values() if one.model == model), None)
         if instance is None or instance.state is not State.READY or any(self.refusals[:1]):
             return None
