@@ -66,8 +66,10 @@ log = logging.getLogger("router.pool")
 Launcher = Callable[[ModelName, Placement, str], Launch]
 
 #: While memory is on its way back it is measured this often: fast for the first second, when it usually
-#: comes.
+#: comes, and once its holder is gone after a part of the time that has passed since.
 RETURN_POLL_SECONDS = 0.05
+LEAST_RETURN_POLL_SECONDS = 0.01
+RETURN_POLL_SHARE = 0.2
 SLOW_RETURN_POLL_SECONDS = 0.25
 FAST_RETURN_SECONDS = 1.0
 #: Stands for the definition of a child that cannot serve: it equals none.
@@ -178,6 +180,7 @@ class Pool:
         self._timer: asyncio.TimerHandle | None = None
         self._measure_soon = asyncio.Event()
         self._expecting_since: float | None = None
+        self._exited_at: float | None = None  # the last child of which memory is expected
         self._measured_at: float | None = None
         self._measurements: dict[HostId, Measurement] = {}
         self._closing = False
@@ -459,8 +462,10 @@ class Pool:
             if child.address is None and not child.stop_wanted:
                 child.begun = True
                 child.address = await self._start(child, host)
-                await self._measure(host, self._max_age)
                 self.tell(Ready(instance))
+                # Beside it: who waits for the model need not wait for what it took, and until that is known
+                # all that was reserved for it counts.
+                self._spawn(self._measure(host, 0.0), f"measure {instance}")
             if child.address is not None:
                 ended = await host.wait(instance)
                 event = Exited(instance, _death(child, ended), out_of_memory=_ran_out(child, ended))
@@ -482,6 +487,7 @@ class Pool:
             child.error = event.error
             self.tell(event)
             child.ended.set()
+            self._see_return(host)
 
     async def _start(self, child: _Child, host: Host) -> Address:
         start = child.start
@@ -529,11 +535,16 @@ class Pool:
         """
         if any(child.start.model == model and child.address for child in self._children.values()):
             return
+        await asyncio.gather(self._look_at_files(model), self._be_fresh())
+        await self._see_devices()
+
+    async def _look_at_files(self, model: ModelName) -> None:
         if self._check is not None:
-            await asyncio.to_thread(self._check, model)  # it looks at files, and a disk may be slow
+            await asyncio.to_thread(self._check, model)  # a disk may be slow
+
+    async def _be_fresh(self) -> None:
         if self._age() > self._max_age:
             await asyncio.gather(*(self._measure(host, self._max_age) for host in self._hosts.values()))
-        await self._see_devices()
 
     async def _see_devices(self) -> None:
         """Those who wait for memory are placed anew when it comes from a device that is new."""
@@ -556,20 +567,29 @@ class Pool:
         host.reserve(reserve)
         self.tell(Measured(taken.free, taken.used, taken.taken_at, reserve))
 
+    def _see_return(self, host: Host) -> None:
+        """A child is gone. Most of its memory is back by now, and somebody may wait for it: look at once, and
+        for the rest often.
+        """
+        if self._closing or self._on_lease_end is not None or not self._scheduler.is_expecting_memory():
+            return
+        self._exited_at = self._loop.time()
+        self._spawn(self._measure(host, 0.0), f"measure {host.id}")
+
     async def _measure_for_ever(self) -> None:
+        looked_at = self._loop.time()
         while True:
             self._measure_soon.clear()
+            interval = self._measure_interval()
+            last = looked_at if self._measured_at is None else max(looked_at, self._measured_at)
             try:
                 # Not wait_for: before Python 3.12 it loses a cancellation that meets the event.
-                async with asyncio.timeout(self._measure_interval()):
+                async with asyncio.timeout_at(None if interval is None else last + interval):
                     await self._measure_soon.wait()
             except TimeoutError:
-                pass
-            else:
-                # Somebody expects memory: measure, but not more often than it can change.
-                await asyncio.sleep(self._return_interval())
-            await self.measure()
-            await self._see_devices()
+                await self.measure()
+                await self._see_devices()
+                looked_at = self._loop.time()
 
     def _measure_interval(self) -> float | None:
         """Seconds until the next measurement; None with nothing loaded, so that a sleeping GPU is left
@@ -577,7 +597,7 @@ class Pool:
         """
         if self._scheduler.is_expecting_memory():
             return self._return_interval()
-        self._expecting_since = None
+        self._expecting_since = self._exited_at = None
         if not self._children:
             return None
         loading = any(child.address is None for child in self._children.values())
@@ -587,8 +607,12 @@ class Pool:
         now = self._loop.time()
         if self._expecting_since is None:
             self._expecting_since = now
-        fast = now - self._expecting_since <= FAST_RETURN_SECONDS
-        return RETURN_POLL_SECONDS if fast else SLOW_RETURN_POLL_SECONDS
+        elapsed = now - (self._expecting_since if self._exited_at is None else self._exited_at)
+        if elapsed > FAST_RETURN_SECONDS:
+            return SLOW_RETURN_POLL_SECONDS
+        if self._exited_at is None:
+            return RETURN_POLL_SECONDS
+        return min(RETURN_POLL_SECONDS, max(LEAST_RETURN_POLL_SECONDS, elapsed * RETURN_POLL_SHARE))
 
     def _age(self) -> float:
         return float("inf") if self._measured_at is None else self._loop.time() - self._measured_at

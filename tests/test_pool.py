@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import random
+import threading
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
+from router import pool as pool_module
 from router.backends import Launch
 from router.core.policy import make_policy
 from router.core.scheduler import Scheduler, Settings
@@ -27,7 +29,7 @@ from router.core.types import (
     Stop,
 )
 from router.errors import LoadFailed, ModelNotFound, ModelUnusable, RouterError, ShuttingDown, Unavailable
-from router.hosts import Address, InstanceRecord
+from router.hosts import Address, InstanceRecord, Measurement
 from router.journal import Journal
 from router.pool import HandedOver, Pool
 from tests.fake_host import GIB, FakeChild, FakeHost, full
@@ -237,6 +239,72 @@ async def test_a_child_that_dies_in_service_is_replaced_on_the_next_request() ->
             await until(lambda: not pool.snapshot().instances)
         async with pool.lease("a") as lease:
             assert lease.instance == "a#2"
+
+
+async def test_whoever_waits_for_a_load_does_not_wait_for_what_it_took_to_be_measured() -> None:
+    class SlowlyMeasured(FakeHost):
+        async def measure(self, *, max_age_seconds: float = 0.0) -> Measurement:
+            if any(child.loaded.is_set() for child in self.children.values()):
+                await measuring.wait()
+            return await super().measure(max_age_seconds=max_age_seconds)
+
+    measuring = asyncio.Event()
+    async with pool_of(SlowlyMeasured(), model("a", 8)) as pool, asyncio.timeout(20), pool.lease("a"):
+        assert not pool.snapshot().of_model("a")[0].used
+        measuring.set()
+        await until(lambda: pool.snapshot().of_model("a")[0].used == {"local/cuda:0": 8 * GIB})
+
+
+async def test_room_is_measured_when_its_holder_is_gone_and_not_at_the_next_poll(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(pool_module, "RETURN_POLL_SECONDS", 3600.0)
+    async with pool_of(FakeHost(), model("a", 16), model("b", 16)) as pool, asyncio.timeout(20):
+        for name in ("a", "b", "a", "b"):
+            await pool.load(name)
+
+
+async def test_memory_that_comes_back_late_is_looked_for_often_once_its_holder_is_gone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class SlowToReturn(FakeHost):
+        late = 0
+
+        async def measure(self, *, max_age_seconds: float = 0.0) -> Measurement:
+            if "b#1" not in self.children and "a#1" in self.stopped and self.late < 3:
+                self.late += 1
+                self.strangers = 16 * GIB
+            else:
+                self.strangers = 0
+            return await super().measure(max_age_seconds=max_age_seconds)
+
+    monkeypatch.setattr(pool_module, "RETURN_POLL_SECONDS", 3600.0)
+    host = SlowToReturn()
+    async with pool_of(host, model("a", 16), model("b", 16)) as pool, asyncio.timeout(20):
+        await pool.load("a")
+        await pool.load("b")
+        assert host.late == 3
+
+
+async def test_files_are_looked_at_while_memory_is_measured() -> None:
+    class Measured(FakeHost):
+        async def measure(self, *, max_age_seconds: float = 0.0) -> Measurement:
+            measuring.set()
+            return await super().measure(max_age_seconds=max_age_seconds)
+
+    measuring, host = threading.Event(), Measured()
+    definitions = {"a": model("a", 8)}
+    scheduler = Scheduler(definitions, (host.device,), make_policy("lru"), Settings())
+
+    def check(_: str) -> None:
+        assert measuring.wait(20), "nobody has begun to measure"
+
+    pool = Pool(
+        scheduler, [host], lambda *_: Launch(("true",)), Journal(), check=check, measure_max_age_seconds=0.0
+    )
+    async with pool:
+        measuring.clear()
+        await pool.load("a")
 
 
 async def test_a_child_that_dies_as_it_becomes_ready_is_an_error_of_ours_to_its_waiters() -> None:

@@ -86,11 +86,13 @@ class LocalHost:
         self._store = store
         self._runtime = RuntimeDir(paths)
         self._room = Room(id, memory)
+        self._max_age_seconds = memory.measure_max_age_ms / 1000
         self._grace_seconds = stop_grace_seconds
         self._children: dict[InstanceId, _Child] = {}
         self._dead: dict[InstanceId, tuple[LogFile, Exit]] = {}
         self._changes = 0  # starts and exits so far: a measurement from before the last one is stale
         self._measured: tuple[int, Measurement] | None = None
+        self._was_awake = False  # whether the drivers were asked for that
         self._sample: Sample | None = None
         self._adopting = asyncio.Lock()
         self._is_leaving = False
@@ -141,8 +143,10 @@ class LocalHost:
             changes, measured = self._measured
             if changes == self._changes and now - measured.taken_at <= max_age_seconds:
                 return measured
-        # While there are no children a driver is left asleep: `start` wakes it, and has the last word.
-        _, measured = await self._take_sample(wake=bool(self._children))
+        # While there are no children a driver is left asleep: `start` wakes it, and has the last word. But
+        # the last one's memory is waited for while that driver is still at hand.
+        is_new = self._measured is not None and self._measured[0] != self._changes
+        _, measured = await self._take_sample(wake=bool(self._children) or is_new)
         return measured
 
     def reserve(self, reserved: Mapping[InstanceId, Footprint]) -> None:
@@ -162,8 +166,19 @@ class LocalHost:
             raise Unavailable(f"cannot measure memory: {error}", retry_after_seconds=1.0) from error
         occupants = [child.occupant for child in self._children.values()]
         measured = self._room.measurement(sample, occupants, self._changes)
-        self._sample, self._measured = sample, (changes, measured)
+        self._sample, self._measured, self._was_awake = sample, (changes, measured), wake
         return sample, measured
+
+    async def _fresh_sample(self) -> tuple[Sample, Measurement]:
+        """Figures on which a decision may rest: those that a plan was just made upon, unless anything was
+        started or ended since.
+        """
+        if self._sample is not None and self._measured is not None and self._was_awake:
+            changes, measured = self._measured
+            age_seconds = asyncio.get_running_loop().time() - measured.taken_at
+            if changes == self._changes and age_seconds <= self._max_age_seconds:
+                return self._sample, measured
+        return await self._take_sample()
 
     # --- birth ---------------------------------------------------------------------------------------------
 
@@ -244,7 +259,7 @@ class LocalHost:
         grow with use. Of those that load, only the earlier ones count: two newcomers must not both step back
         for each other.
         """
-        sample, measured = await self._take_sample()
+        sample, measured = await self._fresh_sample()
         before, is_earlier = [], True
         for other in self._children.values():
             is_earlier = is_earlier and other is not child

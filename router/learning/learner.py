@@ -69,13 +69,14 @@ MATERIAL_SHARE: Final = 100
 @dataclass(slots=True, eq=False)
 class _Running:
     """One instance. `reserved` is what the scheduler keeps for it as far as this side knows, `seen` the most
-    it was measured to hold, `used` what it holds now.
+    it was measured to hold, `used` what it holds now. `is_known`: it was measured since it is ready.
     """
 
     model: ModelName
     prediction: Prediction
     reserved: Footprint
     is_ready: bool = False
+    is_known: bool = False
     requests: int = 0
     leases: int = 0
     was_used: bool = False
@@ -231,7 +232,7 @@ class Learning:
         match event:
             case Adopted(instance, model, placement, definition):
                 self._begin(instance, model, placement, definition)
-                self._became_ready(instance)
+                self._became_ready(instance, is_known=True)
             case Ready(instance):
                 self._became_ready(instance)
             case Release(lease):
@@ -259,7 +260,12 @@ class Learning:
             told, lost = taken.told.get(instance, NOTHING), taken.lost.get(instance, NOTHING)
             for device, size in told.items():
                 running.seen[device] = max(size, running.seen.get(device, 0))
-            if not running.is_ready or not self._fold(running, told, lost, taken.taken_at):
+            if not running.is_ready:
+                continue
+            if not running.is_known:  # its first request has only just been let in
+                running.is_known = True
+                continue
+            if not self._fold(running, told, lost, taken.taken_at):
                 continue
             prediction = running.prediction
             wanted = reservation(prediction, self._known(prediction), running.used)
@@ -310,10 +316,10 @@ class Learning:
         same = (p for place, p in pairs if (place.devices, place.args) == (placement.devices, placement.args))
         return next(same, None)
 
-    def _became_ready(self, instance: InstanceId) -> None:
+    def _became_ready(self, instance: InstanceId, *, is_known: bool = False) -> None:
         running = self._running.get(instance)
         if running is not None:
-            running.is_ready = True
+            running.is_ready, running.is_known = True, is_known
             self._kept.touch(running.prediction.id)
 
     def _granted(self, lease: LeaseId, instance: InstanceId) -> None:

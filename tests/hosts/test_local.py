@@ -97,6 +97,45 @@ async def test_memory_of_strangers_is_respected(host, fake, stub):
     await start(host, fake, size=16 * GIB)
 
 
+async def test_a_start_rests_on_the_figures_of_its_plan_unless_anything_began_or_ended_since(
+    open_host, fake, monkeypatch
+):
+    async with open_host(dataclasses.replace(MEMORY, measure_max_age_ms=3_600_000)) as host:
+        samples, sample = [], host._devices.sample
+
+        async def counted(*args, **more):
+            samples.append(more["wake"])
+            return await sample(*args, **more)
+
+        monkeypatch.setattr(host._devices, "sample", counted)
+        await host.measure()
+        await start(host, fake)
+        assert samples == [False, True], "no driver had been asked for the first"
+        await host.measure()
+        await start(host, fake, "b#1")
+        assert samples == [False, True, True], "it was planned on the figures of just now"
+        await start(host, fake, "c#1")
+        assert samples == [False, True, True, True], "but b has begun since"
+        for one in ("a#1", "b#1", "c#1"):
+            await host.stop(one, grace_seconds=10)
+        await host.measure()
+        assert samples[4:] == [True], "its memory is waited for, maybe"
+        await start(host, fake, "d#1")
+        assert samples[5:] == []
+
+
+async def test_a_start_does_not_rest_on_old_figures(open_host, fake, stub):
+    async with open_host(dataclasses.replace(MEMORY, measure_max_age_ms=0)) as host:
+        await start(host, fake)
+        await host.measure()
+        stranger = Stranger(stub.folder, {0: 10 * GIB})
+        try:
+            with pytest.raises(HostFull, match=r"needs 16\.0 GiB"):
+                await start(host, fake, "b#1", 16 * GIB)
+        finally:
+            stranger.close()
+
+
 async def test_a_measurement_that_finds_no_file_to_look_with_is_refused_as_such(host, fake, monkeypatch):
     async def out_of_files(*_, **__):
         raise OSError(errno.EMFILE, "Too many open files", "/proc/1/task")
