@@ -10,7 +10,8 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+
+import msgspec
 
 from router.core.types import (
     Acquire,
@@ -35,9 +36,12 @@ from router.core.types import (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """`id` counts up without gaps; `at` is Unix time in seconds, `now` the scheduler's clock."""
+class Entry(msgspec.Struct, frozen=True, gc=False):
+    """`id` counts up without gaps; `at` is Unix time in seconds, `now` the scheduler's clock.
+
+    Ten thousand are kept, and whoever looks for cycles among them holds up every stream for 20 ms (measured):
+    there are none.
+    """
 
     id: int
     at: float

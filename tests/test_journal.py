@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 
 import pytest
@@ -45,6 +46,18 @@ def test_measurements_and_ticks_that_led_to_nothing_are_left_out() -> None:
     assert journal.record(2.0, Release("r1"), []) is not None
     assert [entry.id for entry in journal.entries()] == [1, 2]
     assert [entry.id for entry in journal.entries(after=1)] == [2]
+
+
+def test_requests_in_the_ring_are_nothing_to_look_through_for_cycles() -> None:
+    journal = Journal()
+    for number in range(100):
+        lease = f"r{number}"
+        journal.record(1.0, Acquire(lease, "a", size=8.0, timeout=30.0), [Grant(lease, "a#1")])
+        journal.record(2.0, Release(lease), [])
+    gc.collect()  # which is when a tuple of such things is seen to be none
+    kept = [part for one in journal.entries() for part in (one, one.event, one.commands, *one.commands)]
+    assert len(kept) == 200 * 3 + 100
+    assert not any(gc.is_tracked(part) for part in kept)
 
 
 def test_the_ring_keeps_the_newest() -> None:

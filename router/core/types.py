@@ -2,7 +2,10 @@
 
 Events are in the past tense, commands imperative. Ids are strings: a device is `host/device`
 ("local/cuda:GPU-5f3c"), an instance is `model#n` ("qwen3-8b#4"). Bytes are ints, times are seconds of one
-monotonic clock."""
+monotonic clock.
+
+Those that come with every request are Structs: such a one is made in 0.14 us, a dataclass like it in 2.5, and the
+journal is full of them. They hold nothing that could lead back to them: what looks for cycles skips them."""
 
 from __future__ import annotations
 
@@ -11,6 +14,8 @@ from dataclasses import dataclass, field
 from enum import Enum
 from types import MappingProxyType
 from typing import Final, TypeAlias
+
+import msgspec
 
 from router.errors import RouterError
 
@@ -145,8 +150,7 @@ class Cause(Enum):
 # --- events ---
 
 
-@dataclass(frozen=True, slots=True)
-class Acquire:
+class Acquire(msgspec.Struct, frozen=True, gc=False):
     """A client asks for a model. `keep_alive` overrides the TTL from now on; `size` is what the request
     may produce (its max_tokens) and serves only to predict how long it will hold the lease; `timeout`
     bounds the wait in seconds. `instead`: an operator's load with other settings; it is refused while the
@@ -162,8 +166,7 @@ class Acquire:
     instead: Model | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Release:
+class Release(msgspec.Struct, frozen=True, gc=False):
     """The lease is over, however it ended. Always sent, once; also for a lease that was never granted."""
 
     lease: LeaseId
@@ -311,8 +314,7 @@ class Stop:
     for_model: ModelName | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Grant:
+class Grant(msgspec.Struct, frozen=True, gc=False):
     """The lease holds from now until its Release. `action` is what it took: already_loaded, loaded or
     queued.
     """
