@@ -4,8 +4,8 @@ Events are in the past tense, commands imperative. Ids are strings: a device is 
 ("local/cuda:GPU-5f3c"), an instance is `model#n` ("qwen3-8b#4"). Bytes are ints, times are seconds of one
 monotonic clock.
 
-Those that come with every request are Structs: such a one is made in 0.14 us, a dataclass like it in 2.5, and the
-journal is full of them. They hold nothing that could lead back to them: what looks for cycles skips them."""
+Those that come with every request are Structs: such a one is made in 0.14 us, a dataclass like it in 2.5, and
+the journal is full of them. They hold nothing that leads back to them: what looks for cycles skips them."""
 
 from __future__ import annotations
 
