@@ -75,17 +75,27 @@ class Traffic:
     @contextmanager
     def passage(self, instance: InstanceId) -> Iterator[Passage]:
         """For as long as a request is with the instance."""
-        flow = self._flows.setdefault(instance, Flow())
-        flow.requests += 1
-        flow.begun += 1
-        passage = Passage(flow)
+        passage = self.enter(instance)
         try:
             yield passage
         finally:
-            passage.taken()
-            flow.requests -= 1
-            if not flow.requests:
-                self._flows.pop(instance, None)
+            self.leave(passage, instance)
+
+    def enter(self, instance: InstanceId) -> Passage:
+        """The same for who is no block of code: `leave` once."""
+        flow = self._flows.get(instance)
+        if flow is None:
+            flow = self._flows[instance] = Flow()
+        flow.requests += 1
+        flow.begun += 1
+        return Passage(flow)
+
+    def leave(self, passage: Passage, instance: InstanceId) -> None:
+        passage.taken()
+        flow = passage.flow
+        flow.requests -= 1
+        if not flow.requests:
+            self._flows.pop(instance, None)
 
 
 @dataclass(frozen=True, slots=True)

@@ -64,6 +64,22 @@ def read_head(request: web.Request, body: bytes) -> Head:
     )
 
 
+def read_fields(body: bytes) -> Head:
+    """The same of a body alone, that is plain. Raises InvalidRequest, which says too little for people."""
+    try:
+        fields = _decoder.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise InvalidRequest("no JSON object") from error
+    if not isinstance(fields.model, str) or not fields.model:
+        raise InvalidRequest("no model")
+    return Head(
+        fields.model,
+        fields.stream is True,
+        None if fields.keep_alive is None else keep_alive_seconds(fields.keep_alive),
+        _size(fields.max_completion_tokens, fields.max_tokens, fields.n_predict),
+    )
+
+
 def read_form_head(request: web.Request, form: FormFields) -> Head:
     """The same of a form. Raises InvalidRequest."""
     fields = form.found

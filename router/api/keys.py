@@ -25,6 +25,8 @@ class Keys:
 
     def check(self, presented: Iterable[str], access: Access) -> None:
         """Raises Unauthorized (no valid key) or Forbidden (a valid one that is not enough)."""
+        if access is Access.INFERENCE and not self._api:
+            return
         digests = [_digest(key) for key in presented]
         is_admin = _has(self._admin, digests)
         is_known = _has(self._api, digests) or is_admin
@@ -48,20 +50,24 @@ KEYS = web.AppKey("keys", Keys)
 @web.middleware
 async def check_key(request: web.Request, handler: Handler) -> web.StreamResponse:
     access = request.app[ACCESS].get(request.match_info.route, Access.INFERENCE)
-    request.app[KEYS].check(_presented(request), access)
+    request.app[KEYS].check(_presented_by(request), access)
     return await handler(request)
 
 
 def require_admin(request: web.Request) -> None:
     """For the part of a handler that only an admin may use. Raises Unauthorized or Forbidden."""
-    request.app[KEYS].check(_presented(request), Access.ADMIN)
+    request.app[KEYS].check(_presented_by(request), Access.ADMIN)
 
 
-def _presented(request: web.Request) -> list[str]:
+def presented(authorization: str, x_api_key: str) -> list[str]:
     """llama-server takes a bare key in Authorization as well; Anthropic's clients send x-api-key."""
-    scheme, _, rest = request.headers.get("Authorization", "").strip().partition(" ")
+    scheme, _, rest = authorization.strip().partition(" ")
     token = rest.strip() if scheme.lower() == "bearer" else scheme
-    return [key for key in (token, request.headers.get("x-api-key", "").strip()) if key]
+    return [key for key in (token, x_api_key.strip()) if key]
+
+
+def _presented_by(request: web.Request) -> list[str]:
+    return presented(request.headers.get("Authorization", ""), request.headers.get("x-api-key", ""))
 
 
 def _digest(key: str) -> bytes:

@@ -14,8 +14,9 @@ from router.api.dialect import dialect_of
 from router.api.form import FormFields
 from router.api.head import HEAD_FIELDS, read_form_head, read_head
 from router.api.json_fields import JsonFields
+from router.api.requests import CONVERSATION
 from router.api.route import Query, Route
-from router.api.streams import CONVERSATION, forward_to_its_end
+from router.api.streams import forward_to_its_end
 from router.errors import (
     LoadFailed,
     ModelNotFound,

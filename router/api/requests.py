@@ -6,8 +6,8 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
-from dataclasses import dataclass, field
-from typing import Any, Final
+from dataclasses import dataclass
+from typing import Any, Final, Protocol
 
 import msgspec
 from aiohttp import web
@@ -17,6 +17,9 @@ from router.api.route import Access, Handler, Route
 from router.core.types import InstanceId, ModelName
 from router.errors import RouterError
 from router.proxy import ACCOUNT, Account
+
+#: The header by which a client names what it may come back to.
+CONVERSATION: Final = "X-Conversation-Id"
 
 
 class RequestNotFound(RouterError):
@@ -62,29 +65,81 @@ class EndedRequest(msgspec.Struct, frozen=True):
     success: bool = True
 
 
-@dataclass(slots=True, eq=False)
-class Ticket:
+class Flight(Protocol):
     """A request from its arrival to its end. `since` is Unix time."""
 
     id: str
+    since: float
+
+    @property
+    def account(self) -> Account | None:
+        """None until it is known which model it is for."""
+
+    @property
+    def client(self) -> str | None: ...
+    @property
+    def method(self) -> str: ...
+    @property
+    def path(self) -> str: ...
+    @property
+    def conversation(self) -> str | None:
+        """By which its client means to come back to its answer."""
+
+    def end_by(self, error: RouterError) -> None:
+        """Its client is told `error`: as an answer where none had begun, else as the end of its stream."""
+
+
+@dataclass(slots=True, eq=False)
+class Ticket:
+    """One that aiohttp's server has read, with the task that answers it."""
+
     request: web.Request
     task: asyncio.Task[Any]
-    since: float = field(default_factory=time.time)
+    id: str = ""
+    since: float = 0.0
+
+    @property
+    def account(self) -> Account | None:
+        return self.request.get(ACCOUNT)
+
+    @property
+    def client(self) -> str | None:
+        return self.request.remote
+
+    @property
+    def method(self) -> str:
+        return self.request.method
+
+    @property
+    def path(self) -> str:
+        return self.request.path
+
+    @property
+    def conversation(self) -> str | None:
+        return self.request.headers.get(CONVERSATION)
+
+    def end_by(self, error: RouterError) -> None:
+        account = self.account
+        assert account is not None, "only what is for a model is ended"
+        if account.ended_by is None:
+            account.ended_by = error
+            self.task.cancel()
 
 
 class InFlight:
-    """Every request that is being handled, by id, oldest first."""
+    """Every request that is being answered, by id, oldest first."""
 
     def __init__(self) -> None:
-        self.tickets: dict[str, Ticket] = {}
+        self.tickets: dict[str, Flight] = {}
         self._ids = itertools.count(1)
 
-    def enter(self, request: web.Request) -> Ticket:
-        task = asyncio.current_task()
-        assert task is not None, "a request is handled in a task"
-        ticket = Ticket(str(next(self._ids)), request, task)
-        self.tickets[ticket.id] = ticket
-        return ticket
+    def enter(self, flight: Flight) -> None:
+        """It has its id, and its time, from here."""
+        flight.id, flight.since = str(next(self._ids)), time.time()
+        self.tickets[flight.id] = flight
+
+    def leave(self, flight: Flight) -> None:
+        del self.tickets[flight.id]
 
 
 IN_FLIGHT: Final = web.AppKey("in_flight", InFlight)
@@ -92,8 +147,10 @@ IN_FLIGHT: Final = web.AppKey("in_flight", InFlight)
 
 @web.middleware
 async def note_request(request: web.Request, handler: Handler) -> web.StreamResponse:
-    in_flight = request.app[IN_FLIGHT]
-    ticket = in_flight.enter(request)
+    in_flight, task = request.app[IN_FLIGHT], asyncio.current_task()
+    assert task is not None, "a request is handled in a task"
+    ticket = Ticket(request, task)
+    in_flight.enter(ticket)
     try:
         return await handler(request)
     except asyncio.CancelledError:
@@ -103,14 +160,14 @@ async def note_request(request: web.Request, handler: Handler) -> web.StreamResp
         ticket.task.uncancel()
         raise account.ended_by from None
     finally:
-        del in_flight.tickets[ticket.id]
+        in_flight.leave(ticket)
 
 
 def rows(app: web.Application) -> list[RequestRow]:
     """The requests that are for a model, oldest first; the router's own are left out."""
     now = time.time()
     tickets = app[IN_FLIGHT].tickets.values()
-    return [_row(one, account, now) for one in tickets if (account := one.request.get(ACCOUNT)) is not None]
+    return [_row(one, account, now) for one in tickets if (account := one.account) is not None]
 
 
 async def list_requests(request: web.Request) -> web.Response:
@@ -121,24 +178,20 @@ async def end_request(request: web.Request) -> web.Response:
     """Its client gets an error: as a whole answer where none had begun, else as the end of its stream."""
     id_ = request.match_info["id"]
     ticket = request.app[IN_FLIGHT].tickets.get(id_)
-    account = ticket.request.get(ACCOUNT) if ticket is not None else None
-    if ticket is None or account is None:
+    if ticket is None or ticket.account is None:
         raise RequestNotFound(f"no request {id_[:40]!r} is in flight; GET /requests lists those that are")
-    if account.ended_by is None:
-        account.ended_by = RequestEnded("an operator has ended this request")
-        ticket.task.cancel()
+    ticket.end_by(RequestEnded("an operator has ended this request"))
     return json_response(EndedRequest(id_))
 
 
-def _row(ticket: Ticket, account: Account, now: float) -> RequestRow:
-    request = ticket.request
+def _row(ticket: Flight, account: Account, now: float) -> RequestRow:
     return RequestRow(
         id=ticket.id,
         model=account.model,
         instance=account.instance,
-        client=request.remote,
-        method=request.method,
-        path=request.path,
+        client=ticket.client,
+        method=ticket.method,
+        path=ticket.path,
         state="waiting" if account.instance is None else "answering",
         action=None if account.instance is None else account.action,
         since=round(ticket.since, 3),

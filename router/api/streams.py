@@ -19,13 +19,12 @@ from router.api.answer import json_response, read_json
 from router.api.child import Child, children, read_to_its_end
 from router.api.child import ask as ask_child
 from router.api.context import CONTEXT, Context
-from router.api.requests import IN_FLIGHT, Ticket
+from router.api.requests import CONVERSATION, IN_FLIGHT, Flight
 from router.api.route import Query, Route
 from router.core.types import InstanceId, ModelName
 from router.errors import InvalidRequest, RouterError, Unavailable, UpstreamFailed
 from router.proxy import ACCOUNT, Ask, Body
 
-CONVERSATION: Final = "X-Conversation-Id"
 LOOKUP_PATH: Final = "/v1/streams/lookup"
 #: A client asks for the conversations that it shows.
 MOST_ASKED: Final = 1000
@@ -90,9 +89,7 @@ async def stop(request: web.Request) -> web.Response:
     """End the generation and forget what it said, or call it off while its model is not there yet."""
     context, conversation = request.app[CONTEXT], _conversation(request)
     for ticket in _waiting_for(request.app, conversation):
-        account = ticket.request[ACCOUNT]
-        account.ended_by = StreamStopped("request cancelled by a stop while the model was loading")
-        ticket.task.cancel()
+        ticket.end_by(StreamStopped("request cancelled by a stop while the model was loading"))
     target = f"/v1/stream?conv_id={quote(conversation, safe='')}"
     owners = [child for child, _ in await _found(context, [conversation])]
     with suppress(UpstreamFailed):  # who is gone has forgotten it
@@ -133,15 +130,11 @@ def _conversation(request: web.Request) -> str:
     return conversation
 
 
-def _waiting_for(app: web.Application, conversation: str) -> Iterable[Ticket]:
+def _waiting_for(app: web.Application, conversation: str) -> Iterable[Flight]:
     """Requests of this conversation whose model is not there yet."""
     for ticket in list(app[IN_FLIGHT].tickets.values()):
-        account = ticket.request.get(ACCOUNT)
-        if (
-            account is not None
-            and account.instance is None
-            and ticket.request.headers.get(CONVERSATION) == conversation
-        ):
+        account = ticket.account
+        if account is not None and account.instance is None and ticket.conversation == conversation:
             yield ticket
 
 

@@ -181,28 +181,6 @@ class Server(web.Server):
         return Connection(self, self.limits, loop=self._loop, **self._kwargs)
 
 
-class Runner(web.AppRunner):
-    """Runs an application behind such connections."""
-
-    __slots__ = ("_limits",)
-
-    def __init__(self, app: web.Application, limits: Limits, **options: Any) -> None:
-        super().__init__(app, keepalive_timeout=limits.idle_seconds, **options)
-        self._limits = limits
-
-    async def _make_server(self) -> Server:
-        made = await super()._make_server()
-        server = Server(
-            made.request_handler,
-            request_factory=made.request_factory,
-            handler_cancellation=made.handler_cancellation,
-            loop=asyncio.get_running_loop(),
-            **made._kwargs,
-        )
-        server.limits = self._limits
-        return server
-
-
 def _answer(error: RouterError) -> bytes:
     body = msgspec.json.encode(error_body(error))
     retry = "" if error.retry_after_seconds is None else f"Retry-After: {error.retry_after_seconds:.0f}\r\n"

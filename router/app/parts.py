@@ -14,7 +14,11 @@ from aiohttp import web
 
 from router import api
 from router.api import CONTEXT, Context, Known
+from router.api.access_log import ACCESS_LOG
+from router.api.express import Express
+from router.api.keys import KEYS
 from router.api.page import keep_history, keep_timeline
+from router.api.requests import IN_FLIGHT
 from router.app.background import BACKGROUND, Background
 from router.app.handover import Heritage, Predecessor
 from router.app.models import Models
@@ -83,6 +87,11 @@ def build(setup: Setup) -> web.Application:
     app.cleanup_ctx.extend(PARTS)
     app.on_shutdown.append(_close_pool)
     return app
+
+
+def express(app: web.Application) -> Express:
+    """The short way to the parts, once they are opened."""
+    return Express(app[CONTEXT], app[KEYS], app[IN_FLIGHT], app[REQUESTS], app[ACCESS_LOG])
 
 
 @asynccontextmanager

@@ -18,10 +18,11 @@ from aiohttp import web
 from router import __version__
 from router.api import CONTEXT
 from router.app.background import BACKGROUND
-from router.app.connections import Limits, Runner
+from router.app.connections import Limits
+from router.app.front import Runner
 from router.app.handover import Predecessor, RestartFailed
 from router.app.listening import allow_many_files, bind, url_of
-from router.app.parts import MODELS, SETUP, Setup, build
+from router.app.parts import MODELS, SETUP, Setup, build, express
 from router.app.requests import REQUESTS
 from router.app.restart import Restart
 from router.app.systemd import Notifier, take_sockets
@@ -86,6 +87,7 @@ async def _serve(
         await runner.setup()
         if not stop.is_set():
             app[CONTEXT].restart = restart
+            runner.front.express = express(app)
             for one in sockets:
                 await web.SockSite(runner, one, backlog=BACKLOG).start()
             _settle_memory()

@@ -5,9 +5,11 @@ It knows nothing of what is inside a body: the families of `router.api` read wha
 into an `Ask`.
 
 `forward`    one request from its lease to its last byte; the only one who sees all of it
+`express`    the same for most requests: their model is ready, and nothing has to be waited for; `plain` reads
+             what they say
 `waiting`    what a client hears while its model is not there
 `answer`     one answer from a child to a client, held back while the client does not take it
-`client`     the connection it goes to, behind aiohttp's server
+`client`     the connection it goes to, also behind aiohttp's server
 `upstream`   the connection it comes from; `idle` keeps those that may be used again
 `heads`      what of a head passes; `framing` where a body ends; `body` what is said to the child
 `usage`      what llama-server says of its work, read from what passes by

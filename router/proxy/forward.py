@@ -15,7 +15,8 @@ from router.pool import HandedOver, Lease, Pool
 from router.proxy.answer import Answer
 from router.proxy.ask import ACCOUNT, Account, Ask, Dialect
 from router.proxy.body import Body
-from router.proxy.client import BehindServer, Client, Passed
+from router.proxy.client import BehindServer, Passed
+from router.proxy.express import Lane, tried_before
 from router.proxy.failures import Broken, Failures
 from router.proxy.heads import request_head
 from router.proxy.idle import Idle
@@ -41,6 +42,7 @@ class _Call:
     account: Account
     client: BehindServer
     waiting: Waiting
+    tried: Broken | None = None
     answer: Answer | None = None
 
 
@@ -70,6 +72,7 @@ class Proxy:
         self._idle = Idle()
         self.traffic = Traffic()
         self._failures = Failures(pool, self.traffic)
+        self.lane = Lane(pool, self._idle, self.traffic, self._failures)
 
     def close(self) -> None:
         """Let go of the connections that wait for more requests."""
@@ -94,7 +97,7 @@ class Proxy:
             request.method, target or request.rel_url.raw_path_qs, request.raw_headers, held.size
         )
         with Waiting(self._pictures, self._patience(), client, ask, account) as waiting:
-            call = _Call(head, held, ask, account, client, waiting)
+            call = _Call(head, held, ask, account, client, waiting, tried_before(request.protocol))
             try:
                 await self._answer(call)
             except RouterError as error:
@@ -117,6 +120,9 @@ class Proxy:
     async def _answer(self, call: _Call) -> None:
         begun = asyncio.get_running_loop().time()
         try:
+            if call.tried is not None:
+                call.account.attempts += 1
+                raise call.tried
             await self._attempt(call)
             return
         except Broken as broken:

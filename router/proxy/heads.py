@@ -39,7 +39,7 @@ def request_lines(method: str, target: str, headers: Iterable[tuple[bytes, bytes
     for name, value in headers:
         lower = name.lower()
         if lower == b"connection":
-            named |= _names(value)
+            named |= names_of(value)
         has_host = has_host or lower == b"host"
     for name, value in headers:
         lower = name.lower()
@@ -105,7 +105,9 @@ class _Reader:
     def head(self, status: int, keeps_alive: bool) -> Head:
         lines, length, promised = [], None, 0.0
         is_chunked = is_events = is_encoded = has_accel = False
-        named = frozenset[bytes]().union(*(_names(v) for n, v in self._headers if n.lower() == b"connection"))
+        named = frozenset[bytes]().union(
+            *(names_of(v) for n, v in self._headers if n.lower() == b"connection")
+        )
         for name, value in self._headers:
             match lower := name.lower():
                 case b"content-length":
@@ -134,7 +136,7 @@ class _Reader:
         )
 
 
-def _names(value: bytes) -> frozenset[bytes]:
+def names_of(value: bytes) -> frozenset[bytes]:
     """What a Connection header names goes no further than the connection (RFC 9110, 7.6.1)."""
     return frozenset(name.strip().lower() for name in value.split(b","))
 

@@ -4,6 +4,7 @@ the answer is told what comes."""
 from __future__ import annotations
 
 import asyncio
+import select
 import socket
 from contextlib import suppress
 from typing import Final, Protocol, cast
@@ -34,8 +35,18 @@ class Listener(Protocol):
 class Upstream(asyncio.BufferedProtocol):
     """One connection. `served` counts its exchanges."""
 
-    def __init__(self, own: socket.socket) -> None:
+    __slots__ = (
+        "_is_full", "_is_unwanted", "_listener", "_look", "_room", "_socket", "_transport", "_unsent",
+        "served", "was_connected",
+    )  # fmt: skip
+
+    def __init__(self, own: socket.socket | None = None) -> None:
+        """`own` None: it is not there yet (`open_now`)."""
         self._socket = own
+        self._look: select.poll | None = None
+        self._unsent = b""
+        self._is_unwanted = False
+        self.was_connected = False
         self._transport: asyncio.Transport | None = None
         self._listener: Listener | None = None
         self._is_full = False
@@ -67,6 +78,13 @@ class Upstream(asyncio.BufferedProtocol):
                 return
             self._transport.write(piece)
 
+    def write(self, request: bytes) -> None:
+        """Hand over a short request, whole; also before the connection is there."""
+        if self._transport is not None:
+            self._transport.write(request)
+        else:
+            self._unsent = request
+
     def end(self) -> None:
         """The answer is complete."""
         self._listener = None
@@ -94,6 +112,7 @@ class Upstream(asyncio.BufferedProtocol):
     def close(self) -> None:
         """At once: what is not written yet is not wanted any more."""
         self._listener = None
+        self._is_unwanted = True
         self._make_room()
         if self._transport is not None:
             self._transport.abort()
@@ -103,20 +122,23 @@ class Upstream(asyncio.BufferedProtocol):
         """Whether the child has neither closed the connection nor said anything: asked of the kernel, since
         the loop may not have looked yet.
         """
-        if self._transport is None or self._transport.is_closing():
+        if self._transport is None or self._transport.is_closing() or self._socket is None:
             return False
-        try:
-            self._socket.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
-        except BlockingIOError:
-            return True
-        except OSError:
-            return False
-        return False
+        if self._look is None:
+            self._look = select.poll()  # an object of ours: it takes no file
+            self._look.register(self._socket, select.POLLIN)
+        return not self._look.poll(0)
 
     # --- asyncio.BufferedProtocol ---
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)  # uvloop's are not of that class
+        self.was_connected = True
+        if self._is_unwanted:
+            self.close()
+        elif self._unsent:
+            unsent, self._unsent = self._unsent, b""
+            self._transport.write(unsent)
 
     def get_buffer(self, _: int) -> memoryview:
         return _BUFFER
@@ -156,7 +178,11 @@ class Upstream(asyncio.BufferedProtocol):
         by the kernel, but the loop looks no more.
         """
         with suppress(OSError):
-            while self._listener is not None and (data := self._socket.recv(len(_BUFFER))):
+            while (
+                self._listener is not None
+                and self._socket is not None
+                and (data := self._socket.recv(len(_BUFFER)))
+            ):
                 self._listener.received(data)
 
     def _make_room(self) -> None:
@@ -166,24 +192,12 @@ class Upstream(asyncio.BufferedProtocol):
 
 
 async def connect(path: str) -> Upstream:
-    """A new connection. Raises OSError. Waits for a child that has as many waiting as it allows: a Unix
-    socket refuses then with EAGAIN, where one of TCP would wait.
-    """
-    own = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-    try:
-        while True:
-            try:
-                own.connect(path)
-                break
-            except BlockingIOError:
-                await asyncio.sleep(CONNECT_AGAIN_SECONDS)
-    except BaseException:
-        own.close()
-        raise
+    """A new connection. Raises OSError."""
+    own = await _connected(path)
     # From here on the socket is the loop's, also if it is not wanted any more before the loop has it: which
     # of the two would have to close it then depends on the kind of loop.
     loop = asyncio.get_running_loop()
-    opening = loop.create_task(_open(own), name="connect to a child")
+    opening = loop.create_task(_open(Upstream(own), own), name="connect to a child")
     try:
         return await asyncio.shield(opening)
     except asyncio.CancelledError:
@@ -191,9 +205,49 @@ async def connect(path: str) -> Upstream:
         raise
 
 
-async def _open(own: socket.socket) -> Upstream:
+def open_now(path: str) -> Upstream:
+    """A new connection that may be written to at once, before it is there; whoever waits for an answer is
+    told if it does not come to be.
+    """
+    upstream = Upstream()
+    opening = asyncio.get_running_loop().create_task(_open_later(upstream, path), name="connect to a child")
+    _OPENING.add(opening)
+    opening.add_done_callback(_OPENING.discard)
+    return upstream
+
+
+#: The loop itself holds no task.
+_OPENING: Final[set[asyncio.Task[None]]] = set()
+
+
+async def _open_later(upstream: Upstream, path: str) -> None:
+    try:
+        own = upstream._socket = await _connected(path)
+        await _open(upstream, own)
+    except OSError as error:
+        upstream.connection_lost(error)
+
+
+async def _connected(path: str) -> socket.socket:
+    """Raises OSError. Waits for a child that has as many waiting as it allows: a Unix socket refuses then
+    with EAGAIN, where one of TCP would wait.
+    """
+    own = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    try:
+        while True:
+            try:
+                own.connect(path)
+                return own
+            except BlockingIOError:
+                await asyncio.sleep(CONNECT_AGAIN_SECONDS)
+    except BaseException:
+        own.close()
+        raise
+
+
+async def _open(upstream: Upstream, own: socket.socket) -> Upstream:
     loop = asyncio.get_running_loop()
-    _, upstream = await loop.create_unix_connection(lambda: Upstream(own), sock=own)
+    await loop.create_unix_connection(lambda: upstream, sock=own)
     return upstream
 
 

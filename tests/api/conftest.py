@@ -15,6 +15,13 @@ import pytest
 from aiohttp import web
 
 from router.api import CONTEXT, Context, Known, application
+from router.api.access_log import ACCESS_LOG
+from router.api.express import Express
+from router.api.keys import KEYS
+from router.api.requests import IN_FLIGHT
+from router.app.connections import Limits
+from router.app.front import Runner
+from router.app.requests import Requests
 from router.catalog import Catalog
 from router.config import ChildConfig, Config, PathsConfig, SchedulerConfig, ServerConfig
 from router.core.types import Device, Model
@@ -121,10 +128,16 @@ class Api:
         context = Context(config, self.known, cast(Pool, self.pool), self._reload, self._spawn)
         context.vary = self._vary
         app[CONTEXT] = context
-        runner = self.runner = web.AppRunner(
-            app, handler_cancellation=True, auto_decompress=False, access_log=None, shutdown_timeout=0.1
+        runner = self.runner = Runner(
+            app,
+            Limits(),
+            handler_cancellation=True,
+            auto_decompress=False,
+            access_log=None,
+            shutdown_timeout=0.1,
         )
         await runner.setup()
+        runner.front.express = Express(context, app[KEYS], app[IN_FLIGHT], Requests(), app[ACCESS_LOG])
         self._stack.push_async_callback(runner.cleanup)
         await web.TCPSite(runner, "127.0.0.1", 0).start()
         self.url = f"http://127.0.0.1:{runner.addresses[0][1]}"

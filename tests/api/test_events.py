@@ -12,7 +12,7 @@ import aiohttp
 import pytest
 
 from router.api import CONTEXT, events
-from router.api.requests import IN_FLIGHT
+from router.api.requests import IN_FLIGHT, Ticket
 from router.core.types import Pinned
 from tests.api.conftest import Api
 
@@ -125,6 +125,7 @@ async def test_a_shutdown_is_the_last_event(api: Api):
     async with reading(api) as stream:
         await stream.next()
         (ticket,) = api.app[IN_FLIGHT].tickets.values()
+        assert isinstance(ticket, Ticket)
         ticket.task.cancel()  # as a shutdown does with all that would never end
         assert (await stream.next())["event"] == "shutdown"
         async with asyncio.timeout(5):

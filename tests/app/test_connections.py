@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 import pytest
 from aiohttp import web
 
-from router.app.connections import Limits, Runner
+from router.app.connections import Limits
+from router.app.front import Runner
 from router.proxy.body import PACE, Pace, read_body
 
 Opened = tuple[asyncio.StreamReader, asyncio.StreamWriter]

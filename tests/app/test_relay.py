@@ -20,7 +20,7 @@ from router.api.errors import tell_errors
 from router.app.relay import RELAY, Relay, relay_after_handover
 from router.pool import HandedOver
 from router.proxy import Account, Begun, Dialect
-from router.proxy.client import Client, Passed
+from router.proxy.client import BehindServer, Passed
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -260,7 +260,7 @@ async def told_to_wait(following: Handler, *, is_gone: bool = False) -> AsyncIte
 
     async def wait(request: web.Request) -> web.StreamResponse:
         account, response = Account("m"), Passed()
-        client = Client(request, account)
+        client = BehindServer(request, account)
         client.write(client.early_head())
         client.say(b": wait\n\n")
         if is_gone:

@@ -16,7 +16,9 @@ import psutil
 from aiohttp import web
 
 from router.api import CONTEXT
-from router.app.parts import Setup, build
+from router.app.connections import Limits
+from router.app.front import Runner
+from router.app.parts import Setup, build, express
 from router.backends.llama_server import find_binary
 from router.catalog import Catalog
 from router.config import load_config, state_paths
@@ -128,9 +130,10 @@ async def running(
     state.prepare()
     setup = Setup(loaded, Catalog.scan(loaded), state, find_binary(), lambda: load_config(source))
     app = build(setup)
-    runner = web.AppRunner(app, handler_cancellation=True, auto_decompress=False, access_log=None)
+    runner = Runner(app, Limits(), handler_cancellation=True, auto_decompress=False, access_log=None)
     try:
         await runner.setup()
+        runner.front.express = express(app)
         site = web.TCPSite(runner, "127.0.0.1", 0)
         await site.start()
         url = f"http://127.0.0.1:{runner.addresses[0][1]}"

@@ -11,7 +11,8 @@ import json
 import os
 import random
 from collections import Counter
-from collections.abc import Coroutine
+from collections.abc import Container, Coroutine
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -20,6 +21,12 @@ import uvloop
 from aiohttp import web
 
 from router.api.errors import tell_errors
+from router.api.express import Express
+from router.api.head import Head
+from router.api.keys import Keys
+from router.api.requests import InFlight
+from router.app.connections import Limits
+from router.app.front import Runner
 from router.pool import Pool
 from router.proxy import Ask, Proxy, read_body
 from tests.api.fake_pool import FakePool
@@ -49,13 +56,39 @@ def test_the_same_on_the_loop_of_asyncio(tmp_path: Path, monkeypatch):
         assert runner.run(compare(tmp_path, EXCHANGES // 10, SEED + 1))["same"]
 
 
-async def compare(folder: Path, count: int, seed: int) -> Counter[str]:
+@pytest.mark.parametrize("factory", [uvloop.new_event_loop, asyncio.new_event_loop])
+def test_the_same_by_the_short_way(tmp_path: Path, monkeypatch, factory):
+    """Requests for a ready model are answered before aiohttp's server sees them, in turn with those that it
+    has to read, on the same connections."""
+    monkeypatch.setattr("router.proxy.failures.EXIT_NOTICE_SECONDS", 0.01)
+    monkeypatch.setattr("router.api.express._PATHS", Everything())
+    monkeypatch.setattr("router.api.express.read_fields", lambda _: Head("m"))  # of bodies that mean nothing
+    count = EXCHANGES if factory is uvloop.new_event_loop else EXCHANGES // 10
+    with asyncio.Runner(loop_factory=factory) as runner:
+        seen = runner.run(compare(tmp_path, count, SEED + 2, is_short=True))
+    for what in ("same", "cut", "error event", "502", "client left", "kept connection"):
+        assert seen[what] > count / 250, f"hardly any {what}: {seen}"
+    assert seen["the short way"] > count / 3, seen
+    assert seen["the short way"] < count, seen
+
+
+class Everything(Container[object]):
+    def __contains__(self, _: object) -> bool:
+        return True
+
+
+async def compare(folder: Path, count: int, seed: int, *, is_short: bool = False) -> Counter[str]:
     luck = random.Random(seed)
     groups = _groups(luck, count)
+    if is_short:
+        groups = [[_in_few_pieces(one, luck) for one in group] for group in groups]
     scripts = {one.name: one for group in groups for one in group}
     before = _resources()
     async with ScriptedChild(folder / "direct.sock", scripts) as direct:  # noqa: SIM117 - the line
-        async with ScriptedChild(folder / "behind.sock", scripts) as behind, Router(behind.path) as router:
+        async with (
+            ScriptedChild(folder / "behind.sock", scripts) as behind,
+            Router(behind.path, is_short) as router,
+        ):
             seen: Counter[str] = Counter()
             waiting = iter(groups)
 
@@ -70,6 +103,9 @@ async def compare(folder: Path, count: int, seed: int) -> Counter[str]:
 
             await _all(work(random.Random(luck.random())) for _ in range(CLIENTS))
             seen["kept connection"] = behind.served - behind.opened
+            seen["the short way"] = router.short
+            assert not router.in_flight.tickets
+            assert router.running == 0
             await _eventually(lambda: router.pool.open_leases == 0, "a lease is left")
             assert len(set(router.pool.released)) == len(router.pool.released), "released twice"
             assert not router.proxy.traffic.flows
@@ -165,9 +201,23 @@ async def converse(
 class Router:
     """Nothing but the proxy, over one child."""
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, is_short: bool = False) -> None:
         self.pool = FakePool({"m": [path]})
         self.proxy = Proxy(cast(Pool, self.pool))
+        self.in_flight = InFlight()
+        self.short = 0
+        self.is_refusing = not is_short
+        self.running = 0
+        self.name_of = str
+
+    # Where the short way leads.
+
+    def begun(self) -> None:
+        self.running += 1
+        self.short += 1
+
+    def ended(self, *_: object) -> None:
+        self.running -= not _  # of the requests; else of their log
 
     async def __aenter__(self) -> Router:
         async def handle(request: web.Request) -> web.StreamResponse:
@@ -175,10 +225,17 @@ class Router:
 
         app = web.Application(middlewares=[tell_errors], client_max_size=64 << 20)
         app.router.add_route("*", "/{path:.*}", handle)
-        self._runner = web.AppRunner(
-            app, handler_cancellation=True, auto_decompress=False, access_log=None, shutdown_timeout=1.0
+        self._runner = Runner(
+            app,
+            Limits(),
+            handler_cancellation=True,
+            auto_decompress=False,
+            access_log=None,
+            shutdown_timeout=1.0,
         )
         await self._runner.setup()
+        itself = cast(Any, self)
+        self._runner.front.express = Express(itself, Keys(), self.in_flight, itself, itself)
         await web.TCPSite(self._runner, "127.0.0.1", 0).start()
         return self
 
@@ -203,6 +260,20 @@ def _groups(luck: random.Random, count: int) -> list[list[Request]]:
         groups.append(group)
         number += len(group)
     return groups
+
+
+def _in_few_pieces(request: Request, luck: random.Random) -> Request:
+    """As most clients say it: its head in one, and mostly its body with it."""
+    whole = b"".join(request.parts)
+    body = whole.index(b"\r\n\r\n") + 4
+    match luck.randrange(4):
+        case 0:
+            return request
+        case 1:
+            parts = (whole[:body], *(whole[at : at + 1000] for at in range(body, len(whole), 1000)))
+            return replace(request, parts=parts)
+        case _:
+            return replace(request, parts=(whole,))
 
 
 def _kept(headers: Headers) -> list[tuple[str, str]]:

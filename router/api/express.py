@@ -1,0 +1,110 @@
+"""The short way of a request for a model that is ready: read from the bytes that came, checked as any other,
+and handed to its instance in the same step. What is unusual takes the long way, which can do everything."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from typing import Final, Protocol
+
+from router.api.access_log import AccessLog
+from router.api.context import Context
+from router.api.dialect import ANTHROPIC_PATHS
+from router.api.head import read_fields
+from router.api.json_fields import SMALL_BYTES
+from router.api.keys import Keys, presented
+from router.api.openai import INFERENCE_PATHS
+from router.api.requests import InFlight
+from router.api.route import Access
+from router.errors import RouterError
+from router.proxy import Ask, Dialect
+from router.proxy.express import Exchange, Front
+from router.proxy.plain import PlainHead, read_plain, split
+
+_PATHS: Final = frozenset(INFERENCE_PATHS)
+
+
+class Counting(Protocol):
+    """Of the requests that a shutdown waits for."""
+
+    is_refusing: bool
+
+    def begun(self) -> None: ...
+    def ended(self) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Coming:
+    """A request whose body may still be on its way: it ends with the byte `end` of what came."""
+
+    head: PlainHead
+    body_at: int
+    end: int
+
+
+class Express:
+    """One for all connections."""
+
+    def __init__(
+        self, context: Context, keys: Keys, in_flight: InFlight, counting: Counting, access_log: AccessLog
+    ) -> None:
+        self._context = context
+        self._keys = keys
+        self._in_flight = in_flight
+        self._counting = counting
+        self._access_log = access_log
+
+    def look(self, data: bytes) -> Coming | None:
+        """What `data` begins with; None: something for the long way."""
+        found = split(data)
+        if found is None:
+            return None
+        block, size, body_at = found
+        if size > SMALL_BYTES or not size:
+            return None
+        head = read_plain(block)
+        if head is None or head.target not in _PATHS:
+            return None
+        return Coming(head, body_at, body_at + size)
+
+    def begin(
+        self, coming: Coming, data: bytes, front: Front, transport: asyncio.Transport
+    ) -> Exchange | None:
+        """Ask the child; `data` is the whole request. None: nothing has been done, it is for the long way."""
+        if self._counting.is_refusing:
+            return None
+        head, body = coming.head, data[coming.body_at :]
+        try:
+            self._keys.check(presented(*head.keys), Access.INFERENCE)
+            fields = read_fields(body)
+            context = self._context
+            model = context.name_of(fields.model)
+        except RouterError:
+            return None  # it is told there
+        lease = context.pool.take(model, keep_alive=fields.keep_alive, size=fields.size)
+        if lease is None:
+            return None
+        dialect = Dialect.ANTHROPIC if head.target in ANTHROPIC_PATHS else Dialect.OPENAI
+        exchange = Exchange(
+            context.proxy.lane,
+            lease,
+            Ask(model, None, fields.keep_alive, fields.size, dialect, fields.stream),
+            b"%bContent-Length: %d\r\n\r\n%b" % (head.lines, len(body), body),
+            head.target,
+            front,
+            transport,
+            self._ended,
+            keeps_alive=head.keeps_alive,
+        )
+        self._counting.begun()
+        self._in_flight.enter(exchange)
+        exchange.begin()
+        return exchange
+
+    def _ended(self, exchange: Exchange, status: int | None, total_seconds: float) -> None:
+        self._in_flight.leave(exchange)
+        self._counting.ended()
+        if status is not None:
+            self._access_log.ended(
+                exchange.client, exchange.method, exchange.path, exchange.account, status, total_seconds
+            )

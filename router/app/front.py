@@ -1,0 +1,251 @@
+"""What stands in front of aiohttp's server on each connection: a request that may take the short way is read
+and answered here, every other is passed on as it came, byte for byte.
+
+A connection changes between the two from one request to the next. It must be known where aiohttp's request
+ends: who says more than one at a time (pipelining) is left to aiohttp for good."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any, Final
+
+from aiohttp import web
+
+from router.api.express import Coming, Express
+from router.app.connections import Connection, Limits, Server
+from router.proxy.client import HELD_BYTES
+from router.proxy.express import Exchange
+from router.proxy.failures import Broken
+from router.proxy.plain import END_OF_HEAD, split
+
+#: What is held of a next request, said before the answer to this one is complete.
+HELD_REQUEST_BYTES: Final = 64 << 10
+#: A body that takes longer is waited for by aiohttp, which has rules for that.
+BODY_SECONDS: Final = 5.0
+
+
+class Front(Connection):
+    """One client."""
+
+    __slots__ = (
+        "_body_timer", "_coming", "_exchange", "_held", "_is_paused", "_is_strange", "_over", "_owed",
+        "_peer", "_request", "on_taken", "tried",
+    )  # fmt: skip
+
+    def __init__(self, server: FrontServer, limits: Limits, **options: Any) -> None:
+        super().__init__(server, limits, **options)
+        self._exchange: Exchange | None = None
+        self._coming: Coming | None = None
+        self._held = b""
+        self._request = b""  # what the exchange answers
+        self._owed = 0  # of aiohttp's request, so many bytes are still to come
+        self._is_strange = False  # where its requests end is not known here
+        self._is_paused = False
+        self._body_timer: asyncio.TimerHandle | None = None
+        self._over: asyncio.Future[None] | None = None
+        self._peer: str | None = None
+        self.on_taken: Callable[[], object] | None = None
+        self.tried: Broken | None = None
+
+    @property
+    def peer(self) -> str | None:
+        return self._peer
+
+    # --- from the client ---
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        name = transport.get_extra_info("peername")
+        self._peer = str(name[0]) if isinstance(name, tuple) else None if name is None else str(name)
+        if self.transport is not None:
+            self.transport.set_write_buffer_limits(HELD_BYTES)
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        exchange, self._coming, self._held, self.on_taken = self._exchange, None, b"", None
+        self._stop_body_timer()
+        if exchange is not None:
+            exchange.left()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        if self._exchange is not None:
+            self._hold(data)
+            return
+        server = self._manager
+        assert isinstance(server, FrontServer), "it has not lost its connection"
+        express = server.express
+        if express is None or self._is_strange or not self._is_between_requests():
+            self._pass_on(data)
+            return
+        if self._held:
+            data, self._held = self._held + data, b""
+        coming = self._coming
+        if coming is None:
+            coming = express.look(data) if data.startswith(b"POST ") else None
+        if coming is None or len(data) > coming.end:
+            self._pass_on(data)
+        elif len(data) < coming.end:
+            self._wait_for_body(coming, data)
+        else:
+            self._answer(express, coming, data)
+
+    def _answer(self, express: Express, coming: Coming, data: bytes) -> None:
+        self._stop_body_timer()
+        self._coming = None
+        assert self.transport is not None, "it has just been read from"
+        exchange = express.begin(coming, data, self, self.transport)
+        if exchange is None:
+            self._pass_on(data)
+            return
+        self._stop_watching()
+        self._exchange, self._request = exchange, data
+
+    def _wait_for_body(self, coming: Coming, data: bytes) -> None:
+        self._coming, self._held = coming, data
+        self._stop_watching()
+        if self._body_timer is None:
+            self._body_timer = self._loop.call_later(BODY_SECONDS, self._pass_on_held)
+
+    def _pass_on_held(self) -> None:
+        data, self._held = self._held, b""
+        self._pass_on(data)
+
+    def _pass_on(self, data: bytes) -> None:
+        """To aiohttp's server."""
+        self._stop_body_timer()
+        self._coming = None
+        self._note(data)
+        super().data_received(data)
+
+    def _note(self, data: bytes) -> None:
+        """Where aiohttp's request ends."""
+        if self._is_strange:
+            return
+        if self._owed or not self._is_between_requests():
+            self._owed -= len(data)
+        else:
+            head = data.find(END_OF_HEAD) + len(END_OF_HEAD)
+            found = split(data)
+            size = 0 if found is None else found[1]
+            is_clear = head >= len(END_OF_HEAD) and b"ransfer-" not in data[:head].lower()
+            self._owed = size - (len(data) - head) if is_clear else -1
+        self._is_strange = self._owed < 0
+
+    def _is_between_requests(self) -> bool:
+        """Also before aiohttp's server begins to wait for a first one."""
+        is_new = self._waiter is None and not self._request_count
+        return (is_new or self._is_waiting()) and not self._has_begun and not self._owed
+
+    def _hold(self, data: bytes) -> None:
+        """The next request, said before this one is answered."""
+        self._held += data
+        if len(self._held) > HELD_REQUEST_BYTES:
+            self._pause()
+
+    def _go_on(self) -> None:
+        if self.transport is None or self.transport.is_closing():
+            return
+        if self._is_paused:
+            self._is_paused = False
+            self.transport.resume_reading()
+        held, self._held = self._held, b""
+        if held:
+            self.data_received(held)
+
+    def _pause(self) -> None:
+        if not self._is_paused and self.transport is not None:
+            self._is_paused = True
+            self.transport.pause_reading()
+
+    def _stop_body_timer(self) -> None:
+        if self._body_timer is not None:
+            self._body_timer.cancel()
+            self._body_timer = None
+
+    # --- told by the exchange ---
+
+    def answered(self, exchange: Exchange, *, keeps_alive: bool) -> None:
+        self._forget_exchange()
+        transport = self.transport
+        if transport is None or transport.is_closing():
+            return
+        if not keeps_alive or self._close:
+            self.force_close()
+            return
+        self._next_keepalive_close_time = self._loop.time() + self._keepalive_timeout
+        if self.writing_paused:  # one who asks again and again without reading is not answered without end
+            self._pause()
+            self.on_taken = self._go_on
+        elif self._held:
+            self._loop.call_soon(self._go_on)
+
+    def give_up(self, exchange: Exchange, tried: Broken) -> None:
+        request = self._request
+        self._forget_exchange()
+        if self.transport is not None and not self.transport.is_closing():
+            self.tried = tried
+            self._pass_on(request)
+            self._go_on()
+
+    def _forget_exchange(self) -> None:
+        self._exchange, self._request = None, b""
+        if self._over is not None and not self._over.done():
+            self._over.set_result(None)
+
+    # --- the rest of a connection's life ---
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        told, self.on_taken = self.on_taken, None
+        if told is not None:
+            told()
+
+    def _process_keepalive(self) -> None:
+        if self._exchange is None:
+            super()._process_keepalive()
+        else:  # aiohttp's server takes it for idle
+            seconds = max(self._keepalive_timeout, 1.0)
+            self._keepalive_handle = self._loop.call_later(seconds, self._process_keepalive)
+
+    async def shutdown(self, timeout: float | None = 15.0) -> None:  # noqa: ASYNC109 - as aiohttp's
+        self._close = True
+        if self._exchange is not None:
+            self._over = self._loop.create_future()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(timeout):
+                    await self._over
+        await super().shutdown(timeout)
+
+
+class FrontServer(Server):
+    """Takes the short way from when `express` is set."""
+
+    express: Express | None = None
+
+    def __call__(self) -> web.RequestHandler:
+        return Front(self, self.limits, loop=self._loop, **self._kwargs)
+
+
+class Runner(web.AppRunner):
+    """Runs an application behind such connections. `front` is what they belong to, once it is set up."""
+
+    __slots__ = ("_limits", "front")
+    front: FrontServer
+
+    def __init__(self, app: web.Application, limits: Limits, **options: Any) -> None:
+        super().__init__(app, keepalive_timeout=limits.idle_seconds, **options)
+        self._limits = limits
+
+    async def _make_server(self) -> FrontServer:
+        made = await super()._make_server()
+        server = self.front = FrontServer(
+            made.request_handler,
+            request_factory=made.request_factory,
+            handler_cancellation=made.handler_cancellation,
+            loop=asyncio.get_running_loop(),
+            **made._kwargs,
+        )
+        server.limits = self._limits
+        return server

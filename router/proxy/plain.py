@@ -1,0 +1,103 @@
+"""Requests as nearly all of them are: a head without anything unusual, and a short body whose length it says.
+
+Such a head is read once and kept, as a client says the same one again and again but for the length. What is
+unusual in any way is not refused here, only not recognised: somebody else reads it then."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Final
+
+import httptools
+
+from router.proxy.heads import names_of, request_lines
+
+#: A longer head is not kept, nor looked at.
+HEAD_LIMIT: Final = 4 << 10
+END_OF_HEAD: Final = b"\r\n\r\n"
+#: Spelled as every client spells it.
+_LENGTH: Final = re.compile(rb"\r\n[Cc]ontent-[Ll]ength:[ \t]*+([0-9]{1,15})[ \t]*+(?=\r\n)")
+
+#: What asks for more than an answer: for other framing, another protocol, a web page's rights, a body that is
+#: encoded, a stream that outlives its client; and `X-Router-...`, which is for us.
+_UNUSUAL: Final = frozenset(
+    {b"transfer-encoding", b"content-length", b"expect", b"upgrade", b"trailer", b"te", b"origin"}
+    | {b"content-encoding", b"x-conversation-id", b"proxy-connection", b"access-control-request-method"}
+)
+
+
+@dataclass(frozen=True, slots=True)
+class PlainHead:
+    """A POST. `lines` are the head as its child gets it, but for the length and the end; `keys` what it
+    brings to open the door with, as (Authorization, x-api-key).
+    """
+
+    target: str
+    lines: bytes
+    keys: tuple[str, str]
+    keeps_alive: bool
+
+
+def split(data: bytes) -> tuple[bytes, int, int] | None:
+    """Of the request that `data` begins with: its head but for the line of its length, that length, and where
+    its body begins. None: the head is not whole, or says nothing of a length.
+    """
+    end = data.find(END_OF_HEAD, 0, HEAD_LIMIT)
+    if end < 0:
+        return None
+    length = _LENGTH.search(data, 0, end + 2)
+    if length is None:
+        return None
+    start, stop = length.span()
+    return data[:start] + data[stop : end + 4], int(length[1]), end + 4
+
+
+@lru_cache(maxsize=256)
+def read_plain(head: bytes) -> PlainHead | None:
+    """`head` is one without the line of its length; None: there is something unusual in it."""
+    reader = _Reader()
+    parser = httptools.HttpRequestParser(reader)
+    try:
+        parser.feed_data(head)
+    except (httptools.HttpParserError, httptools.HttpParserUpgrade):
+        return None
+    is_plain = reader.is_complete and parser.get_method() == b"POST" and parser.get_http_version() == "1.1"
+    if not is_plain or reader.url.isascii() is False:
+        return None
+    names = [name.lower() for name, _ in reader.headers]
+    values = dict(zip(names, (value for _, value in reader.headers), strict=True))
+    if not _UNUSUAL.isdisjoint(names) or any(name.startswith(b"x-router-") for name in names):
+        return None
+    if any(names.count(name) > 1 for name in (b"host", b"connection", b"authorization", b"x-api-key")):
+        return None
+    connection = names_of(values.get(b"connection", b"keep-alive"))
+    if b"host" not in names or connection not in ({b"keep-alive"}, {b"close"}):
+        return None
+    target = reader.url.decode("ascii")
+    keys = (values.get(b"authorization", b""), values.get(b"x-api-key", b""))
+    return PlainHead(
+        target,
+        request_lines("POST", target, reader.headers),
+        (keys[0].decode("utf-8", "surrogateescape"), keys[1].decode("utf-8", "surrogateescape")),
+        connection == {b"keep-alive"},
+    )
+
+
+class _Reader:
+    """Told by the parser what it finds."""
+
+    def __init__(self) -> None:
+        self.url = b""
+        self.headers: list[tuple[bytes, bytes]] = []
+        self.is_complete = False
+
+    def on_url(self, url: bytes) -> None:
+        self.url += url
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self.headers.append((name, value))
+
+    def on_message_complete(self) -> None:
+        self.is_complete = True
