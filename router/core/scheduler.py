@@ -90,19 +90,27 @@ class Scheduler:
         # leases given back) cannot, and planning every demand anew for each would cost more than all the
         # rest.
         self._dirty = True
+        #: No deadline is before `_due`, where that is known: until then routine can change nothing else.
+        self._due = math.inf
+        self._due_is_known = False
+        self._replicated: tuple[Record, ...] = ()
+        self._note_replicated()
         self._commands: list[Command] = []
 
     # --- the four calls ---
 
     def handle(self, event: Event, now: float) -> list[Command]:  # noqa: C901 - a case per event
         """Take one event and return what to do about it, in order."""
-        self._now = now = max(now, self._now)
+        if now < self._now:
+            now = self._now
+        self._now = now
         self._commands = []
+        is_routine = False
         match event:
             case Acquire():
-                self._acquired(event, now)
+                is_routine = self._acquired(event, now)
             case Release():
-                self._released(event, now)
+                is_routine = self._released(event, now)
             case Ready():
                 self._became_ready(event, now)
             case Exited():
@@ -125,7 +133,11 @@ class Scheduler:
                 self._closed()
             case Tick():
                 pass
-        self._bring_up_to_date(now)
+        if is_routine and self._due_is_known and now < self._due and not self._dirty:
+            self._add_replicas(now)
+        else:
+            self._bring_up_to_date(now)
+            self._due_is_known = False
         return self._commands
 
     def has_open(self, model: ModelName) -> bool:
@@ -136,7 +148,14 @@ class Scheduler:
         return record.open_instance() is not None
 
     def next_deadline(self) -> float | None:
-        """When `Tick` is due at the latest, or None. The shell re-arms one timer after every `handle`."""
+        """When `Tick` is due at the latest, or None. The shell re-arms one timer after every `handle`. It may
+        be earlier than anything happens: a model that was to leave may have been asked for since.
+        """
+        if not self._due_is_known:
+            self._due, self._due_is_known = self._first_deadline(), True
+        return None if self._due == math.inf else self._due
+
+    def _first_deadline(self) -> float:
         while self._deadlines and not isinstance(self._books.leases.get(self._deadlines[0][2]), Waiter):
             heapq.heappop(self._deadlines)
         times = [self._wake, self._books.ledger.next_deadline()]
@@ -145,16 +164,17 @@ class Scheduler:
         for one in self._books.instances.values():
             times.append(self._books.expires_at(one))
             times.append(one.kill_at)
-        return min((t for t in times if t is not None), default=None)
+        return min((t for t in times if t is not None), default=math.inf)
 
     def is_expecting_memory(self) -> bool:
         """Whether a plan waits for a measurement, or a model that its host refused or for which other
         programs hold the memory: the shell measures often.
         """
-        held = any(
+        if self._plans or self._books.ledger.next_deadline() is not None:
+            return True
+        return bool(self._demands) and any(
             r.hold_until_measured is not None or r.starved_since is not None for r in self._demands.values()
         )
-        return bool(self._plans) or held or self._books.ledger.next_deadline() is not None
 
     def snapshot(self, now: float) -> Snapshot:
         return explain.snapshot(self._books, self._ordered_demands(now), self._waits, now)
@@ -171,60 +191,63 @@ class Scheduler:
 
     # --- what an event changes by itself ---
 
-    def _acquired(self, event: Acquire, now: float) -> None:
+    def _acquired(self, event: Acquire, now: float) -> bool:
         """1 unknown, 2 unusable, or there with other settings than a load asks for, 3 resident: granted now,
-        4 backing off, 5 queue full, 6 piggyback on a drain, 7 waits.
+        4 backing off, 5 queue full, 6 piggyback on a drain, 7 waits. True: routine, of which nothing follows.
         """
         books = self._books
         assert event.lease not in books.leases, f"lease {event.lease} was asked for twice"
         record = books.records.get(event.model)
         if record is None or record.vanished:
             self._refuse(event.lease, refusals.unknown(event.model, self._names()))  # 1
-            return
+            return False
         record.requests += 1
         record.forecast.requested(now)
         self._note_return(record, now)
         if record.model.error is not None:
             self._refuse(event.lease, record.model.error)  # 2
-            return
+            return False
         if event.instead is not None and _is_otherwise(record, event.instead):
             self._refuse(event.lease, refusals.loaded_otherwise(event.model))  # 2
-            return
-        waiter = self._waiter(event, record, now)
+            return False
         instance = record.open_instance()
         if instance is not None:
             record.hits += 1
-            self._grant(waiter, instance, now, "already_loaded")  # 3
-            return
+            self._grant(event, instance, now, "already_loaded")  # 3
+            return True
         is_paused = record.retry_at is not None and record.retry_at > now and not record.has_coming()
         if is_paused and event.instead is None:  # other settings may be what it needs
             self._refuse(event.lease, refusals.backing_off(record, now))  # 4
-            return
+            return False
         if self._queue_length() >= books.settings.queue_limit:
             self._refuse(event.lease, refusals.queue_full(books.settings.queue_limit))  # 5
-            return
+            return False
         draining = self._piggyback(record, event, now) if event.instead is None else None
         if draining is not None:
             record.hits += 1
-            self._grant(waiter, draining, now, "already_loaded")  # 6
-            return
+            self._grant(event, draining, now, "already_loaded")  # 6
+            return False
+        waiter = self._waiter(event, record, now)
         books.leases[event.lease] = waiter  # 7
         record.join(waiter)
         self._demands[event.model] = record
         if len(record.lines[waiter.priority]) == 1 or waiter.instead is not None:
             self._dirty = True
         heapq.heappush(self._deadlines, (waiter.deadline, waiter.order, waiter.lease))
+        return False
 
-    def _released(self, event: Release, now: float) -> None:
+    def _released(self, event: Release, now: float) -> bool:
+        """True: routine, of which nothing follows."""
         lease = self._books.leases.get(event.lease)
         match lease:
-            case Waiter():
-                self._leave_queue(lease)
             case Held():
                 del self._books.leases[event.lease]
-                self._give_back(lease, now)
+                return self._give_back(lease, now)
+            case Waiter():
+                self._leave_queue(lease)
             case None:
                 pass  # refused already: the shell releases always
+        return False
 
     def _became_ready(self, event: Ready, now: float) -> None:
         one = self._books.instances.get(event.instance)
@@ -373,6 +396,7 @@ class Scheduler:
         for name, model in event.models.items():
             if name not in self._books.records:
                 self._books.records[name] = Record(model, Forecast(model.load_seconds))
+        self._note_replicated()
 
     def _closed(self) -> None:
         for record in list(self._books.records.values()):
@@ -395,6 +419,7 @@ class Scheduler:
         record.varied |= dict.fromkeys(alike, model)
         if record.model.definition == model.definition:
             record.model = model
+        self._note_replicated()
 
     # --- the pass ---
 
@@ -530,13 +555,11 @@ class Scheduler:
 
     def _add_replicas(self, now: float) -> None:
         """A further replica only into room that is free now, and only while nobody waits for room."""
-        if self._plans or self._demands:
+        if not self._replicated or self._plans or self._demands:
             return
-        for record in self._books.records.values():
-            model = record.model
-            if model.replica_max <= 1 and model.replicas <= 1:
-                continue
+        for record in self._replicated:
             if self._wants_replica(record, now):
+                model = record.model
                 places = sorted(self._books.ledger.possible(model.placements), key=lambda p: p.tier)
                 place = next((p for p in places if self._has_room_beside(model, p)), None)
                 if place is not None:
@@ -700,29 +723,39 @@ class Scheduler:
             instead=event.instead,
         )
 
-    def _grant(self, waiter: Waiter, one: Instance, now: float, action: str) -> None:
-        expected = now + self._books.record_of(one).forecast.hold_seconds(waiter.size)
-        held = Held(waiter.lease, one, now, expected, waiter.size)
-        self._books.leases[waiter.lease] = one.leases[waiter.lease] = held
+    def _grant(self, asked: Acquire | Waiter, one: Instance, now: float, action: str) -> None:
+        expected = now + self._books.record_of(one).forecast.hold_seconds(asked.size)
+        held = Held(asked.lease, one, now, expected, asked.size)
+        self._books.leases[asked.lease] = one.leases[asked.lease] = held
         one.last_used = now
-        if waiter.keep_alive is not None:
-            one.keep_alive = waiter.keep_alive
-        self._commands.append(Grant(waiter.lease, one.id, action))
+        if asked.keep_alive is not None:
+            one.keep_alive = asked.keep_alive
+        self._commands.append(Grant(asked.lease, one.id, action))
 
-    def _give_back(self, held: Held, now: float) -> None:
+    def _give_back(self, held: Held, now: float) -> bool:
+        """True: routine. Who becomes idle is news to those who wait for room, and may leave some day."""
         one = held.instance
         if one is None:
-            return
+            return True
         record = self._books.record_of(one)
         del one.leases[held.lease]
-        self._dirty = self._dirty or not one.leases
         one.last_used = now
         one.completed += 1
         if one.ready_at is not None and one.ready_at >= record.failed_at:
             # A replica that keeps failing is not forgiven for what the first instance serves.
             record.failures, record.retry_at, record.last_error = 0, None, None
         record.forecast.held(now - held.granted_at, held.size)
+        if one.leases:
+            return True
         self._note_idle(record, now)
+        if self._demands or self._plans or self._books.settings.yield_to_others:
+            self._dirty = True
+        if one.state is not State.READY:
+            return False
+        expires = self._books.expires_at(one)
+        if expires is not None and expires < self._due:
+            self._due = expires
+        return True
 
     def _leave_queue(self, waiter: Waiter) -> None:
         record = self._books.records[waiter.model]
@@ -820,6 +853,10 @@ class Scheduler:
     def _note_idle(self, record: Record, now: float) -> None:
         if not record.waiting and not any(one.leases for one in record.instances.values()):
             record.last_idle_at = now
+
+    def _note_replicated(self) -> None:
+        records = self._books.records.values()
+        self._replicated = tuple(r for r in records if r.model.replica_max > 1 or r.model.replicas > 1)
 
     def _forget_vanished(self, record: Record) -> None:
         if record.vanished and not record.instances and not record.waiting:

@@ -297,6 +297,34 @@ FAULTS = (
         "        self._end_what_is_over(now)\n        self._grant_waiters(now)\n",
         (RULES,),
     ),
+    Fault(
+        "overlook that who becomes idle leaves before all others",
+        "scheduler.py",
+        "        if expires is not None and expires < self._due:\n",
+        "        if False:\n",
+        (RULES,),
+    ),
+    Fault(
+        "take it for routine that somebody becomes idle whose room is waited for",
+        "scheduler.py",
+        "        if self._demands or self._plans or self._books.settings.yield_to_others:\n",
+        "        if False:\n",
+        (SWITCHING,),
+    ),
+    Fault(
+        "take it for routine that the last one leaves who kept a victim",
+        "scheduler.py",
+        "        if one.state is not State.READY:\n            return False\n",
+        "",
+        (RULES,),
+    ),
+    Fault(
+        "leave what is due to the next event that is no routine",
+        "scheduler.py",
+        "if is_routine and self._due_is_known and now < self._due and not self._dirty:",
+        "if is_routine:",
+        ("test_histories.py",),
+    ),
 )
 
 

@@ -206,6 +206,7 @@ class Table:
 
     def tell(self, event: Event) -> list[str]:
         self.commands = self.scheduler.handle(event, self.now)
+        self.scheduler.next_deadline()  # as the shell asks
         self.told += self.commands
         words = [self._words(command) for command in self.commands]
         self.scheduler.check()

@@ -342,7 +342,8 @@ class World:
 
     def replay(self) -> None:
         """Tell a second scheduler the same history: it must answer the same. The first one was also
-        looked at on the way.
+        looked at on the way, and knew when something is due next: the second one, which nobody asked for
+        that, goes over everything at each event.
         """
         twin = self._new_scheduler()
         for number, (event, now, commands) in enumerate(self.history):
@@ -358,14 +359,21 @@ class World:
         if not isinstance(event, Tick):
             self._idle_ticks = 0
         self.oracle.before(event)
+        at_once = (
+            isinstance(event, Acquire) and event.instead is None and self.scheduler.has_open(event.model)
+        )
         try:
             commands = self.scheduler.handle(event, self.now)
+            self.scheduler.next_deadline()  # as the shell asks
         except AssertionError as impossible:
             self.history.append((event, self.now, []))
             raise AssertionError(
                 f"the scheduler contradicts itself: {impossible}\n{self.story()}"
             ) from impossible
         self.history.append((event, self.now, commands))
+        if isinstance(event, Acquire) and event.instead is None:
+            granted = any(isinstance(told, Grant) and told.lease == event.lease for told in commands)
+            assert granted or not at_once, f"{event} was said to be granted at once\n{self.story()}"
         self.oracle.answered()
         for command in commands:
             self.oracle.judge(command, event)
