@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import re
 import shutil
@@ -10,8 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
-from router.descriptors import check_left
 from router.errors import StartupError
+from router.process import output_of
 
 _ASK_SECONDS: Final = 20.0
 
@@ -82,27 +81,12 @@ async def _ask(binary: Path, flag: str, *, visible: bool = False) -> str:
     if not visible:
         env["CUDA_VISIBLE_DEVICES"] = ""
     try:
-        check_left()
-        process = await asyncio.create_subprocess_exec(
-            binary,
-            flag,
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.STDOUT,
-            env=env,
-        )
-    except OSError as error:
-        raise StartupError(f"cannot run {binary}: {error.strerror or error}") from error
-    try:
-        async with asyncio.timeout(_ASK_SECONDS):
-            output, _ = await process.communicate()
+        said = await output_of((binary, flag), env, timeout_seconds=_ASK_SECONDS, with_errors=True)
     except TimeoutError:
         raise StartupError(f"{binary} {flag} gave no answer within {_ASK_SECONDS:.0f} s") from None
-    finally:
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
-    if process.returncode != 0:
-        said = output.decode(errors="replace").strip()[-500:]
-        raise StartupError(f"{binary} {flag} ended with status {process.returncode}: {said}")
-    return output.decode(errors="replace")
+    except OSError as error:
+        raise StartupError(f"cannot run {binary}: {error.strerror or error}") from error
+    text = said.data.decode(errors="replace")
+    if said.status != 0:
+        raise StartupError(f"{binary} {flag} ended with status {said.status}: {text.strip()[-500:]}")
+    return text

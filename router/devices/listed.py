@@ -23,6 +23,9 @@ _PREFERENCE: Final = ("CUDA", "ROCm", "HIP", "MUSA", "SYCL", "Metal", "MTL", "CA
 
 _MIB: Final = 1 << 20
 
+#: After so many doublings the time between two questions that find nothing grows no more.
+_DOUBLINGS: Final = 5
+
 
 def parse_devices(text: str) -> list[DeviceInfo]:
     """The devices in the output (stdout, or stdout and stderr together), each card once. Nothing else is an
@@ -78,7 +81,9 @@ def _rank(name: str) -> tuple[int, str]:
 
 
 class Listed:
-    """Asks seldom: on some backends every listing makes a context on every device, and takes its time."""
+    """Asks seldom: on some backends every listing makes a context on every device, and takes its time. Where
+    there was never a device it asks ever more seldom, up to 32 times: most such machines will never have
+    one."""
 
     def __init__(
         self,
@@ -94,6 +99,7 @@ class Listed:
         self._timeout_seconds = timeout_seconds
         self._running: asyncio.Task[None] | None = None
         self._next = 0.0
+        self._in_vain = 0
         self._known: dict[str, DeviceInfo] = {}
         self._error: str | None = None
 
@@ -128,5 +134,7 @@ class Listed:
             gone = {key: info for key, info in self._known.items() if key not in found}
             self._known = found | {key: unhealthy(info, "not listed any more") for key, info in gone.items()}
             self._error = None
+            self._in_vain = 0 if self._known else min(self._in_vain + 1, _DOUBLINGS)
+            self._next += self._interval_seconds * (2**self._in_vain - 1)
         finally:
             self._running = None

@@ -39,8 +39,8 @@ class Devices:
     NVIDIA driver.
 
     `list_devices` returns what `llama-server --list-devices` prints (stdout, better with stderr); it is asked
-    at most every `list_interval_seconds`, and only where no GPU was found in another way. `enabled` switches
-    sources off by name (`SOURCES`).
+    at most every `list_interval_seconds`, ever more seldom while it lists none, and only where no GPU was
+    found in another way. `enabled` switches sources off by name (`SOURCES`).
 
     `probe_timeout_seconds` bounds how long any source may hold up a sample. Only the opening of the NVIDIA
     driver, the first time and after a rest, is waited for longer (`start_patience_seconds`); it may take

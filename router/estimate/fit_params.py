@@ -12,22 +12,17 @@ is a normal answer. `ask` alone does I/O here.
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
-import os
-from asyncio import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from router.descriptors import check_left
 from router.estimate.context import context_terms, ubatch
 from router.estimate.layout import Layout, layer_devices
 from router.estimate.total import Prepared
 from router.estimate.values import MIB, Counted, Estimate
+from router.process import output_of
 
 TIMEOUT_SECONDS = 10.0
-_MAX_OUTPUT_BYTES = 1 << 20
 _NICENESS = 10
 
 _FLAGS_WITH_VALUE = frozenset((
@@ -121,32 +116,14 @@ async def ask(
     which. One that is not urgent leaves the processor to others. Raises TimeoutError.
     """
     env = {**environment, "GGML_NO_BACKTRACE": "1"}
+    niceness = 0 if is_urgent else _NICENESS
     try:
-        check_left()
-        process = await asyncio.create_subprocess_exec(
-            *argv,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            env=env,
-            start_new_session=True,
-        )
+        said = await output_of(argv, env, timeout_seconds=timeout_seconds, niceness=niceness)
+    except TimeoutError:
+        raise
     except OSError:
         return None
-    try:
-        if not is_urgent:
-            with contextlib.suppress(OSError):
-                os.setpriority(os.PRIO_PROCESS, process.pid, _NICENESS)
-        async with asyncio.timeout(timeout_seconds):
-            assert process.stdout is not None, "stdout is a pipe"
-            output = await process.stdout.read(_MAX_OUTPUT_BYTES)
-            code = await process.wait()
-    finally:
-        if process.returncode is None:
-            with contextlib.suppress(ProcessLookupError):
-                process.kill()
-            await process.wait()
-    return parse_fit_params(output.decode("utf-8", "replace")) if code == 0 else None
+    return parse_fit_params(said.data.decode("utf-8", "replace")) if said.status == 0 else None
 
 
 def counts(prepared: Prepared, layout: Layout, estimated: Estimate) -> tuple[Counted, ...]:

@@ -20,6 +20,7 @@ from router.process.identity import (
     progress,
 )
 from router.process.log import LogFile, LogReader
+from router.process.output import Output, output_of
 from router.process.probe import Health, get_answer, get_status
 
 __all__ = [
@@ -31,6 +32,7 @@ __all__ = [
     "LogFile",
     "LogReader",
     "NotAlive",
+    "Output",
     "Process",
     "Progress",
     "argv_hash",
@@ -39,5 +41,6 @@ __all__ = [
     "get_status",
     "identify",
     "is_alive",
+    "output_of",
     "progress",
 ]

@@ -125,6 +125,21 @@ async def test_it_is_asked_seldom(open_devices):
     assert server.asked == 1
 
 
+async def test_where_there_never_was_a_device_it_is_asked_ever_more_seldom(open_devices):
+    server = Server()
+    server.text = "Available devices:\n  (none)\n"
+    devices = await open_devices(list_devices=server, list_interval_seconds=0.01, **NO_OTHER_SOURCE)
+    loop = asyncio.get_running_loop()
+    begun = loop.time()
+    await look_until(devices, lambda _: server.asked == 6)
+    assert loop.time() - begun >= 0.01 * (2 + 4 + 8 + 16 + 32)
+    server.text = CUDA
+    await look_until(devices, lambda sample: "list:CUDA0" in sample.devices)
+    begun, asked = loop.time(), server.asked
+    await look_until(devices, lambda _: server.asked == asked + 4)
+    assert loop.time() - begun < 4 * 0.01 * 32, "as often as at first"
+
+
 async def test_where_a_gpu_was_found_it_is_not_asked(open_devices, probe):
     server = Server()
     sample = await look(await open_devices(list_devices=server, **probe))
