@@ -323,7 +323,7 @@ FAULTS = (
         "scheduler.py",
         "if is_routine and self._due_is_known and now < self._due and not self._dirty:",
         "if is_routine:",
-        ("test_histories.py",),
+        (RULES,),
     ),
 )
 

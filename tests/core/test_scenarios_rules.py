@@ -56,6 +56,15 @@ def test_a_model_in_use_does_not_expire_and_each_use_begins_the_time_anew() -> N
     assert table.wait(0.2) == ["stop a: expired"]
 
 
+def test_what_is_due_is_done_with_the_first_event_that_comes_if_the_timer_is_late() -> None:
+    quick, stays = model("quick", on(gpu=3), ttl=5.0), model("stays", on(gpu=3), ttl=-1.0)
+    table = Table(gpu=10, models=[quick, stays])
+    table.serves("quick")
+    table.serves("stays")
+    table.now += 6.0
+    assert table.asks("r1", "stays") == ["grant r1: already_loaded", "stop quick: expired"]
+
+
 def test_lru_ttl_evicts_as_well_as_expires() -> None:
     table = Table(gpu=10, policy="lru-ttl", ttl=30.0, a=6, b=6)
     table.serves("a")
