@@ -62,7 +62,7 @@ def test_what_is_due_is_done_with_the_first_event_that_comes_if_the_timer_is_lat
     table.serves("quick")
     table.serves("stays")
     table.now += 6.0
-    assert table.asks("r1", "stays") == ["grant r1: already_loaded", "stop quick: expired"]
+    assert table.asks("r1", "stays") == ["grant r1 on stays", "stop quick: expired"]
 
 
 def test_lru_ttl_evicts_as_well_as_expires() -> None:
