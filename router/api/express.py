@@ -4,8 +4,7 @@ and handed to its instance in the same step. What is unusual takes the long way,
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Final, NamedTuple, Protocol
 
 from router.api.access_log import AccessLog
 from router.api.context import Context
@@ -17,7 +16,7 @@ from router.api.openai import INFERENCE_PATHS
 from router.api.requests import InFlight
 from router.api.route import Access
 from router.errors import RouterError
-from router.proxy import Ask, Dialect
+from router.proxy import Dialect
 from router.proxy.express import Exchange, Front
 from router.proxy.plain import PlainHead, read_plain, split
 
@@ -33,9 +32,10 @@ class Counting(Protocol):
     def ended(self) -> None: ...
 
 
-@dataclass(frozen=True, slots=True)
-class Coming:
-    """A request whose body may still be on its way: it ends with the byte `end` of what came."""
+class Coming(NamedTuple):
+    """A request whose body may still be on its way: it is to be the bytes from `body_at` to `end` of what
+    came.
+    """
 
     head: PlainHead
     body_at: int
@@ -75,7 +75,8 @@ class Express:
             return None
         head, body = coming.head, data[coming.body_at :]
         try:
-            self._keys.check(presented(*head.keys), Access.INFERENCE)
+            if self._keys.are_asked_for:
+                self._keys.check(presented(head.authorization, head.x_api_key), Access.INFERENCE)
             fields = read_fields(body)
             context = self._context
             model = context.name_of(fields.model)
@@ -88,8 +89,8 @@ class Express:
         exchange = Exchange(
             context.proxy.lane,
             lease,
-            Ask(model, None, fields.keep_alive, fields.size, dialect, fields.stream),
-            b"%bContent-Length: %d\r\n\r\n%b" % (head.lines, len(body), body),
+            dialect,
+            b"%b%d\r\n\r\n%b" % (head.lines, len(body), body),
             head.target,
             front,
             transport,

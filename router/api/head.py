@@ -4,8 +4,7 @@ unchanged, JSON or a form."""
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import msgspec
 from aiohttp import web
@@ -36,8 +35,7 @@ _decoder = msgspec.json.Decoder(_Body)
 HEAD_FIELDS: Final = frozenset(_Body.__struct_fields__)
 
 
-@dataclass(frozen=True, slots=True)
-class Head:
+class Head(NamedTuple):
     """`size` is what the answer may have in tokens, None where nothing bounds it; `keep_alive` is in
     seconds."""
 

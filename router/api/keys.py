@@ -23,10 +23,13 @@ class Keys:
         self._admin = [_digest(key) for key in admin_keys]
         self._api = [_digest(key) for key in api_keys]
 
+    @property
+    def are_asked_for(self) -> bool:
+        """Whether inference needs one."""
+        return bool(self._api)
+
     def check(self, presented: Iterable[str], access: Access) -> None:
         """Raises Unauthorized (no valid key) or Forbidden (a valid one that is not enough)."""
-        if access is Access.INFERENCE and not self._api:
-            return
         digests = [_digest(key) for key in presented]
         is_admin = _has(self._admin, digests)
         is_known = _has(self._api, digests) or is_admin

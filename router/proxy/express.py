@@ -14,7 +14,7 @@ from typing import Final, Protocol
 from router.errors import RouterError
 from router.pool import Lease, Pool
 from router.proxy.answer import Answer
-from router.proxy.ask import Account, Ask
+from router.proxy.ask import Account, Dialect
 from router.proxy.client import Client, Connected
 from router.proxy.failures import Broken, Failures
 from router.proxy.idle import Idle
@@ -92,7 +92,7 @@ class Exchange:
     conversation: Final = None
 
     __slots__ = (
-        "_answer", "_ask", "_begun_at", "_client", "_ended", "_failing", "_front", "_has_ended",
+        "_answer", "_begun_at", "_client", "_dialect", "_ended", "_failing", "_front", "_has_ended",
         "_is_kept", "_lane", "_lease", "_passage", "_said", "_upstream", "account", "id", "path", "since",
     )  # fmt: skip
 
@@ -100,7 +100,7 @@ class Exchange:
         self,
         lane: Lane,
         lease: Lease,
-        ask: Ask,
+        dialect: Dialect,
         said: bytes,
         path: str,
         front: Front,
@@ -112,7 +112,7 @@ class Exchange:
         """`said` is the request as the child gets it; the lease is from now on given back here."""
         self._lane = lane
         self._lease = lease
-        self._ask = ask
+        self._dialect = dialect
         self._said = said
         self._front = front
         self._ended = ended
@@ -120,7 +120,7 @@ class Exchange:
         self.path = path
         self.since = 0.0
         self._begun_at = asyncio.get_running_loop().time()
-        account = self.account = Account(ask.model, lease.action, instance=lease.instance, attempts=1)
+        account = self.account = Account(lease.model, lease.action, instance=lease.instance, attempts=1)
         client = self._client = _InFront(transport, front, account, keeps_alive=keeps_alive)
         client.front = front
         self._passage: Passage = lane.traffic.enter(lease.instance)
@@ -218,7 +218,7 @@ class Exchange:
         else:
             # An event that was cut in half must be ended, or the error would become a part of it.
             between = b"" if answer is None or answer.ends_an_event else b"\n\n"
-            client.say(between + error_event(error, self._ask.dialect))
+            client.say(between + error_event(error, self._dialect))
             client.end()
         self._end(client.status)
 

@@ -30,13 +30,14 @@ _UNUSUAL: Final = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class PlainHead:
-    """A POST. `lines` are the head as its child gets it, but for the length and the end; `keys` what it
-    brings to open the door with, as (Authorization, x-api-key).
+    """A POST. `lines` are the head as its child gets it, up to the length; `authorization` and `x_api_key`
+    what it brings to open the door with.
     """
 
     target: str
     lines: bytes
-    keys: tuple[str, str]
+    authorization: str
+    x_api_key: str
     keeps_alive: bool
 
 
@@ -76,11 +77,11 @@ def read_plain(head: bytes) -> PlainHead | None:
     if b"host" not in names or connection not in ({b"keep-alive"}, {b"close"}):
         return None
     target = reader.url.decode("ascii")
-    keys = (values.get(b"authorization", b""), values.get(b"x-api-key", b""))
     return PlainHead(
         target,
-        request_lines("POST", target, reader.headers),
-        (keys[0].decode("utf-8", "surrogateescape"), keys[1].decode("utf-8", "surrogateescape")),
+        request_lines("POST", target, reader.headers) + b"Content-Length: ",
+        values.get(b"authorization", b"").decode("utf-8", "surrogateescape"),
+        values.get(b"x-api-key", b"").decode("utf-8", "surrogateescape"),
         connection == {b"keep-alive"},
     )
 

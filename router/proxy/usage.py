@@ -64,17 +64,25 @@ class Ends:
 
     def note(self, account: Account) -> None:
         """Write down what they say. What is not there, or not understood, is left out."""
-        last = b"".join(self._last)
-        if b'"usage"' in self._first:
+        last = self._last[0] if len(self._last) == 1 else b"".join(self._last)
+        if last is not self._first:
             _note_usage(self._first, account)
-        if b'"usage"' in last:
-            _note_usage(last, account)
-        if b'"timings"' in last:
-            _note_timings(last, account)
+        _note_usage(last, account)
+        _note_timings(last, account)
+
+
+def _last_object(pattern: re.Pattern[bytes], key: bytes, data: bytes) -> bytes | None:
+    """The last one with this key that is whole."""
+    at = data.rfind(key)
+    while at >= 0:
+        if (found := pattern.match(data, at)) is not None:
+            return found[1]
+        at = data.rfind(key, 0, at)
+    return None
 
 
 def _note_usage(data: bytes, account: Account) -> None:
-    for text in _USAGE.findall(data)[-1:]:
+    if (text := _last_object(_USAGE, b'"usage"', data)) is not None:
         try:
             usage = _usage.decode(text)
         except (msgspec.DecodeError, UnicodeDecodeError):
@@ -93,7 +101,7 @@ def _note_usage(data: bytes, account: Account) -> None:
 
 
 def _note_timings(data: bytes, account: Account) -> None:
-    for text in _TIMINGS.findall(data)[-1:]:
+    if (text := _last_object(_TIMINGS, b'"timings"', data)) is not None:
         try:
             timings = _timings.decode(text)
         except (msgspec.DecodeError, UnicodeDecodeError):

@@ -137,7 +137,8 @@ class Api:
             shutdown_timeout=0.1,
         )
         await runner.setup()
-        runner.front.express = Express(context, app[KEYS], app[IN_FLIGHT], Requests(), app[ACCESS_LOG])
+        self.app_context, self.requests = context, Requests()
+        runner.front.express = Express(context, app[KEYS], app[IN_FLIGHT], self.requests, app[ACCESS_LOG])
         self._stack.push_async_callback(runner.cleanup)
         await web.TCPSite(runner, "127.0.0.1", 0).start()
         self.url = f"http://127.0.0.1:{runner.addresses[0][1]}"
