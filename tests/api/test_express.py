@@ -1,0 +1,486 @@
+"""Requests for a ready model take the short way, and nobody can tell: what is answered, listed, logged and
+refused is the same; whatever is unusual takes the long one."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+
+import pytest
+
+from router.core.types import State
+from tests.api.conftest import Api, echo
+from tests.api.upstream import Connection, Received
+from tests.proxy.wire import Message, read_answer
+
+PATH = "/v1/chat/completions"
+ASKED = {"model": "tiny", "messages": []}
+
+
+def said(asked: object = ASKED, *headers: str, path: str = PATH) -> bytes:
+    body = asked if isinstance(asked, bytes) else json.dumps(asked).encode()
+    lines = [f"POST {path} HTTP/1.1", "Host: here", *headers, f"Content-Length: {len(body)}", "", ""]
+    return "\r\n".join(lines).encode() + body
+
+
+@dataclass
+class Caller:
+    """One connection, and how many of the requests took the short way."""
+
+    api: Api
+    reader: asyncio.StreamReader
+    writer: asyncio.StreamWriter
+    before: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.before = self.long
+
+    @property
+    def long(self) -> int:
+        return self.api.runner.front.requests_count or 0
+
+    async def ask(self, request: bytes) -> Message:
+        self.writer.write(request)
+        return await self.answer()
+
+    async def answer(self) -> Message:
+        async with asyncio.timeout(5):
+            return await read_answer(self.reader, to_head=False)
+
+    def is_short(self) -> bool:
+        """Whether all that was asked since it was asked this last."""
+        before, self.before = self.before, self.long
+        return self.before == before
+
+
+@asynccontextmanager
+async def calling(api: Api) -> AsyncIterator[Caller]:
+    """On a connection whose model is ready."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", int(api.url.rpartition(":")[2]))
+    caller = Caller(api, reader, writer)
+    try:
+        await caller.ask(said())
+        caller.is_short()
+        yield caller
+    finally:
+        writer.close()
+
+
+async def until(is_true, what: str) -> None:
+    try:
+        async with asyncio.timeout(5):
+            while not is_true():
+                await asyncio.sleep(0)
+    except TimeoutError:
+        pytest.fail(what)
+
+
+async def endless(received: Received, connection: Connection) -> None:
+    if b"stream" not in received.body:
+        await connection.answer(b"{}")
+        return
+    await connection.begin_stream()
+    await connection.chunk(b'data: {"n": 1}\n\n')
+    await connection.until_client_left()
+
+
+async def test_the_answer_and_what_the_child_hears_are_those_of_the_long_way(api: Api):
+    await api.start()
+    async with calling(api) as caller:
+        long = await caller.ask(said(ASKED, "X-Router-Keep-Alive: 5m", "X-More: 1"))
+        assert not caller.is_short()
+        short = await caller.ask(said(ASKED, "X-More: 1"))
+        assert caller.is_short()
+    assert (short.start, short.headers, short.body) == (long.start, long.headers, long.body)
+    assert short.get("X-Router-Action") == "already_loaded"
+
+
+async def test_both_ways_reach_the_child_with_the_same_head(api: Api):
+    heard: list[list[str]] = []
+
+    async def script(received: Received, connection: Connection) -> None:
+        heard.append(sorted(f"{k}: {v}" for k, v in received.headers if not k.startswith("X-Router")))
+        await connection.answer(received.body)
+
+    await api.start(script=script)
+    async with calling(api) as caller:
+        more = ("Authorization: Bearer mine", "x-api-key: mine", "User-Agent: it", "Accept: */*")
+        await caller.ask(said(ASKED, *more, "X-Router-Keep-Alive: 5m"))
+        assert not caller.is_short()
+        await caller.ask(said(ASKED, *more))
+        assert caller.is_short()
+    assert heard[-1] == heard[-2]
+    assert not any("mine" in line for line in heard[-1])
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        "Origin: http://elsewhere", "Expect: 100-continue", "Connection: keep-alive, x", "Upgrade: h2c",
+        "X-Router-Keep-Alive: 5m", "Content-Encoding: identity", "TE: trailers", "X-A: 1\r\n folded",
+        "X-Conversation-Id: c", "X-Long: " + "x" * 5000, "Host: twice",
+    ],
+)  # fmt: skip
+async def test_what_is_unusual_takes_the_long_way(api: Api, header: str):
+    await api.start()
+    async with calling(api) as caller:
+        answer = await caller.ask(said(ASKED, header))
+        assert answer.status in (200, 400)
+        assert not caller.is_short()
+
+
+async def test_two_lengths_are_refused(api: Api):
+    await api.start()
+    async with calling(api) as caller:
+        answer = await caller.ask(said(ASKED, "Content-Length: 3"))
+        assert (answer.status, json.loads(answer.body)["error"]["code"]) == (400, "malformed_request")
+
+
+@pytest.mark.parametrize(
+    ("asked", "status"),
+    [
+        ({"model": "none"}, 404), ({}, 400), (b"[]", 400), (b"{", 400), (b'{"model": 1}', 400),
+        ({"model": "tiny", "keep_alive": "soon"}, 400), (b'{"model": "tiny", "x": "\xff"}', 200),
+    ],
+)  # fmt: skip
+async def test_what_is_wrong_is_told_as_ever(api: Api, asked: object, status: int):
+    await api.start()
+    async with calling(api) as caller:
+        assert (await caller.ask(said(asked))).status == status
+        assert (await caller.ask(said())).status == 200
+
+
+async def test_a_model_that_is_not_ready_is_waited_for(api: Api):
+    await api.start()
+    async with calling(api) as caller:
+        assert (await caller.ask(said({"model": "other"}))).get("X-Router-Action") == "loaded"
+        assert not caller.is_short()
+        assert (await caller.ask(said({"model": "other"}))).get("X-Router-Action") == "already_loaded"
+        assert caller.is_short()
+
+
+async def test_keys_are_asked_for(api: Api):
+    await api.start(api_keys=("right",), admin_keys=("admin",))
+    async with calling(api) as caller:
+        await caller.ask(said(ASKED, "Authorization: Bearer right"))
+        caller.is_short()
+        for header, status in (
+            ("Authorization: Bearer right", 200), ("x-api-key: right", 200), ("Authorization: right", 200),
+            ("x-api-key: admin", 200), ("Authorization: Bearer wrong", 401), ("x-api-key: wrong", 401),
+        ):  # fmt: skip
+            answer = await caller.ask(said(ASKED, header))
+            assert (answer.status, caller.is_short()) == (status, status == 200), header
+        assert (await caller.ask(said())).status == 401
+
+
+async def test_a_body_may_come_later_and_in_pieces(api: Api):
+    await api.start()
+    asked = said({"model": "tiny", "messages": ["x" * 3000]})
+    head = asked.index(b"\r\n\r\n") + 4
+    async with calling(api) as caller:
+        for cuts in ((0, head, None), (0, head, head + 7, None)):
+            for start, end in itertools.pairwise(cuts):
+                caller.writer.write(asked[start:end])
+                await asyncio.sleep(0.01)
+            assert (await caller.answer()).body == asked[head:]
+            assert caller.is_short()
+        caller.writer.write(asked[:9])
+        await asyncio.sleep(0.01)
+        assert (await caller.ask(asked[9:])).body == asked[head:], "a head in pieces is aiohttp's to read"
+        assert not caller.is_short()
+
+
+async def test_a_body_that_drips_is_left_to_the_long_way(api: Api, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("router.app.front.BODY_SECONDS", 0.01)
+    await api.start()
+    asked = said()
+    async with calling(api) as caller:
+        caller.writer.write(asked[:-5])
+        await until(lambda: not caller.is_short(), "it waits for ever")
+        assert (await caller.ask(asked[-5:])).status == 200
+
+
+async def test_several_said_at_once_are_answered_in_order(api: Api):
+    await api.start()
+    asked = [said({"model": "tiny", "n": n}) for n in range(6)]
+    async with calling(api) as caller:
+        caller.writer.write(b"".join(asked))
+        assert [json.loads((await caller.answer()).body)["n"] for _ in asked] == list(range(6))
+        assert (await caller.ask(b"GET /health HTTP/1.1\r\nHost: h\r\n\r\n" + asked[0])).status == 200
+        assert json.loads((await caller.answer()).body)["n"] == 0
+
+
+async def test_one_said_before_the_other_is_answered_waits_for_that(api: Api):
+    gate = asyncio.Event()
+
+    async def script(received: Received, connection: Connection) -> None:
+        if b'"n": 0' in received.body:
+            await gate.wait()
+        await connection.answer(received.body)
+
+    await api.start(script=script)
+    async with calling(api) as caller:
+        caller.writer.write(said({"model": "tiny", "n": 0}))
+        await asyncio.sleep(0.01)
+        caller.writer.write(said({"model": "tiny", "n": 1}))
+        caller.writer.write(b"GET /health HTTP/1.1\r\nHost: h\r\n\r\n")
+        await asyncio.sleep(0.01)
+        gate.set()
+        assert [json.loads((await caller.answer()).body)["n"] for _ in range(2)] == [0, 1]
+        assert (await caller.answer()).status == 200
+
+
+async def test_both_ways_take_turns_on_one_connection(api: Api):
+    await api.start()
+    async with calling(api) as caller:
+        for number in range(20):
+            if number % 3 == 0:
+                assert (await caller.ask(b"GET /health HTTP/1.1\r\nHost: h\r\n\r\n")).status == 200
+                assert not caller.is_short()
+            large = {"model": "tiny", "x": "y" * (100_000 if number % 5 == 0 else 10)}
+            assert json.loads((await caller.ask(said(large))).body) == large
+            assert caller.is_short() == (number % 5 != 0)
+
+
+async def test_who_wants_the_connection_closed_gets_that(api: Api):
+    await api.start()
+    async with calling(api) as caller:
+        answer = await caller.ask(said(ASKED, "Connection: close"))
+        assert (answer.status, answer.get("Connection")) == (200, "close")
+        assert caller.is_short()
+        async with asyncio.timeout(5):
+            assert await caller.reader.read() == b""
+
+
+async def test_a_client_that_leaves_ends_it_at_the_child(api: Api, caplog: pytest.LogCaptureFixture):
+    caplog.set_level(logging.INFO, "router.access")
+    left = asyncio.Event()
+
+    async def script(received: Received, connection: Connection) -> None:
+        await endless(received, connection)
+        if b"stream" in received.body:
+            left.set()
+
+    await api.start(script=script, access_log=True)
+    async with calling(api) as caller:
+        caller.writer.write(said({"model": "tiny", "stream": True}))
+        async with asyncio.timeout(5):
+            await caller.reader.readuntil(b'data: {"n": 1}\n\n')
+        assert caller.is_short()
+        caller.writer.close()
+        async with asyncio.timeout(5):
+            await left.wait()
+    await until(lambda: api.pool.open_leases == 0, "its lease is held")
+    assert "499 tiny already_loaded" in caplog.messages[-1]
+    assert (await api.get("/requests")).json()["data"] == []
+
+
+async def test_it_is_listed_and_an_operator_can_end_it_at_any_time(api: Api):
+    gate = asyncio.Event()
+
+    async def script(received: Received, connection: Connection) -> None:
+        if b"quiet" in received.body:
+            gate.set()
+            await connection.until_client_left()
+        await endless(received, connection)
+
+    await api.start(script=script)
+    async with calling(api) as caller:
+        caller.writer.write(said({"model": "tiny", "stream": True}))
+        async with asyncio.timeout(5):
+            await caller.reader.readuntil(b'data: {"n": 1}\n\n')
+        assert caller.is_short()
+        (row,) = (await api.get("/requests")).json()["data"]
+        assert (row["model"], row["path"], row["client"]) == ("tiny", PATH, "127.0.0.1")
+        assert (row["state"], row["action"], row["bytes"]) == ("answering", "already_loaded", 16)
+        assert 0 <= row["age_seconds"] < 5
+        await api.call("DELETE", f"/requests/{row['id']}")
+        async with asyncio.timeout(5):
+            rest = await caller.reader.readuntil(b"0\r\n\r\n")
+        assert b"request_ended" in rest
+        caller.writer.write(said({"model": "tiny", "quiet": True}))
+        async with asyncio.timeout(5):
+            await gate.wait()
+        (row,) = (await api.get("/requests")).json()["data"]
+        await api.call("DELETE", f"/requests/{row['id']}")
+        answer = await caller.answer()
+        assert (answer.status, json.loads(answer.body)["error"]["code"]) == (503, "request_ended")
+        assert (await caller.ask(said())).status == 200
+    assert api.pool.open_leases == 0
+
+
+async def test_a_child_that_dies_before_its_answer_is_replaced_once(api: Api):
+    asked: list[str] = []
+
+    async def script(received: Received, connection: Connection) -> None:
+        asked.append(received.line)
+        if len(asked) == 2:  # the one after the load
+            (one,) = api.pool.instances.values()
+            del api.pool.instances[one.id]
+            connection.die()
+            return
+        await connection.answer(received.body)
+
+    await api.start(script=script)
+    async with calling(api) as caller:
+        answer = await caller.ask(said())
+        assert (answer.status, answer.get("X-Router-Action")) == (200, "loaded")
+    assert len(asked) == 3
+
+
+async def test_a_request_that_kills_each_child_is_not_tried_a_third_time(api: Api):
+    asked: list[str] = []
+
+    async def script(received: Received, connection: Connection) -> None:
+        asked.append(received.line)
+        if b"poison" in received.body:
+            (one,) = api.pool.instances.values()
+            del api.pool.instances[one.id]
+            connection.die()
+            return
+        await connection.answer(received.body)
+
+    await api.start(script=script)
+    async with calling(api) as caller:
+        answer = await caller.ask(said({"model": "tiny", "poison": 1}))
+        assert (answer.status, json.loads(answer.body)["error"]["code"]) == (502, "upstream_failed")
+        assert len(asked) == 3
+        await caller.ask(said({"model": "tiny", "poison": 2}))
+        assert len(asked) == 5, "what was tried counts for one request"
+
+
+async def test_a_kept_connection_that_its_child_closes_is_replaced(api: Api):
+    connections = 0
+
+    async def script(received: Received, connection: Connection) -> bool:
+        nonlocal connections
+        connections += 1
+        await connection.answer(received.body, head="Content-Type: a/b\r\nKeep-Alive: timeout=5, max=100")
+        return connections % 2 == 0
+
+    await api.start(script=script)
+    async with calling(api) as caller:
+        for _ in range(9):
+            assert (await caller.ask(said())).status == 200
+            assert caller.is_short()
+
+
+async def test_an_answer_that_breaks_off_ends_with_an_error_event(api: Api):
+    async def script(received: Received, connection: Connection) -> None:
+        if b"stream" not in received.body:
+            await connection.answer(b"{}")
+            return
+        await connection.begin_stream()
+        await connection.chunk(b'data: {"n": 1}\n\n')
+        del api.pool.instances["tiny#1"]
+        connection.die()
+
+    await api.start(script=script)
+    async with calling(api) as caller:
+        answer = await caller.ask(said({"model": "tiny", "stream": True}))
+        assert caller.is_short()
+    assert b'"upstream_failed"' in answer.body
+    assert b"[DONE]" not in answer.body
+
+
+async def test_a_client_that_does_not_read_is_waited_for_and_gets_all(api: Api):
+    size = 8 << 20
+
+    async def script(received: Received, connection: Connection) -> None:
+        await connection.answer(b"x" * size if b"much" in received.body else b"{}")
+
+    await api.start(script=script)
+    async with calling(api) as caller:
+        caller.reader._transport.pause_reading()  # type: ignore[attr-defined]
+        for _ in range(2):  # the second is not answered before the first is taken
+            caller.writer.write(said({"model": "tiny", "much": True}))
+            await asyncio.sleep(0.05)
+        flows = list(api.app_context.proxy.traffic.flows.values())
+        assert [flow.held for flow in flows] == [1]
+        assert caller.is_short()
+        (row,) = (await api.get("/requests")).json()["data"]
+        assert row["bytes"] < size / 2
+        caller.is_short()
+        caller.reader._transport.resume_reading()  # type: ignore[attr-defined]
+        for _ in range(2):
+            assert len((await caller.answer()).body) == size
+        assert caller.is_short()
+
+
+async def test_an_answer_outlives_the_time_that_a_connection_may_be_idle(api: Api):
+    gate = asyncio.Event()
+
+    async def script(received: Received, connection: Connection) -> None:
+        if b"slow" in received.body:
+            await gate.wait()
+        await connection.answer(received.body)
+
+    await api.start(script=script)
+    api.runner.front._kwargs["keepalive_timeout"] = 0.1
+    async with calling(api) as caller:
+        caller.writer.write(said({"model": "tiny", "slow": True}))
+        await asyncio.sleep(0.4)
+        gate.set()
+        assert (await caller.answer()).status == 200
+        assert caller.is_short()
+        async with asyncio.timeout(5):
+            assert await caller.reader.read() == b"", "an idle one ends"
+
+
+async def test_a_shutdown_waits_for_it_and_refuses_the_next(api: Api):
+    gate = asyncio.Event()
+
+    async def script(received: Received, connection: Connection) -> None:
+        if b"slow" in received.body:
+            await gate.wait()
+        await connection.answer(received.body)
+
+    await api.start(script=script)
+    api.runner._shutdown_timeout = 5.0
+    async with calling(api) as caller:
+        caller.writer.write(said({"model": "tiny", "slow": True}))
+        await until(lambda: api.requests.count == 1, "it is not counted")
+        ending = asyncio.create_task(api.runner.cleanup())
+        await asyncio.sleep(0.05)
+        assert not ending.done()
+        gate.set()
+        assert (await caller.answer()).status == 200
+        await ending
+    assert api.requests.count == 0
+
+
+async def test_nothing_new_takes_it_while_the_router_ends(api: Api):
+    await api.start()
+    async with calling(api) as caller:
+        api.requests.drain()
+        await caller.ask(said())
+        assert not caller.is_short()
+
+
+async def test_an_instance_that_leaves_takes_no_more_of_them(api: Api):
+    await api.start()
+    async with calling(api) as caller:
+        assert (await caller.ask(said())).status == 200
+        assert caller.is_short()
+        for one in api.pool.instances.values():
+            one.state = State.DRAINING
+        await caller.ask(said())
+        assert not caller.is_short()
+
+
+async def test_its_line_in_the_log_is_that_of_any_other(api: Api, caplog: pytest.LogCaptureFixture):
+    caplog.set_level(logging.INFO, "router.access")
+    await api.start(script=echo, access_log=True)
+    async with calling(api) as caller:
+        await caller.ask(said(ASKED, "X-Router-Keep-Alive: 5m"))
+        assert not caller.is_short()
+        await caller.ask(said())
+        assert caller.is_short()
+    await until(lambda: len(caplog.messages) == 3, "a line is missing")
+    long, short = ([w for w in line.split() if "ms" not in w] for line in caplog.messages[1:])
+    assert short == long
