@@ -6,10 +6,12 @@ Measurements and ticks that led to nothing are left out: they would push the dec
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import TypeAlias
 
 import msgspec
 
@@ -35,6 +37,8 @@ from router.core.types import (
     Unload,
 )
 
+log = logging.getLogger("router.journal")
+
 
 class Entry(msgspec.Struct, frozen=True, gc=False):
     """`id` counts up without gaps; `at` is Unix time in seconds, `now` the scheduler's clock.
@@ -50,6 +54,11 @@ class Entry(msgspec.Struct, frozen=True, gc=False):
     commands: tuple[Command, ...]
 
 
+#: A kind of event or command.
+Kind: TypeAlias = type[Event] | type[Command]
+Heard: TypeAlias = Callable[[Entry], None]
+
+
 class Journal:
     """Keeps the newest `size` entries. A reader that falls `backlog` entries behind loses the oldest ones,
     and sees the gap in the ids; it never holds the scheduler up.
@@ -60,9 +69,10 @@ class Journal:
         self._backlog = backlog
         self._next = 1
         self._readers: set[_Reader] = set()
-        self._followers: list[Callable[[Entry], None]] = []
+        self._followers: list[tuple[Heard, frozenset[Kind]]] = []
+        self._hearing: dict[tuple[Kind, ...], tuple[Heard, ...]] = {}
 
-    def record(self, now: float, event: Event, commands: list[Command]) -> Entry | None:
+    def record(self, now: float, event: Event, commands: Sequence[Command]) -> Entry | None:
         """Note what was decided. Returns None for what is not worth an entry."""
         if not commands and isinstance(event, Measured | Tick):
             return None
@@ -71,15 +81,21 @@ class Journal:
         self._entries.append(entry)
         for reader in self._readers:
             reader.put(entry)
-        for heard in self._followers:
-            heard(entry)
+        for heard in self._who_hears(event, commands):
+            try:
+                heard(entry)
+            except Exception:
+                # What was decided must be carried out: a waiter who was granted waits for it.
+                log.exception("a follower failed at %s", type(event).__name__)
         return entry
 
-    def follow(self, heard: Callable[[Entry], None]) -> None:
-        """Call `heard` with every entry from now on, before anything is carried out: it must be quick, and
-        never fail. For those that count and must miss nothing.
+    def follow(self, heard: Heard, *kinds: Kind) -> None:
+        """Call `heard` with every entry from now on of which the event or a command is one of `kinds`, or
+        with all, before anything is carried out: it must be quick. For those that count and must miss
+        nothing.
         """
-        self._followers.append(heard)
+        self._followers.append((heard, frozenset(kinds)))
+        self._hearing.clear()
 
     def entries(self, after: int = 0) -> tuple[Entry, ...]:
         """The kept entries with an id above `after`, oldest first."""
@@ -94,6 +110,19 @@ class Journal:
             yield reader
         finally:
             self._readers.discard(reader)
+
+    def _who_hears(self, event: Event, commands: Sequence[Command]) -> tuple[Heard, ...]:
+        """Those whom it concerns, in the order in which they came. There are two entries for every request,
+        of always the same kinds: that is looked up.
+        """
+        kinds = (type(event), type(commands[0])) if commands else (type(event),)
+        found = self._hearing.get(kinds)
+        if found is None or len(commands) > 1:
+            told = frozenset((type(event), *map(type, commands)))
+            found = tuple(heard for heard, wanted in self._followers if not wanted or wanted & told)
+            if len(commands) <= 1:
+                self._hearing[kinds] = found
+        return found
 
 
 class _Reader:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
+import math
 from collections.abc import (
     AsyncIterator,
     Awaitable,
@@ -22,6 +23,8 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol, Self
+
+import msgspec
 
 from router.backends import Launch
 from router.core.scheduler import Scheduler
@@ -104,8 +107,7 @@ class HandedOver(Exception):
     """Another process has the children from now on, and serves: ask there."""
 
 
-@dataclass(frozen=True, slots=True)
-class Lease:
+class Lease(msgspec.Struct, frozen=True):
     """A granted request. `queue_seconds` passed before its model's load began, `load_seconds` until it was
     ready.
     """
@@ -134,8 +136,7 @@ class _Child:
     ended: asyncio.Event = field(default_factory=asyncio.Event)
 
 
-@dataclass(frozen=True, slots=True)
-class _Granted:
+class _Granted(msgspec.Struct, frozen=True):
     grant: Grant
     child: _Child
 
@@ -178,6 +179,7 @@ class Pool:
         self._lease_ids = itertools.count(1)
         self._tasks: set[asyncio.Task[None]] = set()
         self._timer: asyncio.TimerHandle | None = None
+        self._timer_at = math.inf
         self._measure_soon = asyncio.Event()
         self._expecting_since: float | None = None
         self._exited_at: float | None = None  # the last child of which memory is expected
@@ -408,11 +410,11 @@ class Pool:
         commands = self._scheduler.handle(event, now)
         self.journal.record(now, event, commands)
         for command in commands:
-            log.log(
-                logging.DEBUG if isinstance(command, Grant) else logging.INFO, "%s", command_words(command)
-            )
+            level = logging.DEBUG if isinstance(command, Grant) else logging.INFO
+            if log.isEnabledFor(level):
+                log.log(level, "%s", command_words(command))
             self._carry_out(command, now)
-        self._rearm()
+        self._rearm(self._scheduler.next_deadline())
         if self._scheduler.is_expecting_memory():
             self._measure_soon.set()
         if self._learner is not None:
@@ -421,6 +423,12 @@ class Pool:
 
     def _carry_out(self, command: Command, now: float) -> None:
         match command:
+            case Grant(lease, instance):
+                # With its child: by the time the waiter runs, that may be dead and forgotten.
+                granted = self._granted[lease] = _Granted(command, self._children[instance])
+                future = self._futures.get(lease)  # none of a lease that was taken
+                if future is not None and not future.done():
+                    future.set_result(granted)
             case Start():
                 # Once closing, nothing is started any more: such a child only tells that it never was.
                 child = self._children[command.instance] = _Child(command, now, stop_wanted=self._closing)
@@ -429,27 +437,22 @@ class Pool:
                 self._measure_soon.set()  # with nothing loaded, nothing was measured, and no time was set to
             case Stop(instance):
                 self._begin_stop(self._children[instance])
-            case Grant(lease, instance):
-                # With its child: by the time the waiter runs, that may be dead and forgotten.
-                granted = self._granted[lease] = _Granted(command, self._children[instance])
-                future = self._futures.get(lease)  # none of a lease that was taken
-                if future is not None and not future.done():
-                    future.set_result(granted)
             case Refuse(lease, error):
                 future = self._futures[lease]
                 if not future.done():
                     future.set_exception(error.anew())
 
-    def _rearm(self) -> None:
+    def _rearm(self, due: float | None) -> None:
+        """One that is set for earlier may stay: nothing is due then, and it is set anew."""
+        if due is None or due >= self._timer_at or self._closing:
+            return
         if self._timer is not None:
             self._timer.cancel()
-            self._timer = None
-        due = self._scheduler.next_deadline()
-        if due is not None and not self._closing:
-            self._timer = self._loop.call_at(due, self._tick)
+        self._timer, self._timer_at = self._loop.call_at(due, self._tick), due
 
     def _tick(self) -> None:
         # The loop may call up to its clock's resolution early: then nothing is due yet and it is set anew.
+        self._timer, self._timer_at = None, math.inf
         self.tell(Tick())
 
     # --- a child, from birth to death ---

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from typing import ClassVar
 
 import msgspec
 
@@ -16,7 +17,6 @@ from router.core.types import (
     InstanceId,
     ModelName,
     Ready,
-    Release,
     Start,
     Stop,
 )
@@ -59,6 +59,9 @@ class Statistics(msgspec.Struct, frozen=True):
 class Stats:
     """`heard` follows a journal. Bounded by the models there are: a name that is none never gets so far."""
 
+    #: Grants that come with another event are to those who waited: no hits.
+    HEARD: ClassVar = (Acquire, Ready, Adopted, Exited, Start, Stop)
+
     def __init__(self, clock: Callable[[], float] = time.time) -> None:
         self._since = clock()
         self._tallies: dict[ModelName, _Tally] = {}
@@ -68,10 +71,13 @@ class Stats:
     def heard(self, entry: Entry) -> None:
         """An entry of the journal."""
         match entry.event:
-            case Release():
-                pass
             case Acquire(_, model):
-                self._of(model).requests += 1
+                tally = self._of(model)
+                tally.requests += 1
+                match entry.commands:
+                    case (Grant(action="already_loaded"),):  # nearly all that is heard: no more to look at
+                        tally.hits += 1
+                        return
             case Ready(instance):
                 self._became_ready(instance, entry.now)
             case Adopted(instance):

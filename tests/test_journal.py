@@ -33,7 +33,7 @@ from router.core.types import (
     Unload,
 )
 from router.errors import NoRoom
-from router.journal import Journal, command_words, entry_fields
+from router.journal import Entry, Journal, command_words, entry_fields
 
 PLACE = Placement("local", {"local/cuda:0": 3 << 30})
 
@@ -46,6 +46,36 @@ def test_measurements_and_ticks_that_led_to_nothing_are_left_out() -> None:
     assert journal.record(2.0, Release("r1"), []) is not None
     assert [entry.id for entry in journal.entries()] == [1, 2]
     assert [entry.id for entry in journal.entries(after=1)] == [2]
+
+
+def test_a_follower_hears_the_kinds_it_asked_for_and_one_that_asked_for_none_hears_all() -> None:
+    journal, some, stops, everything = Journal(), list[int](), list[int](), list[int]()
+    journal.follow(lambda entry: some.append(entry.id), Acquire, Start)
+    journal.follow(lambda entry: stops.append(entry.id), Stop)
+    journal.record(1.0, Release("r0"), [])
+    journal.follow(lambda entry: everything.append(entry.id))
+    start, stop = Start("b#1", "b", PLACE), Stop("a#1", Cause.EVICTED, "b")
+    journal.record(1.0, Acquire("r1", "a"), [Grant("r1", "a#1")])
+    journal.record(2.0, Release("r1"), [])
+    journal.record(3.0, Acquire("r2", "b"), [stop])
+    journal.record(4.0, Exited("a#1"), [start])
+    journal.record(5.0, Exited("a#1"), [Grant("r1", "a#1"), Grant("r2", "a#1"), stop])
+    journal.record(6.0, Exited("a#1"), [Grant("r1", "a#1"), Grant("r2", "a#1"), start])
+    journal.record(7.0, Release("r2"), [])
+    assert (some, stops, everything) == ([2, 4, 5, 7], [4, 6], [2, 3, 4, 5, 6, 7, 8])
+
+
+def test_a_follower_that_fails_is_logged_and_keeps_nobody_from_hearing(caplog) -> None:
+    journal, heard = Journal(), list[int]()
+
+    def fail(entry: Entry) -> None:
+        raise ValueError(entry.id)
+
+    journal.follow(fail, Release)
+    journal.follow(lambda entry: heard.append(entry.id))
+    assert journal.record(1.0, Release("r1"), []) is not None
+    assert heard == [1]
+    assert "a follower failed at Release" in caplog.text
 
 
 def test_requests_in_the_ring_are_nothing_to_look_through_for_cycles() -> None:

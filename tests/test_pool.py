@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
+import msgspec
 import pytest
 
 from router import pool as pool_module
@@ -142,7 +143,7 @@ async def test_a_lease_of_a_ready_model_is_taken_at_once_and_noted_as_any_other(
         async with pool.lease("a") as loaded:
             taken = pool.take("a", keep_alive=30.0, size=5.0)
             assert taken is not None
-            assert taken == dataclasses.replace(
+            assert taken == msgspec.structs.replace(
                 loaded, id=taken.id, action="already_loaded", queue_seconds=0.0, load_seconds=0.0
             )
             assert pool.snapshot().instances[0].leases == (loaded.id, taken.id)

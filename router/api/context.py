@@ -75,10 +75,10 @@ class Context:
 
     def __post_init__(self) -> None:
         self.events = Feed(self.pool.snapshot, self._info, lambda: visible(self.known.definitions))
-        self.pool.journal.follow(self.events.heard)
-        self.pool.journal.follow(self.stats.heard)
+        self.pool.journal.follow(self.events.heard, *self.events.HEARD)
+        self.pool.journal.follow(self.stats.heard, *self.stats.HEARD)
         self.proxy = Proxy(self.pool, self._patience)
-        self.pool.journal.follow(self.metrics.decisions.heard)
+        self.pool.journal.follow(self.metrics.decisions.heard, *self.metrics.decisions.HEARD)
         # Not entered: it lists what there is, nothing. `router.app` puts one in its place that also fetches.
         self.downloads = Downloads(Nowhere(), hf_cache_dir(), lambda: self.config.downloads, self.reload)
 

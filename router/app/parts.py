@@ -212,7 +212,7 @@ async def _reading(app: web.Application) -> AsyncIterator[None]:
         return context.known.definitions.files(model)
 
     ahead = ReadAhead(files_of, lambda: spare_bytes(context.pool.measurements))
-    context.pool.journal.follow(ahead.heard)
+    context.pool.journal.follow(ahead.heard, *ahead.HEARD)
     task = app[BACKGROUND].spawn(ahead.run(), name="read ahead")
     yield
     task.cancel()
@@ -255,7 +255,7 @@ async def _pins(app: web.Application) -> AsyncIterator[None]:
             keep = store.put_pin(entry.event.model, entry.event.pinned)
             app[BACKGROUND].spawn(keep, name=f"keep the pin of {entry.event.model}")
 
-    pool.journal.follow(heard)
+    pool.journal.follow(heard, Pinned)
     yield
 
 

@@ -10,7 +10,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Final
+from typing import ClassVar, Final
 
 from router.core.types import (
     Acquire,
@@ -41,21 +41,12 @@ def spare_bytes(measurements: Mapping[HostId, Measurement]) -> int:
     return max((info.free_bytes or 0 for info in infos if info.kind == "host"), default=0)
 
 
-def _is_routine(entry: Entry) -> bool:
-    """A lease of a model that is there, or its end: one of each for every request."""
-    match entry.event, entry.commands:
-        case Acquire(), (Grant(), *_):
-            return True
-        case Release(), ():
-            return True
-        case _:
-            return False
-
-
 class ReadAhead:
     """`files_of` a model, empty where nothing is to be read ahead of it; `spare_bytes` of main memory now.
     `run` is a task that ends with the router.
     """
+
+    HEARD: ClassVar = (Acquire, Release, Ready, Exited, Grant, Refuse, Start)
 
     def __init__(
         self,
@@ -74,7 +65,7 @@ class ReadAhead:
 
     def heard(self, entry: Entry) -> None:
         """Quick, and never fails: the journal calls it."""
-        if not (self._waiting or self._starting) and _is_routine(entry):
+        if not (self._waiting or self._starting) and not self._begins(entry):
             return
         match entry.event:
             case Acquire(lease, model):
@@ -97,6 +88,17 @@ class ReadAhead:
             self._news.set()
         else:
             self._done.clear()
+
+    @staticmethod
+    def _begins(entry: Entry) -> bool:
+        """Not a lease of a model that is there, nor its end: one of each for every request."""
+        match entry.event:
+            case Release():
+                return bool(entry.commands)
+            case Acquire():
+                return not (entry.commands and isinstance(entry.commands[0], Grant))
+            case _:
+                return True
 
     async def run(self) -> None:
         """For ever: one model after the other, those first that are being started."""

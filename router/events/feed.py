@@ -6,7 +6,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 import msgspec
 
@@ -14,7 +14,7 @@ from router.core.types import Exited, InstanceId, ModelName, Ready, Start, State
 from router.core.views import Snapshot
 from router.events import seen
 from router.events.ring import Lost, Ring
-from router.events.told import ALL, ModelEvent, is_worth_telling, told
+from router.events.told import ALL, WORTH_TELLING, ModelEvent, told
 from router.journal import Entry
 
 #: Events that are kept for readers who come again. A frame has some hundred bytes.
@@ -27,6 +27,8 @@ MEMORY_SECONDS: Final = 1.0
 class Feed:
     """`heard` follows a journal; `look` runs while there are readers. `snapshot` and `info` are asked, never
     kept."""
+
+    HEARD: ClassVar = WORTH_TELLING
 
     def __init__(
         self,
@@ -43,9 +45,7 @@ class Feed:
         self._looking = asyncio.Event()
 
     def heard(self, entry: Entry) -> None:
-        """An entry of the journal. Quick, as most say nothing here."""
-        if not is_worth_telling(entry):
-            return
+        """An entry of the journal, of those HEARD."""
         for command in entry.commands:
             if isinstance(command, Start):
                 self._started[command.instance] = entry.now

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import ClassVar, Final
 
 from prometheus_client import CollectorRegistry, Counter
 
@@ -13,7 +13,9 @@ _OF_A_MODEL: Final = ("model",)
 
 
 class DecisionMetrics:
-    """Collectors in `registry`; `heard` is told every entry of the journal, and is quick."""
+    """Collectors in `registry`; `heard` is told entries of the journal, those HEARD."""
+
+    HEARD: ClassVar = (Ready, Adopted, Exited, Stop)
 
     def __init__(self, registry: CollectorRegistry) -> None:
         def counter(name: str, help_: str, *further: str) -> Counter:

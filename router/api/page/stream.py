@@ -134,7 +134,7 @@ def keep_timeline(app: web.Application) -> None:
     def label(device: DeviceId) -> str:
         return next((one.label for one in pool.snapshot().devices if one.id == device), device)
 
-    pool.journal.follow(lambda entry: timeline.note([entry], label))
+    pool.journal.follow(lambda entry: timeline.note([entry], label), *timeline.HEARD)
 
 
 def prepare(app: web.Application) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from typing import Final
+from typing import ClassVar, Final
 
 import msgspec
 
@@ -58,6 +58,8 @@ KEPT: Final = 300
 class Timeline:
     """The last moments, and the last one of each model. It keeps its own, as the journal's ring holds an
     entry for every request as well and may be through in seconds."""
+
+    HEARD: ClassVar = (Ready, Exited, Adopted, Unload, Reloaded, HostLost, Start, Stop, Refuse)
 
     def __init__(self) -> None:
         self._kept: deque[Moment] = deque(maxlen=KEPT)

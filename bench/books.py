@@ -1,0 +1,238 @@
+"""What the router's books cost per request for a model that is ready: `python -m bench.books`.
+
+A real Pool with its Scheduler, its learner and all that follows its journal, over a host without processes: what
+each request costs beside its bytes, in microseconds of processor time of the whole process (lines are written
+by a thread, to a process that reads them). A request is `whole`; `by lease` is one that may have to wait; the
+others are its parts alone, as often as a request needs them. The figures are printed, never asserted."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from io import TextIOWrapper
+from itertools import count
+from pathlib import Path
+from statistics import median
+from typing import IO, Any, Final, cast
+
+from router.api import CONTEXT, Context, Known, application
+from router.api.access_log import ACCESS_LOG
+from router.api.page import keep_timeline
+from router.app.read_ahead import ReadAhead
+from router.catalog import Catalog
+from router.cli.log_lines import Unhurried
+from router.cli.serve import _Lines
+from router.config import Config, ServerConfig
+from router.core.policy import make_policy
+from router.core.scheduler import Scheduler, Settings
+from router.core.types import Acquire, Command, Grant, Model, Placement, Release
+from router.definitions import Definitions
+from router.estimate.learning import Prediction
+from router.journal import Entry, Journal
+from router.learning import Learning
+from router.pool import Pool
+from router.proxy import Account
+from router.store import Store
+from tests.fake_host import GIB, FakeHost
+
+ROUNDS: Final = 9
+ASKED = ("127.0.0.1", "POST", "/v1/chat/completions")
+ACCOUNT = Account(
+    "m0",
+    "already_loaded",
+    first_byte_seconds=0.012,
+    instance="m0#1",
+    prompt_tokens=20,
+    cached_tokens=3,
+    completion_tokens=64,
+    tokens_per_second=80.0,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Scene:
+    """`models` are ready, and `held` leases of the one that is asked for are out all the time."""
+
+    name: str
+    models: int = 1
+    held: int = 0
+    ttl: float | None = None
+    log_format: str = "text"
+
+
+SCENES = (
+    Scene("one model"),
+    Scene("64 leases out", held=64, ttl=600.0),
+    Scene("20 models with ttl", models=20, ttl=600.0),
+    Scene("access log as JSON", log_format="json"),
+)
+
+
+class Books:
+    """The parts, put together as `router.app` does it."""
+
+    def __init__(self, scene: Scene, folder: Path) -> None:
+        host = FakeHost(total_gib=1000.0)
+        device = host.device
+        places = (Placement("local", {device.id: 4 * GIB}, (device.id,)),)
+        names = [f"m{number}" for number in range(scene.models)]
+        self.models = {n: Model(n, places, "1", ttl=scene.ttl, load_seconds=0.01) for n in names}
+        prediction = Prediction("key", "card", (device.id,), (4 * GIB,), (0,), (23 * GIB,))
+        self.store = Store(folder / "books.sqlite")
+        self.learning = Learning(self.store)
+        self.learning.define(self.models, dict.fromkeys(names, (prediction,)), (device,))
+        self.scheduler = Scheduler(self.models, (device,), make_policy("lru"), Settings())
+        self.pool = Pool(
+            self.scheduler,
+            [host],
+            lambda *_: cast(Any, None),
+            Journal(),
+            definitions=self.models,
+            learner=self.learning,
+        )
+        config = Config(server=ServerConfig(access_log_format=cast(Any, scene.log_format)))
+        self.app = application(config.server)
+        known = Known.of(Catalog(), Definitions({}, {}, config, folder))
+        nothing = cast(Any, None)  # reloads and tasks, which there are none of
+        self.context = self.app[CONTEXT] = Context(config, known, self.pool, nothing, nothing)
+        keep_timeline(self.app)
+        self.pool.journal.follow(ReadAhead(lambda _: (), lambda: 0).heard)
+        self.pool.journal.follow(_keep_pins)
+
+
+def _keep_pins(entry: Entry) -> None:
+    """As long as no pin is set, nothing."""
+
+
+@asynccontextmanager
+async def books(scene: Scene) -> AsyncIterator[Books]:
+    with tempfile.TemporaryDirectory() as folder:
+        made = Books(scene, Path(folder))
+        async with made.store, made.learning, made.pool:
+            await asyncio.gather(*(made.pool.load(name) for name in made.models))
+            held = [made.pool.take("m0") for _ in range(scene.held)]
+            yield made
+            for lease in held:
+                assert lease is not None, "it was ready"
+                made.pool.give_back(lease)
+
+
+def parts(made: Books) -> dict[str, Callable[[], object]]:
+    """What is to be timed: each call is one request's share."""
+    pool, scheduler, learning, log = made.pool, made.scheduler, made.learning, made.app[ACCESS_LOG]
+    loop, numbers, requests = asyncio.get_running_loop(), count(), made.context.metrics.requests
+    acquire, release, granted = Acquire("r0", "m0", None, None, 64.0), Release("r0"), Grant("r0", "m0#1")
+    commands: list[Command] = [granted]
+
+    def whole() -> None:
+        lease = pool.take("m0", size=64.0)
+        assert lease is not None, "it is ready"
+        pool.give_back(lease)
+        log.ended(*ASKED, ACCOUNT, 200, 0.8)
+
+    def leased() -> None:
+        lease = pool.take("m0", size=64.0)
+        assert lease is not None, "it is ready"
+        pool.give_back(lease)
+
+    def decided() -> None:
+        name = f"x{next(numbers)}"
+        scheduler.handle(Acquire(name, "m0", None, None, 64.0), loop.time())
+        scheduler.handle(Release(name), loop.time())
+
+    def deadlines() -> None:
+        for _ in range(2):
+            scheduler.next_deadline()
+            scheduler.is_expecting_memory()
+
+    def journal() -> None:
+        pool.journal.record(1.0, acquire, commands)
+        pool.journal.record(1.0, release, [])
+
+    def learned() -> None:
+        learning.heard(acquire, commands)
+        learning.heard(release, [])
+
+    def counted() -> None:
+        requests.ended(ACCOUNT, 200, 0.8)
+
+    def ended() -> None:
+        log.ended(*ASKED, ACCOUNT, 200, 0.8)
+
+    return {
+        "whole": whole,
+        "take, give back": leased,
+        "core": decided,
+        "deadlines": deadlines,
+        "journal": journal,
+        "learner": learned,
+        "metrics, line": ended,
+        "metrics": counted,
+    }
+
+
+async def measure(scene: Scene, requests: int, handler: logging.Handler) -> dict[str, float]:
+    async with books(scene) as made:
+
+        async def call(one: Callable[[], object]) -> None:
+            for _ in range(requests):
+                one()
+
+        async def wait() -> None:
+            for _ in range(requests):
+                async with made.pool.lease("m0"):
+                    pass
+
+        found = {name: await _cost(lambda one=one: call(one), requests, handler) for name, one in parts(made).items()}  # type: ignore[misc]
+        found["by lease"] = await _cost(wait, requests, handler)
+        return found
+
+
+async def _cost(work: Callable[[], Awaitable[None]], requests: int, handler: logging.Handler) -> float:
+    """Microseconds per request: the median of the rounds. A round ends when its lines are written."""
+    found = []
+    for _ in range(ROUNDS):
+        begun = time.process_time()
+        await work()
+        handler.flush()
+        found.append((time.process_time() - begun) / requests * 1e6)
+        await asyncio.sleep(0)
+    return median(found)
+
+
+@contextmanager
+def logging_to_a_reader() -> Iterator[logging.Handler]:
+    """As under systemd: a pipe, and somebody who reads it."""
+    with subprocess.Popen(("cat",), stdin=subprocess.PIPE, stdout=subprocess.DEVNULL) as reader:
+        handler = Unhurried(TextIOWrapper(cast(IO[bytes], reader.stdin)))  # type: ignore[type-var]
+        handler.setFormatter(_Lines("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+        logging.basicConfig(level=logging.INFO, handlers=[handler])
+        yield handler
+        handler.flush()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--requests", type=int, default=1000, help="of a round [%(default)s]")
+    asked = parser.parse_args()
+    with logging_to_a_reader() as handler:
+        rows = {scene.name: asyncio.run(measure(scene, asked.requests, handler)) for scene in SCENES}
+    names = list(next(iter(rows.values())))
+    sys.stdout.write(f"{'us per request':20}" + "".join(f"{name:>{len(name) + 2}}" for name in names) + "\n")
+    for scene, found in rows.items():
+        figures = "".join(f"{found[name]:{len(name) + 2}.1f}" for name in names)
+        sys.stdout.write(f"{scene:20}{figures}\n")
+
+
+if __name__ == "__main__":
+    main()
