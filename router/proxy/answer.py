@@ -84,9 +84,7 @@ class Answer:
             self._account.sent_bytes += size
             self._ends.passed(data)
             self._last = data
-            client = self._client
-            client.write(data)
-            if client.is_full:
+            if self._client.write(data):
                 self._hold()
             return
         self.has_heard = True

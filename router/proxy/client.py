@@ -181,9 +181,11 @@ class Client:
 
     # --- the connection ---
 
-    def write(self, data: bytes) -> None:
+    def write(self, data: bytes) -> bool:
+        """Whether it `is_full` now."""
         if not self._transport.is_closing():
             self._transport.write(data)
+        return self._protocol.writing_paused
 
     @property
     def is_full(self) -> bool:

@@ -17,6 +17,12 @@ LINE_LIMIT: Final = 16 << 10
 _END: Final = b"0\r\n\r\n"
 
 
+#: What was once understood is looked up: events of a stream have a few sizes, which come again and again.
+_SIZES: Final[dict[bytes, int]] = {}
+_MOST_SIZES: Final = 4096
+_SHORT_LINE: Final = 12
+
+
 class Malformed(Exception):
     """What the child sent is no HTTP."""
 
@@ -85,13 +91,11 @@ class Chunked:
         """The size of the one chunk that `data` is, from its first byte to its last: what each event of a
         stream comes as. 0: it is something else, or not from its first byte; then `feed` it.
         """
-        if self._left or self._needs_crlf or self._line or self._in_trailers:
+        if self._left or self._line or self._needs_crlf or self._in_trailers:
             return 0
-        line = _SIZE_LINE.match(data)
-        if line is None:
-            return 0
-        size = int(line[1], 16)
-        return size if line.end() + size + 2 == len(data) and data.endswith(b"\r\n") else 0
+        end = data.find(b"\n", 0, _SHORT_LINE) + 1
+        size = _SIZES.get(data[:end], 0) or _size_of(data[:end])
+        return size if end + size + 2 == len(data) and data.endswith(b"\r\n") else 0
 
     def feed(self, data: bytes) -> tuple[Spans, int]:
         spans: Spans = []
@@ -160,3 +164,12 @@ class Chunked:
             raise Malformed(f"no trailer: {line[:40]!r}")
         else:
             self.trailers += line
+
+
+def _size_of(line: bytes) -> int:
+    """0: it is not the line before a chunk."""
+    found = _SIZE_LINE.fullmatch(line)
+    size = int(found[1], 16) if found is not None else 0
+    if size and len(_SIZES) < _MOST_SIZES:
+        _SIZES[line] = size
+    return size

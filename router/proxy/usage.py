@@ -51,16 +51,17 @@ _timings = msgspec.json.Decoder(_Timings)
 class Ends:
     """The beginning and the end of what passed."""
 
-    __slots__ = ("_first", "_last")
+    __slots__ = ("_first", "_keep", "_last")
 
     def __init__(self) -> None:
         self._first = b""
         self._last: deque[bytes] = deque(maxlen=_READS)
+        self._keep = self._last.append
 
     def passed(self, data: bytes) -> None:
         if not self._first:
             self._first = data[:FIRST_BYTES]
-        self._last.append(data if len(data) <= LAST_BYTES else data[-LAST_BYTES:])
+        self._keep(data if len(data) <= LAST_BYTES else data[-LAST_BYTES:])
 
     def note(self, account: Account) -> None:
         """Write down what they say. What is not there, or not understood, is left out."""
