@@ -1,11 +1,18 @@
-"""What requests took, counted as they end: nobody else keeps it."""
+"""What requests took, counted as they end: nobody else keeps it.
+
+Counted by hand and told as prometheus_client tells it: a request is counted in nine series, and each of its
+own counters takes a lock and a walk through the buckets for that."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Iterator
 from typing import Final
 
-from prometheus_client import CollectorRegistry, Counter, Histogram
+from prometheus_client import CollectorRegistry, Metric
+from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily
+from prometheus_client.registry import Collector
+from prometheus_client.utils import floatToGoString
 
 from router.core.types import ModelName
 from router.proxy import Account
@@ -13,98 +20,140 @@ from router.proxy import Account
 #: From an answer out of a warm cache to a load that a queue stands before. Each bucket is a line for every
 #: model in every scrape: no more than a picture needs.
 SECONDS: Final = (0.025, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
-TOKENS_PER_SECOND: Final = (2, 5, 10, 20, 35, 50, 75, 100, 200, 500)
+TOKENS_PER_SECOND: Final = (2.0, 5.0, 10.0, 20.0, 35.0, 50.0, 75.0, 100.0, 200.0, 500.0)
 
 _OF_A_MODEL: Final = ("model",)
 
 
-@dataclass(frozen=True, slots=True)
+class _Histogram:
+    """`counts` are per bucket, the last of what is above all `bounds`."""
+
+    __slots__ = ("bounds", "counts", "total")
+
+    def __init__(self, bounds: tuple[float, ...]) -> None:
+        self.bounds = bounds
+        self.counts = [0] * (len(bounds) + 1)
+        self.total = 0.0
+
+    def observe(self, value: float) -> None:
+        self.counts[bisect_left(self.bounds, value)] += 1
+        self.total += value
+
+    def told(self) -> tuple[list[tuple[str, float]], float]:
+        """The buckets, each with all below it, and the sum. From any thread."""
+        total, sofar, buckets = self.total, 0, []
+        for bound, count in zip((*self.bounds, float("inf")), self.counts.copy(), strict=True):
+            sofar += count
+            buckets.append((floatToGoString(bound), float(sofar)))  # type: ignore[no-untyped-call]
+        return buckets, total
+
+
 class _Model:
-    """The series of one model: looked up once, as a request passes through all of them."""
+    """The series of one model."""
 
-    queue: Histogram
-    load: Histogram
-    first_token: Histogram
-    duration: Histogram
-    speed: Histogram
-    prompt: Counter
-    cached: Counter
-    generated: Counter
+    __slots__ = ("cached", "duration", "first_token", "generated", "load", "prompt", "queue", "speed")
+
+    def __init__(self) -> None:
+        self.queue, self.load = _Histogram(SECONDS), _Histogram(SECONDS)
+        self.first_token, self.duration = _Histogram(SECONDS), _Histogram(SECONDS)
+        self.speed = _Histogram(TOKENS_PER_SECOND)
+        self.prompt = self.cached = self.generated = 0
 
 
-class RequestMetrics:
-    """Collectors in `registry`. Only requests for a model that is known are counted: a name that a client
-    made up must not become a series."""
+#: The families that each model has a series of, in the order in which they are told.
+_HISTOGRAMS: Final[tuple[tuple[str, str, Callable[[_Model], _Histogram]], ...]] = (
+    (
+        "llama_router_request_queue_seconds",
+        "Wait of a request before its model's load began.",
+        lambda one: one.queue,
+    ),
+    (
+        "llama_router_request_load_seconds",
+        "Wait of a request for the load of its model, where it did.",
+        lambda one: one.load,
+    ),
+    (
+        "llama_router_request_first_token_seconds",
+        "From a request's arrival to the first byte of its answer.",
+        lambda one: one.first_token,
+    ),
+    (
+        "llama_router_request_duration_seconds",
+        "From a request's arrival to the end of its answer.",
+        lambda one: one.duration,
+    ),
+    (
+        "llama_router_generation_tokens_per_second",
+        "Speed of generation of an answer, as llama-server tells it.",
+        lambda one: one.speed,
+    ),
+)
+_COUNTERS: Final[tuple[tuple[str, str, Callable[[_Model], int]], ...]] = (
+    (
+        "llama_router_prompt_tokens_total",
+        "Tokens of prompts, cached ones among them.",
+        lambda one: one.prompt,
+    ),
+    (
+        "llama_router_cached_prompt_tokens_total",
+        "Tokens of prompts found in a cache.",
+        lambda one: one.cached,
+    ),
+    ("llama_router_generated_tokens_total", "Tokens of answers.", lambda one: one.generated),
+)
+
+
+class RequestMetrics(Collector):
+    """In `registry`. Only requests for a model that is known are counted: a name that a client made up must
+    not become a series."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
-        def seconds(name: str, help_: str) -> Histogram:
-            return Histogram(name, help_, _OF_A_MODEL, buckets=SECONDS, registry=registry)
-
-        def tokens(name: str, help_: str) -> Counter:
-            return Counter(name, help_, _OF_A_MODEL, registry=registry)
-
-        self._requests = Counter(
-            "llama_router_requests_total",
-            "Requests by what was done for them (already_loaded, loaded, queued, rejected), HTTP status "
-            "(499: the client left) and the code of the error that ended them.",
-            ("model", "action", "status", "error"),
-            registry=registry,
-        )
-        self._queue = seconds(
-            "llama_router_request_queue_seconds", "Wait of a request before its model's load began."
-        )
-        self._load = seconds(
-            "llama_router_request_load_seconds", "Wait of a request for the load of its model, where it did."
-        )
-        self._first_token = seconds(
-            "llama_router_request_first_token_seconds",
-            "From a request's arrival to the first byte of its answer.",
-        )
-        self._duration = seconds(
-            "llama_router_request_duration_seconds", "From a request's arrival to the end of its answer."
-        )
-        self._speed = Histogram(
-            "llama_router_generation_tokens_per_second",
-            "Speed of generation of an answer, as llama-server tells it.",
-            _OF_A_MODEL,
-            buckets=TOKENS_PER_SECOND,
-            registry=registry,
-        )
-        self._prompt = tokens(
-            "llama_router_prompt_tokens_total", "Tokens of prompts, cached ones among them."
-        )
-        self._cached = tokens(
-            "llama_router_cached_prompt_tokens_total", "Tokens of prompts found in a cache."
-        )
-        self._generated = tokens("llama_router_generated_tokens_total", "Tokens of answers.")
+        self._outcomes: dict[tuple[ModelName, str, int, str], int] = {}
         self._models: dict[ModelName, _Model] = {}
+        registry.register(self)
 
     def ended(self, account: Account, status: int, total_seconds: float) -> None:
         """One request is over, however it ended."""
-        self._requests.labels(account.model, account.action, str(status), account.error or "").inc()
-        one = self._models.get(account.model) or self._of_model(account.model)
+        outcome = (account.model, account.action, status, account.error or "")
+        self._outcomes[outcome] = self._outcomes.get(outcome, 0) + 1
+        one = self._models.get(account.model)
+        if one is None:
+            one = self._models[account.model] = _Model()
         one.queue.observe(account.queue_seconds)
         if account.action in ("loaded", "queued"):
             one.load.observe(account.load_seconds)
         if account.first_byte_seconds is not None:
-            waited = account.queue_seconds + account.load_seconds
-            one.first_token.observe(waited + account.first_byte_seconds)
+            one.first_token.observe(account.queue_seconds + account.load_seconds + account.first_byte_seconds)
         one.duration.observe(total_seconds)
         if account.tokens_per_second is not None:
             one.speed.observe(account.tokens_per_second)
-        one.prompt.inc(account.prompt_tokens or 0)
-        one.cached.inc(account.cached_tokens or 0)
-        one.generated.inc(account.completion_tokens or 0)
+        one.prompt += account.prompt_tokens or 0
+        one.cached += account.cached_tokens or 0
+        one.generated += account.completion_tokens or 0
 
-    def _of_model(self, model: ModelName) -> _Model:
-        made = self._models[model] = _Model(
-            self._queue.labels(model),
-            self._load.labels(model),
-            self._first_token.labels(model),
-            self._duration.labels(model),
-            self._speed.labels(model),
-            self._prompt.labels(model),
-            self._cached.labels(model),
-            self._generated.labels(model),
+    def collect(self) -> Iterator[Metric]:
+        """From any thread."""
+        requests = CounterMetricFamily(
+            "llama_router_requests_total",
+            "Requests by what was done for them (already_loaded, loaded, queued, rejected), HTTP status "
+            "(499: the client left) and the code of the error that ended them.",
+            labels=("model", "action", "status", "error"),
         )
-        return made
+        for (model, action, status, error), count in self._outcomes.copy().items():
+            requests.add_metric((model, action, str(status), error), count)
+        yield requests
+        models = self._models.copy()
+        for name, help_, histogram_of in _HISTOGRAMS:
+            histogram = HistogramMetricFamily(name, help_, labels=_OF_A_MODEL)
+            for model, one in models.items():
+                buckets, total = histogram_of(one).told()
+                histogram.add_metric((model,), buckets, total)
+            yield histogram
+        for name, help_, count_of in _COUNTERS:
+            counter = CounterMetricFamily(name, help_, labels=_OF_A_MODEL)
+            for model, one in models.items():
+                counter.add_metric((model,), count_of(one))
+            yield counter
+
+    def describe(self) -> Iterable[Metric]:
+        return ()  # no names to be compared: they are ours

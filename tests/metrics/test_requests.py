@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from prometheus_client import CollectorRegistry
+from prometheus_client import CollectorRegistry, Histogram, generate_latest
 
-from router.metrics.requests import RequestMetrics
+from router.metrics.requests import SECONDS, RequestMetrics
 from router.proxy import Account
+
+DURATION = "llama_router_request_duration_seconds"
 
 
 def ended(*accounts: tuple[Account, int, float]) -> CollectorRegistry:
@@ -29,6 +31,23 @@ def test_the_first_token_is_counted_from_the_arrival():
 def test_a_request_that_found_its_model_loaded_waited_for_no_load():
     registry = ended((Account("a", "already_loaded"), 200, 0.1))
     assert registry.get_sample_value("llama_router_request_load_seconds_count", {"model": "a"}) == 0
+
+
+def test_every_value_falls_where_prometheus_client_would_count_it():
+    values = [0.0, 0.024, 0.025, 0.0251, 0.1, 1.0, 59.9, 300.0, 300.1, 1e6]
+    ours = ended(*((Account("a", "already_loaded"), 200, value) for value in values))
+    theirs = CollectorRegistry()
+    histogram = Histogram(
+        DURATION,
+        "From a request's arrival to the end of its answer.",
+        ("model",),
+        buckets=SECONDS,
+        registry=theirs,
+    )
+    for value in values:
+        histogram.labels("a").observe(value)
+    expected = [line for line in generate_latest(theirs).splitlines() if b"_created" not in line]
+    assert [line for line in generate_latest(ours).splitlines() if DURATION.encode() in line] == expected
 
 
 def test_outcomes_are_told_apart_and_tokens_added_up():
