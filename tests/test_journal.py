@@ -90,10 +90,23 @@ def test_requests_in_the_ring_are_nothing_to_look_through_for_cycles() -> None:
     assert not any(gc.is_tracked(part) for part in kept)
 
 
+def test_requests_that_wait_for_nothing_push_no_decision_out() -> None:
+    journal = Journal(size=3, passing=4)
+    journal.record(1.0, Tick(), [Stop("a#1", Cause.EVICTED, "b")])
+    for number in range(50):
+        lease = f"r{number}"
+        journal.record(2.0, Acquire(lease, "b"), [Grant(lease, "b#1", "already_loaded")])
+        journal.record(3.0, Release(lease), [])
+    journal.record(4.0, Acquire("late", "a"), [])
+    journal.record(5.0, Ready("a#2"), [Grant("late", "a#2", "loaded")])
+    assert [entry.id for entry in journal.entries()] == [1, 98, 99, 100, 101, 102, 103]
+    assert [entry.id for entry in journal.entries(after=100)] == [101, 102, 103]
+
+
 def test_the_ring_keeps_the_newest() -> None:
     journal = Journal(size=3)
     for number in range(10):
-        journal.record(float(number), Release(f"r{number}"), [])
+        journal.record(float(number), Unload(f"m{number}"), [])
     assert [entry.id for entry in journal.entries()] == [8, 9, 10]
 
 
