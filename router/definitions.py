@@ -18,6 +18,7 @@ from typing import Literal, TypeAlias
 from router.backends import Launch
 from router.backends.llama_server import LlamaServerSettings, launch
 from router.catalog import Catalog, CatalogEntry
+from router.catalog.candidate import Stamp
 from router.config import Config
 from router.core.types import Device, DeviceId, Model, ModelName, Placement, Priority
 from router.descriptors import is_out_of_files
@@ -48,6 +49,8 @@ READ_BYTES_PER_SECOND = 1 << 30
 FIRST_SLOW_TIER = 2
 #: An estimate that would fit if it were a fifth lower is tried once, where nearly all of the GPU is free.
 ATTEMPT_SHARE = 0.8
+#: Weights that stay on the host are few where they are those of the input alone.
+HOST_WEIGHTS_BYTES = 1 << 30
 NEARLY_ALL = 0.95
 
 
@@ -61,6 +64,24 @@ class Definition:
     metadata: GgufMetadata | None = None
     estimates: tuple[EstimatedPlacement, ...] = ()
     companions: Companions | None = field(default=None, repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What a load reads: its files as they were (real path, size, time of change), by which program, onto
+    which kinds of GPUs."""
+
+    files: tuple[Stamp, ...]
+    binary: str
+    devices: tuple[str, ...]
+
+    @property
+    def size_bytes(self) -> int:
+        return sum(size for _, size, _ in self.files)
+
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        return tuple(Path(path) for path, _, _ in self.files)
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +123,32 @@ class Definitions:
         files = (*entry.files, entry.mmproj, preset.draft_model, *preset.lora)
         return tuple(file for file in files if file is not None)
 
+    def reading(self, name: ModelName, placement: Placement) -> Reading | None:
+        """What a load of the model there reads; None where it is not the router's to choose how: because that
+        is said, or because what the model takes would depend on it. With the weights on GPUs that have memory
+        of their own it does not.
+        """
+        own = self.by_name.get(name)
+        if own is None or self.load_mode(name) is not None:
+            return None
+        gpus = [info for device in placement.devices if (info := self.infos.get(device)) is not None]
+        pairs = zip(own.model.placements, own.estimates, strict=True)
+        there = (e for p, e in pairs if (p.devices, p.args) == (placement.devices, placement.args))
+        if (estimated := next(there, None)) is None or estimated.estimate.is_guess:
+            return None
+        if not gpus or any(info.kind == "host" or info.pool != info.id for info in gpus):
+            return None
+        if _weights_on_host(estimated) > HOST_WEIGHTS_BYTES:
+            return None
+        return Reading(own.entry.stamps, _identity(self.binary), tuple(info.name or info.id for info in gpus))
+
+    def load_mode(self, name: ModelName) -> str | None:
+        """How the model is read, where that is said: by its preset, or by the configuration for all."""
+        own = self.by_name.get(name)
+        said = None if own is None else _said_load_mode((*own.entry.preset.args, *self.extra_args))
+        configured = self.config.memory.load_mode
+        return said or (None if configured == "auto" else configured)
+
     def launch(self, name: ModelName, placement: Placement, definition: str = "") -> Launch:
         """How to start `name` where it was placed; `definition` of a load with other settings than its own.
         Raises RouterError for a model that cannot be run.
@@ -142,8 +189,14 @@ class Definitions:
             binary=self.binary,
             environ=self.environ,
             child=self.config.child,
-            extra_args=self.extra_args,
+            extra_args=(*self.extra_args, *self._load_mode_args(definition.entry.preset)),
         )
+
+    def _load_mode_args(self, preset: ModelPreset) -> tuple[str, ...]:
+        configured = self.config.memory.load_mode
+        if configured == "auto" or _said_load_mode((*preset.args, *self.extra_args)) is not None:
+            return ()
+        return ("--load-mode", configured)
 
     def at_context(self, name: ModelName, ctx_size: int, devices: Sequence[Device]) -> Definition:
         """The same model as it would be placed with a context of `ctx_size`. Arithmetic, some milliseconds.
@@ -183,6 +236,7 @@ def define(
     left out. Raises OSError only where files have run out."""
     budgets = _budgets(devices, infos, config)
     how = f"{_identity(binary)} {config.child} {tuple(extra_args)}"
+    how += "" if config.memory.load_mode == "auto" else f" {config.memory.load_mode}"
     return Definitions(
         {
             name: _define(name, entry, catalog.fingerprint(entry) + how, budgets, config)
@@ -377,6 +431,29 @@ def _load_settings(
         ctx_checkpoints=_checkpoints(preset),
         devices=_chosen(preset, budgets),
     )
+
+
+def _weights_on_host(placed: EstimatedPlacement) -> int:
+    estimate = placed.estimate
+    kinds = ("weights", "repacked")
+    return sum(
+        term.bytes
+        for term in estimate.terms
+        if term.kind in kinds and estimate.pool_of(term.device).endswith("/host")
+    )
+
+
+def _said_load_mode(args: Sequence[str]) -> str | None:
+    """What arguments say of how a model is read, also in the words of older llama-servers."""
+    said = None
+    for arg, value in zip_longest(args, args[1:], fillvalue=""):
+        name, is_joined, joined = arg.partition("=")
+        spelling = spelling_of_arg(name) if name.startswith("-") else None
+        if spelling is None or "--load-mode" not in spelling.option.args:
+            continue
+        given = joined if is_joined else value
+        said = given if spelling.switch is None else spelling.switch[0] or "mmap"
+    return said
 
 
 def _checkpoints(preset: ModelPreset) -> int | None:

@@ -94,6 +94,17 @@ CREATE TABLE pins (
     pinned INTEGER NOT NULL
 ) STRICT;
 """,
+    """
+CREATE TABLE load_seconds (
+    key        TEXT NOT NULL,
+    state      TEXT NOT NULL,
+    mode       TEXT NOT NULL,
+    seconds    REAL NOT NULL,
+    count      INTEGER NOT NULL,
+    updated_at REAL NOT NULL,
+    PRIMARY KEY (key, state, mode)
+) STRICT;
+""",
 )
 SCHEMA_VERSION: Final = len(_MIGRATIONS)
 
@@ -131,6 +142,16 @@ class LoadTime:
 
     seconds: float
     count: int
+
+
+@dataclass(frozen=True, slots=True)
+class LoadSeconds:
+    """How long loads in one way have taken, averaged so that a new one weighs at least a quarter; infinite
+    where the way does not work. `updated_at` is Unix time."""
+
+    seconds: float
+    count: int
+    updated_at: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,6 +254,20 @@ class Store:
         """By definition."""
         rows = await self._read("SELECT definition, seconds, count FROM load_times")
         return {row[0]: LoadTime(row[1], row[2]) for row in rows}
+
+    async def put_load_seconds(self, key: str, state: str, mode: str, found: LoadSeconds) -> None:
+        """Replace what is known of loads of `key` (files, binary, devices) in this way."""
+        row = (key, state, mode, found.seconds, found.count, found.updated_at)
+        await self._write("INSERT OR REPLACE INTO load_seconds VALUES (?, ?, ?, ?, ?, ?)", row)
+
+    async def load_seconds(self) -> Mapping[tuple[str, str, str], LoadSeconds]:
+        """By (key, state of the page cache, mode)."""
+        rows = await self._read("SELECT key, state, mode, seconds, count, updated_at FROM load_seconds")
+        return {(row[0], row[1], row[2]): LoadSeconds(*row[3:]) for row in rows}
+
+    async def forget_load_seconds(self, *, older_than: float) -> None:
+        """Drop what was not measured since that Unix time."""
+        await self._write("DELETE FROM load_seconds WHERE updated_at < ?", (older_than,))
 
     # --- learned footprints --------------------------------------------------------------------------------
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from router import definitions
 from router.catalog import Catalog
 from router.config import Config, load_config
 from router.core.types import Device, Model, Placement, Priority
@@ -313,3 +314,61 @@ def test_a_server_is_told_how_many_checkpoints_its_memory_was_reserved_for(model
     assert (number, reserved * 32) == ("3", told()[1] * 3)
     tiny = defined(models, machine(host=32))
     assert "-ctxcp" not in tiny.launch("tiny", tiny.models["tiny"].placements[0]).argv
+
+
+def test_how_a_model_is_read_is_the_routers_to_choose_where_its_weights_are_on_gpus_alone(
+    models: Path,
+) -> None:
+    found = defined(models, machine(host=32, small=8))
+    (place,) = without_resorts(found.models["tiny"])
+    reading = found.reading("tiny", place)
+    assert reading is not None
+    assert reading.paths == (models / "tiny.gguf",)
+    assert reading.size_bytes == (models / "tiny.gguf").stat().st_size
+    on_host = next(p for p in found.models["tiny"].placements if p.devices == (HOST,))
+    assert found.reading("tiny", on_host) is None
+    assert found.reading("gone", place) is None
+    shared = {**machine(host=32), SMALL: replace(info(SMALL, 8), pool="host")}
+    found = defined(models, shared)
+    assert [found.reading("tiny", place) for place in found.models["tiny"].placements] == [None] * len(
+        found.models["tiny"].placements
+    )
+
+
+def test_weights_that_a_model_keeps_on_the_host_are_not_read_another_way(
+    models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = defined(models, machine(host=32, small=8))
+    (place,) = without_resorts(found.models["tiny"])
+    monkeypatch.setattr(definitions, "HOST_WEIGHTS_BYTES", 0)
+    assert found.reading("tiny", place) is None
+
+
+@pytest.mark.parametrize(
+    ("preset", "memory", "said", "given"),
+    [
+        ("", "", None, []),
+        ('args = ["-lm", "dio"]', "", "dio", ["dio"]),
+        ('args = ["--no-mmap"]', "", "none", ["none"]),
+        ('args = ["--load-mode=mlock"]', "", "mlock", []),
+        ("", 'load_mode = "none"', "none", ["none"]),
+        ('args = ["--load-mode", "mmap"]', 'load_mode = "dio"', "mmap", ["mmap"]),
+    ],
+)
+def test_what_a_preset_says_of_how_it_is_read_comes_before_what_the_configuration_says(
+    models: Path, preset: str, memory: str, said: str | None, given: list[str]
+) -> None:
+    text = f"[memory]\n{memory}\n[models.tiny]\n{preset}\n"
+    found = defined(models, machine(host=32, small=8), text)
+    (place,) = without_resorts(found.models["tiny"])
+    assert found.load_mode("tiny") == said
+    assert (found.reading("tiny", place) is None) == (said is not None)
+    argv = found.launch("tiny", place).argv
+    assert [argv[at + 1] for at, arg in enumerate(argv) if arg == "--load-mode"] == given
+
+
+def test_another_load_mode_for_all_is_another_definition(models: Path) -> None:
+    usual = defined(models, machine(host=32)).models["tiny"].definition
+    assert (
+        defined(models, machine(host=32), '[memory]\nload_mode = "none"').models["tiny"].definition != usual
+    )

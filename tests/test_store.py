@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import math
 import os
 import signal
 import sqlite3
@@ -15,7 +16,14 @@ from pathlib import Path
 import pytest
 
 from router.core.types import Placement
-from router.store import _MIGRATIONS, SCHEMA_VERSION, LearnedFootprint, ProcessRecord, Store
+from router.store import (
+    _MIGRATIONS,
+    SCHEMA_VERSION,
+    LearnedFootprint,
+    LoadSeconds,
+    ProcessRecord,
+    Store,
+)
 
 PLACEMENT = Placement(
     "local", {"local/cuda:GPU-1": 5 << 30, "local/host": 7}, ("local/cuda:GPU-1",), ("-ngl", "9"), 2
@@ -68,6 +76,19 @@ async def test_load_times_follow_what_is_measured_now(path):
             await store.put_load_time("d", 2.0)
         assert (await store.load_times())["d"].seconds == pytest.approx(2.0, abs=0.1)
         assert (await store.load_times())["d"].count == 22
+
+
+async def test_seconds_of_loads_are_known_by_key_state_and_mode_also_where_one_does_not_work(path):
+    usual, never = LoadSeconds(20.5, 3, 100.0), LoadSeconds(math.inf, 1, 200.0)
+    async with Store(path) as store:
+        await store.put_load_seconds("key", "warm", "mmap", LoadSeconds(30.0, 2, 50.0))
+        await store.put_load_seconds("key", "warm", "mmap", usual)
+        await store.put_load_seconds("key", "cold", "none", never)
+    async with Store(path) as store:
+        known = {("key", "warm", "mmap"): usual, ("key", "cold", "none"): never}
+        assert await store.load_seconds() == known
+        await store.forget_load_seconds(older_than=150.0)
+        assert set(await store.load_seconds()) == {("key", "cold", "none")}
 
 
 async def test_footprints_are_known_by_key_and_shape(path):

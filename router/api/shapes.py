@@ -12,7 +12,8 @@ ByDevice: TypeAlias = dict[DeviceId, int]
 
 
 class Explained(TypedDict):
-    """Why a model is where it is. `would_evict` is who would leave for it."""
+    """Why a model is where it is. `would_evict` is who would leave for it, `reading` how its files were read
+    the last time."""
 
     model: ModelName
     state: str
@@ -25,6 +26,7 @@ class Explained(TypedDict):
     last_evicted_for: ModelName | None
     last_evicted_seconds_ago: float | None
     second_opinion: NotRequired[str | None]
+    reading: NotRequired[str | None]
 
 
 # --- /vram ---

@@ -22,7 +22,7 @@ from router.api.requests import IN_FLIGHT
 from router.app.background import BACKGROUND, Background
 from router.app.handover import Heritage, Predecessor
 from router.app.models import Models
-from router.app.read_ahead import ReadAhead, spare_bytes
+from router.app.read_ahead import SPARE_SHARE, ReadAhead, spare_bytes
 from router.app.relay import RELAY, Relay, relay_after_handover
 from router.app.requests import REQUESTS, Requests, count_requests
 from router.app.stalls import watch_for_stalls
@@ -31,12 +31,13 @@ from router.catalog import Catalog, hf_cache_dir
 from router.config import Config, MemoryConfig, SchedulerConfig, StatePaths
 from router.core.policy import make_policy
 from router.core.scheduler import Scheduler, Settings
-from router.core.types import Device, InstanceId, Model, ModelName, Pinned
+from router.core.types import Device, InstanceId, Model, ModelName, Pinned, Start
+from router.definitions import Reading
 from router.devices import Devices
 from router.downloads import Downloads
 from router.hosts.local import LocalHost
 from router.journal import Entry, Journal
-from router.learning import Learning
+from router.learning import Learning, LoadModes
 from router.pool import Pool
 from router.store import Store
 
@@ -70,6 +71,7 @@ SETUP = web.AppKey("setup", Setup)
 STORE = web.AppKey("store", Store)
 DEVICES = web.AppKey("devices", Devices)
 LEARNING = web.AppKey("learning", Learning)
+LOAD_MODES = web.AppKey("load_modes", LoadModes)
 HOST = web.AppKey("host", LocalHost)
 MODELS = web.AppKey("models", Models)
 DEFINED = web.AppKey("defined", Defined)
@@ -129,6 +131,20 @@ async def _learning(app: web.Application) -> AsyncIterator[None]:
 
 
 @asynccontextmanager
+async def _load_modes(app: web.Application) -> AsyncIterator[None]:
+    def reading_of(start: Start) -> Reading | None:
+        """With other settings than its own a model may take other memory: it is read as they say."""
+        definitions = app[CONTEXT].known.definitions
+        return None if start.definition else definitions.reading(start.model, start.placement)
+
+    def page_cache_bytes() -> float:
+        return SPARE_SHARE * spare_bytes(app[CONTEXT].pool.measurements)
+
+    async with LoadModes(app[STORE], reading_of, page_cache_bytes) as app[LOAD_MODES]:
+        yield
+
+
+@asynccontextmanager
 async def _background(app: web.Application) -> AsyncIterator[None]:
     async with app[BACKGROUND]:
         yield
@@ -147,6 +163,7 @@ async def _pool(app: web.Application) -> AsyncIterator[None]:
         definitions=defined,
         check=lambda model: app[CONTEXT].known.definitions.check(model),  # noqa: PLW0108 - as above
         learner=app[LEARNING],
+        loader=app[LOAD_MODES],
         look_again=lambda: models.look_again(app.get(CONTEXT)),
         measure_max_age_seconds=config.memory.measure_max_age_ms / 1000,
         poll_seconds=config.memory.poll_seconds,
@@ -207,7 +224,8 @@ async def _reading(app: web.Application) -> AsyncIterator[None]:
         definition = context.known.definitions.by_name.get(model)
         if definition is None or not context.config.memory.read_ahead:
             return ()
-        if "dio" in definition.entry.preset.args:  # --load-mode dio goes past the page cache
+        is_direct = app[LOAD_MODES].goes_past_page_cache(model)
+        if is_direct or context.known.definitions.load_mode(model) == "dio":  # past the page cache
             return ()
         return context.known.definitions.files(model)
 
@@ -288,6 +306,7 @@ async def _status(app: web.Application) -> AsyncIterator[None]:
 PARTS: Final = (
     _store,
     _learning,
+    _load_modes,
     _devices,
     _host,
     _background,

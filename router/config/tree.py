@@ -87,6 +87,7 @@ class MemoryConfig:
     yield_to_others: bool = True
     second_opinion: bool = True
     read_ahead: bool = True
+    load_mode: Literal["auto", "mmap", "none", "dio"] = "auto"
 
 
 @dataclass(frozen=True, slots=True)

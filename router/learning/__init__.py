@@ -5,6 +5,7 @@
 
 `predictions`  what each placement of each model is expected to take, and by which key that is known
 `learner`      folds measurements in, corrects what is reserved, tells the scheduler what it learned
+`load_modes`   how a model's files are best read, by how long its loads took
 `kept`         the entries: read once, written by a task of its own, forgotten when unused or their files gone
 
 The arithmetic is `router.estimate.learning`.
@@ -13,6 +14,7 @@ The arithmetic is `router.estimate.learning`.
 from __future__ import annotations
 
 from router.learning.learner import Learning
+from router.learning.load_modes import LoadModes
 from router.learning.predictions import predictions, predictions_of
 
-__all__ = ["Learning", "predictions", "predictions_of"]
+__all__ = ["Learning", "LoadModes", "predictions", "predictions_of"]

@@ -67,6 +67,7 @@ class FakePool:
         self.explanation: dict[str, Any] = {}
         self.explained: list[tuple[str, Model | None]] = []
         self.standing_of: dict[str, Standing] = {}
+        self.reading_of: dict[str, str] = {}
         self.standings_of: dict[str, tuple[Standing, ...]] = {}
         self.measurements: dict[str, Measurement] = {}
         self.host_view: DeviceView | None = None
@@ -164,6 +165,9 @@ class FakePool:
 
     def standing(self, instance: str) -> Standing | None:
         return self.standing_of.get(instance)
+
+    def reading_words(self, model: str) -> str | None:
+        return self.reading_of.get(model)
 
     def standings(self, model: str) -> tuple[Standing, ...]:
         return self.standings_of.get(model, ())

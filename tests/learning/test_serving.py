@@ -48,12 +48,14 @@ def router(tmp_path: Path, stub: StubNvml, monkeypatch: pytest.MonkeyPatch) -> R
         *,
         yields: bool = True,
         second_opinion: bool = True,
+        load_mode: str = "auto",
         grow_mib: int = 0,
         **takes_mib: int,
     ) -> AbstractAsyncContextManager[Running]:
         config = f"[memory]\nmargin_mib = {MARGIN_MIB}\npoll_seconds = 0.05\n"
         config += "" if yields else "yield_to_others = false\n"  # true is the default
         config += "" if second_opinion else "second_opinion = false\n"
+        config += "" if load_mode == "auto" else f'load_mode = "{load_mode}"\n'
         config += "[scheduler]\nlinger = 0.0\n"
         config += "backoff_initial_seconds = 0.05\nbackoff_max_seconds = 0.05\n"
         for name, mib in takes_mib.items():
