@@ -76,7 +76,7 @@ class Front(Connection):
         server = self._manager
         assert isinstance(server, FrontServer), "it has not lost its connection"
         express = server.express
-        if express is None or self._is_strange or not self._is_between_requests():
+        if express is None or self._is_strange or self._close or not self._is_between_requests():
             self._pass_on(data)
             return
         if self._held:
@@ -203,7 +203,7 @@ class Front(Connection):
             told()
 
     def _process_keepalive(self) -> None:
-        if self._exchange is None:
+        if self._exchange is None and self._coming is None:
             super()._process_keepalive()
         else:  # aiohttp's server takes it for idle
             seconds = max(self._keepalive_timeout, 1.0)
