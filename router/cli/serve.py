@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -62,9 +65,10 @@ def _split(args: list[str]) -> tuple[Any, ...]:
 def serve(ctx: click.Context, /, config: Path | None, no_autoload: bool, **options: Any) -> None:
     """Serve every model that is found. What stands after -- goes to every llama-server."""
     # Here and not above: the other commands must not wait for a web server to be imported.
-    from router.app import run, taking_over
+    with _lighter_libraries():
+        from router.app import run, taking_over
     from router.cli.first_model import find_models
-    from router.cli.log_lines import handler_for
+    from router.cli.log_lines import Lines, handler_for
     from router.config import Config, load_config
 
     overrides = _overrides(options, no_autoload, ctx.meta["child_args"])
@@ -73,18 +77,29 @@ def serve(ctx: click.Context, /, config: Path | None, no_autoload: bool, **optio
         return load_config(config, overrides)
 
     handler = handler_for(sys.stderr)
-    handler.setFormatter(_Lines("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    handler.setFormatter(Lines("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     logging.basicConfig(level=logging.INFO, handlers=[handler])
     with taking_over() as predecessor:
         read = read_config()
         run(read, find_models(read, say=click.echo), read_config, say=click.echo, predecessor=predecessor)
 
 
-class _Lines(logging.Formatter):
-    """A record that is `bare` is a line by itself: an object of the access log."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        return record.getMessage() if getattr(record, "bare", False) else super().format(record)
+@contextmanager
+def _lighter_libraries() -> Iterator[None]:
+    """Around their import. aiohttp reads the certificates of the machine, twice, for clients that speak TLS,
+    of which there are none here (one would trust nobody): 80 ms, and 2 MiB for good. What frozenlist has of
+    C++ brings its library, 1 MiB, for lists that are read when the router starts."""
+    told = {"SSL_CERT_FILE": os.devnull, "SSL_CERT_DIR": os.devnull, "FROZENLIST_NO_EXTENSIONS": "1"}
+    before = {name: os.environ.get(name) for name in told}
+    os.environ.update(told)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 def _overrides(options: dict[str, Any], no_autoload: bool, child_args: list[str]) -> dict[str, object]:

@@ -6,8 +6,8 @@ from __future__ import annotations
 
 import math
 from collections import deque
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from statistics import median
 from typing import Final
 
 #: Weight of the newest sample in the moving averages.
@@ -69,7 +69,7 @@ class Forecast:
 
         The usual gap is the median: one long pause does not make a habit forgotten, as it does in an average.
         """
-        if not self._gaps or median(self._gaps) >= self.load_seconds:
+        if not self._gaps or _median(self._gaps) >= self.load_seconds:
             return 0.0
         return min(share, 1.0) * self.load_seconds
 
@@ -79,3 +79,10 @@ class Forecast:
 
 def _blend(old: float | None, new: float) -> float:
     return new if old is None else (1 - NEWEST) * old + NEWEST * new
+
+
+def _median(values: Iterable[float]) -> float:
+    """Not that of `statistics`, which comes with fractions and decimals, for 0.5 MiB."""
+    ordered = sorted(values)
+    middle = len(ordered) // 2
+    return ordered[middle] if len(ordered) % 2 else (ordered[middle - 1] + ordered[middle]) / 2

@@ -3,15 +3,18 @@ accounted for."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-
-import psutil
+from typing import Final
 
 from router.devices.cgroup import memory_limits
+from router.devices.kernel_files import text
 from router.devices.process_memory import HostUse, Processes
 from router.devices.types import HOST, DeviceInfo
+
+_KIB: Final = re.compile(r"^(MemTotal|MemAvailable):\s+(\d+) kB$", re.MULTILINE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +28,12 @@ class HostReading:
 def memory_of_machine() -> tuple[int, int]:
     """(total, available) in bytes, of the machine as a whole. Swap counts as nothing: a model in swap serves
     nobody."""
+    told = dict(_KIB.findall(text("/proc/meminfo") or ""))
+    if "MemTotal" in told and "MemAvailable" in told:
+        total, available = (int(told[name]) << 10 for name in ("MemTotal", "MemAvailable"))
+        return total, min(total, available)  # a container may be shown its own size and the machine's rest
+    import psutil  # 1 MiB of this process, for systems without /proc
+
     memory = psutil.virtual_memory()
     return memory.total, memory.available
 

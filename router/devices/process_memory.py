@@ -13,8 +13,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-import psutil
-
 from router.devices.kernel_files import text
 
 #: A mapped file: (device, inode) as the kernel prints them. The same file has the same key in every process.
@@ -66,6 +64,7 @@ class Processes:
     def __init__(self, root: Path = Path("/")) -> None:
         self._proc = root / "proc"
         self._has_proc = self._proc.is_dir()
+        self._has_lists = (self._proc / "thread-self/children").exists()
         self._maps: dict[int, tuple[int, Mapping[FileKey, int]]] = {}
 
     def trees(self, pids: Collection[int]) -> dict[int, frozenset[int]]:
@@ -173,12 +172,14 @@ class Processes:
         except PermissionError:
             return _children_by_psutil(pid)
         lists = [told for thread in threads if (told := text(f"{tasks}/{thread}/children")) is not None]
-        if not lists:  # a kernel without CONFIG_PROC_CHILDREN, or the process ended just now
-            return _children_by_psutil(pid)
+        if not lists:  # the process ended just now, or this kernel is one without CONFIG_PROC_CHILDREN
+            return None if self._has_lists else _children_by_psutil(pid)
         return [int(child) for told in lists for child in told.split()]
 
 
 def _children_by_psutil(pid: int) -> list[int] | None:
+    import psutil  # 1 MiB of this process, that Linux hardly ever needs
+
     try:
         return [child.pid for child in psutil.Process(pid).children()]
     except psutil.NoSuchProcess:

@@ -10,8 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-import psutil
-
 from router.descriptors import is_out_of_files
 
 #: Every child carries its socket path under this name, and so does what it forks. It finds what escaped the
@@ -56,17 +54,16 @@ def boot_id() -> str:
     try:
         return (_PROC / "sys/kernel/random/boot_id").read_text().strip()
     except OSError:
+        import psutil  # here and below: 1 MiB of this process, for systems without /proc
+
         return str(int(psutil.boot_time()))
 
 
 def argv_hash(pid: int) -> str | None:
     """A hash of the command line as the kernel has it (a script's begins with its interpreter), or None."""
     try:
-        if _HAS_PROC:
-            cmdline = (_PROC / str(pid) / "cmdline").read_bytes()
-        else:
-            cmdline = b"\0".join(os.fsencode(arg) for arg in psutil.Process(pid).cmdline())
-    except (OSError, psutil.Error):
+        cmdline = (_PROC / str(pid) / "cmdline").read_bytes() if _HAS_PROC else _cmdline_from_psutil(pid)
+    except OSError:
         return None
     return hashlib.sha256(cmdline).hexdigest() if cmdline else None
 
@@ -112,12 +109,23 @@ def _stat(pid: int) -> _Stat | None:
 
 
 def _stat_from_psutil(pid: int) -> _Stat | None:
+    import psutil
+
     try:
         process = psutil.Process(pid)
         state = "Z" if process.status() == psutil.STATUS_ZOMBIE else "R"
         return _Stat(state, 0, int(process.create_time() * 100))
     except (OSError, psutil.Error):
         return None
+
+
+def _cmdline_from_psutil(pid: int) -> bytes:
+    import psutil
+
+    try:
+        return b"\0".join(os.fsencode(arg) for arg in psutil.Process(pid).cmdline())
+    except psutil.Error as error:
+        raise ProcessLookupError(pid) from error
 
 
 def _pids() -> Iterator[int]:

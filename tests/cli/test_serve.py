@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-import logging
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,6 @@ import pytest
 from click.testing import CliRunner, Result
 
 from router.cli import cli
-from router.cli.serve import _Lines
 from router.config import Config
 
 
@@ -95,9 +96,19 @@ def test_an_impossible_value_is_one_message_and_status_2(
     assert not served
 
 
-def test_a_line_of_the_access_log_that_is_an_object_stands_alone():
-    lines = _Lines("%(levelname)s %(name)s: %(message)s")
-    record = logging.LogRecord("router.access", logging.INFO, "", 0, '{"status":%d}', (200,), None)
-    assert lines.format(record) == 'INFO router.access: {"status":200}'
-    record.bare = True
-    assert lines.format(record) == '{"status":200}'
+def test_libraries_are_imported_without_what_is_of_no_use_here():
+    """In a process of its own: here aiohttp was imported long ago."""
+    code = """
+import gc, os, ssl, sys
+from router.cli.serve import _lighter_libraries
+before = dict(os.environ)
+with _lighter_libraries():
+    import aiohttp
+assert dict(os.environ) == before, "what it starts has the environment as it was"
+found = [one for one in gc.get_objects() if isinstance(one, ssl.SSLContext)]
+assert found and not any(one.get_ca_certs() for one in found), "certificates were read"
+assert "frozenlist._frozenlist" not in sys.modules
+"""
+    environ = {**os.environ, "SSL_CERT_DIR": "/etc/ssl/certs"}
+    done = subprocess.run([sys.executable, "-c", code], env=environ, capture_output=True, check=False)
+    assert (done.returncode, done.stderr.decode()) == (0, "")

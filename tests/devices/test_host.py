@@ -7,7 +7,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from router.devices.host import HostMemory
+from router.devices.host import HostMemory, memory_of_machine
 from tests.devices.test_cgroup import V2_MOUNT, group, place
 from tests.devices.test_process_memory import mapping, process
 
@@ -68,6 +68,12 @@ def test_what_is_free_and_what_is_used_move_together(root):
         == after.use.used[5] - before.use.used[5]
         == 2 * GIB
     )
+
+
+def test_the_machine_is_told_as_psutil_tells_it():
+    total, available = memory_of_machine()
+    assert total == psutil.virtual_memory().total
+    assert available == pytest.approx(psutil.virtual_memory().available, rel=0.1)
 
 
 def test_this_very_machine():
