@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import logging
 import os
 import time
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from router.cli.log_lines import Unhurried, handler_for
+from router.cli.log_lines import Lines, Unhurried, handler_for
 
 
 @pytest.fixture
@@ -41,6 +42,25 @@ def test_lines_come_in_their_order(pipe):
             handler.emit(record(f"line {number}"))
         data = read_until(pipe[0], b"line 99\n")
     assert data.decode().splitlines() == [f"line {number}" for number in range(100)]
+
+
+def test_what_comes_soon_after_a_line_is_written_in_one_go_and_a_warning_does_not_wait():
+    class Stream(io.StringIO):
+        flushed = 0
+
+        def flush(self) -> None:
+            self.flushed += 1
+
+    stream = Stream()
+    handler = Unhurried(stream)
+    for number in range(1000):
+        handler.emit(record(f"line {number}"))
+    handler.emit(logging.LogRecord("router", logging.WARNING, "", 0, "the last", None, None))
+    deadline = time.monotonic() + 20
+    while "the last" not in stream.getvalue() and time.monotonic() < deadline:
+        time.sleep(0.001)
+    assert stream.getvalue().splitlines() == [*(f"line {number}" for number in range(1000)), "the last"]
+    assert stream.flushed < 100
 
 
 def test_a_reader_who_stands_still_holds_nobody_up_and_hears_how_much_he_missed(pipe):
@@ -78,3 +98,18 @@ def test_a_file_is_written_at_once(tmp_path: Path):
     with (tmp_path / "log").open("w") as stream:
         handler_for(stream).emit(record("here"))
         assert (tmp_path / "log").read_text() == "here\n"
+
+
+def test_the_time_of_a_line_is_as_logging_tells_it():
+    ours, theirs = Lines("%(asctime)s %(message)s"), logging.Formatter("%(asctime)s %(message)s")
+    for at in (1.0, 1.25, 1.999, 86_399.5, 86_400.0, 1.5):
+        told = logging.makeLogRecord({"msg": "x", "created": at, "msecs": at % 1 * 1000})
+        assert ours.format(told) == theirs.format(told)
+
+
+def test_a_line_of_the_access_log_that_is_an_object_stands_alone():
+    lines = Lines("%(levelname)s %(name)s: %(message)s")
+    record = logging.LogRecord("router.access", logging.INFO, "", 0, '{"status":%d}', (200,), None)
+    assert lines.format(record) == 'INFO router.access: {"status":200}'
+    record.bare = True
+    assert lines.format(record) == '{"status":200}'
