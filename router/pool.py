@@ -75,6 +75,8 @@ LEAST_RETURN_POLL_SECONDS = 0.01
 RETURN_POLL_SHARE = 0.2
 SLOW_RETURN_POLL_SECONDS = 0.25
 FAST_RETURN_SECONDS = 1.0
+#: So long after a child has become ready it is measured, unless that has been done since.
+NEWCOMER_SECONDS = 0.05
 #: Stands for the definition of a child that cannot serve: it equals none.
 UNUSABLE = "unusable"
 #: While a child loads, so that a request that comes meanwhile finds the figures fresh.
@@ -484,9 +486,7 @@ class Pool:
                 child.begun = True
                 child.address = await self._start(child, host)
                 self.tell(Ready(instance))
-                # Beside it: who waits for the model need not wait for what it took, and until that is known
-                # all that was reserved for it counts.
-                self._spawn(self._measure(host, 0.0), f"measure {instance}")
+                self._spawn(self._see_newcomer(host), f"measure {instance}")
             if child.address is not None:
                 ended = await host.wait(instance)
                 event = Exited(instance, _death(child, ended), out_of_memory=_ran_out(child, ended))
@@ -590,6 +590,14 @@ class Pool:
         host.reserve(reserve)
         self.tell(Measured(taken.free, taken.used, taken.taken_at, reserve))
 
+    async def _see_newcomer(self, host: Host) -> None:
+        """Who waits for a model does not wait for what it took: until that is known all that was reserved for
+        it counts. The first requests have the processor first.
+        """
+        ready_at = self._loop.time()
+        await asyncio.sleep(NEWCOMER_SECONDS)
+        await self._measure(host, self._loop.time() - ready_at)
+
     def _see_return(self, host: Host) -> None:
         """A child is gone. Most of its memory is back by now, and somebody may wait for it: look at once, and
         for the rest often.
@@ -604,7 +612,8 @@ class Pool:
         while True:
             self._measure_soon.clear()
             interval = self._measure_interval()
-            last = looked_at if self._measured_at is None else max(looked_at, self._measured_at)
+            # `_see_return` has just begun to look, maybe.
+            last = max(at for at in (looked_at, self._measured_at, self._exited_at) if at is not None)
             try:
                 # Not wait_for: before Python 3.12 it loses a cancellation that meets the event.
                 async with asyncio.timeout_at(None if interval is None else last + interval):
