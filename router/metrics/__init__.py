@@ -6,6 +6,9 @@
 `children`   what every loaded llama-server tells of itself
 `page`       all of it as one text, each family once
 
+prometheus_client is imported by what makes families of the counts, so with the first scrape: a router that
+nobody scrapes does without its 1 MiB.
+
 A new figure of the present is a row in `state`; one that only grows is counted where it happens.
 """
 

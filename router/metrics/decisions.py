@@ -2,37 +2,37 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Final
-
-from prometheus_client import CollectorRegistry, Counter
+from collections import Counter
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, ClassVar, Final
 
 from router.core.types import Adopted, Exited, InstanceId, ModelName, Ready, Stop
 from router.journal import Entry
 
-_OF_A_MODEL: Final = ("model",)
+if TYPE_CHECKING:
+    from prometheus_client import Metric
+
+#: Names and what they tell.
+_FAILURES: Final = (
+    "llama_router_load_failures_total",
+    (
+        "Loads that did not come to a ready llama-server, by reason: failed, out_of_memory, or no_room "
+        "(the host had less than the books said; it is planned anew)."
+    ),
+)
+_UNLOADS: Final = (
+    "llama_router_unloads_total",
+    "llama-servers ended by the router, by reason: evicted, expired, unloaded, reloaded, aborted, yielded.",
+)
 
 
 class DecisionMetrics:
-    """Collectors in `registry`; `heard` is told entries of the journal, those HEARD."""
+    """`heard` is told entries of the journal, those HEARD."""
 
     HEARD: ClassVar = (Ready, Adopted, Exited, Stop)
 
-    def __init__(self, registry: CollectorRegistry) -> None:
-        def counter(name: str, help_: str, *further: str) -> Counter:
-            return Counter(name, help_, (*_OF_A_MODEL, *further), registry=registry)
-
-        self._failures = counter(
-            "llama_router_load_failures_total",
-            "Loads that did not come to a ready llama-server, by reason: failed, out_of_memory, or no_room "
-            "(the host had less than the books said; it is planned anew).",
-            "reason",
-        )
-        self._unloads = counter(
-            "llama_router_unloads_total",
-            "llama-servers ended by the router, by reason: evicted, expired, unloaded, reloaded, aborted, "
-            "yielded.",
-            "reason",
-        )
+    def __init__(self) -> None:
+        self._failures, self._unloads = Counter[tuple[ModelName, str]](), Counter[tuple[ModelName, str]]()
         self._ready: set[InstanceId] = set()
 
     def heard(self, entry: Entry) -> None:
@@ -44,10 +44,20 @@ class DecisionMetrics:
                     self._ready.discard(instance)
                 elif error is not None:
                     reason = "no_room" if no_room else "out_of_memory" if out_of_memory else "failed"
-                    self._failures.labels(_model(instance), reason).inc()
+                    self._failures[_model(instance), reason] += 1
         for command in entry.commands:
             if isinstance(command, Stop):
-                self._unloads.labels(_model(command.instance), command.cause.value).inc()
+                self._unloads[_model(command.instance), command.cause.value] += 1
+
+    def collect(self) -> Iterator[Metric]:
+        """From any thread."""
+        from prometheus_client.core import CounterMetricFamily
+
+        for name, help_, counted in ((*_FAILURES, self._failures), (*_UNLOADS, self._unloads)):
+            family = CounterMetricFamily(name, help_, labels=("model", "reason"))
+            for labels, count in counted.copy().items():
+                family.add_metric(labels, count)
+            yield family
 
 
 def _model(instance: InstanceId) -> ModelName:

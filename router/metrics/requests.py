@@ -6,16 +6,14 @@ own counters takes a lock and a walk through the buckets for that."""
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Iterator
-from typing import Final
-
-from prometheus_client import CollectorRegistry, Metric
-from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily
-from prometheus_client.registry import Collector
-from prometheus_client.utils import floatToGoString
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Final
 
 from router.core.types import ModelName
 from router.proxy import Account
+
+if TYPE_CHECKING:
+    from prometheus_client import Metric
 
 #: From an answer out of a warm cache to a load that a queue stands before. Each bucket is a line for every
 #: model in every scrape: no more than a picture needs.
@@ -41,6 +39,8 @@ class _Histogram:
 
     def told(self) -> tuple[list[tuple[str, float]], float]:
         """The buckets, each with all below it, and the sum. From any thread."""
+        from prometheus_client.utils import floatToGoString
+
         total, sofar, buckets = self.total, 0, []
         for bound, count in zip((*self.bounds, float("inf")), self.counts.copy(), strict=True):
             sofar += count
@@ -103,14 +103,13 @@ _COUNTERS: Final[tuple[tuple[str, str, Callable[[_Model], int]], ...]] = (
 )
 
 
-class RequestMetrics(Collector):
-    """In `registry`. Only requests for a model that is known are counted: a name that a client made up must
-    not become a series."""
+class RequestMetrics:
+    """Only requests for a model that is known are counted: a name that a client made up must not become a
+    series."""
 
-    def __init__(self, registry: CollectorRegistry) -> None:
+    def __init__(self) -> None:
         self._outcomes: dict[tuple[ModelName, str, int, str], int] = {}
         self._models: dict[ModelName, _Model] = {}
-        registry.register(self)
 
     def ended(self, account: Account, status: int, total_seconds: float) -> None:
         """One request is over, however it ended."""
@@ -133,6 +132,8 @@ class RequestMetrics(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """From any thread."""
+        from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily
+
         requests = CounterMetricFamily(
             "llama_router_requests_total",
             "Requests by what was done for them (already_loaded, loaded, queued, rejected), HTTP status "
@@ -154,6 +155,3 @@ class RequestMetrics(Collector):
             for model, one in models.items():
                 counter.add_metric((model,), count_of(one))
             yield counter
-
-    def describe(self) -> Iterable[Metric]:
-        return ()  # no names to be compared: they are ours

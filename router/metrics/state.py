@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Final
-
-from prometheus_client import Metric
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from typing import TYPE_CHECKING, Final
 
 from router.core.types import DeviceId, InstanceId, ModelName, State
 from router.core.views import DeviceView, InstanceView, Snapshot
 from router.devices import DeviceInfo
 from router.estimate.learning import Standing
 from router.stats import Counted
+
+if TYPE_CHECKING:
+    from prometheus_client import Metric
 
 _MODEL: Final = ("model",)
 _MODEL_ON_DEVICE: Final = ("model", "device")
@@ -92,6 +92,8 @@ def _models(snapshot: Snapshot) -> Iterator[Metric]:
 
 def _counted(seen: Seen) -> Iterator[Metric]:
     """What `router.stats` has counted since the start."""
+    from prometheus_client.core import CounterMetricFamily
+
     for name, help_ in _COUNTED.items():
         family = CounterMetricFamily(f"llama_router_{name}_total", help_, labels=_MODEL)
         for model in seen.snapshot.models:
@@ -185,6 +187,8 @@ def _gauge(
     rows: Iterable[tuple[tuple[str, ...], float | None]],
 ) -> Metric:
     """What is not known is left out."""
+    from prometheus_client.core import GaugeMetricFamily
+
     family = GaugeMetricFamily(name, help_, labels=labels)
     for values, value in rows:
         if value is not None:

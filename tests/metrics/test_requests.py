@@ -12,7 +12,8 @@ DURATION = "llama_router_request_duration_seconds"
 
 def ended(*accounts: tuple[Account, int, float]) -> CollectorRegistry:
     registry = CollectorRegistry()
-    metrics = RequestMetrics(registry)
+    metrics = RequestMetrics()
+    registry.register(metrics)
     for account, status, seconds in accounts:
         metrics.ended(account, status, seconds)
     return registry
