@@ -110,9 +110,7 @@ class Contestant:
     def children(self) -> list[psutil.Process]:
         """The processes of its models."""
         assert self.process is not None, "it runs"
-        return [
-            one for one in psutil.Process(self.process.pid).children() if one.status() != psutil.STATUS_ZOMBIE
-        ]
+        return [one for one in psutil.Process(self.process.pid).children() if _lives(one)]
 
     def until_childless(self) -> None:
         self.until(lambda: not self.children(), "its models are gone", every_seconds=0.002)
@@ -402,6 +400,13 @@ def end(process: subprocess.Popen[bytes]) -> None:
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
+
+
+def _lives(process: psutil.Process) -> bool:
+    """It may end while it is looked at."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return bool(process.status() != psutil.STATUS_ZOMBIE)
+    return False
 
 
 def free_port() -> int:

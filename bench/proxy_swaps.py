@@ -9,9 +9,12 @@ import os
 import socket
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
+
+import psutil
 
 from bench.proxy_contestants import Contestant, Setting, end, spawn
 from bench.proxy_rows import PATH, Failed, Metric, Values
@@ -26,6 +29,7 @@ METRICS: Final = (
     Metric("swap_over", "  over llama-server's own", "ms"),
     Metric("disk", "cold model whose file is not in memory", "ms"),
     Metric("disk_over", "  over llama-server's own", "ms"),
+    Metric("seen", "ready model: to first token, over its own", "ms"),
     Metric("warm", "loaded model: request to first token", "ms"),
 )
 
@@ -64,7 +68,7 @@ def own(setting: Setting, model: Path, argv: list[str] | None) -> Own:
     begun = time.monotonic()
     process = spawn(command, setting.folder / "own-output")
     try:
-        while not _is_healthy(path):
+        while not _is_healthy(str(path)):
             if process.poll() is not None or time.monotonic() - begun > DEADLINE_SECONDS:
                 raise Failed("llama-server did not start")
             time.sleep(POLL_SECONDS)
@@ -95,6 +99,8 @@ def swaps(contestant: Contestant, reference: Own, from_disk: Own) -> Values:
     forget(contestant.setting.models[0])
     disk = first_token_ms(contestant.port, first)
     contestant.unload(first)
+    seen = ready_to_first_token_ms(contestant, first) - reference.first_ms
+    contestant.unload(first)
     return {
         "cold": cold,
         "cold_over": cold - reference.total_ms,
@@ -102,8 +108,40 @@ def swaps(contestant: Contestant, reference: Own, from_disk: Own) -> Values:
         "swap_over": swap - reference.total_ms,
         "disk": disk,
         "disk_over": disk - from_disk.total_ms,
+        "seen": seen,
         "warm": warm,
     }
+
+
+def ready_to_first_token_ms(contestant: Contestant, model: str) -> float:
+    """Of a load: from the moment in which its process answers that it is ready, as somebody sees who asks it
+    himself all the time."""
+    with ThreadPoolExecutor(1) as pool:
+        asking = pool.submit(_ready_at, contestant)
+        begun = time.monotonic()
+        first_ms = first_token_ms(contestant.port, model)
+        return 1e3 * (begun - asking.result()) + first_ms
+
+
+def _ready_at(contestant: Contestant) -> float:
+    deadline = time.monotonic() + DEADLINE_SECONDS
+    while time.monotonic() < deadline:
+        for child in contestant.children():
+            with contextlib.suppress(psutil.Error, ValueError, IndexError):
+                address = _address(child.cmdline())
+                # Between its fork and its exec it is called as its parent is.
+                while address != contestant.port and child.is_running() and time.monotonic() < deadline:
+                    if _is_healthy(address):
+                        return time.monotonic()
+                    time.sleep(POLL_SECONDS)
+        time.sleep(POLL_SECONDS)
+    raise Failed("no model became ready")
+
+
+def _address(command: list[str]) -> int | str:
+    """Where a llama-server listens that was started so."""
+    host = command[command.index("--host") + 1]
+    return host if host.endswith(".sock") else int(command[command.index("--port") + 1])
 
 
 def forget(file: Path) -> None:
@@ -143,9 +181,9 @@ def _connected(address: int | str) -> Iterator[socket.socket]:
         yield connection
 
 
-def _is_healthy(path: Path) -> bool:
+def _is_healthy(address: int | str) -> bool:
     try:
-        with _connected(str(path)) as connection:
+        with _connected(address) as connection:
             connection.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
             return connection.recv(64).startswith(b"HTTP/1.1 200")
     except OSError:

@@ -51,12 +51,13 @@ def test_a_swap_is_measured_with_the_real_llama_server(tmp_path: Path) -> None:
     assert main(arguments) == 0
     figures = json.loads((tmp_path / "f.json").read_text())
     assert figures["failed"] == {}
-    cold, swap = (
+    cold, swap, seen = (
         next(row["values"]["ours"][0] for row in figures["rows"] if row["key"] == key)
-        for key in ("cold", "swap")
+        for key in ("cold", "swap", "seen")
     )
     assert cold > 0
     assert swap > 0
+    assert abs(seen) < cold
 
 
 def test_what_is_added_is_over_the_same_round_without_a_proxy() -> None:
