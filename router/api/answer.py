@@ -52,6 +52,7 @@ def _nearest(name: str, fields: list[str]) -> str | None:
     return next((field for field in fields if name and field.startswith(name)), nearest_of(name, fields))
 
 
-def is_set(request: web.Request, name: str) -> bool:
+def is_set(request: web.Request, name: str, *, if_absent: bool = False) -> bool:
     """Whether a switch like `?wait=1` is on."""
-    return request.query.get(name, "").lower() not in {"", "0", "false", "no", "off"}
+    given = request.query.get(name)
+    return if_absent if given is None else given.lower() not in {"", "0", "false", "no", "off"}

@@ -59,7 +59,7 @@ def ps(url: str, api_key: str | None, as_json: bool) -> None:
 def _last_decisions(client: Client) -> Mapping[str, str]:
     """By model, in words; nothing for somebody who may not see the state of the router."""
     try:
-        models = client.get("/status")["state"]["models"]
+        models = client.get("/status", {"history": "0", "moments": "0"})["state"]["models"]
     except Refused as refused:
         if refused.status not in (401, 403, 404):
             raise

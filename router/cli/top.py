@@ -23,6 +23,8 @@ from router.cli.words import duration, gib
 #: As many as fit beside the rest on a terminal of 40 lines.
 REQUESTS_SHOWN: Final = 8
 MOMENTS_SHOWN: Final = 8
+#: Of what `GET /status` tells: nobody scrolls here, and no lines are drawn.
+_SHOWN: Final[Mapping[str, str]] = {"history": "0", "moments": str(MOMENTS_SHOWN)}
 #: From here on a decision stands beside its model; below, the list of decisions has to do.
 WIDE: Final = 120
 #: Downloads that are not over.
@@ -44,7 +46,7 @@ _STYLES: Final[Mapping[str, str]] = {"ready": "green", "starting": "yellow", "pl
 def top(url: str, api_key: str | None, as_json: bool, interval: float, once: bool) -> None:
     """Show what the router does, live. Ctrl-C leaves."""
     client = Client(url, api_key)
-    told = client.get("/status")
+    told = client.get("/status", None if as_json else _SHOWN)
     if as_json:
         print_json(told)
         return
@@ -67,10 +69,9 @@ def screen(told: Mapping[str, Any], width: int) -> RenderableType:
 def _look_again(client: Client, before: Mapping[str, Any]) -> Mapping[str, Any]:
     """A router that is being restarted is waited for."""
     try:
-        told: dict[str, Any] = client.get("/status")
+        told: dict[str, Any] = client.get("/status", _SHOWN)
     except click.ClickException as error:
         return {**before, "trouble": error.message}
-    # Each look tells the decisions that are kept; nobody scrolls here.
     return told
 
 

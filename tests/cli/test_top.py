@@ -14,9 +14,10 @@ from typing import Any
 
 from rich.console import Console
 
-from router.api.page.stream import TIMELINE
-from router.cli.top import _look_again, screen
-from router.core.types import Adopted, Placement
+from router.api.page.stream import HISTORY, TIMELINE
+from router.cli.client import Client
+from router.cli.top import MOMENTS_SHOWN, _look_again, screen
+from router.core.types import Adopted, Cause, Placement, Stop, Tick
 from router.core.views import QueueView
 from tests.api.fake_pool import Instance
 from tests.cli.conftest import Terminal
@@ -75,7 +76,7 @@ def test_what_does_not_fit_is_counted():
 
 async def test_a_router_that_is_away_is_waited_for(terminal: Terminal):
     class Away:
-        def get(self, path: str) -> Any:
+        def get(self, path: str, query: Any) -> Any:
             from router.cli.client import NoRouter
 
             raise NoRouter("http://nowhere")
@@ -84,6 +85,19 @@ async def test_a_router_that_is_away_is_waited_for(terminal: Terminal):
     text = drawn(_look_again(Away(), told))  # type: ignore[arg-type]
     assert "no router answers at http://nowhere" in text
     assert "NVIDIA H200" in text
+
+
+async def test_each_look_asks_for_no_more_than_is_shown(terminal: Terminal):
+    terminal.api.app[HISTORY].note(terminal.api.pool.snapshot(), 1.0)
+    for number in range(MOMENTS_SHOWN + 1):
+        entry = terminal.api.pool.journal.record(1.0, Tick(), [Stop(f"tiny#{number}", Cause.EXPIRED)])
+        assert entry is not None
+        terminal.api.app[TIMELINE].note([entry], str)
+    whole = json.loads((await terminal.run("top", "--json")).output)
+    assert whole["history"] and len(whole["moments"]) == MOMENTS_SHOWN + 1
+    told = await asyncio.to_thread(_look_again, Client(terminal.api.url, None), whole)
+    assert told["moments"] == whole["moments"][1:]
+    assert "history" not in told
 
 
 async def test_on_a_terminal_it_goes_on_until_ctrl_c(terminal: Terminal):

@@ -12,8 +12,8 @@ from typing import Any, Final
 from aiohttp import web
 
 from router.api.page.stream import Told, keep_history, keep_timeline, prepare, show_status, stream_status
-from router.api.route import Access, Route
-from router.errors import Unavailable
+from router.api.route import Access, Query, Route
+from router.errors import InvalidRequest, Unavailable
 
 __all__ = ["ROUTES", "keep_history", "keep_timeline", "prepare"]
 
@@ -65,7 +65,19 @@ ROUTES = (
         )
         for path, (name, kind) in _FILES.items()
     ),
-    Route("GET", "/status", show_status, Access.ADMIN, summary="All that the status page shows", answer=Told),
+    Route(
+        "GET",
+        "/status",
+        show_status,
+        Access.ADMIN,
+        summary="All that the status page shows",
+        query=(
+            Query("history", "Whether to tell what the memory was in the last minutes; it does", bool),
+            Query("moments", "So many of the last decisions; all that are kept", int),
+        ),
+        answer=Told,
+        refusals=(InvalidRequest,),
+    ),
     Route(
         "GET",
         "/status/sse",

@@ -14,15 +14,15 @@ from typing import Any, Final
 import msgspec
 from aiohttp import web
 
-from router.api.answer import event_stream, json_response
+from router.api.answer import event_stream, is_set, json_response
 from router.api.context import CONTEXT
 from router.api.downloads import Download
 from router.api.page.history import EVERY_SECONDS, History, Point
 from router.api.page.state import State, state
-from router.api.page.timeline import Moment, Timeline
+from router.api.page.timeline import KEPT, Moment, Timeline
 from router.api.requests import RequestRow, rows
 from router.core.types import DeviceId
-from router.errors import Unavailable
+from router.errors import InvalidRequest, Unavailable
 
 #: A page need not be told more often than a person can read.
 LEAST_SECONDS: Final = 0.5
@@ -50,8 +50,11 @@ class Told(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 async def show_status(request: web.Request) -> web.Response:
-    """All that the page shows, once."""
-    return json_response(_Viewer(request.app).told())
+    """All that the page shows, once. Who asks every second has no need to be told the same minutes each time:
+    `?history=0` leaves out what the memory was, `?moments=8` all but the last eight decisions."""
+    newest = _newest(request)
+    told = _Viewer(request.app, has_history=is_set(request, "history", if_absent=True)).told()
+    return json_response(msgspec.structs.replace(told, moments=told.moments[-newest:] if newest else []))
 
 
 async def stream_status(request: web.Request) -> web.StreamResponse:
@@ -95,29 +98,35 @@ async def _stream(request: web.Request) -> web.StreamResponse:
                     await anext(entries)
 
 
-class _Viewer:
-    """What one stream has told already."""
+def _newest(request: web.Request) -> int:
+    given = request.query.get("moments", str(KEPT))
+    if not (given.isascii() and given.isdigit() and len(given) <= 6):
+        raise InvalidRequest(f"moments is {given[:40]!r}, which is no number of decisions")
+    return int(given)
 
-    def __init__(self, app: web.Application) -> None:
+
+class _Viewer:
+    """What one stream has told already. `has_history`: what the memory was is still to be told."""
+
+    def __init__(self, app: web.Application, *, has_history: bool = True) -> None:
         self._app, self._context = app, app[CONTEXT]
         self._history, self._timeline = app[HISTORY], app[TIMELINE]
         self._after = 0
-        self._is_first = True
+        self._has_history = has_history
 
     def told(self) -> Told:
         fresh = self._timeline.after(self._after)
         self._after = fresh[-1].id if fresh else self._after
-        history = {device: list(line) for device, line in self._history.lines().items()}
-        told = Told(
+        lines = self._history.lines() if self._has_history else None
+        self._has_history = False
+        return Told(
             at=round(time.time(), 1),
             state=state(self._context, self._timeline.lasts),
             moments=fresh,
             requests=rows(self._app)[:REQUESTS_MAX],
             downloads=[Download.of(job) for job in self._context.downloads.jobs()][-DOWNLOADS_MAX:],
-            history=history if self._is_first else None,
+            history=None if lines is None else {device: list(line) for device, line in lines.items()},
         )
-        self._is_first = False
-        return told
 
 
 async def keep_history(app: web.Application) -> None:

@@ -54,6 +54,22 @@ async def test_the_state_tells_devices_models_and_requests(api: Api):
     assert "hidden" not in models
 
 
+async def test_who_asks_every_second_need_not_be_told_the_past(api: Api):
+    await api.start()
+    await watched(api)
+    for number in range(3):
+        api.pool.journal.record(1.0, Tick(), [Stop(f"tiny#{number}", Cause.EXPIRED)])
+    whole = (await api.get("/status")).json()
+    assert whole["history"]
+    assert [one["id"] for one in whole["moments"]] == [1, 2, 3]
+    assert (await api.get("/status?history=1&moments=9")).json().keys() == whole.keys()
+    short = (await api.get("/status?history=0&moments=2")).json()
+    assert "history" not in short
+    assert [one["id"] for one in short["moments"]] == [2, 3]
+    assert (await api.get("/status?moments=0")).json()["moments"] == []
+    assert (await api.get("/status?moments=few")).status == 400
+
+
 async def test_the_first_event_is_whole_and_the_next_tell_what_is_new(api: Api):
     await api.start()
     await watched(api)
