@@ -75,7 +75,7 @@ class Journal:
         self._next = 1
         self._readers: set[_Reader] = set()
         self._followers: list[tuple[Heard, frozenset[Kind]]] = []
-        self._hearing: dict[tuple[Kind, ...], tuple[Heard, ...]] = {}
+        self._hearing: dict[Kind | tuple[Kind, Kind], tuple[Heard, ...]] = {}
 
     def record(self, now: float, event: Event, commands: Sequence[Command]) -> Entry | None:
         """Note what was decided. Returns None for what is not worth an entry."""
@@ -121,7 +121,7 @@ class Journal:
         """Those whom it concerns, in the order in which they came. There are two entries for every request,
         of always the same kinds: that is looked up.
         """
-        kinds = (type(event), type(commands[0])) if commands else (type(event),)
+        kinds = (type(event), type(commands[0])) if commands else type(event)
         found = self._hearing.get(kinds)
         if found is None or len(commands) > 1:
             told = frozenset((type(event), *map(type, commands)))

@@ -434,9 +434,10 @@ class Pool:
             if log.isEnabledFor(level):
                 log.log(level, "%s", command_words(command))
             self._carry_out(command, now)
-        self._rearm(self._scheduler.next_deadline())
-        if self._scheduler.is_expecting_memory():
-            self._measure_soon.set()
+        if self._scheduler.has_news:
+            self._rearm(self._scheduler.next_deadline())
+            if self._scheduler.is_expecting_memory():
+                self._measure_soon.set()
         if self._learner is not None:
             for learned in self._learner.heard(event, commands):
                 self.tell(learned)

@@ -72,7 +72,7 @@ class Stats:
         """An entry of the journal."""
         match entry.event:
             case Acquire(_, model):
-                tally = self._of(model)
+                tally = self._tallies.get(model) or self._of(model)
                 tally.requests += 1
                 match entry.commands:
                     case (Grant(action="already_loaded"),):  # nearly all that is heard: no more to look at

@@ -155,6 +155,20 @@ async def test_a_lease_of_a_ready_model_is_taken_at_once_and_noted_as_any_other(
         assert pool.journal.entries()[-1].event == Release(taken.id)
 
 
+async def test_a_model_leaves_its_idle_time_after_the_last_lease_that_was_taken() -> None:
+    host = FakeHost()
+    async with pool_of(host, model("a", 8, ttl=0.05), model("b", 8)) as pool:
+        await pool.load("b")
+        async with pool.lease("a"):
+            pass
+        lease = pool.take("a")
+        assert lease is not None
+        await asyncio.sleep(0.06)  # its timer is gone, and nothing came of it
+        assert not host.stopped
+        pool.give_back(lease)
+        await until(lambda: host.stopped == ["a#1"], seconds=1.0)  # and not at the next poll, in 5 s
+
+
 async def test_nothing_is_taken_and_nothing_told_of_what_would_have_to_wait() -> None:
     host = FakeHost(auto_ready=False)
     broken = model("broken", 1, error=ModelUnusable("its file is damaged"))

@@ -65,8 +65,11 @@ class ReadAhead:
 
     def heard(self, entry: Entry) -> None:
         """Quick, and never fails: the journal calls it."""
-        if not (self._waiting or self._starting) and not self._begins(entry):
-            return
+        if not (self._waiting or self._starting):
+            # A lease of a model that is there, and its end: one of each for every request.
+            kind, first = type(entry.event), type(entry.commands[0]) if entry.commands else None
+            if (kind is Release and first is None) or (kind is Acquire and first is Grant):
+                return
         match entry.event:
             case Acquire(lease, model):
                 self._waiting[lease] = model
@@ -88,17 +91,6 @@ class ReadAhead:
             self._news.set()
         else:
             self._done.clear()
-
-    @staticmethod
-    def _begins(entry: Entry) -> bool:
-        """Not a lease of a model that is there, nor its end: one of each for every request."""
-        match entry.event:
-            case Release():
-                return bool(entry.commands)
-            case Acquire():
-                return not (entry.commands and isinstance(entry.commands[0], Grant))
-            case _:
-                return True
 
     async def run(self) -> None:
         """For ever: one model after the other, those first that are being started."""

@@ -93,6 +93,9 @@ class Scheduler:
         #: No deadline is before `_due`, where that is known: until then routine can change nothing else.
         self._due = math.inf
         self._due_is_known = False
+        #: Whether the last event may have changed what `next_deadline` and `is_expecting_memory` say: most do
+        #: not, being requests for what is there.
+        self.has_news = True
         self._replicated: tuple[Record, ...] = ()
         self._note_replicated()
         self._commands: list[Command] = []
@@ -105,7 +108,7 @@ class Scheduler:
             now = self._now
         self._now = now
         self._commands = []
-        is_routine = False
+        is_routine = self.has_news = False
         match event:
             case Acquire():
                 is_routine = self._acquired(event, now)
@@ -134,8 +137,10 @@ class Scheduler:
             case Tick():
                 pass
         if is_routine and self._due_is_known and now < self._due and not self._dirty:
-            self._add_replicas(now)
+            if self._replicated:
+                self._add_replicas(now)
         else:
+            self.has_news = True
             self._bring_up_to_date(now)
             self._due_is_known = False
         return self._commands
@@ -203,7 +208,9 @@ class Scheduler:
             return False
         record.requests += 1
         record.forecast.requested(now)
-        self._note_return(record, now)
+        if record.last_idle_at is not None:
+            record.forecast.came_back(now - record.last_idle_at)
+            record.last_idle_at = None
         if record.model.error is not None:
             self._refuse(event.lease, record.model.error)  # 2
             return False
@@ -752,9 +759,9 @@ class Scheduler:
             self._dirty = True
         if one.state is not State.READY:
             return False
-        expires = self._books.expires_at(one)
-        if expires is not None and expires < self._due:
-            self._due = expires
+        ttl = self._books.ttl(one)
+        if ttl is not None and now + ttl < self._due:
+            self._due, self.has_news = now + ttl, True
         return True
 
     def _leave_queue(self, waiter: Waiter) -> None:
@@ -844,13 +851,8 @@ class Scheduler:
         record.model = replace(record.model, placements=larger)
         return True
 
-    def _note_return(self, record: Record, now: float) -> None:
-        """Learn how long the model was idle before it was asked for again."""
-        if record.last_idle_at is not None:
-            record.forecast.came_back(now - record.last_idle_at)
-            record.last_idle_at = None
-
     def _note_idle(self, record: Record, now: float) -> None:
+        """From then on it is learned how long it is idle before it is asked for again."""
         if not record.waiting and not any(one.leases for one in record.instances.values()):
             record.last_idle_at = now
 

@@ -17,6 +17,7 @@ from typing import Final, Self
 from router.core.ledger import UNBOUNDED
 from router.core.types import (
     NOTHING,
+    Acquire,
     Adopted,
     Command,
     Device,
@@ -230,23 +231,25 @@ class Learning:
         """Follow what the scheduler was told and answered; returns what it is to be told in turn."""
         found: list[Event] = []
         match event:
+            case Release(lease):
+                self._gave_back(lease)
+            case Acquire():
+                pass
             case Adopted(instance, model, placement, definition):
                 self._begin(instance, model, placement, definition)
                 self._became_ready(instance, is_known=True)
             case Ready(instance):
                 self._became_ready(instance)
-            case Release(lease):
-                self._gave_back(lease)
             case Measured():
                 found = self._news()
             case Exited(instance, out_of_memory=out_of_memory):
                 found = self._ended(instance, out_of_memory)
         for command in commands:
             match command:
-                case Start(instance, model, placement, _, definition):
-                    self._begin(instance, model, placement, definition)
                 case Grant(lease, instance):
                     self._granted(lease, instance)
+                case Start(instance, model, placement, _, definition):
+                    self._begin(instance, model, placement, definition)
         return found
 
     def corrections(self, taken: Measurement) -> dict[InstanceId, Footprint]:

@@ -300,7 +300,7 @@ FAULTS = (
     Fault(
         "overlook that who becomes idle leaves before all others",
         "scheduler.py",
-        "        if expires is not None and expires < self._due:\n",
+        "        if ttl is not None and now + ttl < self._due:\n",
         "        if False:\n",
         (RULES,),
     ),
