@@ -525,6 +525,7 @@ async def test_without_pidfds_exits_are_noticed_by_looking(folder, monkeypatch):
         await process.ready(HEALTH)
         os.kill(process.pid, signal.SIGKILL)
         assert (await process.wait()).returncode == -signal.SIGKILL
+        await process.cleared()  # the next one has the same socket: it would be taken for a stray of this one
         crashing = await Process.spawn("child", command(folder, "--crash-during-load"), tasks)
         with pytest.raises(LoadFailed, match="SIGSEGV"):
             await crashing.ready(HEALTH)
