@@ -435,7 +435,7 @@ def _load_settings(
 
 def _weights_on_host(placed: EstimatedPlacement) -> int:
     estimate = placed.estimate
-    kinds = ("weights", "repacked")
+    kinds = ("weights", "repacked", "mmproj", "draft", "lora")
     return sum(
         term.bytes
         for term in estimate.terms
