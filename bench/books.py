@@ -210,7 +210,7 @@ def logging_to_a_reader() -> Iterator[logging.Handler]:
     """As under systemd: a pipe, and somebody who reads it."""
     with subprocess.Popen(("cat",), stdin=subprocess.PIPE, stdout=subprocess.DEVNULL) as reader:
         handler = Unhurried(TextIOWrapper(cast(IO[bytes], reader.stdin)))
-        handler.setFormatter(Lines("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+        handler.setFormatter(Lines())
         logging.basicConfig(level=logging.INFO, handlers=[handler])
         yield handler
         handler.flush()

@@ -30,14 +30,21 @@ def handler_for(stream: TextIO) -> logging.Handler:
 
 
 class Lines(logging.Formatter):
-    """A record that is `bare` is a line by itself: an object of the access log. How a second is written is
-    worked out once: that is half of what a line takes.
+    """A record that is `bare` is a line by itself: an object of the access log. As one is written for every
+    request, how a second is written is worked out once, and nothing is looked up in a pattern.
     """
 
     _second, _words = -1, ""
 
+    def __init__(self) -> None:
+        super().__init__("%(asctime)s %(levelname)s %(name)s: %(message)s")
+
     def format(self, record: logging.LogRecord) -> str:
-        return record.getMessage() if getattr(record, "bare", False) else super().format(record)
+        if getattr(record, "bare", False):
+            return record.getMessage()
+        if record.exc_info or record.exc_text or record.stack_info:
+            return super().format(record)
+        return f"{self.formatTime(record)} {record.levelname} {record.name}: {record.getMessage()}"
 
     def formatTime(self, record: logging.LogRecord, datefmt: str | None = None) -> str:  # noqa: N802
         second = int(record.created)

@@ -77,7 +77,7 @@ def serve(ctx: click.Context, /, config: Path | None, no_autoload: bool, **optio
         return load_config(config, overrides)
 
     handler = handler_for(sys.stderr)
-    handler.setFormatter(Lines("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    handler.setFormatter(Lines())
     logging.basicConfig(level=logging.INFO, handlers=[handler])
     with taking_over() as predecessor:
         read = read_config()

@@ -6,6 +6,7 @@ import contextlib
 import io
 import logging
 import os
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -100,16 +101,23 @@ def test_a_file_is_written_at_once(tmp_path: Path):
         assert (tmp_path / "log").read_text() == "here\n"
 
 
-def test_the_time_of_a_line_is_as_logging_tells_it():
-    ours, theirs = Lines("%(asctime)s %(message)s"), logging.Formatter("%(asctime)s %(message)s")
+def test_a_line_is_as_logging_would_write_it():
+    pattern = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+    ours, theirs = Lines(), logging.Formatter(pattern)
     for at in (1.0, 1.25, 1.999, 86_399.5, 86_400.0, 1.5):
-        told = logging.makeLogRecord({"msg": "x", "created": at, "msecs": at % 1 * 1000})
-        assert ours.format(told) == theirs.format(told)
+        told = {"name": "router", "levelname": "INFO", "msg": "%d x", "args": (3,)}
+        made = logging.makeLogRecord({**told, "created": at, "msecs": at % 1 * 1000})
+        assert ours.format(made) == theirs.format(made)
+    try:
+        raise ValueError("broken")
+    except ValueError:
+        failed = logging.makeLogRecord({"msg": "no", "exc_info": sys.exc_info()})
+    assert ours.format(failed) == theirs.format(failed)
+    assert "ValueError: broken" in ours.format(failed)
 
 
 def test_a_line_of_the_access_log_that_is_an_object_stands_alone():
-    lines = Lines("%(levelname)s %(name)s: %(message)s")
-    record = logging.LogRecord("router.access", logging.INFO, "", 0, '{"status":%d}', (200,), None)
-    assert lines.format(record) == 'INFO router.access: {"status":200}'
-    record.bare = True
-    assert lines.format(record) == '{"status":200}'
+    told = logging.LogRecord("router.access", logging.INFO, "", 0, '{"status":%d}', (200,), None)
+    assert Lines().format(told).endswith(' INFO router.access: {"status":200}')
+    told.bare = True
+    assert Lines().format(told) == '{"status":200}'
