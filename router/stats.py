@@ -71,7 +71,7 @@ class Stats:
     def heard(self, entry: Entry) -> None:
         """An entry of the journal."""
         match entry.event:
-            case Acquire(_, model):
+            case Acquire(model=model):
                 tally = self._tallies.get(model) or self._of(model)
                 tally.requests += 1
                 match entry.commands:

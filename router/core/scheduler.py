@@ -220,7 +220,7 @@ class Scheduler:
         instance = record.open_instance()
         if instance is not None:
             record.hits += 1
-            self._grant(event, instance, now, "already_loaded")  # 3
+            self._grant(event, record, instance, now, "already_loaded")  # 3
             return True
         is_paused = record.retry_at is not None and record.retry_at > now and not record.has_coming()
         if is_paused and event.instead is None:  # other settings may be what it needs
@@ -232,7 +232,7 @@ class Scheduler:
         draining = self._piggyback(record, event, now) if event.instead is None else None
         if draining is not None:
             record.hits += 1
-            self._grant(event, draining, now, "already_loaded")  # 6
+            self._grant(event, record, draining, now, "already_loaded")  # 6
             return False
         waiter = self._waiter(event, record, now)
         books.leases[event.lease] = waiter  # 7
@@ -513,7 +513,8 @@ class Scheduler:
                     self._refuse(waiter.lease, refusals.loaded_otherwise(waiter.model))
                     continue
                 started = instance.started_at if instance.started_at is not None else now
-                self._grant(waiter, instance, now, "queued" if waiter.since < started else "loaded")
+                action = "queued" if waiter.since < started else "loaded"
+                self._grant(waiter, record, instance, now, action)
 
     def _start_plans(self, now: float) -> None:
         """Start the plans whose room is real, the oldest first; give up those whose room will not come
@@ -730,8 +731,8 @@ class Scheduler:
             instead=event.instead,
         )
 
-    def _grant(self, asked: Acquire | Waiter, one: Instance, now: float, action: str) -> None:
-        expected = now + self._books.record_of(one).forecast.hold_seconds(asked.size)
+    def _grant(self, asked: Acquire | Waiter, record: Record, one: Instance, now: float, action: str) -> None:
+        expected = now + record.forecast.hold_seconds(asked.size)
         held = Held(asked.lease, one, now, expected, asked.size)
         self._books.leases[asked.lease] = one.leases[asked.lease] = held
         one.last_used = now
@@ -853,8 +854,12 @@ class Scheduler:
 
     def _note_idle(self, record: Record, now: float) -> None:
         """From then on it is learned how long it is idle before it is asked for again."""
-        if not record.waiting and not any(one.leases for one in record.instances.values()):
-            record.last_idle_at = now
+        if record.waiting:
+            return
+        for one in record.instances.values():
+            if one.leases:
+                return
+        record.last_idle_at = now
 
     def _note_replicated(self) -> None:
         records = self._books.records.values()

@@ -209,7 +209,7 @@ FAULTS = (
     Fault(
         "linger for clients that come back late",
         "forecast.py",
-        "        if not self._gaps or median(self._gaps) >= self.load_seconds:",
+        "        if not self._gaps or _median(self._gaps) >= self.load_seconds:",
         "        if not self._gaps:",
         (FORECAST,),
     ),
