@@ -204,7 +204,8 @@ async def test_small_files_and_those_that_are_not_ours_to_choose_for_are_not_loo
     small = Reading((("/models/a.gguf", 1 << 20, 1),), "", ())
     async with Store(None) as store:
         for reading in (None, small):
-            async with LoadModes(store, lambda _, of=reading: of, lambda: 1.0, are_in_memory=look) as modes:
+            found = functools.partial(lambda found, _: found, reading)
+            async with LoadModes(store, found, lambda: 1.0, are_in_memory=look) as modes:
                 await modes.load(START, LAUNCH, begin)
                 assert modes.words("a") is None
         assert not await store.load_seconds()
