@@ -118,7 +118,12 @@ class Answer:
             if out:
                 self._client.write(out)
             return
-        spans, taken = framing.feed(data) if data else ([], 0)
+        try:
+            spans, taken = framing.feed(data) if data else ([], 0)
+        except Malformed:
+            if out:  # what is told of it comes behind the head
+                self._client.write(out)
+            raise
         self._pass_on(out, data, spans, framing)
         if framing.is_over:
             self.can_reuse = isinstance(framing, Counted) and taken == len(data)

@@ -88,6 +88,7 @@ class Waiting:
 
     def again(self) -> None:
         """It waits once more: its child has died."""
+        self.over()  # two clocks would tell more than one answer can hold
         seconds = self._patience.beat_seconds if self._client.has_begun else self._patience.head_seconds
         if self._ask.stream and self._patience.head_seconds and seconds:
             self._timer = self._loop.call_later(seconds, self._beat)

@@ -333,6 +333,27 @@ async def test_a_child_that_dies_before_its_answer_is_replaced_once(api: Api):
     assert len(asked) == 3
 
 
+async def test_who_is_tried_again_is_told_to_wait_by_one_clock(api: Api):
+    """And by none when it is answered: what else is said then would be the beginning of the next answer."""
+    asked: list[str] = []
+
+    async def script(received: Received, connection: Connection) -> None:
+        asked.append(received.line)
+        if len(asked) == 2:
+            api.pool.instances.clear()
+            connection.die()
+            return
+        await connection.answer(received.body)
+
+    await api.start(script=script, stream_head_seconds=0.05, stream_heartbeat_seconds=0.05)
+    async with calling(api) as caller:
+        assert (await caller.ask(said({"model": "tiny", "stream": True}))).status == 200
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.2):
+                await caller.reader.read(1)
+    assert len(asked) == 3
+
+
 async def test_a_request_that_kills_each_child_is_not_tried_a_third_time(api: Api):
     asked: list[str] = []
 
@@ -484,3 +505,23 @@ async def test_its_line_in_the_log_is_that_of_any_other(api: Api, caplog: pytest
     await until(lambda: len(caplog.messages) == 3, "a line is missing")
     long, short = ([w for w in line.split() if "ms" not in w] for line in caplog.messages[1:])
     assert short == long
+
+
+async def test_what_is_no_chunk_from_its_first_byte_on_is_told_behind_the_head(api: Api):
+    async def script(received: Received, connection: Connection) -> None:
+        if b"stream" not in received.body:
+            await connection.answer(b"{}")
+            return
+        head = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
+        await connection.send(head + b"never a size\r\n")
+        api.pool.instances.clear()
+
+    await api.start(script=script)
+    async with calling(api) as caller:
+        for headers in ((), ("X-Router-Keep-Alive: 5m",)):
+            await caller.ask(said())
+            caller.is_short()
+            answer = await caller.ask(said({"model": "tiny", "stream": True}, *headers))
+            assert caller.is_short() == (not headers)
+            assert (answer.status, answer.is_complete) == (200, True)
+            assert b'"upstream_failed"' in answer.body
