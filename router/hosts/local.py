@@ -37,6 +37,8 @@ from router.store import ProcessRecord, Store
 
 _logger = logging.getLogger("router.hosts.local")
 
+#: A start rests on the figures of its plan when they are no older: in more time other programs may come.
+JUST_NOW_SECONDS: Final = 0.02
 #: How long leaving waits for the death of children that were killed.
 _KILL_SECONDS: Final = 5.0
 _ADOPTED_LOG_MAX_BYTES: Final = 16 << 20
@@ -86,7 +88,6 @@ class LocalHost:
         self._store = store
         self._runtime = RuntimeDir(paths)
         self._room = Room(id, memory)
-        self._max_age_seconds = memory.measure_max_age_ms / 1000
         self._grace_seconds = stop_grace_seconds
         self._children: dict[InstanceId, _Child] = {}
         self._dead: dict[InstanceId, tuple[LogFile, Exit]] = {}
@@ -176,7 +177,7 @@ class LocalHost:
         if self._sample is not None and self._measured is not None and self._was_awake:
             changes, measured = self._measured
             age_seconds = asyncio.get_running_loop().time() - measured.taken_at
-            if changes == self._changes and age_seconds <= self._max_age_seconds:
+            if changes == self._changes and age_seconds <= JUST_NOW_SECONDS:
                 return self._sample, measured
         return await self._take_sample()
 

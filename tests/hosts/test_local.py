@@ -19,7 +19,7 @@ from router.backends import Launch
 from router.config import DeviceConfig, MemoryConfig
 from router.core.types import InstanceId, Placement
 from router.errors import LoadFailed, ShuttingDown, StartupError, Unavailable
-from router.hosts import Address, HostFull
+from router.hosts import Address, HostFull, local
 from router.hosts.local import LocalHost
 from router.process import get_status, identify, is_alive
 from router.store import ProcessRecord
@@ -100,7 +100,8 @@ async def test_memory_of_strangers_is_respected(host, fake, stub):
 async def test_a_start_rests_on_the_figures_of_its_plan_unless_anything_began_or_ended_since(
     open_host, fake, monkeypatch
 ):
-    async with open_host(dataclasses.replace(MEMORY, measure_max_age_ms=3_600_000)) as host:
+    monkeypatch.setattr(local, "JUST_NOW_SECONDS", 3600.0)
+    async with open_host() as host:
         samples, sample = [], host._devices.sample
 
         async def counted(*args, **more):
@@ -124,8 +125,9 @@ async def test_a_start_rests_on_the_figures_of_its_plan_unless_anything_began_or
         assert samples[5:] == []
 
 
-async def test_a_start_does_not_rest_on_old_figures(open_host, fake, stub):
-    async with open_host(dataclasses.replace(MEMORY, measure_max_age_ms=0)) as host:
+async def test_a_start_does_not_rest_on_old_figures(open_host, fake, stub, monkeypatch):
+    monkeypatch.setattr(local, "JUST_NOW_SECONDS", -1.0)
+    async with open_host() as host:
         await start(host, fake)
         await host.measure()
         stranger = Stranger(stub.folder, {0: 10 * GIB})
