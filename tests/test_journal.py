@@ -5,14 +5,18 @@ from __future__ import annotations
 import asyncio
 import gc
 import json
+from collections.abc import Callable
+from typing import cast
 
 import pytest
 
+from router.api.page.timeline import Timeline
 from router.core.types import (
     Acquire,
     Adopted,
     Cause,
     Closed,
+    Command,
     Event,
     Exited,
     Grant,
@@ -32,10 +36,35 @@ from router.core.types import (
     Tick,
     Unload,
 )
+from router.core.views import Snapshot
 from router.errors import NoRoom
-from router.journal import Entry, Journal, command_words, entry_fields
+from router.events import Feed
+from router.journal import Entry, Journal, Kind, command_words, entry_fields
+from router.metrics.decisions import DecisionMetrics
+from router.stats import Stats
 
 PLACE = Placement("local", {"local/cuda:0": 3 << 30})
+EVENTS: tuple[Event, ...] = (
+    Acquire("r1", "a", Priority.HIGH, -1.0, 100.0),
+    Release("r1"),
+    Ready("a#1"),
+    Exited("a#1", NoRoom("full")),
+    Adopted("a#1", "a", PLACE),
+    Measured({"local/cuda:0": None}),
+    Unload("a", force=True),
+    Pinned("a", True),
+    HostLost("local"),
+    Reloaded({}),
+    Learned(Model("a", (PLACE,))),
+    Closed(),
+    Tick(),
+)
+COMMANDS: tuple[Command, ...] = (
+    Start("a#1", "a", PLACE),
+    Stop("a#1", Cause.EVICTED, "b"),
+    Grant("r1", "a#1", "loaded"),
+    Refuse("r1", NoRoom("full")),
+)
 
 
 def test_measurements_and_ticks_that_led_to_nothing_are_left_out() -> None:
@@ -63,6 +92,41 @@ def test_a_follower_hears_the_kinds_it_asked_for_and_one_that_asked_for_none_hea
     journal.record(6.0, Exited("a#1"), [Grant("r1", "a#1"), Grant("r2", "a#1"), start])
     journal.record(7.0, Release("r2"), [])
     assert (some, stops, everything) == ([2, 4, 5, 7], [4, 6], [2, 3, 4, 5, 6, 7, 8])
+
+
+def test_what_a_follower_does_not_ask_for_would_tell_it_nothing() -> None:
+    feed, stats, decisions, timeline = (
+        Feed(lambda: cast(Snapshot, None), lambda _: None, list),
+        Stats(clock=lambda: 0.0),
+        DecisionMetrics(),
+        Timeline(),
+    )
+    followers: list[tuple[Callable[[Entry], None], tuple[Kind, ...]]] = [
+        (feed.heard, feed.HEARD),
+        (stats.heard, stats.HEARD),
+        (decisions.heard, decisions.HEARD),
+        (lambda entry: timeline.note([entry], str), timeline.HEARD),
+    ]
+
+    def state() -> object:
+        return (
+            feed.ring.newest,
+            vars(feed)["_started"],
+            stats.told(),
+            timeline.after(0),
+            repr(vars(decisions)),
+        )
+
+    entries = [Entry(1, 0.0, 0.0, event, ()) for event in EVENTS]
+    entries += [Entry(1, 0.0, 0.0, Tick(), (command,)) for command in COMMANDS]
+    before, unheard = state(), 0
+    for heard, wanted in followers:
+        for entry in entries:
+            if not {type(entry.event), *map(type, entry.commands)} & set(wanted):
+                heard(entry)
+                unheard += 1
+    assert state() == before
+    assert unheard > len(entries)
 
 
 def test_a_follower_that_fails_is_logged_and_keeps_nobody_from_hearing(caplog) -> None:
@@ -130,24 +194,7 @@ async def test_a_reader_sees_all_from_its_begin_on_and_a_slow_one_sees_the_gap_i
     assert not journal._readers
 
 
-@pytest.mark.parametrize(
-    "event",
-    [
-        Acquire("r1", "a", Priority.HIGH, -1.0, 100.0),
-        Release("r1"),
-        Ready("a#1"),
-        Exited("a#1", NoRoom("full")),
-        Adopted("a#1", "a", PLACE),
-        Measured({"local/cuda:0": None}),
-        Unload("a", force=True),
-        Pinned("a", True),
-        HostLost("local"),
-        Reloaded({}),
-        Learned(Model("a", (PLACE,))),
-        Closed(),
-        Tick(),
-    ],
-)
+@pytest.mark.parametrize("event", EVENTS)
 def test_every_event_is_plain_data_that_names_itself(event: Event) -> None:
     entry = Journal().record(1.5, event, [Grant("r1", "a#1")])
     assert entry is not None
