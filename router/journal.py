@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from operator import attrgetter
-from typing import TypeAlias
+from typing import Final, TypeAlias
 
 import msgspec
 
@@ -56,6 +56,8 @@ class Entry(msgspec.Struct, frozen=True, gc=False):
     commands: tuple[Command, ...]
 
 
+#: Where nothing came of them.
+_SAY_NOTHING: Final = (Measured, Tick)
 #: A kind of event or command.
 Kind: TypeAlias = type[Event] | type[Command]
 Heard: TypeAlias = Callable[[Entry], None]
@@ -79,7 +81,7 @@ class Journal:
 
     def record(self, now: float, event: Event, commands: Sequence[Command]) -> Entry | None:
         """Note what was decided. Returns None for what is not worth an entry."""
-        if not commands and isinstance(event, Measured | Tick):
+        if not commands and isinstance(event, _SAY_NOTHING):
             return None
         entry = Entry(self._next, time.time(), now, event, tuple(commands))
         self._next += 1

@@ -111,7 +111,6 @@ def test_what_a_follower_does_not_ask_for_would_tell_it_nothing() -> None:
     def state() -> object:
         return (
             feed.ring.newest,
-            vars(feed)["_started"],
             stats.told(),
             timeline.after(0),
             repr(vars(decisions)),
