@@ -23,6 +23,10 @@ _ENDS_OF_EVENTS: Final = (b"\n\n", b"\r\n\r\n", b"\n\n\r\n")
 REJECTION_BYTES: Final = 64 << 10
 
 
+def _nobody() -> None:
+    """Waits for it any more."""
+
+
 class Answer:
     """Hears what its `upstream` says, and calls `over` once when nothing more will come: `error` says why, if
     that was not its end.
@@ -71,6 +75,7 @@ class Answer:
     def end(self) -> None:
         """Nobody waits for it any more."""
         self._is_settled = True
+        self._over = _nobody  # who waited holds it, and shall not be held by it
         if self._is_held:
             self._is_held = False
             self._client.no_matter_when()
@@ -204,7 +209,8 @@ class Answer:
     def _settle(self) -> None:
         if not self._is_settled:  # it is settled already where nobody waits for it any more
             self._is_settled = True
-            self._over()
+            over, self._over = self._over, _nobody
+            over()
 
     # --- a client that does not take it ---
 

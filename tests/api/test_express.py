@@ -4,6 +4,7 @@ refused is the same; whatever is unusual takes the long one."""
 from __future__ import annotations
 
 import asyncio
+import gc
 import itertools
 import json
 import logging
@@ -14,6 +15,9 @@ from dataclasses import dataclass, field
 import pytest
 
 from router.core.types import State
+from router.proxy.answer import Answer
+from router.proxy.express import Exchange
+from router.proxy.upstream import Upstream
 from tests.api.conftest import Api, echo
 from tests.api.upstream import Connection, Received
 from tests.proxy.wire import Message, read_answer
@@ -525,3 +529,18 @@ async def test_what_is_no_chunk_from_its_first_byte_on_is_told_behind_the_head(a
             assert caller.is_short() == (not headers)
             assert (answer.status, answer.is_complete) == (200, True)
             assert b'"upstream_failed"' in answer.body
+
+
+async def test_it_leaves_nothing_for_the_garbage_collector(api: Api):
+    await api.start()
+    async with calling(api) as caller:
+        await caller.ask(said())
+        gc.collect()
+        gc.disable()
+        try:
+            for _ in range(20):
+                await caller.ask(said())
+            left = [one for one in gc.get_objects() if isinstance(one, Exchange | Answer | Upstream)]
+        finally:
+            gc.enable()
+    assert len(left) <= 2, left
