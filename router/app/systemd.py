@@ -18,6 +18,8 @@ log = logging.getLogger("router.app")
 
 #: Where the inherited sockets begin (SD_LISTEN_FDS_START).
 FIRST_FD: Final = 3
+#: A manager that is busy, or executes itself anew, reads what it was told within this time.
+PATIENCE_SECONDS: Final = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,16 +60,19 @@ class Notifier:
         self.tell("STOPPING=1", _status(status))
 
     def alive(self, status: str) -> None:
-        self.tell(*(["WATCHDOG=1"] if self.watchdog_seconds is not None else []), _status(status))
+        watchdog = ["WATCHDOG=1"] if self.watchdog_seconds is not None else []
+        self.tell(*watchdog, _status(status), patience_seconds=0.0)  # the next one says the same
 
-    def tell(self, *assignments: str) -> None:
-        """Lost messages are no reason to stop serving: a manager that restarts reads them later, or never."""
+    def tell(self, *assignments: str, patience_seconds: float = PATIENCE_SECONDS) -> None:
+        """Waits for a manager that does not read just now: one that does not hear who the service is would end
+        it. But lost messages are no reason to stop serving.
+        """
         if not self.address:
             return
         # A leading @ stands for the zero byte of an abstract socket.
         address = "\0" + self.address[1:] if self.address.startswith("@") else self.address
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as out:
-            out.setblocking(False)
+            out.settimeout(patience_seconds)
             try:
                 out.sendto("\n".join(assignments).encode(), address)
             except OSError as error:

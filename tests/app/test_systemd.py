@@ -12,8 +12,9 @@ import struct
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
-from contextlib import closing
+import threading
+from collections.abc import AsyncIterator, Iterator
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,11 @@ class Manager:
         self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
         self.socket.bind(address)
         self.heard: list[tuple[int, list[str]]] = []
+
+    def close(self) -> None:
+        with suppress(RuntimeError):  # where no loop runs nobody reads
+            asyncio.get_running_loop().remove_reader(self.socket)
+        self.socket.close()
 
     def listen(self) -> None:
         while True:
@@ -94,9 +100,10 @@ def folder() -> Iterator[Path]:
 
 
 @pytest.fixture
-def manager(folder: Path) -> Iterator[Manager]:
-    made = Manager(str(folder / "notify"))
-    with closing(made.socket):
+async def manager(folder: Path) -> AsyncIterator[Manager]:
+    with closing(Manager(str(folder / "notify"))) as made:
+        # As it comes: ten messages that nobody reads are all that the kernel holds.
+        asyncio.get_running_loop().add_reader(made.socket, made.listen)
         yield made
 
 
@@ -285,6 +292,20 @@ def test_an_abstract_address_is_understood(folder: Path):
     with closing(Manager("\0" + name[1:]).socket) as manager:
         Notifier(name).ready("all\nwell")
         assert manager.recv(4096) == b"READY=1\nSTATUS=all well"
+
+
+def test_a_manager_that_does_not_read_just_now_hears_all_but_the_signs_of_life(folder: Path):
+    notifier = Notifier(str(folder / "notify"))
+    with closing(Manager(str(folder / "notify"))) as manager:
+        for _ in range(100):
+            notifier.alive("up")
+        busy = threading.Timer(0.05, manager.listen)
+        busy.start()
+        notifier.ready("serving", main_pid=1)
+        busy.join()
+        manager.listen()
+        assert len(manager.heard) < 100
+        assert manager.heard[-1][1][:2] == ["MAINPID=1", "READY=1"]
 
 
 def test_a_manager_that_is_gone_is_no_reason_to_fail(folder: Path, caplog):
