@@ -85,18 +85,21 @@ class Express:
         lease = context.pool.take(model, keep_alive=fields.keep_alive, size=fields.size)
         if lease is None:
             return None
-        dialect = Dialect.ANTHROPIC if head.target in ANTHROPIC_PATHS else Dialect.OPENAI
-        exchange = Exchange(
-            context.proxy.lane,
-            lease,
-            dialect,
-            b"%b%d\r\n\r\n%b" % (head.lines, len(body), body),
-            head.target,
-            front,
-            transport,
-            self._ended,
-            keeps_alive=head.keeps_alive,
-        )
+        try:
+            exchange = Exchange(
+                context.proxy.lane,
+                lease,
+                Dialect.ANTHROPIC if head.target in ANTHROPIC_PATHS else Dialect.OPENAI,
+                b"%b%d\r\n\r\n%b" % (head.lines, len(body), body),
+                head.target,
+                front,
+                transport,
+                self._ended,
+                keeps_alive=head.keeps_alive,
+            )
+        except BaseException:
+            context.pool.give_back(lease)
+            raise
         self._counting.begun()
         self._in_flight.enter(exchange)
         exchange.begin()
