@@ -64,8 +64,8 @@ class Notifier:
         self.tell(*watchdog, _status(status), patience_seconds=0.0)  # the next one says the same
 
     def tell(self, *assignments: str, patience_seconds: float = PATIENCE_SECONDS) -> None:
-        """Waits for a manager that does not read just now: one that does not hear who the service is would end
-        it. But lost messages are no reason to stop serving.
+        """Waits for a manager that does not read just now: one that does not hear who the service is would
+        end it. But lost messages are no reason to stop serving.
         """
         if not self.address:
             return

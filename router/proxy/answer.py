@@ -3,8 +3,8 @@ back while the client does not take it."""
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
+from time import monotonic
 from typing import Final
 
 from router.proxy.ask import Account
@@ -34,7 +34,7 @@ class Answer:
 
     __slots__ = (
         "_account", "_begun_at", "_chunks", "_client", "_ends", "_flow", "_framing", "_is_held",
-        "_is_settled", "_last", "_loop", "_over", "_passage", "_unread", "_upstream", "can_reuse", "error",
+        "_is_settled", "_last", "_over", "_passage", "_unread", "_upstream", "can_reuse", "error",
         "has_heard", "head", "rejection",
     )  # fmt: skip
 
@@ -46,13 +46,12 @@ class Answer:
         passage: Passage,
         over: Callable[[], object],
     ) -> None:
-        self._loop = asyncio.get_running_loop()
         self._upstream = upstream
         self._client = client
         self._account = account
         self._passage = passage
         self._flow = passage.flow
-        self._begun_at = self._loop.time()
+        self._begun_at = monotonic()
         self._unread = b""
         self._framing: Framing | None = None
         self._chunks: Chunked | None = None  # the framing, where chunks can pass as they are
@@ -174,7 +173,7 @@ class Answer:
 
     def _begin(self, head: Head) -> bytes:
         self.head = head
-        self._account.first_byte_seconds = self._loop.time() - self._begun_at
+        self._account.first_byte_seconds = monotonic() - self._begun_at
         if not self._client.is_early:
             return self._client.head(head)
         if head.status != 200 or not head.is_event_stream or head.is_encoded:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
+from time import monotonic
 from typing import Final, Protocol
 
 from router.errors import RouterError
@@ -119,7 +120,7 @@ class Exchange:
         self.id = ""
         self.path = path
         self.since = 0.0
-        self._begun_at = asyncio.get_running_loop().time()
+        self._begun_at = monotonic()
         account = self.account = Account(lease.model, lease.action, instance=lease.instance, attempts=1)
         client = self._client = _InFront(transport, front, account, keeps_alive=keeps_alive)
         client.front = front
@@ -233,7 +234,7 @@ class Exchange:
             return
         self._has_ended = True
         self._free()
-        self._ended(self, status, asyncio.get_running_loop().time() - self._begun_at)
+        self._ended(self, status, monotonic() - self._begun_at)
         self._front.answered(self, keeps_alive=self._client.keeps_alive)
 
     def _free(self) -> None:

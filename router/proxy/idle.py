@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
+from time import monotonic
 from typing import Final
 
 from router.proxy.upstream import Upstream
@@ -35,7 +36,7 @@ class Idle:
         kept = self._kept.get(path)
         if not kept:
             return None
-        now = asyncio.get_running_loop().time()
+        now = monotonic()
         while kept:
             until, upstream = kept.pop()
             if now < until and upstream.is_silent():
@@ -52,9 +53,11 @@ class Idle:
         kept = self._kept[path]
         if len(kept) >= MOST_KEPT:
             kept.pop(0)[1].close()
-        loop = asyncio.get_running_loop()
-        kept.append((loop.time() + min(LONGEST_SECONDS, SHARE * promised_seconds), upstream))
+        kept.append((monotonic() + min(LONGEST_SECONDS, SHARE * promised_seconds), upstream))
         if self._sweep is None:
+            loop = (
+                asyncio.get_running_loop()
+            )  # before Python 3.12 it asks the kernel for the process each time
             self._sweep = loop.call_later(LONGEST_SECONDS, self._close_expired)
 
     def close(self) -> None:
@@ -72,8 +75,7 @@ class Idle:
         return sum(map(len, self._kept.values()))
 
     def _close_expired(self) -> None:
-        loop = asyncio.get_running_loop()
-        now = loop.time()
+        loop, now = asyncio.get_running_loop(), monotonic()
         for path, kept in list(self._kept.items()):
             for until, upstream in kept:
                 if until <= now:
