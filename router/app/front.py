@@ -172,7 +172,8 @@ class Front(Connection):
         if transport is None or transport.is_closing():
             return
         if not keeps_alive or self._close:
-            self.force_close()
+            self._close = True
+            self._loop.call_soon(self.force_close)  # behind what is still to be written in this turn
             return
         self._next_keepalive_close_time = self._loop.time() + self._keepalive_timeout
         if self.writing_paused:  # one who asks again and again without reading is not answered without end

@@ -11,6 +11,7 @@ into an `Ask`.
 `answer`     one answer from a child to a client, held back while the client does not take it
 `client`     the connection it goes to, also behind aiohttp's server
 `upstream`   the connection it comes from; `idle` keeps those that may be used again
+`outbox`     short writes that are done together
 `heads`      what of a head passes; `framing` where a body ends; `body` what is said to the child
 `usage`      what llama-server says of its work, read from what passes by
 `failures`   what became of a child that failed; `telling` puts it into the words of the client

@@ -151,8 +151,13 @@ class Answer:
         client = self._client
         is_fit = framing.is_verbatim and client.takes_chunks
         body = data if is_fit else client.framed(data, spans, framing)
-        if body or out:
-            client.write(out + body if out else body)
+        said = out + body if out else body
+        if not said:
+            return
+        if framing.is_over:
+            client.write_last(said)
+        else:
+            client.write(said)
 
     def _find_head(self, data: bytes) -> tuple[bytes, bytes, Framing] | None:
         """The head for the client, what came behind it, and how that is framed."""

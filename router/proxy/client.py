@@ -187,6 +187,10 @@ class Client:
             self._transport.write(data)
         return self._protocol.writing_paused
 
+    def write_last(self, data: bytes) -> None:
+        """The same; it is the end of the answer."""
+        self.write(data)
+
     @property
     def is_full(self) -> bool:
         """Whether it takes more slowly than it is given."""

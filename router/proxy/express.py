@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
+from functools import partial
 from time import monotonic
 from typing import Final, Protocol
 
@@ -19,6 +20,7 @@ from router.proxy.ask import Account, Dialect
 from router.proxy.client import Client, Connected
 from router.proxy.failures import Broken, Failures
 from router.proxy.idle import Idle
+from router.proxy.outbox import Outbox
 from router.proxy.telling import error_event
 from router.proxy.upstream import HungUp, Upstream, open_now
 from router.stall import Passage, Traffic
@@ -63,6 +65,7 @@ class Lane:
         self.idle = idle
         self.traffic = traffic
         self.failures = failures
+        self.outbox = Outbox()
         self._tasks: set[asyncio.Task[None]] = set()
 
     def run(self, work: asyncio.Task[None]) -> None:
@@ -74,8 +77,15 @@ class Lane:
 class _InFront(Client):
     """The client of an exchange."""
 
-    __slots__ = ("front",)
+    __slots__ = ("front", "outbox")
     front: Front
+    outbox: Outbox
+
+    def write_last(self, data: bytes) -> None:
+        if self.outbox.is_worth_it:
+            self.outbox.put(partial(self.write, data))
+        else:
+            self.write(data)
 
     def when_taken(self, told: Callable[[], object]) -> None:
         self.front.on_taken = told
@@ -123,7 +133,8 @@ class Exchange:
         self._begun_at = monotonic()
         account = self.account = Account(lease.model, lease.action, instance=lease.instance, attempts=1)
         client = self._client = _InFront(transport, front, account, keeps_alive=keeps_alive)
-        client.front = front
+        client.front, client.outbox = front, lane.outbox
+        lane.outbox.requests += 1
         self._passage: Passage = lane.traffic.enter(lease.instance)
         self._answer: Answer | None = None
         self._upstream: Upstream | None = None
@@ -144,7 +155,8 @@ class Exchange:
         self._upstream = upstream
         answer = self._answer = Answer(upstream, self._client, self.account, self._passage, self._over)
         upstream.begin(answer)
-        upstream.write(self._said)
+        outbox = self._lane.outbox
+        upstream.write(self._said, outbox if outbox.is_worth_it else None)
 
     # --- how it ends ---
 
@@ -239,6 +251,7 @@ class Exchange:
 
     def _free(self) -> None:
         """What it holds, each once."""
+        self._lane.outbox.requests -= 1
         if self._answer is not None:
             self._answer.end()
         self._lane.traffic.leave(self._passage, self._lease.instance)

@@ -10,6 +10,7 @@ from contextlib import suppress
 from typing import Final, Protocol, cast
 
 from router.proxy.body import Body
+from router.proxy.outbox import Outbox
 
 #: All connections read into one buffer: what was read is copied out before the next one reads. It bounds what
 #: a client that does not read makes us hold.
@@ -78,12 +79,22 @@ class Upstream(asyncio.BufferedProtocol):
                 return
             self._transport.write(piece)
 
-    def write(self, request: bytes) -> None:
-        """Hand over a short request, whole; also before the connection is there."""
-        if self._transport is not None:
-            self._transport.write(request)
+    def write(self, request: bytes, outbox: Outbox | None = None) -> None:
+        """Hand over a short request, whole; also before the connection is there. With `outbox` a little
+        later.
+        """
+        self._unsent = request
+        if self._transport is None:
+            return
+        if outbox is None:
+            self._write_unsent()
         else:
-            self._unsent = request
+            outbox.put(self._write_unsent)
+
+    def _write_unsent(self) -> None:
+        unsent, self._unsent = self._unsent, b""
+        if unsent and self._transport is not None:
+            self._transport.write(unsent)
 
     def end(self) -> None:
         """The answer is complete."""
@@ -112,6 +123,7 @@ class Upstream(asyncio.BufferedProtocol):
     def close(self) -> None:
         """At once: what is not written yet is not wanted any more."""
         self._listener = None
+        self._unsent = b""
         self._is_unwanted = True
         self._make_room()
         if self._transport is not None:
@@ -136,9 +148,8 @@ class Upstream(asyncio.BufferedProtocol):
         self.was_connected = True
         if self._is_unwanted:
             self.close()
-        elif self._unsent:
-            unsent, self._unsent = self._unsent, b""
-            self._transport.write(unsent)
+        else:
+            self._write_unsent()
 
     def get_buffer(self, _: int) -> memoryview:
         return _BUFFER
@@ -170,6 +181,9 @@ class Upstream(asyncio.BufferedProtocol):
     def _end(self, error: Exception | None) -> None:
         listener, self._listener = self._listener, None
         self._make_room()
+        if self._unsent and error is None:  # as if it had met the close on its way
+            error = ConnectionResetError("it closed the connection before it was asked")
+        self._unsent = b""
         if listener is not None:
             listener.lost(error)
 

@@ -261,6 +261,26 @@ async def test_who_wants_the_connection_closed_gets_that(api: Api):
             assert await caller.reader.read() == b""
 
 
+async def test_many_at_a_time_get_all_of_their_answers_also_who_wants_the_connection_closed(api: Api):
+    await api.start()
+
+    async def ask(number: int) -> None:
+        async with calling(api) as caller:
+            for turn in range(20):
+                asked = {"model": "tiny", "n": number, "turn": turn, "x": "y" * (turn * 1000)}
+                assert json.loads((await caller.ask(said(asked))).body) == asked
+            answer = await caller.ask(said(ASKED, "Connection: close"))
+            assert answer.is_complete
+            async with asyncio.timeout(5):
+                assert await caller.reader.read() == b""
+
+    async with asyncio.TaskGroup() as group:
+        for number in range(12):
+            group.create_task(ask(number))
+    assert api.pool.open_leases == 0
+    assert api.app_context.proxy.lane.outbox.requests == 0
+
+
 async def test_a_client_that_leaves_ends_it_at_the_child(api: Api, caplog: pytest.LogCaptureFixture):
     caplog.set_level(logging.INFO, "router.access")
     left = asyncio.Event()

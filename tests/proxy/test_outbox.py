@@ -1,0 +1,99 @@
+"""What is written together is written in order, at once, and not to who has gone."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from router.proxy.outbox import FROM_REQUESTS, Outbox
+from router.proxy.upstream import Upstream, open_now
+
+
+class Heard:
+    def __init__(self) -> None:
+        self.data = b""
+        self.error: list[Exception | None] = []
+
+    def received(self, data: bytes) -> None:
+        self.data += data
+
+    def lost(self, error: Exception | None) -> None:
+        self.error.append(error)
+
+
+async def test_all_of_a_turn_is_written_in_order_before_what_is_scheduled_later():
+    outbox, seen = Outbox(), list[int]()
+    for number in range(3):
+        outbox.put(partial(seen.append, number))
+        asyncio.get_running_loop().call_soon(lambda: seen.append(-1))
+    assert seen == []
+    await asyncio.sleep(0)
+    assert seen == [0, 1, 2, -1, -1, -1]
+    outbox.put(lambda: seen.append(3))
+    await asyncio.sleep(0)
+    assert seen[-1] == 3
+
+
+def test_it_is_worth_it_for_several_requests_only():
+    outbox = Outbox()
+    outbox.requests = FROM_REQUESTS - 1
+    assert not outbox.is_worth_it
+    outbox.requests += 1
+    assert outbox.is_worth_it
+
+
+@pytest.fixture
+async def child(tmp_path: Path) -> AsyncIterator[tuple[Upstream, socket.socket]]:
+    """A connection, and its other end."""
+    path = str(tmp_path / "s")
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(path)
+        listening.listen()
+        upstream = open_now(path)
+        while not upstream.was_connected:
+            await asyncio.sleep(0)
+        end, _ = listening.accept()
+    end.setblocking(False)
+    with end:
+        yield upstream, end
+        upstream.close()
+        await asyncio.sleep(0)
+
+
+async def test_a_request_waits_in_it_and_reaches_the_child_once(child: tuple[Upstream, socket.socket]):
+    upstream, end = child
+    outbox = Outbox()
+    upstream.begin(Heard())
+    upstream.write(b"asked", outbox)
+    with pytest.raises(BlockingIOError):
+        end.recv(9)
+    for _ in range(3):
+        await asyncio.sleep(0)
+    assert end.recv(9) == b"asked"
+
+
+async def test_a_child_that_closes_before_it_was_asked_can_be_asked_again(
+    child: tuple[Upstream, socket.socket],
+):
+    upstream, _ = child
+    heard = Heard()
+    upstream.begin(heard)
+    upstream.write(b"asked", Outbox())
+    upstream.eof_received()
+    (error,) = heard.error
+    assert isinstance(error, ConnectionError), "by which it is known that it has begun nothing"
+
+
+async def test_what_nobody_waits_for_any_more_is_not_written(child: tuple[Upstream, socket.socket]):
+    upstream, end = child
+    upstream.begin(Heard())
+    upstream.write(b"asked", Outbox())
+    upstream.close()
+    for _ in range(3):
+        await asyncio.sleep(0)
+    assert end.recv(9) == b""
