@@ -166,6 +166,11 @@ class Front(Connection):
 
     # --- told by the exchange ---
 
+    def begun(self) -> None:
+        self._request = b""
+        if self._exchange is not None:
+            self._exchange.forget_request()
+
     def answered(self, exchange: Exchange, *, keeps_alive: bool) -> None:
         self._forget_exchange()
         transport = self.transport

@@ -38,6 +38,9 @@ class Front(Connected, Protocol):
 
     @property
     def peer(self) -> str | None: ...
+    def begun(self) -> None:
+        """Its answer has: the request is not needed any more."""
+
     def answered(self, exchange: Exchange, *, keeps_alive: bool) -> None:
         """Its answer is complete as far as it goes; without `keeps_alive` the connection is to be closed."""
 
@@ -80,6 +83,10 @@ class _InFront(Client):
     __slots__ = ("front", "outbox")
     front: Front
     outbox: Outbox
+
+    def _begin(self, status: int) -> None:
+        super()._begin(status)
+        self.front.begun()
 
     def write_last(self, data: bytes) -> None:
         if self.outbox.is_worth_it:
@@ -157,6 +164,10 @@ class Exchange:
         upstream.begin(answer)
         outbox = self._lane.outbox
         upstream.write(self._said, outbox if outbox.is_worth_it else None)
+
+    def forget_request(self) -> None:
+        """The child has begun to answer it: it is not said again. A stream may last, and its prompt be long."""
+        self._said = b""
 
     # --- how it ends ---
 

@@ -11,9 +11,11 @@ import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from typing import cast
 
 import pytest
 
+from router.app.front import Front
 from router.core.types import State
 from router.proxy.answer import Answer
 from router.proxy.express import Exchange
@@ -302,6 +304,19 @@ async def test_a_client_that_leaves_ends_it_at_the_child(api: Api, caplog: pytes
     await until(lambda: api.pool.open_leases == 0, "its lease is held")
     assert "499 tiny already_loaded" in caplog.messages[-1]
     assert (await api.get("/requests")).json()["data"] == []
+
+
+async def test_a_stream_does_not_hold_what_was_asked(api: Api):
+    await api.start(script=endless)
+    async with calling(api) as caller:
+        asked = said({"model": "tiny", "stream": True, "x": "y" * 60_000})
+        caller.writer.write(asked)
+        async with asyncio.timeout(5):
+            await caller.reader.readuntil(b'data: {"n": 1}\n\n')
+        assert caller.is_short()
+        (front,) = [one for one in api.runner.front.connections if cast(Front, one)._exchange is not None]
+        held = [cast(Front, front)._request, cast(Front, front)._exchange._said]  # type: ignore[union-attr]
+        assert held == [b"", b""]
 
 
 async def test_it_is_listed_and_an_operator_can_end_it_at_any_time(api: Api):
