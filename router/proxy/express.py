@@ -166,7 +166,7 @@ class Exchange:
         upstream.write(self._said, outbox if outbox.is_worth_it else None)
 
     def forget_request(self) -> None:
-        """The child has begun to answer it: it is not said again. A stream may last, and its prompt be long."""
+        """Its answer has begun, so it is not said again. A stream may last, and its prompt may be long."""
         self._said = b""
 
     # --- how it ends ---
