@@ -31,7 +31,9 @@ The rooms, top to bottom. A room imports only from floors below it; rooms of one
 
 One request: api reads the head of the body -> proxy takes a lease -> pool tells the scheduler Acquire and
 awaits its Grant (behind it, maybe: Stop a victim, wait until the room is real, Start, Ready) -> bytes pass,
-chunk by chunk -> the lease ends, whatever happened, with one Release.
+chunk by chunk -> the lease ends, whatever happened, with one Release. Where the model is ready nothing of
+that waits, and most requests are answered so, without a task, before aiohttp's server sees them (app.front,
+api.express, proxy.express); what is unusual in any way goes through aiohttp (api, proxy.forward).
 
 To add: a backend = a file in backends; a kind of host = a file in hosts; a kind of device = a probe in
 devices; an eviction policy = an entry in core.policy; an endpoint = a Route in its family's file in api; a
