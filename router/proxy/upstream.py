@@ -42,7 +42,7 @@ class Upstream(asyncio.BufferedProtocol):
     )  # fmt: skip
 
     def __init__(self, own: socket.socket | None = None) -> None:
-        """`own` None: it is not there yet (`open_now`)."""
+        """`own` None: it is not there yet."""
         self._socket = own
         self._look: select.poll | None = None
         self._unsent = b""
@@ -85,11 +85,17 @@ class Upstream(asyncio.BufferedProtocol):
         """
         self._unsent = request
         if self._transport is None:
-            return
-        if outbox is None:
+            self._send_before_the_loop_has_it()
+        elif outbox is None:
             self._write_unsent()
         else:
             outbox.put(self._write_unsent)
+
+    def _send_before_the_loop_has_it(self) -> None:
+        """The loop takes some turns to take a connection over: the child need not wait for that."""
+        if self._socket is not None:
+            with suppress(OSError):  # the loop meets the same, and tells it
+                self._unsent = self._unsent[self._socket.send(self._unsent) :]
 
     def _write_unsent(self) -> None:
         unsent, self._unsent = self._unsent, b""
@@ -223,8 +229,11 @@ def open_now(path: str) -> Upstream:
     """A new connection that may be written to at once, before it is there; whoever waits for an answer is
     told if it does not come to be.
     """
-    upstream = Upstream()
-    opening = asyncio.get_running_loop().create_task(_open_later(upstream, path), name="connect to a child")
+    own = _connected_at_once(path)
+    upstream = Upstream(own)
+    upstream.was_connected = own is not None
+    later = _open_later(upstream, path, own)
+    opening = asyncio.get_running_loop().create_task(later, name="connect to a child")
     _OPENING.add(opening)
     opening.add_done_callback(_OPENING.discard)
     return upstream
@@ -234,12 +243,27 @@ def open_now(path: str) -> Upstream:
 _OPENING: Final[set[asyncio.Task[None]]] = set()
 
 
-async def _open_later(upstream: Upstream, path: str) -> None:
+async def _open_later(upstream: Upstream, path: str, own: socket.socket | None) -> None:
     try:
-        own = upstream._socket = await _connected(path)
+        if own is None:
+            own = upstream._socket = await _connected(path)
         await _open(upstream, own)
     except OSError as error:
         upstream.connection_lost(error)
+
+
+def _connected_at_once(path: str) -> socket.socket | None:
+    """None: it has to be waited for, or it cannot be, which who waits finds out."""
+    try:
+        own = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    except OSError:
+        return None
+    try:
+        own.connect(path)
+    except OSError:
+        own.close()
+        return None
+    return own
 
 
 async def _connected(path: str) -> socket.socket:

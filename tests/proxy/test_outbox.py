@@ -97,3 +97,29 @@ async def test_what_nobody_waits_for_any_more_is_not_written(child: tuple[Upstre
     for _ in range(3):
         await asyncio.sleep(0)
     assert end.recv(9) == b""
+
+
+@pytest.mark.parametrize("size", [5, 1 << 20])
+async def test_a_new_connection_is_written_to_before_the_loop_has_it(tmp_path: Path, size: int):
+    asked, heard = b"x" * size, Heard()
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(tmp_path / "s"))
+        listening.listen()
+        upstream = open_now(str(tmp_path / "s"))
+        upstream.begin(heard)
+        upstream.write(asked)
+        end, _ = listening.accept()
+        with end:
+            end.setblocking(False)
+            got = end.recv(size)
+            assert got, "it is there already"
+            async with asyncio.timeout(5):
+                while len(got) < size:
+                    got += await asyncio.get_running_loop().sock_recv(end, size)
+            assert got == asked
+            end.send(b"answered")
+            async with asyncio.timeout(5):
+                while heard.data != b"answered":
+                    await asyncio.sleep(0)
+        upstream.close()
+        await asyncio.sleep(0)
