@@ -210,10 +210,19 @@ class Exchange:
             self._is_kept = False
             self._ask_child(open_now(self._lease.address.socket))
             return
-        working = self._broken(error) if answer.head is None else self._cut_short(error)
+        working = self._work_out(error, has_begun=answer.head is not None)
         task = asyncio.get_running_loop().create_task(working, name=f"{self._lease.model} failed a request")
         self._failing = task
         self._lane.run(task)
+
+    async def _work_out(self, error: Exception, *, has_begun: bool) -> None:
+        """What became of its child, and what is to be done."""
+        try:
+            await (self._cut_short(error) if has_begun else self._broken(error))
+        except Exception:
+            log.exception("%s: a failed request could not be told", self._lease.instance)
+            self._client.cut()
+            self._end(500)
 
     async def _broken(self, error: Exception) -> None:
         """Before its answer began."""

@@ -372,6 +372,26 @@ async def test_a_child_that_dies_before_its_answer_is_replaced_once(api: Api):
     assert len(asked) == 3
 
 
+async def test_it_ends_whatever_fails_in_telling_why(api: Api, monkeypatch: pytest.MonkeyPatch):
+    async def script(received: Received, connection: Connection) -> None:
+        if b"stream" in received.body:
+            connection.die()
+            return
+        await connection.answer(b"{}")
+
+    def fail(_: object) -> None:
+        raise ZeroDivisionError
+
+    await api.start(script=script)
+    async with calling(api) as caller:
+        monkeypatch.setattr(api.app_context.proxy.lane.failures, "_is_gone", fail)
+        caller.writer.write(said({"model": "tiny", "stream": True}))
+        async with asyncio.timeout(5):
+            assert await caller.reader.read() == b""
+    assert api.pool.open_leases == 0
+    assert (await api.get("/requests")).json()["data"] == []
+
+
 async def test_who_is_tried_again_is_told_to_wait_by_one_clock(api: Api):
     """And by none when it is answered: what else is said then would be the beginning of the next answer."""
     asked: list[str] = []
