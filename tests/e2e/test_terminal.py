@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AsyncExitStack, contextmanager, suppress
 from pathlib import Path
 
 import psutil
@@ -96,13 +96,12 @@ async def test_a_chat_tells_what_it_waits_for(tmp_path: Path) -> None:
     config = (
         "[scheduler]\nmodels_max = 1\n[server]\nstream_head_seconds = 0.1\nstream_heartbeat_seconds = 0.1\n"
     )
-    async with running(tmp_path, ["a", "b"], config) as router:
-        stream = asyncio.get_running_loop().create_task(router.stream("a", tokens=400))
-        await router.until(lambda: any(one.leases for one in router.pool.snapshot().instances))
+    async with running(tmp_path, ["a", "b"], config) as router, AsyncExitStack() as request:
+        await request.enter_async_context(router.pool.lease("a"))
         with terminal(router.url, tmp_path, "run", "b", "hello", "--max-tokens", "4") as chat:
             await chat.until("b waits for ")
+            await request.aclose()  # however long the command took to begin
             assert await chat.ended() == 0
-        assert (await stream).ended
 
 
 async def test_a_log_is_followed_until_ctrl_c(tmp_path: Path) -> None:
@@ -127,13 +126,13 @@ async def test_a_load_and_an_unload_are_seen_to_go_on(tmp_path: Path) -> None:
         with terminal(router.url, tmp_path, "load", "a") as load:
             await load.until("a: loaded")
             assert await load.ended() == 0
-        stream = asyncio.get_running_loop().create_task(router.stream("a", tokens=400))
-        await router.until(lambda: any(one.leases for one in router.pool.snapshot().instances))
-        with terminal(router.url, tmp_path, "unload", "a") as unload:
-            await unload.until("waits for 1 request to end")
-            assert (await stream).ended
-            await unload.until("a: unloaded")
-            assert await unload.ended() == 0
+        async with AsyncExitStack() as request:
+            await request.enter_async_context(router.pool.lease("a"))
+            with terminal(router.url, tmp_path, "unload", "a") as unload:
+                await unload.until("waits for 1 request to end")
+                await request.aclose()
+                await unload.until("a: unloaded")
+                assert await unload.ended() == 0
 
 
 async def test_a_router_on_a_unix_socket_is_found_by_its_configuration_and_can_be_replaced(
