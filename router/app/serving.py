@@ -107,6 +107,8 @@ async def _serve(
                 await restart.call_off()
                 notifier.stopping("waiting for requests to end")
                 await _stop_accepting(runner)
+                for one in listening:  # else who comes now waits until the last request has ended
+                    one.close()
                 await _drain(app)
     except OSError as error:
         raise StartupError(f"cannot start: {error}") from error
