@@ -21,7 +21,7 @@ from router.proxy.client import Client, Connected
 from router.proxy.failures import Broken, Failures
 from router.proxy.idle import Idle
 from router.proxy.outbox import Outbox
-from router.proxy.telling import error_event
+from router.proxy.telling import tell_within
 from router.proxy.upstream import HungUp, Upstream, open_now
 from router.stall import Passage, Traffic
 
@@ -244,16 +244,8 @@ class Exchange:
     def _tell(self, error: RouterError) -> None:
         """As an event, or by a cut."""
         self.account.error = error.code
-        client, answer = self._client, self._answer
-        head = answer.head if answer is not None else None
-        if head is None or not head.is_event_stream or head.is_encoded or not client.can_be_told:
-            client.cut()
-        else:
-            # An event that was cut in half must be ended, or the error would become a part of it.
-            between = b"" if answer is None or answer.ends_an_event else b"\n\n"
-            client.say(between + error_event(error, self._dialect))
-            client.end()
-        self._end(client.status)
+        tell_within(self._client, self._answer, error, self._dialect)
+        self._end(self._client.status)
 
     def _give_up(self, tried: Broken) -> None:
         self._has_ended = True

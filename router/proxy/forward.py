@@ -20,7 +20,7 @@ from router.proxy.express import Lane, tried_before
 from router.proxy.failures import Broken, Failures
 from router.proxy.heads import request_head
 from router.proxy.idle import Idle
-from router.proxy.telling import error_event, rejection_event
+from router.proxy.telling import rejection_event, tell_within
 from router.proxy.upstream import HungUp, connect
 from router.proxy.waiting import Patience, Pictures, Waiting
 from router.stall import Passage, Traffic
@@ -225,15 +225,7 @@ class Proxy:
         if not client.has_begun:
             call.body.forget()
             raise error
-        head = answer.head if answer is not None else None
-        is_events = head is not None and head.is_event_stream and not head.is_encoded
-        if not (client.is_early or is_events) or not client.can_be_told:
-            client.cut()
-            return
-        # An event that was cut in half must be ended, or the error would become a part of it.
-        between = b"" if answer is None or answer.ends_an_event else b"\n\n"
-        client.say(between + error_event(error, call.ask.dialect))
-        client.end()
+        tell_within(client, answer, error, call.ask.dialect)
 
 
 def _set(over: asyncio.Future[None]) -> None:

@@ -7,7 +7,9 @@ from typing import Any
 import msgspec
 
 from router.errors import RouterError
+from router.proxy.answer import Answer
 from router.proxy.ask import Dialect
+from router.proxy.client import Client
 
 
 def error_body(error: RouterError) -> dict[str, object]:
@@ -28,6 +30,19 @@ def error_event(error: RouterError, dialect: Dialect) -> bytes:
             return _anthropic(
                 "overloaded_error" if error.status in (429, 503) else "api_error", error.message
             )
+
+
+def tell_within(client: Client, answer: Answer | None, error: RouterError, dialect: Dialect) -> None:
+    """To who has heard the beginning of an answer: as an event, or by a cut."""
+    head = answer.head if answer is not None else None
+    is_events = head is not None and head.is_event_stream and not head.is_encoded
+    if not (client.is_early or is_events) or not client.can_be_told:
+        client.cut()
+        return
+    # An event that was cut in half must be ended, or the error would become a part of it.
+    between = b"" if answer is None or answer.ends_an_event else b"\n\n"
+    client.say(between + error_event(error, dialect))
+    client.end()
 
 
 def rejection_event(status: int, body: bytes, dialect: Dialect) -> bytes:
