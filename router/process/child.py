@@ -32,6 +32,10 @@ _LOOK_SECONDS: Final = 0.5
 _OOM_EVIDENCE_SECONDS: Final = 10.0
 #: How long a child may take to die of SIGKILL before its owner, itself being cancelled, gives up on it.
 _KILL_SECONDS: Final = 5.0
+#: Whether something escaped its group is looked for so often, so long apart: with no files left it takes more
+#: than one. What is left then is ended by the next router.
+_CLEAR_TRIES: Final = 60
+_CLEAR_SECONDS: Final = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,7 +190,7 @@ class Process:
                 raise
             finally:
                 self._bury()
-        await asyncio.to_thread(self._clear)
+        await self._clear_in_time()
 
     async def _until_exit(self) -> None:
         log_bytes, look_seconds = self.log.size(), 0.1
@@ -340,15 +344,30 @@ class Process:
             )
         )
 
-    def _clear(self) -> None:
-        """End what escaped its group, cut its log. After the notice of its death: this reads all of /proc."""
-        for stray, marker in find_marked(str(self.socket)).items():
+    async def _clear_in_time(self) -> None:
+        """As soon as there are files to look with: what escaped would hold its memory for ever."""
+        for _ in range(_CLEAR_TRIES):
+            if await asyncio.to_thread(self._clear):
+                return
+            await asyncio.sleep(_CLEAR_SECONDS)
+
+    def _clear(self) -> bool:
+        """End what escaped its group, cut its log. After the notice of its death: this reads all of /proc.
+        False: it could not look.
+        """
+        try:
+            left = find_marked(str(self.socket))
+        except OSError as error:
+            _logger.warning("%s: cannot look for what it has left behind: %s", self.name, error.strerror)
+            return False
+        for stray, marker in left.items():
             if marker == str(self.socket):
                 _logger.warning("%s left pid %d behind; killing it", self.name, stray.pid)
                 with contextlib.suppress(ProcessLookupError, PermissionError):
                     os.kill(stray.pid, signal.SIGKILL)
         with contextlib.suppress(OSError):
             self.log.trim()
+        return True
 
 
 class _OomKills:

@@ -69,19 +69,21 @@ def argv_hash(pid: int) -> str | None:
 
 
 def find_marked(prefix: str) -> dict[Identity, str]:
-    """Live processes of this user whose marker begins with `prefix`, and the marker. A thread's work."""
+    """Live processes of this user whose marker begins with `prefix`, and the marker. A thread's work.
+
+    Raises OSError where no file can be opened any more: who is not seen then may be there.
+    """
     found: dict[Identity, str] = {}
     wanted = os.fsencode(f"{MARKER}={prefix}")
     for pid in _pids():
         try:
             environ = (_PROC / str(pid) / "environ").read_bytes().split(b"\0")
-        except OSError:  # gone, or somebody else's
-            continue
+        except OSError as error:
+            if is_out_of_files(error):
+                raise
+            continue  # gone, or somebody else's
         marker = next((entry for entry in environ if entry.startswith(wanted)), None)
-        try:
-            identity = identify(pid) if marker is not None else None
-        except OSError:
-            continue
+        identity = identify(pid) if marker is not None else None
         if marker is not None and identity is not None:
             found[identity] = os.fsdecode(marker).partition("=")[2]
     return found
@@ -131,9 +133,10 @@ def _cmdline_from_psutil(pid: int) -> bytes:
 def _pids() -> Iterator[int]:
     if not _HAS_PROC:
         return
-    for entry in os.scandir(_PROC):
-        if entry.name.isdigit():
-            yield int(entry.name)
+    with os.scandir(_PROC) as entries:
+        for entry in entries:
+            if entry.name.isdigit():
+                yield int(entry.name)
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,6 +20,7 @@ from router.errors import LoadFailed
 from router.process import Command, Health, LogFile, NotAlive, Process, find_marked, identify, is_alive
 from tests.fake_binary import FAKE
 from tests.process.traces import ENVIRON, eventually, leaves_nothing, owning_tasks
+from tests.scarcity import few_descriptors
 
 HEALTH = Health(poll_seconds=0.01, probe_timeout_seconds=0.5, stall_seconds=60.0, timeout_seconds=60.0)
 
@@ -291,6 +292,19 @@ async def test_what_a_child_has_forked_goes_with_it(folder, flag):
         await process.stop(grace_seconds=10)
         await process.cleared()
         await eventually(lambda: not find_marked(str(process.socket)), "the grandchild outlived its parent")
+
+
+async def test_what_has_escaped_is_ended_as_soon_as_there_are_files_to_look_with(folder, caplog):
+    async with owning_tasks() as tasks:
+        process = await Process.spawn("child", command(folder, "--double-fork"), tasks)
+        await process.ready(HEALTH)
+        with few_descriptors(0):
+            assert (await process.stop(grace_seconds=0)).returncode == -signal.SIGKILL
+            await eventually(lambda: "cannot look" in caplog.text, "it has not looked for what is left")
+        assert find_marked(str(process.socket)), "with no files it saw nothing, and ended nothing"
+        await process.cleared()
+        await eventually(lambda: not find_marked(str(process.socket)), "the grandchild outlived its parent")
+    assert "Traceback" not in caplog.text
 
 
 async def test_its_group_is_gone_with_the_notice_of_its_death_also_what_bears_no_marker(folder):

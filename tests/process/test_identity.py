@@ -114,3 +114,10 @@ def test_nobody_makes_no_progress():
 def test_without_files_to_look_with_progress_is_unknown_and_not_none(sleeper):
     with few_descriptors(0), pytest.raises(OSError, match="Too many open files"):
         progress(sleeper.pid)
+
+
+def test_without_files_to_look_with_the_marked_are_not_taken_for_gone(sleeper, tmp_path):
+    settled_argv_hash(sleeper.pid)
+    for free in (0, 1):  # for the list of all, for one of them
+        with few_descriptors(free), pytest.raises(OSError, match="Too many open files"):
+            find_marked(f"{tmp_path}/")
