@@ -40,6 +40,10 @@ class ProbeFailed(Exception):
         self.is_dead = is_dead
         self.is_absent = is_absent
 
+    def anew(self) -> ProbeFailed:
+        """The same to be raised: one that is kept holds every frame that it has ever passed."""
+        return ProbeFailed(str(self), is_dead=self.is_dead, is_absent=self.is_absent)
+
 
 class Probe(asyncio.SubprocessProtocol):
     """A probe that runs. After any ProbeFailed it is of no use any more, and must be killed."""

@@ -85,7 +85,7 @@ class ProbeLine:
                     raise
             return await self._ask_once()
         except ProbeFailed as failed:
-            self._failure = failed
+            self._failure = failed.anew()
             raise
         finally:
             self._is_asked = False
@@ -139,7 +139,7 @@ class ProbeLine:
         will see what came of it."""
         if self._starting is None:
             if asyncio.get_running_loop().time() < self._not_before and not self.is_resting:
-                raise self._failure or ProbeFailed("the driver is being opened")
+                raise self._why()
             self._begin_start()
         assert self._starting is not None, "begun above"
         patience = self._timing.patience_seconds
@@ -148,8 +148,11 @@ class ProbeLine:
             patience = 0.0 if is_absent else min(patience, self._timing.answer_seconds)
         await asyncio.wait({self._starting}, timeout=patience)
         if self._probe is None:
-            raise self._failure or ProbeFailed("the driver is being opened")
+            raise self._why()
         return self._probe
+
+    def _why(self) -> ProbeFailed:
+        return ProbeFailed("the driver is being opened") if self._failure is None else self._failure.anew()
 
     def _begin_start(self) -> None:
         wait = self._timing.renew_seconds * 2 ** min(self._failures, _DOUBLINGS)
@@ -185,7 +188,7 @@ class ProbeLine:
                 self._end(probe)
 
     def _fail_to_start(self, failed: ProbeFailed) -> None:
-        self._failure = failed
+        self._failure = failed.anew()
         self._failures += 1
 
     def _rest_later(self) -> None:

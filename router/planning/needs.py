@@ -35,7 +35,7 @@ class Seen:
         with, unless its own settings say more. Raises ModelUnusable."""
         definition = self.definitions.by_name[name]
         if definition.model.error is not None:
-            raise definition.model.error
+            raise definition.model.error.anew()
         if ctx_size is None:
             return definition
         trained = definition.metadata.n_ctx_train if definition.metadata is not None else None

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import signal
 from pathlib import Path
+from types import TracebackType
 
 import psutil
 import pytest
@@ -129,6 +131,20 @@ async def test_something_else_in_the_place_of_the_probe_is_a_note(probe, open_de
     assert len(sample.notes) == 1
     assert sample.notes[0].startswith("NVML: the probe")
     await until(lambda: not devices.probe_pids)
+
+
+async def test_a_driver_that_is_not_there_holds_nothing_of_the_samples_that_asked_for_it(open_devices):
+    devices = await open_devices(probe_argv=["/no/such/probe"])
+
+    def frames_held() -> int:
+        gc.collect()
+        return sum(type(one) is TracebackType for one in gc.get_objects())
+
+    await look(devices)
+    before = frames_held()
+    for _ in range(10):
+        await look(devices)
+    assert frames_held() <= before
 
 
 async def test_the_probe_ends_with_the_router_even_when_nobody_tells_it(probe):

@@ -115,6 +115,9 @@ def test_what_cannot_be_loaded_says_why(seen: Seen):
         seen.defined("broken")
     with pytest.raises(ModelUnusable, match="broken"):
         plan_together(seen, ["a", "broken"])
+    kept = seen.definitions.by_name["broken"].model.error
+    assert kept is not None
+    assert kept.__traceback__ is None, "what is kept holds no frame of those who were told"
 
 
 def test_models_fit_together_with_less_context_where_their_own_is_too_much(seen: Seen):
