@@ -263,9 +263,8 @@ def _define(
     except (RouterError, GgufError, OSError, ValueError) as error:
         if is_out_of_files(error):
             raise
-        unusable = (
-            error if isinstance(error, RouterError) else ModelUnusable(f"{name} cannot be loaded: {error}")
-        )
+        words = f"{name} cannot be loaded: {error}"
+        unusable = error.anew() if isinstance(error, RouterError) else ModelUnusable(words)
         return Definition(entry, _model(name, entry, (), hashed, config, unusable))
     return Definition(entry, _model(name, entry, found, hashed, config, None), metadata, found, companions)
 
