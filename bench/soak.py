@@ -1,10 +1,11 @@
 """Print every request's fate while a real router is treated badly, and what is left of it in the end.
 
-    bench/soak MINUTES [--seed N] [--clients 8] [--fake] [--json]
+    bench/soak MINUTES [--seed N] [--clients 8] [--fake] [--json] [--trace]
 
 A router in a process of its own, on loopback, with real llama-servers and fake ones, two of five models at a
 time. Clients ask, hang up and talk nonsense; children are killed, frozen and told to end; models are changed
-by reload; files run out, and the disk; in the first half the router itself is killed, and started again.
+by reload; files run out, and the disk; in the first part the router itself is killed, and started again. Its
+last life has rests, with nothing loaded and no client there, and what it holds then is counted.
 Exits with status 1 when a request was lost or answered wrong, or when something is left over.
 """
 
@@ -27,12 +28,13 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from shlex import quote
 from typing import Any, Final
 
 import aiohttp
+import msgspec
 import psutil
 
 from bench.soak_clients import Client, Ledger
@@ -48,8 +50,15 @@ DEADLINE_SECONDS: Final = 30.0
 #: Seconds between two faults, on average; between two kills of the router.
 FAULT_SECONDS: Final = 2.0
 ROUTER_KILL_SECONDS: Final = 8.0
-#: A rest is looked at so often, a second apart.
+#: The router's last life has this share of the time, and so many rests, if they are as far apart as this.
+LAST_LIFE: Final = 0.6
+RESTS: Final = 7
+REST_APART_SECONDS: Final = 60.0
+#: A rest is looked at so often, a second apart; while memory is still being measured at most so often: what
+#: is there after that is counted, whatever it is.
 LOOKS: Final = 3
+MOST_LOOKS: Final = 20
+LINES_BEFORE: Final = 4
 CONFIG: Final = """
 [server]
 shutdown_grace_seconds = 5.0
@@ -82,14 +91,36 @@ class Holdings:
     descriptors: Counter[str]
     tasks: Counter[str]
     rss_bytes: int
+    #: In use: objects of Python up to 512 bytes, by number; and all that malloc has given out.
+    blocks: int
+    taken_bytes: int
+    kinds: Counter[str]
+
+    @property
+    def is_measuring(self) -> bool:
+        """Memory of who has just gone is waited for, and looked at several times a second."""
+        return any("measure" in task or task == "devices-sample" for task in self.tasks)
 
     def in_common(self, other: Holdings) -> Holdings:
-        """What was there in both looks: who looks at his devices just then holds more for that moment."""
+        """What was there in both looks."""
         return Holdings(
             self.descriptors & other.descriptors,
             self.tasks & other.tasks,
             min(self.rss_bytes, other.rss_bytes),
+            min(self.blocks, other.blocks),
+            min(self.taken_bytes, other.taken_bytes),
+            self.kinds & other.kinds,
         )
+
+
+@dataclass(frozen=True, slots=True)
+class Rest:
+    """One rest of the router's last life, as it is told."""
+
+    seconds: float
+    requests: int
+    looks: int
+    holdings: Holdings
 
 
 @dataclass(slots=True)
@@ -104,9 +135,13 @@ class Report:
     leaked_sockets: int = 0
     leaked_descriptors: list[str] = field(default_factory=list)
     leaked_tasks: list[str] = field(default_factory=list)
+    rests: list[Rest] = field(default_factory=list)
     grown_bytes: int = 0
     exit_status: int | None = None
-    tracebacks: int = 0
+    #: As they stand in the router's output, each with the lines before it.
+    tracebacks: list[str] = field(default_factory=list)
+    #: What the routers have said, where something is wrong.
+    output: Path | None = None
 
     @property
     def is_clean(self) -> bool:
@@ -117,7 +152,10 @@ class Report:
 class Router:
     """`python -m router serve` on one port, in one folder, life after life."""
 
-    def __init__(self, folder: Path, models: tuple[str, ...], real: Path | None) -> None:
+    def __init__(
+        self, folder: Path, models: tuple[str, ...], real: Path | None, trace: Path | None = None
+    ) -> None:
+        self.trace = trace
         self.folder, self.state = folder, folder / "state"
         self.state.mkdir()
         self.config = folder / "config.toml"
@@ -131,7 +169,7 @@ class Router:
             self._port = free.getsockname()[1]
         self.url = f"http://127.0.0.1:{self._port}"
         self.output = folder / "output"
-        self._tasks = folder / "tasks"
+        self._holdings = folder / "holdings"
 
     def configure(self, text: str) -> None:
         new = self.config.with_suffix(".new")
@@ -144,7 +182,9 @@ class Router:
         command += ["--models-dir", str(self.models)]
         kept = {n: v for n, v in os.environ.items() if not n.startswith(("LLAMA_", "FAKE_"))}
         own = {"LLAMA_SERVER": str(self._binary), "HF_HOME": str(self.folder / "none")}
-        env = {**kept, **own, "LLAMA_ROUTER_SOAK_TASKS": str(self._tasks)}
+        env = {**kept, **own, "LLAMA_ROUTER_SOAK_HOLDINGS": str(self._holdings)}
+        if self.trace is not None:
+            env["LLAMA_ROUTER_SOAK_TRACE"] = str(self.trace)
         with open(self.output, "ab") as output:
             self.process = subprocess.Popen(
                 command, cwd=ROOT, env=env, stdout=output, stderr=subprocess.STDOUT
@@ -167,8 +207,8 @@ class Router:
                     found.append(one)
         return found
 
-    async def holdings(self) -> Holdings:
-        """With everything unloaded."""
+    async def holdings(self) -> tuple[Holdings, int]:
+        """With everything unloaded; and in how many looks."""
         async with aiohttp.ClientSession(self.url) as session:
             async with session.get("/v1/models") as answer:
                 names = [model["id"] for model in (await answer.json())["data"]]
@@ -178,18 +218,25 @@ class Router:
         await until(lambda: not self.children(), "every model is unloaded")
         process = psutil.Process(self.process.pid)
         await until(lambda: not process.net_connections("tcp")[1:], "every connection is closed")
-        held = await self._look(process)
-        for _ in range(LOOKS - 1):
+        held, looks = await self._look(process), 1
+        while looks < LOOKS or (held.is_measuring and looks < MOST_LOOKS):
             await asyncio.sleep(1.0)
-            held = held.in_common(await self._look(process))
-        return held
+            held, looks = held.in_common(await self._look(process)), looks + 1
+        return held, looks
 
     async def _look(self, process: psutil.Process) -> Holdings:
-        self._tasks.unlink(missing_ok=True)
+        self._holdings.unlink(missing_ok=True)
         self.process.send_signal(signal.SIGUSR2)
-        await until(self._tasks.exists, "the tasks are written down")
-        tasks = Counter(json.loads(self._tasks.read_text()))
-        return Holdings(_descriptors(process.pid), tasks, process.memory_info().rss)
+        await until(self._holdings.exists, "the router has written down what it holds")
+        told = json.loads(self._holdings.read_text())
+        return Holdings(
+            descriptors=_descriptors(process.pid),
+            tasks=Counter(told["tasks"]),
+            rss_bytes=process.memory_info().rss,
+            blocks=told["blocks"],
+            taken_bytes=told["taken_bytes"],
+            kinds=Counter(told["kinds"]),
+        )
 
 
 class Faults:
@@ -273,13 +320,15 @@ class Faults:
         return "disk full for two seconds"
 
 
-async def soak(seconds: float, *, seed: int = 0, clients: int = 8, real: Path | None) -> Report:
-    """`real` is a llama-server; None: fake ones alone."""
+async def soak(
+    seconds: float, *, seed: int = 0, clients: int = 8, real: Path | None, trace: Path | None = None
+) -> Report:
+    """`real` is a llama-server; None: fake ones alone. `trace`: where the last rest's memory is told."""
     luck = random.Random(seed)
     report = Report()
     begun = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="soak-") as name:
-        router = Router(Path(name), (*FAKE_MODELS, *REAL_MODELS), real)
+        router = Router(Path(name), (*FAKE_MODELS, *REAL_MODELS), real, trace)
         has_disk = _mount_disk(router.state)
         try:
             await _soak(router, report, luck, seconds, clients, has_disk=has_disk)
@@ -289,10 +338,10 @@ async def soak(seconds: float, *, seed: int = 0, clients: int = 8, real: Path | 
             report.leaked_processes = len(left := router.children())
             for child in left:
                 child.kill()
-            report.tracebacks = router.output.read_text(errors="replace").count("\nTraceback")
+            report.tracebacks = _tracebacks(router.output)
             if not report.is_clean:
-                kept = Path(tempfile.gettempdir()) / f"soak-output-{os.getpid()}.txt"
-                shutil.copy(router.output, kept)
+                report.output = Path(tempfile.gettempdir()) / f"soak-output-{os.getpid()}.txt"
+                shutil.copy(router.output, report.output)
             if has_disk:
                 subprocess.run(["umount", "-l", str(router.state)], check=True)
     report.seconds = time.monotonic() - begun
@@ -302,6 +351,7 @@ async def soak(seconds: float, *, seed: int = 0, clients: int = 8, real: Path | 
 async def _soak(
     router: Router, report: Report, luck: random.Random, seconds: float, clients: int, *, has_disk: bool
 ) -> None:
+    begun = time.monotonic()
     ledger = Ledger()
     faults = Faults(router, ledger, luck, has_disk=has_disk)
 
@@ -315,17 +365,21 @@ async def _soak(
             tasks.create_task(faults.run(until, kills_router=kills_router))
 
     await router.start()
-    await phase(0.5, kills_router=True)
+    await phase(1 - LAST_LIFE, kills_router=True)
     faults.counted[await faults.kill_router()] += 1
-    await phase(0.2, kills_router=False)
-    before = await router.holdings()
-    await phase(0.3, kills_router=False)
-    after = await router.holdings()
+    rests = min(RESTS, max(2, round(seconds * LAST_LIFE / REST_APART_SECONDS)))
+    for _ in range(rests):
+        await phase(LAST_LIFE / rests, kills_router=False)
+        held, looks = await router.holdings()
+        report.rests.append(Rest(time.monotonic() - begun, ledger.requests, looks, held))
+        if router.trace is not None:
+            router.trace.rename(router.trace.with_suffix(f".{len(report.rests)}"))
     router.process.terminate()
     report.exit_status = await asyncio.to_thread(router.process.wait, DEADLINE_SECONDS)
     report.requests, report.wrong = ledger.requests, ledger.wrong
     report.told = dict(ledger.told.most_common(20))
     report.fates, report.faults = dict(ledger.fates.most_common()), dict(faults.counted.most_common())
+    before, after = report.rests[0].holdings, report.rests[-1].holdings
     report.leaked_descriptors = list((after.descriptors - before.descriptors).elements())
     report.leaked_tasks = list((after.tasks - before.tasks).elements())
     report.grown_bytes = after.rss_bytes - before.rss_bytes
@@ -338,6 +392,19 @@ def _descriptors(pid: int) -> Counter[str]:
     for entry in Path(f"/proc/{pid}/fd").iterdir():
         with contextlib.suppress(FileNotFoundError):  # closed meanwhile
             found[re.sub(r":\[\d+\]", "", str(entry.readlink()))] += 1
+    return found
+
+
+def _tracebacks(output: Path) -> list[str]:
+    """Each from some lines before it up to the next line that has a time."""
+    lines = output.read_text(errors="replace").splitlines()
+    found, end = [], 0
+    for at, line in enumerate(lines):
+        if line.startswith("Traceback") and at >= end:
+            end = at + 1
+            while end < len(lines) and not re.match(r"\d{4}-\d\d-\d\d |llama-router ", lines[end]):
+                end += 1
+            found.append("\n".join(lines[max(0, at - LINES_BEFORE) : end]))
     return found
 
 
@@ -382,10 +449,23 @@ def render(report: Report) -> str:
     lines += [
         f"leaked: {left}, {len(report.leaked_descriptors)} descriptors, {len(report.leaked_tasks)} tasks",
         *(f"    {one}" for one in (*report.leaked_descriptors, *report.leaked_tasks)),
-        f"grown: {report.grown_bytes / 2**20:+.1f} MiB of resident memory between two rests of one router",
-        f"exit status {report.exit_status}, {report.tracebacks} tracebacks",
+        "rests of the last router:",
+        *(_row(rest) for rest in report.rests),
+        f"grown: {report.grown_bytes / 2**20:+.1f} MiB of resident memory between the first and the last",
+        f"exit status {report.exit_status}, {len(report.tracebacks)} tracebacks",
+        *report.tracebacks,
+        *([f"what the routers said: {report.output}"] if report.output is not None else ()),
     ]
     return "\n".join(lines)
+
+
+def _row(rest: Rest) -> str:
+    held = rest.holdings
+    return (
+        f"{rest.seconds:8.0f} s {rest.requests:8} requests: {held.rss_bytes / 2**20:.1f} MiB resident, "
+        f"{held.taken_bytes / 2**20:.1f} MiB taken and {held.blocks} small objects, "
+        f"{held.descriptors.total()} descriptors, {held.tasks.total()} tasks ({rest.looks} looks)"
+    )
 
 
 def main() -> int:
@@ -395,10 +475,14 @@ def main() -> int:
     parser.add_argument("--clients", type=int, default=8)
     parser.add_argument("--fake", action="store_true", help="no real llama-server")
     parser.add_argument("--json", action="store_true")
+    told = "tracemalloc's snapshots of the rests, FILE.1 and on"
+    parser.add_argument("--trace", type=Path, metavar="FILE", help=told)
     given = parser.parse_args()
     real = None if given.fake else Path(os.environ["LLAMA_SERVER"]).resolve()
-    report = asyncio.run(soak(given.minutes * 60, seed=given.seed, clients=given.clients, real=real))
-    print(json.dumps(asdict(report), indent=2) if given.json else render(report))
+    report = asyncio.run(
+        soak(given.minutes * 60, seed=given.seed, clients=given.clients, real=real, trace=given.trace)
+    )
+    print(msgspec.json.encode(report, enc_hook=str).decode() if given.json else render(report))
     return 0 if report.is_clean else 1
 
 
