@@ -22,12 +22,14 @@ LONGEST_VALUE_BYTES: Final = 64 << 10
 #: No request is as deep.
 DEEPEST: Final = 500
 
-#: What of a text comes before its end, or before the end of the piece.
-_TEXT: Final = re.compile(rb'(?:[^"\\]++|\\.)*+', re.DOTALL)
+#: What of a text comes before its end, or before the end of the piece. The next two are matched again and
+#: again until nothing more comes of it: possessive groups would say it in one, but before Python 3.11.5 they
+#: also take what only begins like them (CPython's gh-106052), and others remember each turn.
+_TEXT: Final = re.compile(rb'(?:[^"\\]++|\\.){0,256}', re.DOTALL)
 #: Within a value, all up to a bracket or a text that is not whole in this piece: the innermost lists and
 #: objects are taken in one step, as there may be millions.
 _FLAT: Final = rb'(?:[^"{}\[\]]++|"(?:[^"\\]++|\\.)*+")'
-_INSIDE: Final = re.compile(rb"(?:%b|\[%b*+\]|\{%b*+\})*+" % (_FLAT, _FLAT, _FLAT), re.DOTALL)
+_INSIDE: Final = re.compile(rb"(?:%b|\[%b{0,256}\]|\{%b{0,256}\}){0,256}" % (_FLAT, _FLAT, _FLAT), re.DOTALL)
 _BLANK: Final = re.compile(rb"[ \t\r\n]*+")
 _PLAIN: Final = re.compile(rb'[^ \t\r\n,:"{}\[\]]++')
 
@@ -122,9 +124,7 @@ class JsonFields:
         return end + 1
 
     def _through_value(self, data: bytes, at: int) -> int:
-        found = _INSIDE.match(data, at)
-        assert found is not None, "it matches nothing at all, too"
-        end = found.end()
+        end = _through(_INSIDE, data, at)
         if end == len(data):
             self._keep(data, at, end)
             return end
@@ -220,6 +220,14 @@ def _end_of_text(data: bytes, at: int) -> int:
     end = len(data) if end < 0 else end
     if data.find(b"\\", at, end) < 0:
         return end  # an image: many times as fast as by the expression
-    found = _TEXT.match(data, at)
-    assert found is not None, "it matches nothing at all, too"
-    return found.end()
+    return _through(_TEXT, data, at)
+
+
+def _through(pattern: re.Pattern[bytes], data: bytes, at: int) -> int:
+    """Where what it matches ends, however often it does."""
+    while True:
+        found = pattern.match(data, at)
+        assert found is not None, "it matches nothing at all, too"
+        if found.end() == at:
+            return at
+        at = found.end()
