@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Final
 
+import msgspec
+
 from router.core.types import InstanceId
 
 #: Less of one processor than this is not work: waking up, answering questions about health.
@@ -35,8 +37,7 @@ class Flow:
     verdict: str | None = None
 
 
-@dataclass(slots=True, eq=False)
-class Passage:
+class Passage(msgspec.Struct, eq=False):
     """One request on its way; the proxy keeps it up to date."""
 
     flow: Flow
@@ -91,8 +92,9 @@ class Traffic:
         return Passage(flow)
 
     def leave(self, passage: Passage, instance: InstanceId) -> None:
-        passage.taken()
         flow = passage.flow
+        if passage.is_held:
+            passage.taken()
         flow.requests -= 1
         if not flow.requests:
             self._flows.pop(instance, None)

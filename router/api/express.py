@@ -4,7 +4,9 @@ and handed to its instance in the same step. What is unusual takes the long way,
 from __future__ import annotations
 
 import asyncio
-from typing import Final, NamedTuple, Protocol
+from typing import Final, Protocol
+
+import msgspec
 
 from router.api.access_log import AccessLog
 from router.api.context import Context
@@ -32,7 +34,7 @@ class Counting(Protocol):
     def ended(self) -> None: ...
 
 
-class Coming(NamedTuple):
+class Coming(msgspec.Struct, frozen=True):
     """A request whose body may still be on its way: it is to be the bytes from `body_at` to `end` of what
     came.
     """

@@ -4,7 +4,7 @@ unchanged, JSON or a form."""
 from __future__ import annotations
 
 import re
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import msgspec
 from aiohttp import web
@@ -35,7 +35,7 @@ _decoder = msgspec.json.Decoder(_Body)
 HEAD_FIELDS: Final = frozenset(_Body.__struct_fields__)
 
 
-class Head(NamedTuple):
+class Head(msgspec.Struct, frozen=True):
     """`size` is what the answer may have in tokens, None where nothing bounds it; `keep_alive` is in
     seconds."""
 
@@ -153,6 +153,8 @@ def _model(request: web.Request, model: object) -> str:
 
 def _size(*limits: object) -> float | None:
     for limit in limits:
+        if limit is None:
+            continue
         if isinstance(limit, int | float) and not isinstance(limit, bool) and limit > 0:
             return float(limit)
     return None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 from collections.abc import Iterable
+from typing import Final
 
 from aiohttp import web
 
@@ -22,11 +23,8 @@ class Keys:
     def __init__(self, api_keys: Iterable[str] = (), admin_keys: Iterable[str] = ()) -> None:
         self._admin = [_digest(key) for key in admin_keys]
         self._api = [_digest(key) for key in api_keys]
-
-    @property
-    def are_asked_for(self) -> bool:
-        """Whether inference needs one."""
-        return bool(self._api)
+        #: Whether inference needs one.
+        self.are_asked_for: Final = bool(self._api)
 
     def check(self, presented: Iterable[str], access: Access) -> None:
         """Raises Unauthorized (no valid key) or Forbidden (a valid one that is not enough)."""

@@ -92,8 +92,9 @@ class Front(Connection):
             self._answer(express, coming, data)
 
     def _answer(self, express: Express, coming: Coming, data: bytes) -> None:
-        self._stop_body_timer()
-        self._coming = None
+        if self._coming is not None:
+            self._stop_body_timer()
+            self._coming = None
         assert self.transport is not None, "it has just been read from"
         exchange = express.begin(coming, data, self, self.transport)
         if exchange is None:

@@ -12,7 +12,7 @@ from router.proxy.client import Client
 from router.proxy.framing import Chunked, Counted, Framing, Malformed, Spans, UntilClosed
 from router.proxy.heads import HEAD_LIMIT, Head, read_head
 from router.proxy.upstream import HungUp, Upstream
-from router.proxy.usage import Ends
+from router.proxy.usage import Ends, note_whole
 from router.stall import Passage
 
 _END_OF_HEAD: Final = b"\r\n\r\n"
@@ -21,6 +21,10 @@ _LAST_BYTES: Final = 4
 _ENDS_OF_EVENTS: Final = (b"\n\n", b"\r\n\r\n", b"\n\n\r\n")
 #: So much is kept of a refusal that is to become an event.
 REJECTION_BYTES: Final = 64 << 10
+
+
+#: Until something of a body has passed that more may follow.
+_NOTHING: Final = Ends()
 
 
 def _nobody() -> None:
@@ -57,7 +61,7 @@ class Answer:
         self._chunks: Chunked | None = None  # the framing, where chunks can pass as they are
         self._is_held = False
         self._over = over
-        self._ends = Ends()
+        self._ends = _NOTHING
         self._last = b""
         self.head: Head | None = None
         self.rejection: bytearray | None = None
@@ -93,7 +97,8 @@ class Answer:
             return
         self.has_heard = True
         try:
-            self._take(data)
+            if self._framing is not None or self._unread or not self._is_all(data):
+                self._take(data)
         except Malformed as error:
             self._fail(error)
 
@@ -106,6 +111,29 @@ class Answer:
             self._finish()
         else:
             self._fail(error or HungUp("it closed the connection"))
+
+    def _is_all(self, data: bytes) -> bool:
+        """The usual case of an answer that is no stream: `data` is all of it, and counted. False: it is
+        something else, and nothing was done. Raises Malformed.
+        """
+        body_at = data.find(_END_OF_HEAD) + len(_END_OF_HEAD)
+        if body_at < len(_END_OF_HEAD):
+            return False
+        head, client, size = read_head(data[:body_at]), self._client, len(data) - body_at
+        is_counted = head.length == size > 0 and not head.is_chunked and head.status >= 200
+        if not is_counted or client.is_early or client.is_head_request or head.status in (204, 304):
+            return False
+        account, body = self._account, data[body_at:]
+        self.head = head
+        account.first_byte_seconds = monotonic() - self._begun_at
+        account.sent_bytes += size
+        self._flow.moved_bytes += size
+        client.write_last(client.head(head) + body)
+        note_whole(body, account)
+        self.can_reuse = self._upstream.has_sent_all
+        self._upstream.end()
+        self._settle()
+        return True
 
     # --- step by step ---
 
@@ -196,7 +224,7 @@ class Answer:
             framing = Counted(head.length)
         else:
             framing = UntilClosed()
-        self._framing = framing
+        self._framing, self._ends = framing, Ends()
         return framing
 
     def _finish(self) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
+import msgspec
 from aiohttp import web
 
 from router.core.types import InstanceId, ModelName, Priority
@@ -32,8 +33,7 @@ class Ask:
     stream: bool = False
 
 
-@dataclass(slots=True)
-class Account:
+class Account(msgspec.Struct):
     """What became of a request, for its X-Router headers, its line in the access log and the metrics.
 
     `error` is the code of what it ended with, also where its status had been sent before. `sent_bytes` are

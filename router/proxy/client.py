@@ -122,14 +122,14 @@ class Client:
     def head(self, head: Head) -> bytes:
         """The child's head, as the client gets it."""
         self._begin(head.status)
+        if head.length is not None and not head.is_chunked:
+            return head.counted + self._own_lines()
         lines = head.lines
         is_bodiless = self.is_head_request or head.status in (204, 304)
         if head.is_chunked and is_bodiless:
             lines += b"Transfer-Encoding: chunked\r\n" if self._is_new and head.status != 204 else b""
         elif head.is_chunked:
             self._frame_anew()
-        elif head.length is not None:
-            lines += b"Content-Length: %d\r\n" % head.length
         elif not is_bodiless:
             self._mode, self.keeps_alive = _Mode.UNTIL_CLOSED, False
         return b"HTTP/1.1 %d %b\r\n%b" % (head.status, head.reason, lines) + self._own_lines()

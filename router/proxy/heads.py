@@ -55,7 +55,7 @@ def request_lines(method: str, target: str, headers: Iterable[tuple[bytes, bytes
 class Head:
     """The head of an answer. `lines` are those that pass, whatever frames the body; `length` and
     `is_chunked` say how the child framed it. `promised_seconds` is how long it keeps the connection for the
-    next request, 0: not at all.
+    next request, 0: not at all. `counted` is all of it that a client gets where the body is counted.
     """
 
     status: int
@@ -66,6 +66,7 @@ class Head:
     is_event_stream: bool
     is_encoded: bool
     promised_seconds: float
+    counted: bytes
 
 
 @lru_cache(maxsize=512)
@@ -131,8 +132,10 @@ class _Reader:
             lines.append(name + b": " + value + b"\r\n")
         if is_events and not has_accel:
             lines.append(b"X-Accel-Buffering: no\r\n")  # else an nginx in front collects the stream
+        passed = b"".join(lines)
+        counted = b"HTTP/1.1 %d %b\r\n%bContent-Length: %d\r\n" % (status, self._reason, passed, length or 0)
         return Head(
-            status, self._reason, b"".join(lines), length, is_chunked, is_events, is_encoded, promised
+            status, self._reason, passed, length, is_chunked, is_events, is_encoded, promised, counted
         )
 
 

@@ -105,7 +105,8 @@ class Upstream(asyncio.BufferedProtocol):
     def end(self) -> None:
         """The answer is complete."""
         self._listener = None
-        self._make_room()
+        if self._room is not None:
+            self._make_room()
 
     @property
     def is_open(self) -> bool:

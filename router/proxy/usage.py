@@ -48,6 +48,15 @@ _usage = msgspec.json.Decoder(_Usage)
 _timings = msgspec.json.Decoder(_Timings)
 
 
+def note_whole(body: bytes, account: Account) -> None:
+    """Write down what it says at its ends. What is not there, or not understood, is left out."""
+    if len(body) > FIRST_BYTES:
+        _note_usage(body[:FIRST_BYTES], account)
+        body = body[-LAST_BYTES:]
+    _note_usage(body, account)
+    _note_timings(body, account)
+
+
 class Ends:
     """The beginning and the end of what passed."""
 
@@ -64,7 +73,7 @@ class Ends:
         self._keep(data if len(data) <= LAST_BYTES else data[-LAST_BYTES:])
 
     def note(self, account: Account) -> None:
-        """Write down what they say. What is not there, or not understood, is left out."""
+        """As `note_whole`."""
         last = self._last[0] if len(self._last) == 1 else b"".join(self._last)
         if last is not self._first:
             _note_usage(self._first, account)
