@@ -120,8 +120,7 @@ class Answer:
         if body_at < len(_END_OF_HEAD):
             return False
         head, client, size = read_head(data[:body_at]), self._client, len(data) - body_at
-        is_counted = head.length == size > 0 and not head.is_chunked and head.status >= 200
-        if not is_counted or client.is_early or client.is_head_request or head.status in (204, 304):
+        if head.counted_bytes != size or client.is_early or client.is_head_request:
             return False
         account, body = self._account, data[body_at:]
         self.head = head

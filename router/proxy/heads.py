@@ -55,7 +55,8 @@ def request_lines(method: str, target: str, headers: Iterable[tuple[bytes, bytes
 class Head:
     """The head of an answer. `lines` are those that pass, whatever frames the body; `length` and
     `is_chunked` say how the child framed it. `promised_seconds` is how long it keeps the connection for the
-    next request, 0: not at all. `counted` is all of it that a client gets where the body is counted.
+    next request, 0: not at all. `counted` is all of it that a client gets where `counted_bytes` of body follow;
+    None: it is the head of something else.
     """
 
     status: int
@@ -67,6 +68,7 @@ class Head:
     is_encoded: bool
     promised_seconds: float
     counted: bytes
+    counted_bytes: int | None
 
 
 @lru_cache(maxsize=512)
@@ -134,8 +136,10 @@ class _Reader:
             lines.append(b"X-Accel-Buffering: no\r\n")  # else an nginx in front collects the stream
         passed = b"".join(lines)
         counted = b"HTTP/1.1 %d %b\r\n%bContent-Length: %d\r\n" % (status, self._reason, passed, length or 0)
+        is_counted = not is_chunked and status >= 200 and status not in (204, 304)
+        size = length if is_counted else None
         return Head(
-            status, self._reason, passed, length, is_chunked, is_events, is_encoded, promised, counted
+            status, self._reason, passed, length, is_chunked, is_events, is_encoded, promised, counted, size
         )
 
 
