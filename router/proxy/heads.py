@@ -55,8 +55,8 @@ def request_lines(method: str, target: str, headers: Iterable[tuple[bytes, bytes
 class Head:
     """The head of an answer. `lines` are those that pass, whatever frames the body; `length` and
     `is_chunked` say how the child framed it. `promised_seconds` is how long it keeps the connection for the
-    next request, 0: not at all. `counted` is all of it that a client gets where `counted_bytes` of body follow;
-    None: it is the head of something else.
+    next request, 0: not at all. `counted` is all of it that a client gets where so many `counted_bytes` of
+    body follow; None: it is the head of something else.
     """
 
     status: int
