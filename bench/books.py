@@ -33,7 +33,7 @@ from router.cli.log_lines import Lines, Unhurried
 from router.config import Config, ServerConfig
 from router.core.policy import make_policy
 from router.core.scheduler import Scheduler, Settings
-from router.core.types import Acquire, Command, Grant, Model, Placement, Release
+from router.core.types import Acquire, Grant, Model, Pinned, Placement, Release
 from router.definitions import Definitions
 from router.estimate.learning import Prediction
 from router.journal import Entry, Journal
@@ -104,8 +104,9 @@ class Books:
         nothing = cast(Any, None)  # reloads and tasks, which there are none of
         self.context = self.app[CONTEXT] = Context(config, known, self.pool, nothing, nothing)
         keep_timeline(self.app)
-        self.pool.journal.follow(ReadAhead(lambda _: (), lambda: 0).heard)
-        self.pool.journal.follow(_keep_pins)
+        ahead = ReadAhead(lambda _: (), lambda: 0)
+        self.pool.journal.follow(ahead.heard, *ahead.HEARD, passing=False)
+        self.pool.journal.follow(_keep_pins, Pinned)
 
 
 def _keep_pins(entry: Entry) -> None:
@@ -130,7 +131,6 @@ def parts(made: Books) -> dict[str, Callable[[], object]]:
     pool, scheduler, learning, log = made.pool, made.scheduler, made.learning, made.app[ACCESS_LOG]
     loop, numbers, requests = asyncio.get_running_loop(), count(), made.context.metrics.requests
     acquire, release, granted = Acquire("r0", "m0", None, None, 64.0), Release("r0"), Grant("r0", "m0#1")
-    commands: list[Command] = [granted]
 
     def whole() -> None:
         lease = pool.take("m0", size=64.0)
@@ -145,21 +145,16 @@ def parts(made: Books) -> dict[str, Callable[[], object]]:
 
     def decided() -> None:
         name = f"x{next(numbers)}"
-        scheduler.handle(Acquire(name, "m0", None, None, 64.0), loop.time())
+        scheduler.take(Acquire(name, "m0", None, None, 64.0), loop.time())
         scheduler.handle(Release(name), loop.time())
 
-    def deadlines() -> None:
-        for _ in range(2):
-            scheduler.next_deadline()
-            scheduler.is_expecting_memory()
-
     def journal() -> None:
-        pool.journal.record(1.0, acquire, commands)
-        pool.journal.record(1.0, release, [])
+        pool.journal.taken(1.0, acquire, granted)
+        pool.journal.given_back(1.0, release)
 
     def learned() -> None:
-        learning.heard(acquire, commands)
-        learning.heard(release, [])
+        learning.granted("r0", "m0#1")
+        learning.given_back("r0")
 
     def counted() -> None:
         requests.ended(ACCOUNT, 200, 0.8)
@@ -171,7 +166,6 @@ def parts(made: Books) -> dict[str, Callable[[], object]]:
         "whole": whole,
         "take, give back": leased,
         "core": decided,
-        "deadlines": deadlines,
         "journal": journal,
         "learner": learned,
         "metrics, line": ended,

@@ -8,11 +8,11 @@ from __future__ import annotations
 import asyncio
 import heapq
 import logging
-import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from operator import attrgetter
+from time import time
 from typing import Final, TypeAlias
 
 import msgspec
@@ -58,6 +58,9 @@ class Entry(msgspec.Struct, frozen=True, gc=False):
 
 #: Where nothing came of them.
 _SAY_NOTHING: Final = (Measured, Tick)
+#: Of a request that is taken at once, and of its end.
+_TAKEN: Final = frozenset((Acquire, Grant))
+_GIVEN_BACK: Final = frozenset((Release,))
 #: A kind of event or command.
 Kind: TypeAlias = type[Event] | type[Command]
 Heard: TypeAlias = Callable[[Entry], None]
@@ -78,31 +81,49 @@ class Journal:
         self._readers: set[_Reader] = set()
         self._followers: list[tuple[Heard, frozenset[Kind]]] = []
         self._hearing: dict[Kind | tuple[Kind, Kind], tuple[Heard, ...]] = {}
+        self._hear_taken: tuple[Heard, ...] = ()
+        self._hear_given_back: tuple[Heard, ...] = ()
 
     def record(self, now: float, event: Event, commands: Sequence[Command]) -> Entry | None:
         """Note what was decided. Returns None for what is not worth an entry."""
         if not commands and isinstance(event, _SAY_NOTHING):
             return None
-        entry = Entry(self._next, time.time(), now, event, tuple(commands))
+        entry = Entry(self._next, time(), now, event, tuple(commands))
         self._next += 1
         (self._passing if _is_passing(event, commands) else self._entries).append(entry)
-        for reader in self._readers:
-            reader.put(entry)
-        for heard in self._who_hears(event, commands):
-            try:
-                heard(entry)
-            except Exception:
-                # What was decided must be carried out: a waiter who was granted waits for it.
-                log.exception("a follower failed at %s", type(event).__name__)
+        self._tell(entry, self._who_hears(event, commands))
         return entry
 
-    def follow(self, heard: Heard, *kinds: Kind) -> None:
+    def taken(self, now: float, event: Acquire, grant: Grant) -> None:
+        """`record`, of a request that its model was ready for. With the next one that is nearly all there
+        is to note.
+        """
+        entry = Entry(self._next, time(), now, event, (grant,))
+        self._next += 1
+        self._passing.append(entry)
+        if self._hear_taken or self._readers:
+            self._tell(entry, self._hear_taken)
+
+    def given_back(self, now: float, event: Release) -> None:
+        """`record`, of the end of a request that was `taken`, where nobody had waited for that."""
+        entry = Entry(self._next, time(), now, event, ())
+        self._next += 1
+        self._passing.append(entry)
+        if self._hear_given_back or self._readers:
+            self._tell(entry, self._hear_given_back)
+
+    def follow(self, heard: Heard, *kinds: Kind, passing: bool = True) -> None:
         """Call `heard` with every entry from now on of which the event or a command is one of `kinds`, or
         with all, before anything is carried out: it must be quick. For those that count and must miss
-        nothing.
+        nothing; but without `passing` those that were `taken` and `given_back` are not told.
         """
-        self._followers.append((heard, frozenset(kinds)))
+        wanted = frozenset(kinds)
+        self._followers.append((heard, wanted))
         self._hearing.clear()
+        if passing and (not wanted or wanted & _TAKEN):
+            self._hear_taken += (heard,)
+        if passing and (not wanted or wanted & _GIVEN_BACK):
+            self._hear_given_back += (heard,)
 
     def entries(self, after: int = 0) -> tuple[Entry, ...]:
         """The kept entries with an id above `after`, oldest first."""
@@ -118,6 +139,16 @@ class Journal:
             yield reader
         finally:
             self._readers.discard(reader)
+
+    def _tell(self, entry: Entry, followers: Iterable[Heard]) -> None:
+        for reader in self._readers:
+            reader.put(entry)
+        for heard in followers:
+            try:
+                heard(entry)
+            except Exception:
+                # What was decided must be carried out: a waiter who was granted waits for it.
+                log.exception("a follower failed at %s", type(entry.event).__name__)
 
     def _who_hears(self, event: Event, commands: Sequence[Command]) -> tuple[Heard, ...]:
         """Those whom it concerns, in the order in which they came. There are two entries for every request,

@@ -6,7 +6,6 @@ an `async with` whose end is always told, and a measurement is taken when a deci
 from __future__ import annotations
 
 import asyncio
-import itertools
 import logging
 import math
 from collections.abc import (
@@ -40,6 +39,7 @@ from router.core.types import (
     Grant,
     HostId,
     InstanceId,
+    LeaseId,
     Measured,
     Model,
     ModelName,
@@ -87,7 +87,15 @@ class Learner(Protocol):
     """Corrects what is reserved by what is measured (router.learning). Only `consult` waits."""
 
     def heard(self, event: Event, commands: Sequence[Command]) -> Iterable[Event]:
-        """Told all that the scheduler is told and answers; returns what it is to be told in turn."""
+        """Told all that the scheduler is told and answers, but for the two that follow; returns what it is to
+        be told in turn.
+        """
+
+    def granted(self, lease: LeaseId, instance: InstanceId) -> None:
+        """Told of a lease that was taken at once."""
+
+    def given_back(self, lease: LeaseId) -> None:
+        """Told of the end of a lease, where nothing else came of it."""
 
     async def consult(self, instance: InstanceId) -> Iterable[Event]:
         """Asked before a child is started; what it says means that too little is reserved. Bounded."""
@@ -121,12 +129,12 @@ class HandedOver(Exception):
     """Another process has the children from now on, and serves: ask there."""
 
 
-class Lease(msgspec.Struct, frozen=True):
+class Lease(msgspec.Struct, frozen=True, gc=False):
     """A granted request. `queue_seconds` passed before its model's load began, `load_seconds` until it was
     ready.
     """
 
-    id: str
+    id: LeaseId
     model: ModelName
     instance: InstanceId
     address: Address
@@ -190,9 +198,9 @@ class Pool:
         self._grace = stop_grace_seconds
         self._children: dict[InstanceId, _Child] = {}
         self._newest: dict[ModelName, InstanceId] = {}
-        self._futures: dict[str, asyncio.Future[_Granted]] = {}  # of those who wait
-        self._granted: dict[str, _Granted] = {}  # every lease from its grant to its end
-        self._lease_ids = itertools.count(1)
+        self._futures: dict[LeaseId, asyncio.Future[_Granted]] = {}  # of those who wait
+        self._held: dict[LeaseId, InstanceId] = {}  # every lease from its grant to its end
+        self._asked = 0  # so many leases
         self._tasks: set[asyncio.Task[None]] = set()
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = math.inf
@@ -203,10 +211,11 @@ class Pool:
         self._measurements: dict[HostId, Measurement] = {}
         self._closing = False
         self._on_lease_end: Callable[[str], None] | None = None  # set once it is handed over
-        self._earlier: dict[str, InstanceId] = {}  # leases that an earlier router holds
+        self._earlier: dict[LeaseId, InstanceId] = {}  # leases that an earlier router holds
 
     async def __aenter__(self) -> Self:
         self._loop = asyncio.get_running_loop()
+        self._time = self._loop.time
         await self.measure()
         self._measuring = self._spawn(self._measure_for_ever(), "measure")
         return self
@@ -247,7 +256,8 @@ class Pool:
         await self._prepare(model)
         if self._on_lease_end is not None:
             raise HandedOver
-        name = f"r{next(self._lease_ids)}"
+        self._asked += 1
+        name = f"r{self._asked}"
         future: asyncio.Future[_Granted] = self._loop.create_future()
         self._futures[name] = future
         try:
@@ -265,21 +275,47 @@ class Pool:
         """A lease at once, where the model is ready and takes requests; else None, and nothing is told: ask
         with `lease`. Whoever takes one must `give_back` it, whatever happens.
         """
-        if self._closing or self._on_lease_end is not None or not self._scheduler.has_open(model):
+        if self._closing or self._on_lease_end is not None:
             return None
-        name = f"r{next(self._lease_ids)}"
-        self.tell(Acquire(name, model, None, keep_alive, size))
-        granted = self._granted[name]
-        address = granted.child.address
-        assert address is not None, f"{granted.grant.instance} was granted before it was ready"
-        return Lease(name, model, granted.grant.instance, address, granted.grant.action, 0.0, 0.0)
+        name = f"r{self._asked + 1}"
+        event, now = Acquire(name, model, None, keep_alive, size), self._time()
+        commands = self._scheduler.take(event, now)
+        if commands is None:
+            return None
+        self._asked += 1
+        grant = commands[0]
+        assert isinstance(grant, Grant), "nothing is done before it is granted"
+        instance = grant.instance
+        if self._scheduler.has_news or len(commands) > 1:
+            self._follow(event, commands, now)
+        else:  # in short
+            self._held[name] = instance
+            self.journal.taken(now, event, grant)
+            if log.isEnabledFor(logging.DEBUG):
+                log.debug("%s", command_words(grant))
+            if self._learner is not None:
+                self._learner.granted(name, instance)
+        address = self._children[instance].address
+        assert address is not None, f"{instance} was granted before it was ready"
+        return Lease(name, model, instance, address, grant.action, 0.0, 0.0)
 
     def give_back(self, lease: Lease) -> None:
         """The end of a lease that was taken; once."""
-        self._end_lease(lease.id)
+        if self._on_lease_end is not None:
+            self._end_lease(lease.id)
+            return
+        event, now = Release(lease.id), self._time()
+        commands = self._scheduler.handle(event, now)
+        self._held.pop(lease.id, None)
+        if self._scheduler.has_news or commands:
+            self._follow(event, commands, now)
+        else:  # in short
+            self.journal.given_back(now, event)
+            if self._learner is not None:
+                self._learner.given_back(lease.id)
 
-    def _end_lease(self, lease: str) -> None:
-        self._granted.pop(lease, None)
+    def _end_lease(self, lease: LeaseId) -> None:
+        self._held.pop(lease, None)
         self.tell(Release(lease))
         if self._on_lease_end is not None:
             self._on_lease_end(lease)
@@ -366,7 +402,7 @@ class Pool:
         await asyncio.gather(*(child.ended.wait() for child in loading))
         if self._learner is not None:
             await self._learner.hand_over()
-        return self._earlier | {name: one.grant.instance for name, one in self._granted.items()}
+        return self._earlier | self._held
 
     # --- for those who look ---
 
@@ -426,8 +462,10 @@ class Pool:
         """Tell the scheduler one event and begin to carry out what it answers. Never waits."""
         if self._on_lease_end is not None:
             return  # its books are those of the next router
-        now = self._loop.time()
-        commands = self._scheduler.handle(event, now)
+        now = self._time()
+        self._follow(event, self._scheduler.handle(event, now), now)
+
+    def _follow(self, event: Event, commands: Sequence[Command], now: float) -> None:
         self.journal.record(now, event, commands)
         for command in commands:
             level = logging.DEBUG if isinstance(command, Grant) else logging.INFO
@@ -446,10 +484,10 @@ class Pool:
         match command:
             case Grant(lease, instance):
                 # With its child: by the time the waiter runs, that may be dead and forgotten.
-                granted = self._granted[lease] = _Granted(command, self._children[instance])
+                self._held[lease] = instance
                 future = self._futures.get(lease)  # none of a lease that was taken
                 if future is not None and not future.done():
-                    future.set_result(granted)
+                    future.set_result(_Granted(command, self._children[instance]))
             case Start():
                 # Once closing, nothing is started any more: such a child only tells that it never was.
                 child = self._children[command.instance] = _Child(command, now, stop_wanted=self._closing)

@@ -4,14 +4,15 @@ asked for again.
 
 from __future__ import annotations
 
-import math
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from math import exp2, log
 from typing import Final
 
 #: Weight of the newest sample in the moving averages.
 NEWEST: Final = 0.3
+OLDER: Final = 1 - NEWEST
 #: A lease is expected to last this long before any was measured, in seconds.
 UNMEASURED_HOLD_SECONDS: Final = 2.0
 #: So many gaps between requests are remembered.
@@ -37,9 +38,12 @@ class Forecast:
         self.loads += 1
 
     def held(self, seconds: float, size: float | None) -> None:
-        self._hold = _blend(self._hold, seconds)
+        hold = self._hold
+        self._hold = seconds if hold is None else OLDER * hold + NEWEST * seconds
         if size is not None and size > 0:
-            self._hold_per_size = _blend(self._hold_per_size, seconds / size)
+            per_size = self._hold_per_size
+            new = seconds / size
+            self._hold_per_size = new if per_size is None else OLDER * per_size + NEWEST * new
 
     def came_back(self, gap: float) -> None:
         """The model was asked for `gap` seconds after it had become idle."""
@@ -51,7 +55,7 @@ class Forecast:
 
     def requests_per_second(self, now: float) -> float:
         """An exponentially forgotten count over the time it stands for."""
-        return self._decayed(now) * math.log(2) / RATE_HALF_LIFE_SECONDS
+        return self._decayed(now) * log(2) / RATE_HALF_LIFE_SECONDS
 
     def hold_seconds(self, size: float | None = None) -> float:
         """How long a lease lasts; a request that says how much it may produce is never expected to take
@@ -60,7 +64,8 @@ class Forecast:
         usual = self._hold if self._hold is not None else UNMEASURED_HOLD_SECONDS
         if size is None or self._hold_per_size is None:
             return usual
-        return min(usual, self._hold_per_size * size)
+        longest = self._hold_per_size * size
+        return longest if longest < usual else usual
 
     def linger_seconds(self, share: float) -> float:
         """How long an idle model is left alone because its clients usually come back sooner than it loads: a
@@ -74,11 +79,12 @@ class Forecast:
         return min(share, 1.0) * self.load_seconds
 
     def _decayed(self, now: float) -> float:
-        return self._weight * math.exp2(-max(0.0, now - self._weighed_at) / RATE_HALF_LIFE_SECONDS)
+        passed = now - self._weighed_at
+        return self._weight * exp2(-passed / RATE_HALF_LIFE_SECONDS) if passed > 0.0 else self._weight
 
 
 def _blend(old: float | None, new: float) -> float:
-    return new if old is None else (1 - NEWEST) * old + NEWEST * new
+    return new if old is None else OLDER * old + NEWEST * new
 
 
 def _median(values: Iterable[float]) -> float:

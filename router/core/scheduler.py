@@ -20,6 +20,7 @@ from router.core.policy import Policy
 from router.core.situation import Situation
 from router.core.state import Books, Held, Instance, Record, Settings, Waiter
 from router.core.types import (
+    READY,
     Acquire,
     Adopted,
     Cause,
@@ -104,16 +105,13 @@ class Scheduler:
 
     def handle(self, event: Event, now: float) -> list[Command]:  # noqa: C901 - a case per event
         """Take one event and return what to do about it, in order."""
-        if now < self._now:
-            now = self._now
-        self._now = now
-        self._commands = []
-        is_routine = self.has_news = False
+        now = self._begin(now)
+        is_routine = False
         match event:
-            case Acquire():
-                is_routine = self._acquired(event, now)
             case Release():
                 is_routine = self._released(event, now)
+            case Acquire():
+                is_routine = self._acquired(event, now)
             case Ready():
                 self._became_ready(event, now)
             case Exited():
@@ -136,6 +134,34 @@ class Scheduler:
                 self._closed()
             case Tick():
                 pass
+        return self._conclude(is_routine, now)
+
+    def take(self, event: Acquire, now: float) -> list[Command] | None:
+        """What `handle` does with an Acquire of a model as it is defined, where that is granted in the same
+        step; else None, and nothing has been told.
+        """
+        record = self._books.records.get(event.model)
+        if record is None or record.vanished or record.model.error is not None:
+            return None
+        instance = record.open_instance()
+        if instance is None:
+            return None
+        now = self._begin(now)
+        self._note_request(record, now)
+        self._hit(event, record, instance, now)
+        return self._conclude(True, now)
+
+    def _begin(self, now: float) -> float:
+        """The time of the event that is told."""
+        if now < self._now:
+            now = self._now
+        self._now = now
+        self._commands = []
+        self.has_news = False
+        return now
+
+    def _conclude(self, is_routine: bool, now: float) -> list[Command]:
+        """What follows of the event, and all that is to be done."""
         if is_routine and self._due_is_known and now < self._due and not self._dirty:
             if self._replicated:
                 self._add_replicas(now)
@@ -144,13 +170,6 @@ class Scheduler:
             self._bring_up_to_date(now)
             self._due_is_known = False
         return self._commands
-
-    def has_open(self, model: ModelName) -> bool:
-        """Whether an Acquire of the model, as it is defined, would be granted in the same step."""
-        record = self._books.records.get(model)
-        if record is None or record.vanished or record.model.error is not None:
-            return False
-        return record.open_instance() is not None
 
     def next_deadline(self) -> float | None:
         """When `Tick` is due at the latest, or None. The shell re-arms one timer after every `handle`. It may
@@ -206,11 +225,7 @@ class Scheduler:
         if record is None or record.vanished:
             self._refuse(event.lease, refusals.unknown(event.model, self._names()))  # 1
             return False
-        record.requests += 1
-        record.forecast.requested(now)
-        if record.last_idle_at is not None:
-            record.forecast.came_back(now - record.last_idle_at)
-            record.last_idle_at = None
+        self._note_request(record, now)
         if record.model.error is not None:
             self._refuse(event.lease, record.model.error)  # 2
             return False
@@ -219,8 +234,7 @@ class Scheduler:
             return False
         instance = record.open_instance()
         if instance is not None:
-            record.hits += 1
-            self._grant(event, record, instance, now, "already_loaded")  # 3
+            self._hit(event, record, instance, now)  # 3
             return True
         is_paused = record.retry_at is not None and record.retry_at > now and not record.has_coming()
         if is_paused and event.instead is None:  # other settings may be what it needs
@@ -231,8 +245,7 @@ class Scheduler:
             return False
         draining = self._piggyback(record, event, now) if event.instead is None else None
         if draining is not None:
-            record.hits += 1
-            self._grant(event, record, draining, now, "already_loaded")  # 6
+            self._hit(event, record, draining, now)  # 6
             return False
         waiter = self._waiter(event, record, now)
         books.leases[event.lease] = waiter  # 7
@@ -242,6 +255,17 @@ class Scheduler:
             self._dirty = True
         heapq.heappush(self._deadlines, (waiter.deadline, waiter.order, waiter.lease))
         return False
+
+    def _note_request(self, record: Record, now: float) -> None:
+        record.requests += 1
+        record.forecast.requested(now)
+        if record.last_idle_at is not None:
+            record.forecast.came_back(now - record.last_idle_at)
+            record.last_idle_at = None
+
+    def _hit(self, event: Acquire, record: Record, instance: Instance, now: float) -> None:
+        record.hits += 1
+        self._grant(event, record, instance, now, "already_loaded")
 
     def _released(self, event: Release, now: float) -> bool:
         """True: routine, of which nothing follows."""
@@ -758,7 +782,7 @@ class Scheduler:
         self._note_idle(record, now)
         if self._demands or self._plans or self._books.settings.yield_to_others:
             self._dirty = True
-        if one.state is not State.READY:
+        if one.state is not READY:
             return False
         ttl = self._books.ttl(one)
         if ttl is not None and now + ttl < self._due:

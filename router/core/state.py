@@ -11,6 +11,7 @@ from router.core.forecast import Forecast
 from router.core.ledger import Ledger
 from router.core.policy import Candidate, Policy
 from router.core.types import (
+    READY,
     TRANSITIONS,
     Cause,
     InstanceId,
@@ -157,6 +158,10 @@ class Record:
                 yield next(iter(line.values()))
 
     @property
+    def is_pinned(self) -> bool:
+        return self.model.pinned if self.pin is None else self.pin
+
+    @property
     def wanted(self) -> Model:
         """How it is loaded next: as a waiting load asks for it, else as it is defined."""
         return next(iter(self.varied.values()), self.model)
@@ -176,7 +181,7 @@ class Record:
         """The READY instance with the fewest leases, the oldest of equals."""
         best: Instance | None = None
         for one in self.instances.values():
-            if one.state is State.READY and (best is None or len(one.leases) < len(best.leases)):
+            if one.state is READY and (best is None or len(one.leases) < len(best.leases)):
                 best = one
         return best
 
@@ -200,8 +205,7 @@ class Books:
         return self.records[instance.model.name]
 
     def is_pinned(self, instance: Instance) -> bool:
-        record = self.record_of(instance)
-        return record.model.pinned if record.pin is None else record.pin
+        return self.record_of(instance).is_pinned
 
     def conflicts(self, model: Model) -> Iterator[Instance]:
         """Instances of other models that must not be resident together with this one."""
@@ -229,11 +233,12 @@ class Books:
         """Idle seconds after which it leaves: the last request's wish, else the model's, else the
         policy's; None = never.
         """
-        if self.is_pinned(instance):
+        record = self.record_of(instance)
+        if record.is_pinned:
             return None
         ttl = instance.keep_alive
         if ttl is None:
-            ttl = self.record_of(instance).model.ttl
+            ttl = record.model.ttl
         if ttl is None:
             ttl = self.policy.ttl
         return None if ttl is None or ttl < 0 else ttl

@@ -121,6 +121,9 @@ class State(Enum):
     STOPPING = "stopping"
 
 
+#: The state of whoever serves. Looked up in its class it takes three times as long, which every request does.
+READY: Final = State.READY
+
 #: Every transition there is; `None` is "gone". Nothing outside the scheduler assigns a state.
 #: DRAINING -> READY happens only when the plan that drains is itself given up: a request never revives a
 #: victim.

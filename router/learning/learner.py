@@ -109,7 +109,7 @@ class Learning:
         self._users: dict[EntryId, list[ModelName]] = {}
         self._margins: dict[DeviceId, int] = {}
         self._running: dict[InstanceId, _Running] = {}
-        self._leases: dict[LeaseId, InstanceId] = {}
+        self._leases: dict[LeaseId, _Running] = {}
         self._free: dict[DeviceId, int | None] = {}
         self._changed: set[EntryId] = set()
 
@@ -232,7 +232,7 @@ class Learning:
         found: list[Event] = []
         match event:
             case Release(lease):
-                self._gave_back(lease)
+                self.given_back(lease)
             case Acquire():
                 pass
             case Adopted(instance, model, placement, definition):
@@ -247,10 +247,25 @@ class Learning:
         for command in commands:
             match command:
                 case Grant(lease, instance):
-                    self._granted(lease, instance)
+                    self.granted(lease, instance)
                 case Start(instance, model, placement, _, definition):
                     self._begin(instance, model, placement, definition)
         return found
+
+    def granted(self, lease: LeaseId, instance: InstanceId) -> None:
+        """What `heard` makes of a Grant."""
+        running = self._running.get(instance)
+        if running is not None:
+            self._leases[lease] = running
+            running.leases += 1
+
+    def given_back(self, lease: LeaseId) -> None:
+        """What `heard` makes of a Release."""
+        running = self._leases.pop(lease, None)
+        if running is not None:
+            running.leases -= 1
+            running.requests += 1
+            running.was_used = True
 
     def corrections(self, taken: Measurement) -> dict[InstanceId, Footprint]:
         """Learn from a measurement; returns what is to be reserved from now on, where that is another."""
@@ -324,19 +339,6 @@ class Learning:
         if running is not None:
             running.is_ready, running.is_known = True, is_known
             self._kept.touch(running.prediction.id)
-
-    def _granted(self, lease: LeaseId, instance: InstanceId) -> None:
-        running = self._running.get(instance)
-        if running is not None:
-            self._leases[lease] = instance
-            running.leases += 1
-
-    def _gave_back(self, lease: LeaseId) -> None:
-        running = self._running.get(self._leases.pop(lease, ""))
-        if running is not None:
-            running.leases -= 1
-            running.requests += 1
-            running.was_used = True
 
     def _fold(self, running: _Running, told: Footprint, lost: Footprint, at: float) -> bool:
         """Learn from what was measured of one instance. False: that said nothing."""

@@ -160,8 +160,8 @@ FAULTS = (
     Fault(
         "revive a draining model by a request",
         "state.py",
-        "            if one.state is State.READY and (best is None",
-        "            if one.state in (State.READY, State.DRAINING) and (best is None",
+        "            if one.state is READY and (best is None",
+        "            if one.state in (READY, State.DRAINING) and (best is None",
         (SWITCHING, RULES),
     ),
     Fault(
@@ -272,8 +272,8 @@ FAULTS = (
     Fault(
         "forget an operator's pin",
         "state.py",
-        "return record.model.pinned if record.pin is None else record.pin",
-        "return record.model.pinned",
+        "return self.model.pinned if self.pin is None else self.pin",
+        "return self.model.pinned",
         (VARIED,),
     ),
     Fault(
@@ -314,7 +314,7 @@ FAULTS = (
     Fault(
         "take it for routine that the last one leaves who kept a victim",
         "scheduler.py",
-        "        if one.state is not State.READY:\n            return False\n",
+        "        if one.state is not READY:\n            return False\n",
         "",
         (RULES,),
     ),
