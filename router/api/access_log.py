@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections.abc import Callable
 from functools import lru_cache
+from time import gmtime, strftime, time
 from typing import Final
 
 import msgspec
@@ -16,6 +16,7 @@ from router.api.context import Context
 from router.api.route import Handler
 from router.config import ServerConfig
 from router.core.types import InstanceId, ModelName
+from router.log_record import Lasting
 from router.proxy import ACCOUNT, Account
 
 log = logging.getLogger("router.access")
@@ -53,10 +54,9 @@ class AccessLog:
 
     def __init__(self, server: ServerConfig, context: Callable[[], Context]) -> None:
         self._is_on = server.access_log
-        self._line, self._record = (
-            (_json_line, _BARE) if server.access_log_format == "json" else (_line, _PLAIN)
-        )
-        self._context = context
+        self._record = _Object if server.access_log_format == "json" else _Line
+        self._ask_context = context
+        self._context: Context | None = None
 
     def ended(
         self,
@@ -68,64 +68,65 @@ class AccessLog:
         total_seconds: float,
     ) -> None:
         """One request is over, however it ended. `path` as it came, without its query; `account` where it
-        asked for a model.
+        asked for a model: nothing in it changes any more.
         """
-        context = self._context()
+        context = self._context
+        if context is None:
+            context = self._context = self._ask_context()
         if account is not None:
             context.metrics.requests.ended(account, status, total_seconds)
         if self._is_on and log.isEnabledFor(logging.INFO):
-            at, policy = time.time(), context.config.scheduler.policy
-            line = self._line(at, client, method, path, status, account, total_seconds, policy)
-            log.handle(_record_of(self._record, at, line))
+            policy = context.config.scheduler.policy
+            log.callHandlers(
+                self._record(time(), client, method, path, status, account, total_seconds, policy)
+            )
 
 
 ACCESS_LOG = web.AppKey("access_log", AccessLog)
 
 
-def _record_template(**more: object) -> dict[str, object]:
-    made = logging.LogRecord(log.name, logging.INFO, __file__, 0, "", None, None, "ended")
-    return {**made.__dict__, **more}
+class _Ended(Lasting):
+    name = log.name
+
+    def __init__(
+        self,
+        at: float,
+        client: str | None,
+        method: str,
+        path: str,
+        status: int,
+        account: Account | None,
+        total_seconds: float,
+        policy: str,
+    ) -> None:
+        self.created = at
+        self.client = client
+        self.method = method
+        self.path = path
+        self.status = status
+        self.account = account
+        self.total_seconds = total_seconds
+        self.policy = policy
 
 
-#: What is the same in every line. `log.info` looks it up anew for each, in five times the time that the line
-#: takes.
-_PLAIN: Final = _record_template()
-#: A line that is an object by itself is written as it is, without the time and name that others have.
-_BARE: Final = _record_template(bare=True)
-
-
-def _record_of(template: dict[str, object], at: float, line: str) -> logging.LogRecord:
-    record = object.__new__(logging.LogRecord)
-    record.__dict__.update(template)
-    record.msg, record.created, record.msecs = line, at, at % 1 * 1e3
-    return record
-
-
-def _line(
-    at: float,
-    client: str | None,
-    method: str,
-    path: str,
-    status: int,
-    account: Account | None,
-    total_seconds: float,
-    policy: str,
-) -> str:
-    asked = f"{client or '-'} {method} {path} {status}"
-    total = f"total={total_seconds * 1e3:.0f}ms"
-    if account is None:
-        return f"{asked} {total}"
-    queue, load = account.queue_seconds * 1e3, account.load_seconds * 1e3
-    waited = f"{account.model} {account.action} queue={queue:.0f}ms load={load:.0f}ms"
-    if account.first_byte_seconds is not None:
-        waited = f"{waited} first={account.first_byte_seconds * 1e3:.0f}ms"
-    if account.prompt_tokens is not None or account.completion_tokens is not None:
-        total = f"{total} tokens={account.prompt_tokens or 0}+{account.completion_tokens or 0}"
-    if account.error is not None:
-        total = f"{total} error={account.error}"
-    if account.evicted:
-        total = f"{total} evicted={','.join(account.evicted)}"
-    return f"{asked} {waited} {total} policy={policy}"
+class _Line(_Ended):
+    def words(self) -> str:
+        account = self.account
+        # Rounded as `.0f` does it, in half the time.
+        asked = f"{self.client or '-'} {self.method} {self.path} {self.status}"
+        total = f"total={round(self.total_seconds * 1e3)}ms"
+        if account is None:
+            return f"{asked} {total}"
+        waited = f"queue={round(account.queue_seconds * 1e3)}ms load={round(account.load_seconds * 1e3)}ms"
+        if account.first_byte_seconds is not None:
+            waited = f"{waited} first={round(account.first_byte_seconds * 1e3)}ms"
+        if account.prompt_tokens is not None or account.completion_tokens is not None:
+            total = f"{total} tokens={account.prompt_tokens or 0}+{account.completion_tokens or 0}"
+        if account.error is not None:
+            total = f"{total} error={account.error}"
+        if account.evicted:
+            total = f"{total} evicted={','.join(account.evicted)}"
+        return f"{asked} {account.model} {account.action} {waited} {total} policy={self.policy}"
 
 
 class _Fields(msgspec.Struct):
@@ -155,45 +156,39 @@ _encode: Final = msgspec.json.Encoder().encode
 _NONE: Final = Account(None, action=None, queue_seconds=None, load_seconds=None)  # type: ignore[arg-type]
 
 
-def _json_line(
-    at: float,
-    client: str | None,
-    method: str,
-    path: str,
-    status: int,
-    account: Account | None,
-    total_seconds: float,
-    policy: str,
-) -> str:
-    known = account or _NONE
-    fields = _Fields(
-        f"{_second(int(at))}.{int(at % 1 * 1e3):03d}Z",
-        client,
-        method,
-        path,
-        status,
-        known.model,
-        known.action,
-        _ms(known.queue_seconds),
-        _ms(known.load_seconds),
-        _ms(known.first_byte_seconds),
-        _ms(total_seconds),
-        known.prompt_tokens,
-        known.cached_tokens,
-        known.completion_tokens,
-        known.tokens_per_second,
-        known.error,
-        known.evicted,
-        policy,
-    )
-    return _encode(fields).decode()
+class _Object(_Ended):
+    bare = True
+
+    def words(self) -> str:
+        at, known = self.created, self.account or _NONE
+        fields = _Fields(
+            f"{_second(int(at))}.{int(at % 1 * 1e3):03d}Z",
+            self.client,
+            self.method,
+            self.path,
+            self.status,
+            known.model,
+            known.action,
+            _ms(known.queue_seconds),
+            _ms(known.load_seconds),
+            _ms(known.first_byte_seconds),
+            _ms(self.total_seconds),
+            known.prompt_tokens,
+            known.cached_tokens,
+            known.completion_tokens,
+            known.tokens_per_second,
+            known.error,
+            known.evicted,
+            self.policy,
+        )
+        return _encode(fields).decode()
 
 
 @lru_cache(maxsize=4)
 def _second(at: int) -> str:
     """As ISO 8601 writes it, in UTC."""
-    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(at))
+    return strftime("%Y-%m-%dT%H:%M:%S", gmtime(at))
 
 
 def _ms(seconds: float | None) -> float | None:
-    return None if seconds is None else round(seconds * 1e3, 1)
+    return round(seconds * 1e3, 1) if seconds else seconds

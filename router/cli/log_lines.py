@@ -9,15 +9,22 @@ import logging
 import os
 import stat
 import threading
-import time
 from collections import deque
-from typing import Final, TextIO
+from time import localtime, strftime
+from typing import Final, TextIO, TypeAlias
+
+from router.log_record import Lasting
 
 ROOM: Final = 10_000
+#: So many lines are put into words at a time: meanwhile nothing else runs.
+BATCH: Final = 64
 #: So long lines wait for one another.
 TOGETHER_SECONDS: Final = 0.1
 #: So long the end of the process waits for a reader.
 LAST_WORDS_SECONDS: Final = 1.0
+
+#: As it is written; to be put into words yet; or to be told that all before it is written.
+_Line: TypeAlias = str | Lasting | threading.Event
 
 
 def handler_for(stream: TextIO) -> logging.Handler:
@@ -30,44 +37,60 @@ def handler_for(stream: TextIO) -> logging.Handler:
 
 
 class Lines(logging.Formatter):
-    """A record that is `bare` is a line by itself: an object of the access log. As one is written for every
-    request, how a second is written is worked out once, and nothing is looked up in a pattern.
+    """As a line of the access log is written for every request, how a second is written is worked out once,
+    and nothing is looked up in a pattern. From any thread.
     """
 
-    _second, _words = -1, ""
+    _second = -1, ""  # the last one that was asked for, and how it is written
 
     def __init__(self) -> None:
         super().__init__("%(asctime)s %(levelname)s %(name)s: %(message)s")
 
     def format(self, record: logging.LogRecord) -> str:
-        if getattr(record, "bare", False):
-            return record.getMessage()
+        if isinstance(record, Lasting):
+            if record.bare:
+                return record.words()
+            at = record.created
+            when = f"{self._written(int(at))},{int(at % 1 * 1e3):03d}"
+            return f"{when} {record.levelname} {record.name}: {record.words()}"
         if record.exc_info or record.exc_text or record.stack_info:
             return super().format(record)
         return f"{self.formatTime(record)} {record.levelname} {record.name}: {record.getMessage()}"
 
     def formatTime(self, record: logging.LogRecord, datefmt: str | None = None) -> str:  # noqa: N802
-        second = int(record.created)
-        if second != self._second:
-            self._words = time.strftime(datefmt or self.default_time_format, time.localtime(second))
-            self._second = second
-        return f"{self._words},{int(record.msecs):03d}"
+        return f"{self._written(int(record.created))},{int(record.msecs):03d}"
+
+    def _written(self, second: int) -> str:
+        last, words = self._second
+        if second != last:
+            words = strftime(self.default_time_format, localtime(second))
+            self._second = second, words
+        return words
 
 
 class Unhurried(logging.Handler):
     """Never waits. `room` lines may be on their way. The first is written at once, what comes soon after it
-    together: to wake the thread for each line takes longer than to write it. A warning does not wait.
+    together: to wake the thread for each line takes longer than to write it. A warning does not wait. What
+    lasts is put into words by the thread, too.
     """
 
     def __init__(self, stream: TextIO, room: int = ROOM) -> None:
         super().__init__()
         self._stream, self._room = stream, room
-        self._lines: deque[str] = deque()
-        self._taken = self._written = self._lost = 0
+        self._lines: deque[_Line] = deque()
+        self._writing = 0  # so many lines are being written
+        self._lost = 0
+        self._is_awake = False  # the thread has still to look at the lines
         self._is_there, self._is_urgent = threading.Event(), threading.Event()
-        self._progress = threading.Condition()
         threading.Thread(target=self._write_for_ever, name="log", daemon=True).start()
         atexit.register(self.flush)
+
+    def handle(self, record: logging.LogRecord) -> bool:
+        """Most of them come with a request each: no filter is asked and no lock taken."""
+        if isinstance(record, Lasting):
+            self._put(record)
+            return True
+        return bool(super().handle(record))
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
@@ -75,34 +98,55 @@ class Unhurried(logging.Handler):
         except Exception:  # noqa: BLE001 - as every handler of logging does
             self.handleError(record)
             return
-        if self._taken - self._written >= self._room:
-            self._lost += 1
-            return
-        self._taken += 1
-        self._lines.append(line)
-        if not self._is_there.is_set():
-            self._is_there.set()
+        self._put(line)
         if record.levelno >= logging.WARNING:
             self._is_urgent.set()
 
     def flush(self) -> None:
         """Wait for the reader, but not for long."""
-        wanted = self._taken
-        if self._written < wanted:
-            self._is_urgent.set()
-            with self._progress:
-                self._progress.wait_for(lambda: self._written >= wanted, LAST_WORDS_SECONDS)
+        written = threading.Event()
+        self._lines.append(written)
+        self._wake()
+        self._is_urgent.set()
+        written.wait(LAST_WORDS_SECONDS)
+
+    def _put(self, line: _Line) -> None:
+        if len(self._lines) + self._writing >= self._room:
+            self._lost += 1
+            return
+        self._lines.append(line)
+        if not self._is_awake:
+            self._wake()
+
+    def _wake(self) -> None:
+        self._is_awake = True
+        self._is_there.set()
 
     def _write_for_ever(self) -> None:
         while True:
             self._is_there.wait()
             self._is_there.clear()
             self._is_urgent.clear()
-            self._write()
+            self._is_awake = False  # behind what it stands for: who wakes us now is heard
+            while self._lines:
+                self._write()
             self._is_urgent.wait(TOGETHER_SECONDS)
 
     def _write(self) -> None:
-        lines = [self._lines.popleft() for _ in range(len(self._lines))]
+        taken = [self._lines.popleft() for _ in range(min(len(self._lines), BATCH))]
+        self._writing = len(taken)
+        lines, awaited = [], []
+        for line in taken:
+            match line:
+                case str():
+                    lines.append(line)
+                case Lasting():
+                    try:
+                        lines.append(self.format(line))
+                    except Exception:  # noqa: BLE001 - as every handler of logging does
+                        self.handleError(line)
+                case _:
+                    awaited.append(line)
         lost, self._lost = self._lost, 0
         if lost:
             lines.append(f"({lost} lines of the log were lost: nobody read them in time)")
@@ -111,6 +155,6 @@ class Unhurried(logging.Handler):
             self._stream.flush()
         except (OSError, ValueError):  # nobody reads any more
             pass
-        with self._progress:
-            self._written += len(lines) - bool(lost)
-            self._progress.notify_all()
+        self._writing = 0
+        for written in awaited:
+            written.set()

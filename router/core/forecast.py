@@ -64,8 +64,7 @@ class Forecast:
         usual = self._hold if self._hold is not None else UNMEASURED_HOLD_SECONDS
         if size is None or self._hold_per_size is None:
             return usual
-        longest = self._hold_per_size * size
-        return longest if longest < usual else usual
+        return min(usual, self._hold_per_size * size)
 
     def linger_seconds(self, share: float) -> float:
         """How long an idle model is left alone because its clients usually come back sooner than it loads: a

@@ -7,6 +7,7 @@ import io
 import logging
 import os
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from router.cli.log_lines import Lines, Unhurried, handler_for
+from router.log_record import Lasting
 
 
 @pytest.fixture
@@ -116,8 +118,53 @@ def test_a_line_is_as_logging_would_write_it():
     assert "ValueError: broken" in ours.format(failed)
 
 
+class Told(Lasting):
+    """Of which it is noted when it is put into words."""
+
+    def __init__(self, number: int, at: float = 1.25) -> None:
+        super().__init__(at)
+        self.number = number
+        self.asked_in = list[str]()
+
+    def words(self) -> str:
+        self.asked_in.append(threading.current_thread().name)
+        return f"told {self.number}"
+
+
+def test_what_lasts_is_put_into_words_by_the_thread_and_keeps_its_place(pipe):
+    with open(pipe[1], "w", closefd=False) as stream:
+        handler = handler_for(stream)
+        handler.setFormatter(Lines())
+        lasting = [Told(number) for number in range(300)]
+        for one in lasting:
+            handler.handle(one)
+            if one.number % 50 == 0:
+                handler.handle(record(f"usual {one.number}"))
+        handler.flush()
+        data = read_until(pipe[0], b"told 299\n")
+    words = [line.split(": ")[1] for line in data.decode().splitlines()]
+    expected = [[f"told {n}", f"usual {n}"] if n % 50 == 0 else [f"told {n}"] for n in range(300)]
+    assert words == [line for lines in expected for line in lines]
+    assert {name for one in lasting for name in one.asked_in} == {"log"}
+
+
+def test_one_that_cannot_be_put_into_words_keeps_no_other_back(pipe, monkeypatch):
+    class Broken(Told):
+        def words(self) -> str:
+            raise ValueError("no words")
+
+    monkeypatch.setattr(logging, "raiseExceptions", False)
+    with open(pipe[1], "w", closefd=False) as stream:
+        handler = handler_for(stream)
+        for one in (Told(1), Broken(2), Told(3)):
+            handler.handle(one)
+        data = read_until(pipe[0], b"told 3\n")
+    assert data.decode().splitlines() == ["told 1", "told 3"]
+
+
 def test_a_line_of_the_access_log_that_is_an_object_stands_alone():
-    told = logging.LogRecord("router.access", logging.INFO, "", 0, '{"status":%d}', (200,), None)
-    assert Lines().format(told).endswith(' INFO router.access: {"status":200}')
-    told.bare = True
-    assert Lines().format(told) == '{"status":200}'
+    class Bare(Told):
+        bare = True
+
+    assert Lines().format(Told(1)).endswith(" INFO router: told 1")
+    assert Lines().format(Bare(2)) == "told 2"
