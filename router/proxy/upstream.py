@@ -37,8 +37,8 @@ class Upstream(asyncio.BufferedProtocol):
     """One connection. `served` counts its exchanges."""
 
     __slots__ = (
-        "_is_full", "_is_unwanted", "_listener", "_look", "_room", "_socket", "_transport", "_unsent",
-        "served", "was_connected",
+        "_is_full", "_is_lost", "_is_unwanted", "_listener", "_look", "_room", "_socket", "_transport",
+        "_unsent", "served", "was_connected",
     )  # fmt: skip
 
     def __init__(self, own: socket.socket | None = None) -> None:
@@ -46,7 +46,7 @@ class Upstream(asyncio.BufferedProtocol):
         self._socket = own
         self._look: select.poll | None = None
         self._unsent = b""
-        self._is_unwanted = False
+        self._is_unwanted = self._is_lost = False
         self.was_connected = False
         self._transport: asyncio.Transport | None = None
         self._listener: Listener | None = None
@@ -57,9 +57,12 @@ class Upstream(asyncio.BufferedProtocol):
     # --- an exchange ---
 
     def begin(self, listener: Listener) -> None:
+        """Of a connection that is lost by now the listener is told at once: nothing else would tell it."""
         assert self._listener is None, "one exchange at a time"
         self._listener = listener
         self.served += 1
+        if self._is_lost:
+            self._end(ConnectionResetError("it closed the connection before it was asked"))
 
     async def send(self, head: bytes, body: Body) -> None:
         """Hand over a request, as fast as the child takes it; stops when nobody waits for the answer any
@@ -173,7 +176,7 @@ class Upstream(asyncio.BufferedProtocol):
         return False
 
     def connection_lost(self, error: Exception | None) -> None:
-        self._transport = None
+        self._transport, self._is_lost = None, True
         if isinstance(error, ConnectionError):
             self._hear_last_words()
         self._end(error)

@@ -109,3 +109,29 @@ def test_a_request_is_held_back_while_its_child_does_not_read(tmp_path: Path, lo
 
     with asyncio.Runner(loop_factory=loop_factory) as runner:
         runner.run(ask())
+
+
+@LOOPS
+def test_who_begins_on_a_connection_that_is_lost_by_then_is_told_so(
+    tmp_path: Path, loop_factory: LoopFactory
+):
+    """Its child may die between the turn of the loop in which it is connected and the one that goes on."""
+    path = str(tmp_path / "child.sock")
+
+    async def ask(listening: socket.socket, turns: int) -> None:
+        upstream, hearing = await connect(path), Hearing()
+        listening.accept()[0].close()
+        async with asyncio.timeout(DEADLINE):
+            while upstream.is_open:
+                await asyncio.sleep(0)
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            upstream.begin(hearing)
+            await upstream.send(b"POST / HTTP/1.1\r\n", Body())
+            await hearing.over.wait()
+
+    with socket.socket(socket.AF_UNIX) as listening, asyncio.Runner(loop_factory=loop_factory) as runner:
+        listening.bind(path)
+        listening.listen()
+        for turns in range(8):
+            runner.run(ask(listening, turns))
