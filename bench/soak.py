@@ -59,6 +59,11 @@ REST_APART_SECONDS: Final = 60.0
 LOOKS: Final = 3
 MOST_LOOKS: Final = 20
 LINES_BEFORE: Final = 4
+#: What is kept on purpose is full by the middle rest of twenty minutes: 3000 entries of the journal, 2048
+#: events, nearly all of the last minutes of every device. From there on a request may leave so much behind,
+#: as an entry may be longer than the one that it pushes out: less than one object.
+OBJECTS_PER_REQUEST: Final = 0.5
+BYTES_PER_REQUEST: Final = 64
 CONFIG: Final = """
 [server]
 shutdown_grace_seconds = 5.0
@@ -91,7 +96,8 @@ class Holdings:
     descriptors: Counter[str]
     tasks: Counter[str]
     rss_bytes: int
-    #: In use: objects of Python up to 512 bytes, by number; and all that malloc has given out.
+    #: In use, whatever else is resident: objects of Python up to 512 bytes, by number; and all that malloc
+    #: has given out.
     blocks: int
     taken_bytes: int
     kinds: Counter[str]
@@ -136,6 +142,9 @@ class Report:
     leaked_descriptors: list[str] = field(default_factory=list)
     leaked_tasks: list[str] = field(default_factory=list)
     rests: list[Rest] = field(default_factory=list)
+    #: From the middle rest to the last: requests, and what is in use more than before.
+    later_requests: int = 0
+    grown_objects: int = 0
     grown_bytes: int = 0
     exit_status: int | None = None
     #: As they stand in the router's output, each with the lines before it.
@@ -146,7 +155,14 @@ class Report:
     @property
     def is_clean(self) -> bool:
         left = self.leaked_processes or self.leaked_sockets or self.leaked_descriptors or self.leaked_tasks
-        return not (self.wrong or left or self.exit_status or self.tracebacks)
+        return not (self.wrong or left or self.leaks_bytes or self.exit_status or self.tracebacks)
+
+    @property
+    def leaks_bytes(self) -> bool:
+        """A short run is still filling what is kept on purpose: it cannot say."""
+        too_many = self.grown_objects > OBJECTS_PER_REQUEST * self.later_requests
+        too_much = self.grown_bytes > BYTES_PER_REQUEST * self.later_requests
+        return len(self.rests) == RESTS and (too_many or too_much)
 
 
 class Router:
@@ -189,7 +205,12 @@ class Router:
             self.process = subprocess.Popen(
                 command, cwd=ROOT, env=env, stdout=output, stderr=subprocess.STDOUT
             )
-        await until(self._is_up, "the router is up")
+        try:
+            await until(self._is_up, "the router is up")
+        except AssertionError as error:
+            self.process.send_signal(signal.SIGUSR1)  # every thread tells where it is
+            await asyncio.sleep(1.0)
+            raise AssertionError(f"{error}:\n{self.output.read_text()[-8000:]}") from None
 
     async def _is_up(self) -> bool:
         assert self.process.poll() is None, f"the router ended:\n{self.output.read_text()[-4000:]}"
@@ -339,7 +360,7 @@ async def soak(
             for child in left:
                 child.kill()
             report.tracebacks = _tracebacks(router.output)
-            if not report.is_clean:
+            if not report.is_clean or not report.rests:
                 report.output = Path(tempfile.gettempdir()) / f"soak-output-{os.getpid()}.txt"
                 shutil.copy(router.output, report.output)
             if has_disk:
@@ -382,7 +403,10 @@ async def _soak(
     before, after = report.rests[0].holdings, report.rests[-1].holdings
     report.leaked_descriptors = list((after.descriptors - before.descriptors).elements())
     report.leaked_tasks = list((after.tasks - before.tasks).elements())
-    report.grown_bytes = after.rss_bytes - before.rss_bytes
+    middle = report.rests[(len(report.rests) - 1) // 2]
+    report.later_requests = ledger.requests - middle.requests
+    report.grown_objects = after.blocks - middle.holdings.blocks
+    report.grown_bytes = after.taken_bytes - middle.holdings.taken_bytes
     report.leaked_sockets = len(list((router.state / "run").glob("*.sock")))
 
 
@@ -451,7 +475,11 @@ def render(report: Report) -> str:
         *(f"    {one}" for one in (*report.leaked_descriptors, *report.leaked_tasks)),
         "rests of the last router:",
         *(_row(rest) for rest in report.rests),
-        f"grown: {report.grown_bytes / 2**20:+.1f} MiB of resident memory between the first and the last",
+        f"in use from the middle rest to the last, after {report.later_requests} requests: "
+        f"{report.grown_objects:+} objects, {report.grown_bytes / 1024:+.0f} KiB: "
+        + (
+            "too short to say" if len(report.rests) < RESTS else "A LEAK" if report.leaks_bytes else "no leak"
+        ),
         f"exit status {report.exit_status}, {len(report.tracebacks)} tracebacks",
         *report.tracebacks,
         *([f"what the routers said: {report.output}"] if report.output is not None else ()),

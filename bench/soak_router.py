@@ -1,12 +1,14 @@
 """The router as the soak starts it: the same command, which on SIGUSR2 also writes down what it holds.
 
-With LLAMA_ROUTER_SOAK_TRACE=FILE it notes where memory is taken, too, which makes it several times slower.
+With LLAMA_ROUTER_SOAK_TRACE=FILE it also notes where the memory was taken that was not there the first time,
+which makes it several times slower.
 """
 
 from __future__ import annotations
 
 import asyncio
 import ctypes
+import faulthandler
 import gc
 import json
 import os
@@ -20,6 +22,10 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
+
+
+#: glibc, maybe.
+_LIBC = ctypes.CDLL(None)
 
 
 class MallInfo(ctypes.Structure):
@@ -37,9 +43,14 @@ def note_holdings() -> None:
     file = Path(os.environ["LLAMA_ROUTER_SOAK_HOLDINGS"])
     while signal.sigwait({signal.SIGUSR2}):
         gc.collect()
-        if tracemalloc.is_tracing():
-            tracemalloc.take_snapshot().dump(os.environ["LLAMA_ROUTER_SOAK_TRACE"])
-        _write(file, json.dumps(_holdings()))
+        if (trace := os.environ.get("LLAMA_ROUTER_SOAK_TRACE")) is not None:
+            if not tracemalloc.is_tracing():
+                tracemalloc.start(4)
+            tracemalloc.take_snapshot().dump(trace)
+        told = json.dumps(_holdings())
+        if hasattr(_LIBC, "malloc_trim"):
+            _LIBC.malloc_trim(0)  # what looking has taken, and what else is free, is not resident any more
+        _write(file, told)
 
 
 def _holdings() -> dict[str, Any]:
@@ -51,11 +62,11 @@ def _holdings() -> dict[str, Any]:
     kinds = Counter(f"{type(one).__module__}.{type(one).__qualname__}" for one in objects)
     del objects
     found = {"tasks": tasks, "kinds": kinds, "blocks": sys.getallocatedblocks()}
-    libc = ctypes.CDLL(None)
-    if hasattr(libc, "mallinfo2"):  # glibc's
-        libc.mallinfo2.restype = MallInfo
-        info = libc.mallinfo2()
-        found |= {"taken_bytes": info.uordblks + info.hblkhd, "kept_bytes": info.fordblks}
+    found["taken_bytes"] = 0
+    if hasattr(_LIBC, "mallinfo2"):
+        _LIBC.mallinfo2.restype = MallInfo
+        info = _LIBC.mallinfo2()
+        found["taken_bytes"] = info.uordblks + info.hblkhd
     return found
 
 
@@ -74,8 +85,7 @@ def _name(task: asyncio.Task[object]) -> str:
 if __name__ == "__main__":
     from router.__main__ import main
 
-    if "LLAMA_ROUTER_SOAK_TRACE" in os.environ:
-        tracemalloc.start(4)
+    faulthandler.register(signal.SIGUSR1)
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR2})
     threading.Thread(target=note_holdings, daemon=True).start()
     main()
