@@ -47,6 +47,8 @@ ROOT: Final = Path(__file__).resolve().parent.parent
 FAKE_MODELS: Final = ("fake-a", "fake-b")
 REAL_MODELS: Final = ("real-a", "real-b")
 DEADLINE_SECONDS: Final = 30.0
+#: A frozen child is asked for five of them whether it lives.
+START_SECONDS: Final = 90.0
 #: Seconds between two faults, on average; between two kills of the router.
 FAULT_SECONDS: Final = 2.0
 ROUTER_KILL_SECONDS: Final = 8.0
@@ -146,6 +148,7 @@ class Report:
     later_requests: int = 0
     grown_objects: int = 0
     grown_bytes: int = 0
+    slowest_start_seconds: float = 0.0
     exit_status: int | None = None
     #: As they stand in the router's output, each with the lines before it.
     tracebacks: list[str] = field(default_factory=list)
@@ -172,6 +175,7 @@ class Router:
         self, folder: Path, models: tuple[str, ...], real: Path | None, trace: Path | None = None
     ) -> None:
         self.trace = trace
+        self.slowest_start_seconds = 0.0
         self.folder, self.state = folder, folder / "state"
         self.state.mkdir()
         self.config = folder / "config.toml"
@@ -205,8 +209,10 @@ class Router:
             self.process = subprocess.Popen(
                 command, cwd=ROOT, env=env, stdout=output, stderr=subprocess.STDOUT
             )
+        begun = time.monotonic()
         try:
-            await until(self._is_up, "the router is up")
+            await until(self._is_up, "the router is up", START_SECONDS)
+            self.slowest_start_seconds = max(self.slowest_start_seconds, time.monotonic() - begun)
         except AssertionError as error:
             self.process.send_signal(signal.SIGUSR1)  # every thread tells where it is
             await asyncio.sleep(1.0)
@@ -397,6 +403,7 @@ async def _soak(
             router.trace.rename(router.trace.with_suffix(f".{len(report.rests)}"))
     router.process.terminate()
     report.exit_status = await asyncio.to_thread(router.process.wait, DEADLINE_SECONDS)
+    report.slowest_start_seconds = router.slowest_start_seconds
     report.requests, report.wrong = ledger.requests, ledger.wrong
     report.told = dict(ledger.told.most_common(20))
     report.fates, report.faults = dict(ledger.fates.most_common()), dict(faults.counted.most_common())
@@ -432,9 +439,9 @@ def _tracebacks(output: Path) -> list[str]:
     return found
 
 
-async def until(is_true: Callable[[], Any], what: str) -> None:
+async def until(is_true: Callable[[], Any], what: str, within_seconds: float = DEADLINE_SECONDS) -> None:
     try:
-        async with asyncio.timeout(DEADLINE_SECONDS):
+        async with asyncio.timeout(within_seconds):
             while not (await found if isinstance(found := is_true(), Awaitable) else found):
                 await asyncio.sleep(0.02)
     except TimeoutError:
@@ -480,6 +487,7 @@ def render(report: Report) -> str:
         + (
             "too short to say" if len(report.rests) < RESTS else "A LEAK" if report.leaks_bytes else "no leak"
         ),
+        f"slowest start {report.slowest_start_seconds:.1f} s, of a router that found what another one had left",
         f"exit status {report.exit_status}, {len(report.tracebacks)} tracebacks",
         *report.tracebacks,
         *([f"what the routers said: {report.output}"] if report.output is not None else ()),
