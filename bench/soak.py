@@ -487,7 +487,7 @@ def render(report: Report) -> str:
         + (
             "too short to say" if len(report.rests) < RESTS else "A LEAK" if report.leaks_bytes else "no leak"
         ),
-        f"slowest start {report.slowest_start_seconds:.1f} s, of a router that found what another one had left",
+        f"slowest start {report.slowest_start_seconds:.1f} s, of a router that found what another had left",
         f"exit status {report.exit_status}, {len(report.tracebacks)} tracebacks",
         *report.tracebacks,
         *([f"what the routers said: {report.output}"] if report.output is not None else ()),
