@@ -31,11 +31,12 @@ class Front(Connection):
 
     __slots__ = (
         "_body_timer", "_coming", "_exchange", "_held", "_is_paused", "_is_strange", "_over", "_owed",
-        "_peer", "_request", "on_taken", "tried",
+        "_peer", "_request", "_server", "on_taken", "tried",
     )  # fmt: skip
 
     def __init__(self, server: FrontServer, limits: Limits, **options: Any) -> None:
         super().__init__(server, limits, **options)
+        self._server = server
         self._exchange: Exchange | None = None
         self._coming: Coming | None = None
         self._held = b""
@@ -73,9 +74,7 @@ class Front(Connection):
         if self._exchange is not None:
             self._hold(data)
             return
-        server = self._manager
-        assert isinstance(server, FrontServer), "it has not lost its connection"
-        express = server.express
+        express = self._server.express
         if express is None or self._is_strange or self._close or not self._is_between_requests():
             self._pass_on(data)
             return

@@ -183,13 +183,16 @@ class Client:
 
     def write(self, data: bytes) -> bool:
         """Whether it `is_full` now."""
-        if not self._transport.is_closing():
-            self._transport.write(data)
+        self._write(data)
         return self._protocol.writing_paused
 
     def write_last(self, data: bytes) -> None:
         """The same; it is the end of the answer."""
-        self.write(data)
+        self._write(data)
+
+    def _write(self, data: bytes) -> None:
+        if not self._transport.is_closing():
+            self._transport.write(data)
 
     @property
     def is_full(self) -> bool:

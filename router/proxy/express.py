@@ -85,14 +85,14 @@ class _InFront(Client):
     outbox: Outbox
 
     def _begin(self, status: int) -> None:
-        super()._begin(status)
+        self.has_begun, self.status = True, status
         self.front.begun()
 
     def write_last(self, data: bytes) -> None:
         if self.outbox.is_worth_it:
-            self.outbox.put(partial(self.write, data))
+            self.outbox.put(partial(self._write, data))
         else:
-            self.write(data)
+            self._write(data)
 
     def when_taken(self, told: Callable[[], object]) -> None:
         self.front.on_taken = told
