@@ -22,8 +22,9 @@ def check_left(count: int = _SPAWN) -> None:
     """Raises OSError unless `count` more can be opened; the default is more than it takes to start a process
     with three pipes.
 
-    To be called right before `asyncio.create_subprocess_exec`: where uvloop finds too few on its way, it
-    leaves those open that it has opened (0.23: one or two for each try, for ever).
+    To be called right before a process is started: where uvloop finds too few on its way, it leaves those
+    open that it has opened (0.23: one or two for each try, for ever), and so does `subprocess` of Python
+    before 3.11.4.
     """
     taken: list[int] = []
     try:

@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from router.descriptors import check_left
+
 #: Whoever prints more than this is ended.
 OUTPUT_BYTES: Final = 1 << 20
 
@@ -37,7 +39,8 @@ async def output_of(
     niceness: int = 0,
 ) -> Output:
     """What it prints on stdout, `with_errors` also on stderr. Raises OSError where it cannot be started, and
-    TimeoutError. However this ends, the program is gone then, with all that it has started.
+    TimeoutError. However this ends, the program is gone then, with all that it has started. It leaves the
+    processor to others by so much `niceness` more than this process.
     """
     running = _Running(argv, env, subprocess.STDOUT if with_errors else subprocess.DEVNULL, niceness)
     ended = asyncio.get_running_loop().run_in_executor(None, running.to_its_end)
@@ -62,6 +65,7 @@ class _Running:
         self._is_unwanted = False
 
     def to_its_end(self) -> Output:
+        check_left()
         process = self._process = subprocess.Popen(
             self._argv,
             stdin=subprocess.DEVNULL,
@@ -75,7 +79,8 @@ class _Running:
                 self.kill()
             if self._niceness:
                 with contextlib.suppress(OSError):
-                    os.setpriority(os.PRIO_PROCESS, process.pid, self._niceness)
+                    own = os.getpriority(os.PRIO_PROCESS, 0)
+                    os.setpriority(os.PRIO_PROCESS, process.pid, own + self._niceness)
             assert process.stdout is not None, "stdout is a pipe"
             data = process.stdout.read(OUTPUT_BYTES + 1)
             if len(data) > OUTPUT_BYTES:
