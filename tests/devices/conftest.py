@@ -82,8 +82,15 @@ async def open_devices() -> AsyncIterator[Callable[..., Awaitable[Devices]]]:
             return await stack.enter_async_context(Devices(**options))
 
         yield open_one
-    left = [child for child in psutil.Process().children() if "probe" in " ".join(child.cmdline())]
+    left = [child for child in psutil.Process().children() if "probe" in command_of(child)]
     assert not left, f"probes outlived their Devices: {left}"
+
+
+def command_of(child: psutil.Process) -> str:
+    try:
+        return " ".join(child.cmdline())
+    except psutil.NoSuchProcess:  # it ends just now: some other program that a test has run
+        return ""
 
 
 async def look(devices: Devices, *pids: int, **options: Any) -> Sample:
