@@ -146,7 +146,7 @@ def parts(made: Books) -> dict[str, Callable[[], object]]:
     def decided() -> None:
         name = f"x{next(numbers)}"
         scheduler.take(Acquire(name, "m0", None, None, 64.0), loop.time())
-        scheduler.handle(Release(name), loop.time())
+        scheduler.give_back(Release(name), loop.time())
 
     def journal() -> None:
         pool.journal.taken(1.0, acquire, granted)

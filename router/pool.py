@@ -305,7 +305,7 @@ class Pool:
             self._end_lease(lease.id)
             return
         event, now = Release(lease.id), self._time()
-        commands = self._scheduler.handle(event, now)
+        commands = self._scheduler.give_back(event, now)
         self._held.pop(lease.id, None)
         if self._scheduler.has_news or commands:
             self._follow(event, commands, now)

@@ -50,17 +50,17 @@ class Passage(msgspec.Struct, eq=False):
 
     def moved(self, size: int) -> None:
         """So many bytes came from the instance, and are now for the client to take."""
-        self.flow.moved_bytes += size
-        self._hold(True)
+        flow = self.flow
+        flow.moved_bytes += size
+        if not self.is_held:
+            self.is_held = True
+            flow.held += 1
 
     def taken(self) -> None:
         """The client has taken them: it is the instance's turn."""
-        self._hold(False)
-
-    def _hold(self, is_held: bool) -> None:
-        if is_held != self.is_held:
-            self.is_held = is_held
-            self.flow.held += 1 if is_held else -1
+        if self.is_held:
+            self.is_held = False
+            self.flow.held -= 1
 
 
 class Traffic:
@@ -93,8 +93,7 @@ class Traffic:
 
     def leave(self, passage: Passage, instance: InstanceId) -> None:
         flow = passage.flow
-        if passage.is_held:
-            passage.taken()
+        passage.taken()
         flow.requests -= 1
         if not flow.requests:
             self._flows.pop(instance, None)

@@ -70,21 +70,22 @@ class Stats:
 
     def heard(self, entry: Entry) -> None:
         """An entry of the journal."""
-        match entry.event:
-            case Acquire(model=model):
-                tally = self._tallies.get(model) or self._of(model)
+        event, commands = entry.event, entry.commands
+        match event:
+            case Acquire():
+                tally = self._tallies.get(event.model) or self._of(event.model)
                 tally.requests += 1
-                match entry.commands:
-                    case (Grant(action="already_loaded"),):  # nearly all that is heard: no more to look at
-                        tally.hits += 1
-                        return
+                first = commands[0] if len(commands) == 1 else None
+                if isinstance(first, Grant) and first.action == "already_loaded":
+                    tally.hits += 1
+                    return  # nearly all that is heard: no more to look at
             case Ready(instance):
                 self._became_ready(instance, entry.now)
             case Adopted(instance):
                 self._ready.add(instance)
             case Exited(instance, error, no_room):
                 self._gone(instance, is_failure=error is not None and not no_room)
-        for command in entry.commands:
+        for command in commands:
             match command:
                 case Grant(_, instance, action):  # who found it ready is granted in the entry of its asking
                     if action == "already_loaded":

@@ -151,6 +151,11 @@ class Scheduler:
         self._hit(event, record, instance, now)
         return self._conclude(True, now)
 
+    def give_back(self, event: Release, now: float) -> list[Command]:
+        """What `handle` does with the end of a lease."""
+        now = self._begin(now)
+        return self._conclude(self._released(event, now), now)
+
     def _begin(self, now: float) -> float:
         """The time of the event that is told."""
         if now < self._now:
@@ -270,14 +275,11 @@ class Scheduler:
     def _released(self, event: Release, now: float) -> bool:
         """True: routine, of which nothing follows."""
         lease = self._books.leases.get(event.lease)
-        match lease:
-            case Held():
-                del self._books.leases[event.lease]
-                return self._give_back(lease, now)
-            case Waiter():
-                self._leave_queue(lease)
-            case None:
-                pass  # refused already: the shell releases always
+        if isinstance(lease, Held):
+            del self._books.leases[event.lease]
+            return self._give_back(lease, now)
+        if lease is not None:  # else refused already: the shell releases always
+            self._leave_queue(lease)
         return False
 
     def _became_ready(self, event: Ready, now: float) -> None:
@@ -784,7 +786,7 @@ class Scheduler:
             self._dirty = True
         if one.state is not READY:
             return False
-        ttl = self._books.ttl(one)
+        ttl = self._books.ttl(one, record)
         if ttl is not None and now + ttl < self._due:
             self._due, self.has_news = now + ttl, True
         return True

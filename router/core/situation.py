@@ -111,7 +111,8 @@ class Situation:
     def _may_leave(self, one: Instance) -> bool:
         if one.state is State.PLANNED:
             return False
-        return self.books.rank(one, self.now) is not None or self.books.ttl(one) is not None
+        books = self.books
+        return books.rank(one, self.now) is not None or books.ttl(one, books.record_of(one)) is not None
 
     def _as_idle(self, one: Instance) -> Idle | None:
         if one.leases or one.state not in (State.STARTING, State.READY):

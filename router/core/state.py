@@ -7,6 +7,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+import msgspec
+
 from router.core.forecast import Forecast
 from router.core.ledger import Ledger
 from router.core.policy import Candidate, Policy
@@ -60,8 +62,7 @@ class Waiter:
     instead: Model | None = None
 
 
-@dataclass(slots=True, eq=False)
-class Held:
+class Held(msgspec.Struct, eq=False):
     """A granted lease. `instance` is None once the child has gone from under it."""
 
     lease: LeaseId
@@ -229,11 +230,10 @@ class Books:
         )
         return self.policy.rank(candidate, now)
 
-    def ttl(self, instance: Instance) -> float | None:
-        """Idle seconds after which it leaves: the last request's wish, else the model's, else the
-        policy's; None = never.
+    def ttl(self, instance: Instance, record: Record) -> float | None:
+        """Idle seconds after which an instance of the record's model leaves: the last request's wish, else
+        the model's, else the policy's; None = never.
         """
-        record = self.record_of(instance)
         if record.is_pinned:
             return None
         ttl = instance.keep_alive
@@ -246,5 +246,5 @@ class Books:
     def expires_at(self, instance: Instance) -> float | None:
         if not instance.is_idle:
             return None
-        ttl = self.ttl(instance)
+        ttl = self.ttl(instance, self.record_of(instance))
         return None if ttl is None else instance.last_used + ttl

@@ -60,6 +60,17 @@ class _Model:
         self.prompt = self.cached = self.generated = 0
 
 
+class _Outcome:
+    """What is counted of requests that ended alike."""
+
+    __slots__ = ("count", "is_of_load", "model")
+
+    def __init__(self, model: _Model, is_of_load: bool) -> None:
+        self.model = model
+        self.is_of_load = is_of_load
+        self.count = 0
+
+
 #: The families that each model has a series of, in the order in which they are told.
 _HISTOGRAMS: Final[tuple[tuple[str, str, Callable[[_Model], _Histogram]], ...]] = (
     (
@@ -108,21 +119,23 @@ class RequestMetrics:
     series."""
 
     def __init__(self) -> None:
-        self._outcomes: dict[tuple[ModelName, str, int, str], int] = {}
+        self._outcomes: dict[tuple[ModelName, str, int, str | None], _Outcome] = {}
         self._models: dict[ModelName, _Model] = {}
 
     def ended(self, account: Account, status: int, total_seconds: float) -> None:
         """One request is over, however it ended."""
-        outcome = (account.model, account.action, status, account.error or "")
-        self._outcomes[outcome] = self._outcomes.get(outcome, 0) + 1
-        one = self._models.get(account.model)
-        if one is None:
-            one = self._models[account.model] = _Model()
-        one.queue.observe(account.queue_seconds)
-        if account.action in ("loaded", "queued"):
-            one.load.observe(account.load_seconds)
+        kind = (account.model, account.action, status, account.error)
+        outcome = self._outcomes.get(kind)
+        if outcome is None:
+            one = self._models.setdefault(account.model, _Model())
+            outcome = self._outcomes[kind] = _Outcome(one, account.action in ("loaded", "queued"))
+        outcome.count += 1
+        one, queue, load = outcome.model, account.queue_seconds, account.load_seconds
+        one.queue.observe(queue)
+        if outcome.is_of_load:
+            one.load.observe(load)
         if account.first_byte_seconds is not None:
-            one.first_token.observe(account.queue_seconds + account.load_seconds + account.first_byte_seconds)
+            one.first_token.observe(queue + load + account.first_byte_seconds)
         one.duration.observe(total_seconds)
         if account.tokens_per_second is not None:
             one.speed.observe(account.tokens_per_second)
@@ -140,8 +153,8 @@ class RequestMetrics:
             "(499: the client left) and the code of the error that ended them.",
             labels=("model", "action", "status", "error"),
         )
-        for (model, action, status, error), count in self._outcomes.copy().items():
-            requests.add_metric((model, action, str(status), error), count)
+        for (model, action, status, error), outcome in self._outcomes.copy().items():
+            requests.add_metric((model, action, str(status), error or ""), outcome.count)
         yield requests
         models = self._models.copy()
         for name, help_, histogram_of in _HISTOGRAMS:

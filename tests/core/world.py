@@ -376,8 +376,8 @@ class World:
         return commands
 
     def _answer(self, event: Event) -> list[Command]:
-        """A request that finds its model ready is taken in one step, as the shell does: the second scheduler,
-        which is told all of the history, must answer the same.
+        """A request that finds its model ready is taken, and given back, as the shell does it: the second
+        scheduler, which is told all of the history, must answer the same.
         """
         if isinstance(event, Acquire) and event.instead is None:
             taken = self.scheduler.take(event, self.now)
@@ -385,6 +385,8 @@ class World:
                 granted = any(isinstance(told, Grant) and told.lease == event.lease for told in taken)
                 assert granted, f"{event} was taken and not granted"
                 return taken
+        if isinstance(event, Release):
+            return self.scheduler.give_back(event, self.now)
         return self.scheduler.handle(event, self.now)
 
     def _tick(self) -> None:
