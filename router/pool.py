@@ -252,6 +252,14 @@ class Pool:
         """
         if self._closing:
             raise ShuttingDown("the router is shutting down", retry_after_seconds=5.0)
+        if instead is None:
+            taken = self.take(model, priority=priority, keep_alive=keep_alive, size=size, timeout=timeout)
+            if taken is not None:
+                try:
+                    yield taken
+                finally:
+                    self.give_back(taken)
+                return
         begun = self._loop.time()
         await self._prepare(model)
         if self._on_lease_end is not None:
@@ -270,7 +278,13 @@ class Pool:
             self._end_lease(name)
 
     def take(
-        self, model: ModelName, *, keep_alive: float | None = None, size: float | None = None
+        self,
+        model: ModelName,
+        *,
+        priority: Priority | None = None,
+        keep_alive: float | None = None,
+        size: float | None = None,
+        timeout: float | None = None,
     ) -> Lease | None:
         """A lease at once, where the model is ready and takes requests; else None, and nothing is told: ask
         with `lease`. Whoever takes one must `give_back` it, whatever happens.
@@ -278,7 +292,7 @@ class Pool:
         if self._closing or self._on_lease_end is not None:
             return None
         name = f"r{self._asked + 1}"
-        event, now = Acquire(name, model, None, keep_alive, size), self._time()
+        event, now = Acquire(name, model, priority, keep_alive, size, timeout), self._time()
         commands = self._scheduler.take(event, now)
         if commands is None:
             return None

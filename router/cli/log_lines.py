@@ -17,7 +17,7 @@ from router.log_record import Lasting
 
 ROOM: Final = 10_000
 #: So many lines are put into words at a time: meanwhile nothing else runs.
-BATCH: Final = 64
+BATCH: Final = 128
 #: So long lines wait for one another.
 TOGETHER_SECONDS: Final = 0.1
 #: So long the end of the process waits for a reader.
