@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import cast
 
 import pytest
+from msgspec.structs import replace
 
 from router.api.page.timeline import Timeline
 from router.core.types import (
@@ -164,6 +165,49 @@ def test_requests_that_wait_for_nothing_push_no_decision_out() -> None:
     journal.record(5.0, Ready("a#2"), [Grant("late", "a#2", "loaded")])
     assert [entry.id for entry in journal.entries()] == [1, 98, 99, 100, 101, 102, 103]
     assert [entry.id for entry in journal.entries(after=100)] == [101, 102, 103]
+
+
+async def test_what_is_taken_and_given_back_is_noted_and_heard_as_any_other_request(caplog) -> None:
+    whole, short = Journal(size=3, passing=4), Journal(size=3, passing=4)
+    heard = {journal: list[tuple[str, Event]]() for journal in (whole, short)}
+
+    def fail(entry: Entry) -> None:
+        raise ValueError(entry.id)
+
+    def hearing(who: str, told: list[tuple[str, Event]]) -> Callable[[Entry], None]:
+        return lambda entry: told.append((who, entry.event))
+
+    for journal, told in heard.items():
+        journal.follow(hearing("asked", told), Acquire)
+        journal.follow(hearing("granted", told), Grant)
+        journal.follow(fail, Release)
+        journal.follow(hearing("ended", told), Release)
+        journal.follow(hearing("all", told))
+        journal.follow(hearing("stopped", told), Stop)
+    with whole.subscribe() as of_whole, short.subscribe() as of_short:
+        for number in range(5):
+            lease = f"r{number}"
+            whole.record(2.0, Acquire(lease, "b"), [Grant(lease, "b#1")])
+            short.taken(2.0, Acquire(lease, "b"), Grant(lease, "b#1"))
+            whole.record(3.0, Release(lease), [])
+            short.given_back(3.0, Release(lease))
+        for _ in range(10):
+            one, other = await anext(of_whole), await anext(of_short)
+            assert replace(one, at=0.0) == replace(other, at=0.0)
+    assert heard[whole] == heard[short] and len(heard[whole]) == 5 * 3 + 5 * 2
+    assert caplog.text.count("a follower failed at Release") == 10
+    kept, same = ([replace(entry, at=0.0) for entry in each.entries()] for each in (whole, short))
+    assert kept == same and [entry.id for entry in kept] == [7, 8, 9, 10]
+
+
+def test_who_wants_nothing_of_what_passes_hears_all_the_rest() -> None:
+    journal, heard = Journal(), list[int]()
+    journal.follow(lambda entry: heard.append(entry.id), Acquire, Release, passing=False)
+    journal.taken(1.0, Acquire("r1", "a"), Grant("r1", "a#1"))
+    journal.record(2.0, Acquire("r2", "b"), [])
+    journal.given_back(3.0, Release("r1"))
+    journal.record(4.0, Release("r2"), [])
+    assert heard == [2, 4]
 
 
 def test_the_ring_keeps_the_newest() -> None:

@@ -775,7 +775,7 @@ class Scheduler:
         del one.leases[held.lease]
         one.last_used = now
         one.completed += 1
-        if one.ready_at is not None and one.ready_at >= record.failed_at:
+        if record.failures and one.ready_at is not None and one.ready_at >= record.failed_at:
             # A replica that keeps failing is not forgiven for what the first instance serves.
             record.failures, record.retry_at, record.last_error = 0, None, None
         record.forecast.held(now - held.granted_at, held.size)
