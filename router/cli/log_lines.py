@@ -1,13 +1,11 @@
-"""Log lines on their way out, by a thread of their own: a terminal that was stopped, a pager, a journal that
-hangs must hold up no request. Lines that find no room are counted, and their number is told later.
+"""Log lines on their way out, by a thread of their own: a terminal that was stopped, a pager, a journal or a
+disk that hangs must hold up no request. Lines that find no room are counted, and their number is told later.
 """
 
 from __future__ import annotations
 
 import atexit
 import logging
-import os
-import stat
 import threading
 from collections import deque
 from time import localtime, strftime
@@ -28,12 +26,12 @@ _Line: TypeAlias = str | Lasting | threading.Event
 
 
 def handler_for(stream: TextIO) -> logging.Handler:
-    """A file takes lines at once; whatever else stands behind `stream` may make a writer wait."""
+    """Whatever stands behind `stream` may make a writer wait; where no descriptor does, a test reads it."""
     try:
-        is_file = stat.S_ISREG(os.fstat(stream.fileno()).st_mode)
-    except (OSError, ValueError):  # no descriptor behind it: a test reads it
-        is_file = True
-    return logging.StreamHandler(stream) if is_file else Unhurried(stream)
+        stream.fileno()
+    except (OSError, ValueError):
+        return logging.StreamHandler(stream)
+    return Unhurried(stream)
 
 
 class Lines(logging.Formatter):

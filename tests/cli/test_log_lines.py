@@ -97,10 +97,19 @@ def test_the_end_waits_for_a_reader_but_not_for_one_who_is_gone(pipe):
         handler.emit(record("and again"))
 
 
-def test_a_file_is_written_at_once(tmp_path: Path):
+def test_a_file_is_complete_at_the_end(tmp_path: Path):
     with (tmp_path / "log").open("w") as stream:
-        handler_for(stream).emit(record("here"))
-        assert (tmp_path / "log").read_text() == "here\n"
+        handler = handler_for(stream)
+        handler.emit(record("here"))
+        handler.emit(record("and there"))
+        handler.flush()
+        assert (tmp_path / "log").read_text() == "here\nand there\n"
+
+
+def test_what_nobody_can_flush_by_its_descriptor_is_written_at_once():
+    stream = io.StringIO()
+    handler_for(stream).emit(record("here"))
+    assert stream.getvalue() == "here\n"
 
 
 def test_a_line_is_as_logging_would_write_it():
