@@ -92,7 +92,7 @@ class Context:
 
     def name_of(self, name: str) -> ModelName:
         """The canonical name of a model or alias. Raises ModelNotFound, which tells the names there are."""
-        return self.known.catalog.resolve(name).id
+        return self.known.catalog.id_of(name)
 
 
 CONTEXT = web.AppKey("context", Context)

@@ -19,6 +19,9 @@ _KEEP_ALIVE_FORMS = (
 )
 
 
+_UNLIMITED: Final = (None, None, None)
+
+
 class _Body(msgspec.Struct):
     """Unknown fields are the child's business, and so are wrong types in those that only serve to predict."""
 
@@ -70,11 +73,12 @@ def read_fields(body: bytes) -> Head:
         raise InvalidRequest("no JSON object") from error
     if not isinstance(fields.model, str) or not fields.model:
         raise InvalidRequest("no model")
+    limits = fields.max_completion_tokens, fields.max_tokens, fields.n_predict
     return Head(
         fields.model,
         fields.stream is True,
         None if fields.keep_alive is None else keep_alive_seconds(fields.keep_alive),
-        _size(fields.max_completion_tokens, fields.max_tokens, fields.n_predict),
+        None if limits == _UNLIMITED else _size(*limits),
     )
 
 

@@ -74,6 +74,10 @@ class Catalog:
         entries = MappingProxyType({**self.entries, **kept})
         return Catalog(entries, (*self.warnings, warning), self.unread, frozenset(kept))
 
+    def id_of(self, name: str) -> str:
+        """Of the model called `name`. Raises ModelNotFound."""
+        return self._ids.get(name) or self.resolve(name).id
+
     def resolve(self, name: str) -> CatalogEntry:
         """The model called `name`, by id or alias; the quantisation after a colon may be in small letters.
 

@@ -45,9 +45,8 @@ class Idle:
         return None
 
     def put(self, path: str, upstream: Upstream, promised_seconds: float) -> None:
-        """Keep it, or close it."""
-        is_good = upstream.is_open and promised_seconds > 0 and upstream.served < MOST_SERVED
-        if self._is_closed or not is_good:
+        """Keep it, or close it; one that was closed meanwhile is found out when it is to be used again."""
+        if promised_seconds <= 0 or upstream.served >= MOST_SERVED or self._is_closed:
             upstream.close()
             return
         kept = self._kept[path]
@@ -55,9 +54,7 @@ class Idle:
             kept.pop(0)[1].close()
         kept.append((monotonic() + min(LONGEST_SECONDS, SHARE * promised_seconds), upstream))
         if self._sweep is None:
-            loop = (
-                asyncio.get_running_loop()
-            )  # before Python 3.12 it asks the kernel for the process each time
+            loop = asyncio.get_running_loop()
             self._sweep = loop.call_later(LONGEST_SECONDS, self._close_expired)
 
     def close(self) -> None:
