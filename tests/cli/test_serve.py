@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -112,3 +113,34 @@ assert "frozenlist._frozenlist" not in sys.modules
     environ = {**os.environ, "SSL_CERT_DIR": "/etc/ssl/certs"}
     done = subprocess.run([sys.executable, "-c", code], env=environ, capture_output=True, check=False)
     assert (done.returncode, done.stderr.decode()) == (0, "")
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="malloc is glibc's")
+def test_what_threads_hold_comes_from_one_place():
+    """Eight at once, each with more than fits where small objects are, and less than is mapped by itself."""
+    script = """
+import re, sys, threading
+from router.cli.serve import share_memory_between_threads
+if sys.argv[1] == "shared":
+    share_memory_between_threads()
+together = threading.Barrier(8)
+counted = []
+def hold():
+    held = [bytearray(10_000) for _ in range(20)]
+    if together.wait() == 0:
+        starts = [int(line.partition("-")[0], 16) for line in open("/proc/self/maps") if " rw-p " in line]
+        counted.append(sum(start % (64 << 20) == 0 for start in starts))
+    together.wait()
+threads = [threading.Thread(target=hold) for _ in range(8)]
+for one in threads: one.start()
+for one in threads: one.join()
+print(*counted)
+"""
+
+    def arenas(how: str) -> int:
+        return int(
+            subprocess.run([sys.executable, "-c", script, how], capture_output=True, check=True).stdout
+        )
+
+    assert arenas("as it is") >= 4
+    assert arenas("shared") == 0
