@@ -22,7 +22,9 @@ from router.proxy import Dialect
 from router.proxy.express import Exchange, Front
 from router.proxy.plain import PlainHead, read_plain, split
 
-_PATHS: Final = frozenset(INFERENCE_PATHS)
+_DIALECTS: Final = {
+    path: Dialect.ANTHROPIC if path in ANTHROPIC_PATHS else Dialect.OPENAI for path in INFERENCE_PATHS
+}
 
 
 class Counting(Protocol):
@@ -65,7 +67,7 @@ class Express:
         if size > SMALL_BYTES or not size:
             return None
         head = read_plain(block)
-        if head is None or head.target not in _PATHS:
+        if head is None or head.target not in _DIALECTS:
             return None
         return Coming(head, body_at, body_at + size)
 
@@ -91,7 +93,7 @@ class Express:
             exchange = Exchange(
                 context.proxy.lane,
                 lease,
-                Dialect.ANTHROPIC if head.target in ANTHROPIC_PATHS else Dialect.OPENAI,
+                _DIALECTS[head.target],
                 b"%b%d\r\n\r\n%b" % (head.lines, len(body), body),
                 head.target,
                 front,

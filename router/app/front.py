@@ -135,8 +135,10 @@ class Front(Connection):
 
     def _is_between_requests(self) -> bool:
         """Also before aiohttp's server begins to wait for a first one."""
-        is_new = self._waiter is None and not self._request_count
-        return (is_new or self._is_waiting()) and not self._has_begun and not self._owed
+        if self._has_begun or self._owed:
+            return False
+        waiter = self._waiter
+        return not self._request_count if waiter is None else not waiter.done()
 
     def _hold(self, data: bytes) -> None:
         """The next request, said before this one is answered."""

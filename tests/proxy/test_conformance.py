@@ -11,7 +11,7 @@ import json
 import os
 import random
 from collections import Counter
-from collections.abc import Container, Coroutine
+from collections.abc import Coroutine
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -28,7 +28,7 @@ from router.api.requests import InFlight
 from router.app.connections import Limits
 from router.app.front import Runner
 from router.pool import Pool
-from router.proxy import Ask, Proxy, read_body
+from router.proxy import Ask, Dialect, Proxy, read_body
 from tests.api.fake_pool import FakePool
 from tests.proxy.exchanges import Framing, Request, make
 from tests.proxy.wire import Headers, Message, ScriptedChild, read_answer
@@ -61,7 +61,7 @@ def test_the_same_by_the_short_way(tmp_path: Path, monkeypatch, factory):
     """Requests for a ready model are answered before aiohttp's server sees them, in turn with those that it
     has to read, on the same connections."""
     monkeypatch.setattr("router.proxy.failures.EXIT_NOTICE_SECONDS", 0.01)
-    monkeypatch.setattr("router.api.express._PATHS", Everything())
+    monkeypatch.setattr("router.api.express._DIALECTS", Everything())
     monkeypatch.setattr("router.api.express.read_fields", lambda _: Head("m"))  # of bodies that mean nothing
     count = EXCHANGES if factory is uvloop.new_event_loop else EXCHANGES // 10
     with asyncio.Runner(loop_factory=factory) as runner:
@@ -72,9 +72,12 @@ def test_the_same_by_the_short_way(tmp_path: Path, monkeypatch, factory):
     assert seen["the short way"] < count, seen
 
 
-class Everything(Container[object]):
+class Everything(dict[str, Dialect]):
     def __contains__(self, _: object) -> bool:
         return True
+
+    def __missing__(self, _: str) -> Dialect:
+        return Dialect.OPENAI
 
 
 async def compare(folder: Path, count: int, seed: int, *, is_short: bool = False) -> Counter[str]:
