@@ -2,7 +2,7 @@
 
 A real Pool with its Scheduler, its learner and all that follows its journal, over a host without processes:
 what each request costs beside its bytes, in microseconds of processor time of the whole process (lines are
-put into words and written by a thread, to a process that reads them). A request is `whole`; `by lease` takes
+written by a thread, to a process that reads them). A request is `whole`; `by lease` takes
 and gives back as one does that may have to wait; the others are its parts alone, as often as a request needs
 them: together they take less, as the processor knows what comes next. Each figure is the least of many short
 rounds, as others may use the machine. The figures are printed, never asserted."""

@@ -1,5 +1,5 @@
-"""A record of the log for what is told of every request: cheap to make, and put into words when it is
-written. Between the steps of requests that takes twice as long as for many records in a row."""
+"""A record of the log for what is told of every request: cheap to make, and put into words later. Between
+the steps of requests that takes several times as long as for many records in a row."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ class Lasting(logging.LogRecord):
     """Says the same whenever it is asked: a handler may keep it, and write it later with others.
 
     What all of a kind have in common stands in its class. `bare`: the words are a line by themselves, before
-    which nothing is written.
+    which nothing is written. `said` is its line, once a handler has made it.
     """
 
     name = "router"
     levelno, levelname = logging.INFO, logging.getLevelName(logging.INFO)
     args = exc_info = exc_text = stack_info = None
     bare = False
+    said: str | None = None
 
     def __init__(self, at: float) -> None:
         """`at` is Unix time. Not what `logging` makes of one: see `getMessage`."""

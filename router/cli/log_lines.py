@@ -14,8 +14,8 @@ from typing import Final, TextIO, TypeAlias
 from router.log_record import Lasting
 
 ROOM: Final = 10_000
-#: So many lines are put into words at a time: meanwhile nothing else runs.
-BATCH: Final = 128
+#: So many records that last are put into words together.
+BATCH: Final = 32
 #: So long lines wait for one another.
 TOGETHER_SECONDS: Final = 0.1
 #: So long the end of the process waits for a reader.
@@ -68,14 +68,17 @@ class Lines(logging.Formatter):
 
 class Unhurried(logging.Handler):
     """Never waits. `room` lines may be on their way. The first is written at once, what comes soon after it
-    together: to wake the thread for each line takes longer than to write it. A warning does not wait. What
-    lasts is put into words by the thread, too.
+    together: to wake the thread for each line takes longer than to write it. A warning does not wait.
+
+    What lasts is put into words many at a time, by who brings the last of them: for each by itself that takes
+    several times as long, and while the thread does it nobody else runs. It does what is left over.
     """
 
     def __init__(self, stream: TextIO, room: int = ROOM) -> None:
         super().__init__()
         self._stream, self._room = stream, room
         self._lines: deque[_Line] = deque()
+        self._unsaid: list[Lasting] = []  # not yet put into words, maybe
         self._writing = 0  # so many lines are being written
         self._lost = 0
         self._is_awake = False  # the thread has still to look at the lines
@@ -87,6 +90,11 @@ class Unhurried(logging.Handler):
         """Most of them come with a request each: no filter is asked and no lock taken."""
         if isinstance(record, Lasting):
             self._put(record)
+            self._unsaid.append(record)
+            if len(self._unsaid) >= BATCH:
+                unsaid, self._unsaid = self._unsaid, []
+                for one in unsaid:
+                    self._say(one)
             return True
         return bool(super().handle(record))
 
@@ -116,6 +124,14 @@ class Unhurried(logging.Handler):
         if not self._is_awake:
             self._wake()
 
+    def _say(self, record: Lasting) -> None:
+        """Put it into words, where nobody has done that; two at a time may."""
+        if record.said is None:
+            try:
+                record.said = self.format(record)
+            except Exception:  # noqa: BLE001 - as every handler of logging does
+                self.handleError(record)
+
     def _wake(self) -> None:
         self._is_awake = True
         self._is_there.set()
@@ -126,12 +142,11 @@ class Unhurried(logging.Handler):
             self._is_there.clear()
             self._is_urgent.clear()
             self._is_awake = False  # behind what it stands for: who wakes us now is heard
-            while self._lines:
-                self._write()
+            self._write()
             self._is_urgent.wait(TOGETHER_SECONDS)
 
     def _write(self) -> None:
-        taken = [self._lines.popleft() for _ in range(min(len(self._lines), BATCH))]
+        taken = [self._lines.popleft() for _ in range(len(self._lines))]
         self._writing = len(taken)
         lines, awaited = [], []
         for line in taken:
@@ -139,10 +154,9 @@ class Unhurried(logging.Handler):
                 case str():
                     lines.append(line)
                 case Lasting():
-                    try:
-                        lines.append(self.format(line))
-                    except Exception:  # noqa: BLE001 - as every handler of logging does
-                        self.handleError(line)
+                    self._say(line)
+                    if line.said is not None:
+                        lines.append(line.said)
                 case _:
                     awaited.append(line)
         lost, self._lost = self._lost, 0

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from router.cli.log_lines import Lines, Unhurried, handler_for
+from router.cli.log_lines import BATCH, Lines, Unhurried, handler_for
 from router.log_record import Lasting
 
 
@@ -140,7 +140,7 @@ class Told(Lasting):
         return f"told {self.number}"
 
 
-def test_what_lasts_is_put_into_words_by_the_thread_and_keeps_its_place(pipe):
+def test_what_lasts_keeps_its_place_whoever_puts_it_into_words(pipe):
     with open(pipe[1], "w", closefd=False) as stream:
         handler = handler_for(stream)
         handler.setFormatter(Lines())
@@ -154,7 +154,30 @@ def test_what_lasts_is_put_into_words_by_the_thread_and_keeps_its_place(pipe):
     words = [line.split(": ")[1] for line in data.decode().splitlines()]
     expected = [[f"told {n}", f"usual {n}"] if n % 50 == 0 else [f"told {n}"] for n in range(300)]
     assert words == [line for lines in expected for line in lines]
-    assert {name for one in lasting for name in one.asked_in} == {"log"}
+
+
+def test_what_lasts_is_put_into_words_many_at_a_time_and_what_is_left_over_by_the_thread():
+    class Stream(io.StringIO):
+        is_there, is_read = threading.Event(), threading.Event()
+
+        def write(self, text: str) -> int:
+            self.is_there.set()
+            assert self.is_read.wait(20)
+            return super().write(text)
+
+    stream, lasting = Stream(), [Told(number) for number in range(2 * BATCH + 1)]
+    handler = Unhurried(stream)
+    handler.setFormatter(Lines())
+    handler.handle(record("the thread has it, and stands still"))
+    assert stream.is_there.wait(20)
+    for one in lasting:
+        handler.handle(one)
+        assert not one.asked_in or one.number % BATCH == BATCH - 1
+    stream.is_read.set()
+    handler.flush()
+    assert stream.getvalue().endswith(f": told {2 * BATCH}\n")
+    main = threading.main_thread().name
+    assert [one.asked_in for one in lasting] == [[main]] * 2 * BATCH + [["log"]]
 
 
 def test_one_that_cannot_be_put_into_words_keeps_no_other_back(pipe, monkeypatch):
