@@ -22,7 +22,7 @@ from router.proxy.failures import Broken, Failures
 from router.proxy.idle import Idle
 from router.proxy.outbox import Outbox
 from router.proxy.telling import tell_within
-from router.proxy.upstream import HungUp, Upstream, open_now
+from router.proxy.upstream import Upstream, open_now
 from router.stall import Passage, Traffic
 
 log = logging.getLogger("router.proxy")
@@ -234,10 +234,7 @@ class Exchange:
 
     async def _cut_short(self, error: Exception) -> None:
         """In the middle of its answer."""
-        if isinstance(error, HungUp | ConnectionError):
-            error = HungUp("its connection broke off")
         failure = await self._lane.failures.within_answer(self._lease, error)
-        log.warning("%s", failure.message)
         self._failing = None
         self._tell(failure)
 

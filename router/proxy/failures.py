@@ -12,6 +12,7 @@ from router.core.types import Cause, InstanceId, State, Stop, Unload
 from router.errors import RouterError, ShuttingDown, Unavailable, Unloaded, UpstreamFailed
 from router.pool import Lease, Pool
 from router.proxy.framing import Malformed
+from router.proxy.upstream import HungUp
 from router.stall import Traffic
 
 log = logging.getLogger("router.proxy")
@@ -62,8 +63,13 @@ class Failures:
             self._pool.tell(Unload(lease.model))
 
     async def within_answer(self, lease: Lease, error: Exception) -> RouterError:
+        """Its status was sent: what is left of it is a line in the log."""
         await self._is_gone(lease.instance)
-        return self._failure(lease, _words(error, was_connected=True), "in the middle of its answer")
+        is_cut = isinstance(error, HungUp | ConnectionError)
+        words = "its connection broke off" if is_cut else _words(error, was_connected=True)
+        failure = self._failure(lease, words, "in the middle of its answer")
+        log.warning("%s", failure.message)
+        return failure
 
     async def _is_gone(self, instance: InstanceId) -> bool:
         """Wait a moment for the pool to be told of the child's exit; False: it still lives."""

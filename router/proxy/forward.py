@@ -21,7 +21,7 @@ from router.proxy.failures import Broken, Failures
 from router.proxy.heads import request_head
 from router.proxy.idle import Idle
 from router.proxy.telling import rejection_event, tell_within
-from router.proxy.upstream import HungUp, connect
+from router.proxy.upstream import connect
 from router.proxy.waiting import Patience, Pictures, Waiting
 from router.stall import Passage, Traffic
 
@@ -211,11 +211,7 @@ class Proxy:
         of it."""
         if answer.head is None:
             return await self._failures.before_answer(lease, error, was_connected=True)
-        if isinstance(error, HungUp | ConnectionError):
-            error = HungUp("its connection broke off")
-        failure = await self._failures.within_answer(lease, error)
-        log.warning("%s", failure.message)
-        return failure
+        return await self._failures.within_answer(lease, error)
 
     def _tell(self, call: _Call, error: RouterError) -> None:
         """Raises the error where nothing was sent yet: it can be told properly then. Else as an event, or by
