@@ -95,7 +95,8 @@ async def test_a_router_killed_with_three_models_and_two_streams_leaves_them_to_
             assert after[model]["reserved"] >= after[model]["measured"] > 0
             private, mapped = resident(pids[model])
             assert private - MIB <= after[model]["measured"] <= private + mapped + MIB, "as the kernel has it"
-        assert after["three"]["measured"] == pytest.approx(before["three"]["measured"], abs=8 * MIB)
+        # Nothing was asked of it. It may be less: pages of files are taken back when others need the memory.
+        assert after["three"]["measured"] <= before["three"]["measured"] + 8 * MIB
         (device,) = [d for d in (await up.get("/vram"))["devices"] if d["id"] == "local/host"]
         assert device["ours"] == sum(one["measured"] for one in device["instances"])
         assert device["reserved"] == sum(one["reserved"] for one in device["instances"])
