@@ -477,11 +477,13 @@ async def test_a_client_that_does_not_read_is_waited_for_and_gets_all(api: Api):
     await api.start(script=script)
     async with calling(api) as caller:
         caller.reader._transport.pause_reading()  # type: ignore[attr-defined]
+        flows = api.app_context.proxy.traffic.flows
         for _ in range(2):  # the second is not answered before the first is taken
             caller.writer.write(said({"model": "tiny", "much": True}))
-            await asyncio.sleep(0.05)
-        flows = list(api.app_context.proxy.traffic.flows.values())
-        assert [flow.held for flow in flows] == [1]
+            async with asyncio.timeout(5):
+                while [flow.held for flow in flows.values()] != [1]:
+                    await asyncio.sleep(0.01)
+        assert [flow.requests for flow in flows.values()] == [1]
         assert caller.is_short()
         (row,) = (await api.get("/requests")).json()["data"]
         assert row["bytes"] < size / 2
