@@ -359,7 +359,7 @@ async function send(event) {
   }
   try {
     const response = await ask("POST", "v1/chat/completions", { model, messages: conversation, stream: true }, mine.signal);
-    for await (const { data } of events(response)) {
+    for await (const { data } of events(response, mine.signal)) {
       if (data === "[DONE]") break;
       const piece = JSON.parse(data);
       if (piece.error) throw new Error(piece.error.message);
@@ -374,7 +374,7 @@ async function send(event) {
         pieces += 1;
       }
     }
-    $("chat-note").textContent = `${pieces} pieces in ${((performance.now() - begun) / 1000).toFixed(1)} s`;
+    $("chat-note").textContent = mine.signal.aborted ? "stopped" : `${pieces} pieces in ${((performance.now() - begun) / 1000).toFixed(1)} s`;
   } catch (error) {
     $("chat-note").textContent = mine.signal.aborted ? "stopped" : error.message;
   } finally {
