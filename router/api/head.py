@@ -157,8 +157,6 @@ def _model(request: web.Request, model: object) -> str:
 
 def _size(*limits: object) -> float | None:
     for limit in limits:
-        if limit is None:
-            continue
         if isinstance(limit, int | float) and not isinstance(limit, bool) and limit > 0:
             return float(limit)
     return None
