@@ -7,7 +7,7 @@ import logging
 from collections.abc import Callable
 from functools import lru_cache
 from time import gmtime, strftime, time
-from typing import Final
+from typing import Final, TypeAlias
 
 import msgspec
 from aiohttp import web
@@ -16,7 +16,7 @@ from router.api.context import Context
 from router.api.route import Handler
 from router.config import ServerConfig
 from router.core.types import InstanceId, ModelName
-from router.log_record import Lasting
+from router.log_record import Line, Together
 from router.proxy import ACCOUNT, Account
 
 log = logging.getLogger("router.access")
@@ -54,9 +54,10 @@ class AccessLog:
 
     def __init__(self, server: ServerConfig, context: Callable[[], Context]) -> None:
         self._is_on = server.access_log
-        self._record = _Object if server.access_log_format == "json" else _Line
+        self._kind = _Objects if server.access_log_format == "json" else _Lines
         self._ask_context = context
         self._context: Context | None = None
+        self._record: _Ended | None = None  # to which lines are added as long as nobody has read it
 
     def ended(
         self,
@@ -75,58 +76,79 @@ class AccessLog:
             context = self._context = self._ask_context()
         if account is not None:
             context.metrics.requests.ended(account, status, total_seconds)
-        if self._is_on and log.isEnabledFor(logging.INFO):
-            policy = context.config.scheduler.policy
-            log.callHandlers(
-                self._record(time(), client, method, path, status, account, total_seconds, policy)
-            )
+        if self._is_on:
+            over = (time(), client, method, path, status, account, total_seconds)
+            if self._record is None or not self._record.add(over):
+                self._begin(over, context.config.scheduler.policy)
+
+    def _begin(self, over: _Over, policy: str) -> None:
+        if log.isEnabledFor(logging.INFO):
+            self._record = self._kind(over, policy)
+            log.callHandlers(self._record)
 
 
 ACCESS_LOG = web.AppKey("access_log", AccessLog)
 
 
-class _Ended(Lasting):
+#: When a request was over, what was asked, its status, its account and its seconds.
+_Over: TypeAlias = tuple[float, str | None, str, str, int, Account | None, float]
+
+
+class _Ended(Together[_Over]):
     name = log.name
 
-    def __init__(
-        self,
-        at: float,
-        client: str | None,
-        method: str,
-        path: str,
-        status: int,
-        account: Account | None,
-        total_seconds: float,
-        policy: str,
-    ) -> None:
-        self.created = at
-        self.client = client
-        self.method = method
-        self.path = path
-        self.status = status
-        self.account = account
-        self.total_seconds = total_seconds
-        self.policy = policy
+    def __init__(self, first: _Over, policy: str) -> None:
+        super().__init__(first[0], first)
+        self._policy = policy
 
 
-class _Line(_Ended):
-    def words(self) -> str:
-        account = self.account
-        # Rounded as `.0f` does it, in half the time.
-        asked = f"{self.client or '-'} {self.method} {self.path} {self.status}"
-        total = f"total={round(self.total_seconds * 1e3)}ms"
-        if account is None:
-            return f"{asked} {total}"
-        waited = f"queue={round(account.queue_seconds * 1e3)}ms load={round(account.load_seconds * 1e3)}ms"
-        if account.first_byte_seconds is not None:
-            waited = f"{waited} first={round(account.first_byte_seconds * 1e3)}ms"
-        if account.prompt_tokens is not None or account.completion_tokens is not None:
-            total = f"{total} tokens={account.prompt_tokens or 0}+{account.completion_tokens or 0}"
-        if account.error is not None:
-            total = f"{total} error={account.error}"
-        if account.evicted:
-            total = f"{total} evicted={','.join(account.evicted)}"
-        return f"{asked} {account.model} {account.action} {waited} {total} policy={self.policy}"
+class _Lines(_Ended):
+    def words(self, kept: list[_Over]) -> list[Line]:
+        lines, policy = [], self._policy
+        for at, client, method, path, status, account, seconds in kept:
+            # Rounded as `.0f` does it, in half the time.
+            total = round(seconds * 1e3)
+            if account is None:
+                lines.append((at, f"{client or '-'} {method} {path} {status} total={total}ms"))
+                continue
+            asked = _asked(
+                client,
+                method,
+                path,
+                status,
+                account.model,
+                account.action,
+                account.queue_seconds,
+                account.load_seconds,
+            )
+            first, prompt, completion = (
+                account.first_byte_seconds,
+                account.prompt_tokens,
+                account.completion_tokens,
+            )
+            begun = "" if first is None else f" first={round(first * 1e3)}ms"
+            has_tokens = prompt is not None or completion is not None
+            tokens = f" tokens={prompt or 0}+{completion or 0}" if has_tokens else ""
+            error = "" if account.error is None else f" error={account.error}"
+            evicted = f" evicted={','.join(account.evicted)}" if account.evicted else ""
+            lines.append((at, f"{asked}{begun} total={total}ms{tokens}{error}{evicted} policy={policy}"))
+        return lines
+
+
+@lru_cache(maxsize=64)
+def _asked(
+    client: str | None,
+    method: str,
+    path: str,
+    status: int,
+    model: ModelName,
+    action: str,
+    queue_seconds: float,
+    load_seconds: float,
+) -> str:
+    """The same for most requests."""
+    waited = f"queue={round(queue_seconds * 1e3)}ms load={round(load_seconds * 1e3)}ms"
+    return f"{client or '-'} {method} {path} {status} {model} {action} {waited}"
 
 
 class _Fields(msgspec.Struct):
@@ -156,30 +178,42 @@ _encode: Final = msgspec.json.Encoder().encode
 _NONE: Final = Account(None, action=None, queue_seconds=None, load_seconds=None)  # type: ignore[arg-type]
 
 
-class _Object(_Ended):
+class _Objects(_Ended):
     bare = True
 
-    def words(self) -> str:
-        at, known = self.created, self.account or _NONE
+    def words(self, kept: list[_Over]) -> list[Line]:
+        return [(one[0], self._object(*one)) for one in kept]
+
+    def _object(
+        self,
+        at: float,
+        client: str | None,
+        method: str,
+        path: str,
+        status: int,
+        account: Account | None,
+        total_seconds: float,
+    ) -> str:
+        known = account or _NONE
         fields = _Fields(
             f"{_second(int(at))}.{int(at % 1 * 1e3):03d}Z",
-            self.client,
-            self.method,
-            self.path,
-            self.status,
+            client,
+            method,
+            path,
+            status,
             known.model,
             known.action,
             _ms(known.queue_seconds),
             _ms(known.load_seconds),
             _ms(known.first_byte_seconds),
-            _ms(self.total_seconds),
+            _ms(total_seconds),
             known.prompt_tokens,
             known.cached_tokens,
             known.completion_tokens,
             known.tokens_per_second,
             known.error,
             known.evicted,
-            self.policy,
+            self._policy,
         )
         return _encode(fields).decode()
 

@@ -9,20 +9,18 @@ import logging
 import threading
 from collections import deque
 from time import localtime, strftime
-from typing import Final, TextIO, TypeAlias
+from typing import Any, Final, TextIO, TypeAlias
 
-from router.log_record import Lasting
+from router.log_record import Together
 
 ROOM: Final = 10_000
-#: So many records that last are put into words together.
-BATCH: Final = 32
 #: So long lines wait for one another.
 TOGETHER_SECONDS: Final = 0.1
 #: So long the end of the process waits for a reader.
 LAST_WORDS_SECONDS: Final = 1.0
 
-#: As it is written; to be put into words yet; or to be told that all before it is written.
-_Line: TypeAlias = str | Lasting | threading.Event
+#: As it is written; lines to which others are added, maybe; or to be told that all before it is written.
+_Line: TypeAlias = str | Together[Any] | threading.Event
 
 
 def handler_for(stream: TextIO) -> logging.Handler:
@@ -45,18 +43,25 @@ class Lines(logging.Formatter):
         super().__init__("%(asctime)s %(levelname)s %(name)s: %(message)s")
 
     def format(self, record: logging.LogRecord) -> str:
-        if isinstance(record, Lasting):
-            if record.bare:
-                return record.words()
-            at = record.created
-            when = f"{self._written(int(at))},{int(at % 1 * 1e3):03d}"
-            return f"{when} {record.levelname} {record.name}: {record.words()}"
+        if isinstance(record, Together):
+            return self._together(record)
         if record.exc_info or record.exc_text or record.stack_info:
             return super().format(record)
         return f"{self.formatTime(record)} {record.levelname} {record.name}: {record.getMessage()}"
 
     def formatTime(self, record: logging.LogRecord, datefmt: str | None = None) -> str:  # noqa: N802
         return f"{self._written(int(record.created))},{int(record.msecs):03d}"
+
+    def _together(self, record: Together[Any]) -> str:
+        if record.bare:
+            return "\n".join([words for _, words in record.lines()])
+        kind, second, when, lines = f"{record.levelname} {record.name}:", -1, "", []
+        for at, words in record.lines():
+            if int(at) != second:
+                second = int(at)
+                when = self._written(second)
+            lines.append(f"{when},{int(at % 1 * 1e3):03d} {kind} {words}")
+        return "\n".join(lines)
 
     def _written(self, second: int) -> str:
         last, words = self._second
@@ -69,42 +74,35 @@ class Lines(logging.Formatter):
 class Unhurried(logging.Handler):
     """Never waits. `room` lines may be on their way. The first is written at once, what comes soon after it
     together: to wake the thread for each line takes longer than to write it. A warning does not wait.
-
-    What lasts is put into words many at a time, by who brings the last of them: for each by itself that takes
-    several times as long, and while the thread does it nobody else runs. It does what is left over.
     """
 
     def __init__(self, stream: TextIO, room: int = ROOM) -> None:
         super().__init__()
         self._stream, self._room = stream, room
         self._lines: deque[_Line] = deque()
-        self._unsaid: list[Lasting] = []  # not yet put into words, maybe
-        self._writing = 0  # so many lines are being written
+        self._last: Together[Any] | None = None  # to which others are added, maybe
+        self._put_in = self._written = 0  # so many lines so far, all that are closed
         self._lost = 0
         self._is_awake = False  # the thread has still to look at the lines
         self._is_there, self._is_urgent = threading.Event(), threading.Event()
         threading.Thread(target=self._write_for_ever, name="log", daemon=True).start()
         atexit.register(self.flush)
 
-    def handle(self, record: logging.LogRecord) -> bool:
-        """Most of them come with a request each: no filter is asked and no lock taken."""
-        if isinstance(record, Lasting):
-            self._put(record)
-            self._unsaid.append(record)
-            if len(self._unsaid) >= BATCH:
-                unsaid, self._unsaid = self._unsaid, []
-                for one in unsaid:
-                    self._say(one)
-            return True
-        return bool(super().handle(record))
-
     def emit(self, record: logging.LogRecord) -> None:
-        try:
-            line = self.format(record)
-        except Exception:  # noqa: BLE001 - as every handler of logging does
-            self.handleError(record)
-            return
-        self._put(line)
+        self._close_last()
+        if self._put_in - self._written >= self._room:
+            self._lost += 1
+            if isinstance(record, Together):
+                record.close()
+        elif isinstance(record, Together):
+            self._last = record
+            self._put(record)
+        else:
+            try:
+                self._put(self.format(record))
+            except Exception:  # noqa: BLE001 - as every handler of logging does
+                self.handleError(record)
+                return
         if record.levelno >= logging.WARNING:
             self._is_urgent.set()
 
@@ -116,21 +114,17 @@ class Unhurried(logging.Handler):
         self._is_urgent.set()
         written.wait(LAST_WORDS_SECONDS)
 
-    def _put(self, line: _Line) -> None:
-        if len(self._lines) + self._writing >= self._room:
-            self._lost += 1
-            return
+    def _put(self, line: str | Together[Any]) -> None:
         self._lines.append(line)
+        self._put_in += 1
         if not self._is_awake:
             self._wake()
 
-    def _say(self, record: Lasting) -> None:
-        """Put it into words, where nobody has done that; two at a time may."""
-        if record.said is None:
-            try:
-                record.said = self.format(record)
-            except Exception:  # noqa: BLE001 - as every handler of logging does
-                self.handleError(record)
+    def _close_last(self) -> None:
+        """What comes now stands behind it."""
+        if self._last is not None:
+            self._put_in += self._last.close() - 1
+            self._last = None
 
     def _wake(self) -> None:
         self._is_awake = True
@@ -147,16 +141,18 @@ class Unhurried(logging.Handler):
 
     def _write(self) -> None:
         taken = [self._lines.popleft() for _ in range(len(self._lines))]
-        self._writing = len(taken)
-        lines, awaited = [], []
+        lines, awaited, count = [], [], 0
         for line in taken:
             match line:
                 case str():
                     lines.append(line)
-                case Lasting():
-                    self._say(line)
-                    if line.said is not None:
-                        lines.append(line.said)
+                    count += 1
+                case Together():
+                    count += line.close()
+                    try:
+                        lines.append(self.format(line))
+                    except Exception:  # noqa: BLE001 - as every handler of logging does
+                        self.handleError(line)
                 case _:
                     awaited.append(line)
         lost, self._lost = self._lost, 0
@@ -167,6 +163,6 @@ class Unhurried(logging.Handler):
             self._stream.flush()
         except (OSError, ValueError):  # nobody reads any more
             pass
-        self._writing = 0
+        self._written += count
         for written in awaited:
             written.set()

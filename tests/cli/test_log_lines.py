@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from router.cli.log_lines import BATCH, Lines, Unhurried, handler_for
-from router.log_record import Lasting
+from router.cli.log_lines import Lines, Unhurried, handler_for
+from router.log_record import FULL, Line, Together
 
 
 @pytest.fixture
@@ -127,76 +127,113 @@ def test_a_line_is_as_logging_would_write_it():
     assert "ValueError: broken" in ours.format(failed)
 
 
-class Told(Lasting):
-    """Of which it is noted when it is put into words."""
-
-    def __init__(self, number: int, at: float = 1.25) -> None:
-        super().__init__(at)
-        self.number = number
-        self.asked_in = list[str]()
-
-    def words(self) -> str:
-        self.asked_in.append(threading.current_thread().name)
-        return f"told {self.number}"
+class Told(Together[int]):
+    def words(self, kept: list[int]) -> list[Line]:
+        return [(1.25, f"told {number}") for number in kept]
 
 
-def test_what_lasts_keeps_its_place_whoever_puts_it_into_words(pipe):
+class Teller:
+    """Logs as the access log does."""
+
+    def __init__(self, handler: logging.Handler, kind: type[Told] = Told) -> None:
+        self.handler, self.kind = handler, kind
+        self.records = list[Told]()
+
+    def tell(self, number: int) -> None:
+        if not self.records or not self.records[-1].add(number):
+            self.records.append(self.kind(1.25, number))
+            self.handler.handle(self.records[-1])
+
+
+def test_lines_that_come_together_keep_their_place_among_others(pipe):
     with open(pipe[1], "w", closefd=False) as stream:
         handler = handler_for(stream)
         handler.setFormatter(Lines())
-        lasting = [Told(number) for number in range(300)]
-        for one in lasting:
-            handler.handle(one)
-            if one.number % 50 == 0:
-                handler.handle(record(f"usual {one.number}"))
+        teller = Teller(handler)
+        for number in range(300):
+            teller.tell(number)
+            if number % 50 == 0:
+                handler.handle(record(f"usual {number}"))
         handler.flush()
         data = read_until(pipe[0], b"told 299\n")
     words = [line.split(": ")[1] for line in data.decode().splitlines()]
     expected = [[f"told {n}", f"usual {n}"] if n % 50 == 0 else [f"told {n}"] for n in range(300)]
     assert words == [line for lines in expected for line in lines]
+    assert len(teller.records) < 300 / 2
 
 
-def test_what_lasts_is_put_into_words_many_at_a_time_and_what_is_left_over_by_the_thread():
-    class Stream(io.StringIO):
-        is_there, is_read = threading.Event(), threading.Event()
+class Standing(io.StringIO):
+    """Who reads it stands still until told to go on."""
 
-        def write(self, text: str) -> int:
-            self.is_there.set()
-            assert self.is_read.wait(20)
-            return super().write(text)
+    def __init__(self) -> None:
+        super().__init__()
+        self.is_there, self.is_read = threading.Event(), threading.Event()
 
-    stream, lasting = Stream(), [Told(number) for number in range(2 * BATCH + 1)]
+    def write(self, text: str) -> int:
+        self.is_there.set()
+        assert self.is_read.wait(20)
+        return super().write(text)
+
+
+def test_lines_that_come_while_the_thread_writes_are_complete_at_the_end():
+    stream = Standing()
     handler = Unhurried(stream)
     handler.setFormatter(Lines())
     handler.handle(record("the thread has it, and stands still"))
     assert stream.is_there.wait(20)
-    for one in lasting:
-        handler.handle(one)
-        assert not one.asked_in or one.number % BATCH == BATCH - 1
+    teller = Teller(handler)
+    for number in range(2 * FULL + 1):
+        teller.tell(number)
+    assert len(teller.records) == 3
     stream.is_read.set()
     handler.flush()
-    assert stream.getvalue().endswith(f": told {2 * BATCH}\n")
-    main = threading.main_thread().name
-    assert [one.asked_in for one in lasting] == [[main]] * 2 * BATCH + [["log"]]
+    lines = stream.getvalue().splitlines()[1:]
+    assert [line.split(": ")[1] for line in lines] == [f"told {number}" for number in range(2 * FULL + 1)]
+    teller.tell(1000)
+    handler.flush()
+    assert stream.getvalue().endswith(": told 1000\n")
+
+
+def test_of_lines_that_come_together_no_more_are_kept_than_there_is_room_for():
+    stream = Standing()
+    handler = Unhurried(stream, room=100)
+    handler.setFormatter(Lines())
+    handler.handle(record("the thread has it, and stands still"))
+    assert stream.is_there.wait(20)
+    teller = Teller(handler)
+    for number in range(5000):
+        teller.tell(number)
+    stream.is_read.set()
+    handler.flush()
+    told = [line for line in stream.getvalue().splitlines() if ": told" in line]
+    assert 100 - FULL < len(told) < 100 + FULL
+    assert f"({5000 - len(told)} lines of the log were lost" in stream.getvalue()
 
 
 def test_one_that_cannot_be_put_into_words_keeps_no_other_back(pipe, monkeypatch):
     class Broken(Told):
-        def words(self) -> str:
+        def words(self, kept: list[int]) -> list[Line]:
             raise ValueError("no words")
 
     monkeypatch.setattr(logging, "raiseExceptions", False)
     with open(pipe[1], "w", closefd=False) as stream:
         handler = handler_for(stream)
-        for one in (Told(1), Broken(2), Told(3)):
-            handler.handle(one)
+        handler.setFormatter(Lines())
+        handler.handle(Told(1.25, 1))
+        broken = Teller(handler, Broken)
+        for number in range(FULL + 1):
+            broken.tell(number)
+        handler.handle(Told(1.25, 3))
         data = read_until(pipe[0], b"told 3\n")
-    assert data.decode().splitlines() == ["told 1", "told 3"]
+    assert [line.split(": ")[1] for line in data.decode().splitlines()] == ["told 1", "told 3"]
 
 
 def test_a_line_of_the_access_log_that_is_an_object_stands_alone():
     class Bare(Told):
         bare = True
 
-    assert Lines().format(Told(1)).endswith(" INFO router: told 1")
-    assert Lines().format(Bare(2)) == "told 2"
+    for kind, expected in ((Told, " INFO router: told 1"), (Bare, "told 1")):
+        one = kind(1.25, 1)
+        assert one.add(2)
+        first, second = Lines().format(one).splitlines()
+        assert first.endswith(expected) and second == first.replace("told 1", "told 2")
