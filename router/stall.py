@@ -12,8 +12,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Final
 
-import msgspec
-
 from router.core.types import InstanceId
 
 #: Less of one processor than this is not work: waking up, answering questions about health.
@@ -26,8 +24,9 @@ SPINNING_FACTOR: Final = 30.0
 
 @dataclass(slots=True, eq=False)
 class Flow:
-    """The requests that are with one instance now. `moved_bytes` came from it to any of them so far; `held`
-    of them wait for their client, not for the instance.
+    """The requests that are with one instance now; the proxy keeps it up to date. `moved_bytes` came from it
+    to any of them so far; `held` of them wait for their client, not for the instance. `verdict` says why the
+    instance was given up, if it was.
     """
 
     requests: int = 0
@@ -35,32 +34,6 @@ class Flow:
     begun: int = 0
     moved_bytes: int = 0
     verdict: str | None = None
-
-
-class Passage(msgspec.Struct, eq=False):
-    """One request on its way; the proxy keeps it up to date."""
-
-    flow: Flow
-    is_held: bool = False
-
-    @property
-    def verdict(self) -> str | None:
-        """Why its instance was given up, if it was."""
-        return self.flow.verdict
-
-    def moved(self, size: int) -> None:
-        """So many bytes came from the instance, and are now for the client to take."""
-        flow = self.flow
-        flow.moved_bytes += size
-        if not self.is_held:
-            self.is_held = True
-            flow.held += 1
-
-    def taken(self) -> None:
-        """The client has taken them: it is the instance's turn."""
-        if self.is_held:
-            self.is_held = False
-            self.flow.held -= 1
 
 
 class Traffic:
@@ -74,26 +47,24 @@ class Traffic:
         return self._flows
 
     @contextmanager
-    def passage(self, instance: InstanceId) -> Iterator[Passage]:
+    def passage(self, instance: InstanceId) -> Iterator[Flow]:
         """For as long as a request is with the instance."""
-        passage = self.enter(instance)
+        flow = self.enter(instance)
         try:
-            yield passage
+            yield flow
         finally:
-            self.leave(passage, instance)
+            self.leave(flow, instance)
 
-    def enter(self, instance: InstanceId) -> Passage:
-        """The same for who is no block of code: `leave` once."""
+    def enter(self, instance: InstanceId) -> Flow:
+        """The same for who is no block of code: `leave` once, and not `held`."""
         flow = self._flows.get(instance)
         if flow is None:
             flow = self._flows[instance] = Flow()
         flow.requests += 1
         flow.begun += 1
-        return Passage(flow)
+        return flow
 
-    def leave(self, passage: Passage, instance: InstanceId) -> None:
-        flow = passage.flow
-        passage.taken()
+    def leave(self, flow: Flow, instance: InstanceId) -> None:
         flow.requests -= 1
         if not flow.requests:
             self._flows.pop(instance, None)

@@ -4,6 +4,8 @@ and handed to its instance in the same step. What is unusual takes the long way,
 from __future__ import annotations
 
 import asyncio
+from functools import lru_cache
+from time import monotonic
 from typing import Final, Protocol
 
 import msgspec
@@ -18,13 +20,12 @@ from router.api.openai import INFERENCE_PATHS
 from router.api.requests import InFlight
 from router.api.route import Access
 from router.errors import RouterError
-from router.proxy import Dialect
+from router.proxy import Account, Dialect
 from router.proxy.express import Exchange, Front
-from router.proxy.plain import PlainHead, read_plain, split
+from router.proxy.plain import read_plain, split
 
-_DIALECTS: Final = {
-    path: Dialect.ANTHROPIC if path in ANTHROPIC_PATHS else Dialect.OPENAI for path in INFERENCE_PATHS
-}
+#: So many different heads are kept as they were read.
+_HEADS: Final = 256
 
 
 class Counting(Protocol):
@@ -36,12 +37,36 @@ class Counting(Protocol):
     def ended(self) -> None: ...
 
 
+class _Head(msgspec.Struct, frozen=True):
+    """Of a request for inference."""
+
+    said: bytes  # as the child gets it, up to the length
+    target: str
+    dialect: Dialect
+    presented: tuple[str, ...]  # to open the door with
+    keeps_alive: bool
+
+
+_DIALECTS: Final = {
+    path: Dialect.ANTHROPIC if path in ANTHROPIC_PATHS else Dialect.OPENAI for path in INFERENCE_PATHS
+}
+
+
+def _read(block: bytes) -> _Head | None:
+    """`block` is a head without the line of its length. None: it is for the long way."""
+    head = read_plain(block)
+    if head is None or head.target not in _DIALECTS:
+        return None
+    shown = tuple(presented(head.authorization, head.x_api_key))
+    return _Head(head.lines, head.target, _DIALECTS[head.target], shown, head.keeps_alive)
+
+
 class Coming(msgspec.Struct, frozen=True):
     """A request whose body may still be on its way: it is to be the bytes from `body_at` to `end` of what
     came.
     """
 
-    head: PlainHead
+    head: _Head
     body_at: int
     end: int
 
@@ -57,6 +82,7 @@ class Express:
         self._in_flight = in_flight
         self._counting = counting
         self._access_log = access_log
+        self._read = lru_cache(maxsize=_HEADS)(_read)
 
     def look(self, data: bytes) -> Coming | None:
         """What `data` begins with; None: something for the long way."""
@@ -64,10 +90,8 @@ class Express:
         if found is None:
             return None
         block, size, body_at = found
-        if size > SMALL_BYTES or not size:
-            return None
-        head = read_plain(block)
-        if head is None or head.target not in _DIALECTS:
+        head = self._read(block)
+        if head is None or not 0 < size <= SMALL_BYTES:
             return None
         return Coming(head, body_at, body_at + size)
 
@@ -80,30 +104,32 @@ class Express:
         head, body = coming.head, data[coming.body_at :]
         try:
             if self._keys.are_asked_for:
-                self._keys.check(presented(head.authorization, head.x_api_key), Access.INFERENCE)
+                self._keys.check(head.presented, Access.INFERENCE)
             fields = read_fields(body)
             context = self._context
             model = context.name_of(fields.model)
         except RouterError:
             return None  # it is told there
+        said = b"%b%d\r\n\r\n%b" % (head.said, len(body), body)
+        lane, target = context.proxy.lane, head.target
         lease = context.pool.take(model, keep_alive=fields.keep_alive, size=fields.size)
         if lease is None:
             return None
-        try:
-            exchange = Exchange(
-                context.proxy.lane,
-                lease,
-                _DIALECTS[head.target],
-                b"%b%d\r\n\r\n%b" % (head.lines, len(body), body),
-                head.target,
-                front,
-                transport,
-                self._ended,
-                keeps_alive=head.keeps_alive,
-            )
-        except BaseException:
-            context.pool.give_back(lease)
-            raise
+        exchange = Exchange(
+            lane,
+            lease,
+            Account(model, lease.action, instance=lease.instance, attempts=1),
+            head.dialect,
+            data,
+            said,
+            target,
+            front,
+            transport,
+            head.keeps_alive,
+            monotonic(),
+            self._ended,
+            lane.traffic.enter(lease.instance),
+        )
         self._counting.begun()
         self._in_flight.enter(exchange)
         exchange.begin()

@@ -68,7 +68,7 @@ class EndedRequest(msgspec.Struct, frozen=True):
 class Flight(Protocol):
     """A request from its arrival to its end. `since` is Unix time."""
 
-    id: str
+    id: int
     since: float
 
     @property
@@ -95,7 +95,7 @@ class Ticket:
 
     request: web.Request
     task: asyncio.Task[Any]
-    id: str = ""
+    id: int = 0
     since: float = 0.0
 
     @property
@@ -130,13 +130,18 @@ class InFlight:
     """Every request that is being answered, by id, oldest first."""
 
     def __init__(self) -> None:
-        self.tickets: dict[str, Flight] = {}
+        self.tickets: dict[int, Flight] = {}
         self._ids = itertools.count(1)
 
     def enter(self, flight: Flight) -> None:
         """It has its id, and its time, from here."""
-        flight.id, flight.since = str(next(self._ids)), time.time()
-        self.tickets[flight.id] = flight
+        id_ = flight.id = next(self._ids)
+        flight.since = time.time()
+        self.tickets[id_] = flight
+
+    def find(self, id_: str) -> Flight | None:
+        is_one = id_.isdecimal() and len(id_) < 20
+        return self.tickets.get(int(id_)) if is_one else None
 
     def leave(self, flight: Flight) -> None:
         del self.tickets[flight.id]
@@ -177,7 +182,7 @@ async def list_requests(request: web.Request) -> web.Response:
 async def end_request(request: web.Request) -> web.Response:
     """Its client gets an error: as a whole answer where none had begun, else as the end of its stream."""
     id_ = request.match_info["id"]
-    ticket = request.app[IN_FLIGHT].tickets.get(id_)
+    ticket = request.app[IN_FLIGHT].find(id_)
     if ticket is None or ticket.account is None:
         raise RequestNotFound(f"no request {id_[:40]!r} is in flight; GET /requests lists those that are")
     ticket.end_by(RequestEnded("an operator has ended this request"))
@@ -186,7 +191,7 @@ async def end_request(request: web.Request) -> web.Response:
 
 def _row(ticket: Flight, account: Account, now: float) -> RequestRow:
     return RequestRow(
-        id=ticket.id,
+        id=str(ticket.id),
         model=account.model,
         instance=account.instance,
         client=ticket.client,

@@ -18,7 +18,8 @@ from router.app.connections import Connection, Limits, Server
 from router.proxy.client import HELD_BYTES
 from router.proxy.express import Exchange
 from router.proxy.failures import Broken
-from router.proxy.plain import END_OF_HEAD, split
+from router.proxy.heads import END_OF_HEAD
+from router.proxy.plain import split
 
 #: What is held of a next request, said before the answer to this one is complete.
 HELD_REQUEST_BYTES: Final = 64 << 10
@@ -30,8 +31,8 @@ class Front(Connection):
     """One client."""
 
     __slots__ = (
-        "_body_timer", "_coming", "_exchange", "_held", "_is_paused", "_is_strange", "_over", "_owed",
-        "_peer", "_request", "_server", "on_taken", "tried",
+        "_body_timer", "_coming", "_exchange", "_has_passed_on", "_held", "_is_paused", "_is_strange",
+        "_over", "_owed", "_server", "on_taken", "peer", "tried",
     )  # fmt: skip
 
     def __init__(self, server: FrontServer, limits: Limits, **options: Any) -> None:
@@ -40,26 +41,22 @@ class Front(Connection):
         self._exchange: Exchange | None = None
         self._coming: Coming | None = None
         self._held = b""
-        self._request = b""  # what the exchange answers
         self._owed = 0  # of aiohttp's request, so many bytes are still to come
+        self._has_passed_on = False  # anything to aiohttp
         self._is_strange = False  # where its requests end is not known here
         self._is_paused = False
         self._body_timer: asyncio.TimerHandle | None = None
         self._over: asyncio.Future[None] | None = None
-        self._peer: str | None = None
+        self.peer: str | None = None
         self.on_taken: Callable[[], object] | None = None
         self.tried: Broken | None = None
-
-    @property
-    def peer(self) -> str | None:
-        return self._peer
 
     # --- from the client ---
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
         name = transport.get_extra_info("peername")
-        self._peer = str(name[0]) if isinstance(name, tuple) else None if name is None else str(name)
+        self.peer = str(name[0]) if isinstance(name, tuple) else None if name is None else str(name)
         if self.transport is not None:
             self.transport.set_write_buffer_limits(HELD_BYTES)
 
@@ -75,14 +72,14 @@ class Front(Connection):
             self._hold(data)
             return
         express = self._server.express
-        if express is None or self._is_strange or self._close or not self._is_between_requests():
+        if express is None or self._close or (self._has_passed_on and not self._is_between_requests()):
             self._pass_on(data)
             return
         if self._held:
             data, self._held = self._held + data, b""
         coming = self._coming
         if coming is None:
-            coming = express.look(data) if data.startswith(b"POST ") else None
+            coming = express.look(data)
         if coming is None or len(data) > coming.end:
             self._pass_on(data)
         elif len(data) < coming.end:
@@ -99,8 +96,9 @@ class Front(Connection):
         if exchange is None:
             self._pass_on(data)
             return
-        self._stop_watching()
-        self._exchange, self._request = exchange, data
+        if self._head_timer is not None:
+            self._stop_watching()
+        self._exchange = exchange
 
     def _wait_for_body(self, coming: Coming, data: bytes) -> None:
         self._coming, self._held = coming, data
@@ -115,7 +113,7 @@ class Front(Connection):
     def _pass_on(self, data: bytes) -> None:
         """To aiohttp's server."""
         self._stop_body_timer()
-        self._coming = None
+        self._coming, self._has_passed_on = None, True
         self._note(data)
         super().data_received(data)
 
@@ -135,7 +133,7 @@ class Front(Connection):
 
     def _is_between_requests(self) -> bool:
         """Also before aiohttp's server begins to wait for a first one."""
-        if self._has_begun or self._owed:
+        if self._is_strange or self._has_begun or self._owed:
             return False
         waiter = self._waiter
         return not self._request_count if waiter is None else not waiter.done()
@@ -157,7 +155,7 @@ class Front(Connection):
             self.data_received(held)
 
     def _pause(self) -> None:
-        if not self._is_paused and self.transport is not None:
+        if not self._is_paused and self.transport is not None and not self.transport.is_closing():
             self._is_paused = True
             self.transport.pause_reading()
 
@@ -169,38 +167,36 @@ class Front(Connection):
     # --- told by the exchange ---
 
     def begun(self) -> None:
-        self._request = b""
         if self._exchange is not None:
             self._exchange.forget_request()
 
-    def answered(self, exchange: Exchange, *, keeps_alive: bool) -> None:
-        self._forget_exchange()
-        transport = self.transport
-        if transport is None or transport.is_closing():
-            return
+    def answered(self, *, keeps_alive: bool) -> None:
+        self._exchange = None
+        if self._over is not None:
+            self._is_over(self._over)
         if not keeps_alive or self._close:
             self._close = True
             self._loop.call_soon(self.force_close)  # behind what is still to be written in this turn
             return
         self._next_keepalive_close_time = self._loop.time() + self._keepalive_timeout
-        if self.writing_paused:  # one who asks again and again without reading is not answered without end
+        if self._paused:  # one who asks again and again without reading is not answered without end
             self._pause()
             self.on_taken = self._go_on
         elif self._held:
             self._loop.call_soon(self._go_on)
 
-    def give_up(self, exchange: Exchange, tried: Broken) -> None:
-        request = self._request
-        self._forget_exchange()
+    def give_up(self, asked: bytes, tried: Broken) -> None:
+        self._exchange = None
+        if self._over is not None:
+            self._is_over(self._over)
         if self.transport is not None and not self.transport.is_closing():
             self.tried = tried
-            self._pass_on(request)
+            self._pass_on(asked)
             self._go_on()
 
-    def _forget_exchange(self) -> None:
-        self._exchange, self._request = None, b""
-        if self._over is not None and not self._over.done():
-            self._over.set_result(None)
+    def _is_over(self, over: asyncio.Future[None]) -> None:
+        if not over.done():
+            over.set_result(None)
 
     # --- the rest of a connection's life ---
 

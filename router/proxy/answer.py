@@ -10,12 +10,11 @@ from typing import Final
 from router.proxy.ask import Account
 from router.proxy.client import Client
 from router.proxy.framing import Chunked, Counted, Framing, Malformed, Spans, UntilClosed
-from router.proxy.heads import HEAD_LIMIT, Head, read_head
+from router.proxy.heads import END_OF_HEAD, HEAD_LIMIT, Head, read_head
 from router.proxy.upstream import HungUp, Upstream
-from router.proxy.usage import Ends, note_whole
-from router.stall import Passage
+from router.proxy.usage import Ends
+from router.stall import Flow
 
-_END_OF_HEAD: Final = b"\r\n\r\n"
 #: Of the body's last bytes, so many say whether an event was whole; with the line end that ends a chunk.
 _LAST_BYTES: Final = 4
 _ENDS_OF_EVENTS: Final = (b"\n\n", b"\r\n\r\n", b"\n\n\r\n")
@@ -37,9 +36,9 @@ class Answer:
     """
 
     __slots__ = (
-        "_account", "_begun_at", "_chunks", "_client", "_ends", "_flow", "_framing", "_is_held",
-        "_is_settled", "_last", "_over", "_passage", "_unread", "_upstream", "can_reuse", "error",
-        "has_heard", "head", "rejection",
+        "_account", "_asked_at", "_chunks", "_client", "_ends", "_flow", "_framing", "_is_held",
+        "_is_settled", "_last", "_over", "_unread", "_upstream", "can_reuse", "error", "has_heard", "head",
+        "rejection",
     )  # fmt: skip
 
     def __init__(
@@ -47,15 +46,16 @@ class Answer:
         upstream: Upstream,
         client: Client,
         account: Account,
-        passage: Passage,
+        flow: Flow,
         over: Callable[[], object],
+        asked_at: float,
     ) -> None:
+        """`asked_at` is monotonic time."""
         self._upstream = upstream
         self._client = client
         self._account = account
-        self._passage = passage
-        self._flow = passage.flow
-        self._begun_at = monotonic()
+        self._flow = flow
+        self._asked_at = asked_at
         self._unread = b""
         self._framing: Framing | None = None
         self._chunks: Chunked | None = None  # the framing, where chunks can pass as they are
@@ -80,7 +80,7 @@ class Answer:
         self._is_settled = True
         self._over = _nobody  # who waited holds it, and shall not be held by it
         if self._is_held:
-            self._is_held = False
+            self._taken()
             self._client.no_matter_when()
 
     # --- told by the upstream ---
@@ -97,8 +97,7 @@ class Answer:
             return
         self.has_heard = True
         try:
-            if self._framing is not None or self._unread or not self._is_all(data):
-                self._take(data)
+            self._take(data)
         except Malformed as error:
             self._fail(error)
 
@@ -111,28 +110,6 @@ class Answer:
             self._finish()
         else:
             self._fail(error or HungUp("it closed the connection"))
-
-    def _is_all(self, data: bytes) -> bool:
-        """The usual case of an answer that is no stream: `data` is all of it, and counted. False: it is
-        something else, and nothing was done. Raises Malformed.
-        """
-        body_at = data.find(_END_OF_HEAD) + len(_END_OF_HEAD)
-        if body_at < len(_END_OF_HEAD):
-            return False
-        head, client, size = read_head(data[:body_at]), self._client, len(data) - body_at
-        if head.counted_bytes != size or client.is_early or client.is_head_request:
-            return False
-        account, body = self._account, data[body_at:]
-        self.head = head
-        account.first_byte_seconds = monotonic() - self._begun_at
-        account.sent_bytes += size
-        self._flow.moved_bytes += size
-        client.write_last(client.head(head) + body)
-        note_whole(body, account)
-        self.can_reuse = self._upstream.has_sent_all
-        self._upstream.end()
-        self._settle()
-        return True
 
     # --- step by step ---
 
@@ -190,14 +167,14 @@ class Answer:
         """The head for the client, what came behind it, and how that is framed."""
         while True:
             unread = self._unread + data if self._unread else data
-            end = unread.find(_END_OF_HEAD)
+            end = unread.find(END_OF_HEAD)
             if end < 0:
                 if len(unread) > HEAD_LIMIT:
                     raise Malformed("its head never ends")
                 self._unread = unread
                 return None
             self._unread = b""
-            end += len(_END_OF_HEAD)
+            end += len(END_OF_HEAD)
             head, data = read_head(unread[:end]), unread[end:]
             if head.status >= 200:
                 return self._begin(head), data, self._frame(head)
@@ -205,7 +182,7 @@ class Answer:
 
     def _begin(self, head: Head) -> bytes:
         self.head = head
-        self._account.first_byte_seconds = monotonic() - self._begun_at
+        self._account.first_byte_seconds = monotonic() - self._asked_at
         if not self._client.is_early:
             return self._client.head(head)
         if head.status != 200 or not head.is_event_stream or head.is_encoded:
@@ -227,8 +204,8 @@ class Answer:
         return framing
 
     def _finish(self) -> None:
-        self.can_reuse = self.can_reuse and self._upstream.has_sent_all
-        self._upstream.end()
+        has_sent_all = self._upstream.end()
+        self.can_reuse = self.can_reuse and has_sent_all
         self._ends.note(self._account)
         self._settle()
 
@@ -248,12 +225,16 @@ class Answer:
     def _hold(self) -> None:
         if not self._is_held:
             self._is_held = True
+            self._flow.held += 1
             self._upstream.pause()
-            self._passage.moved(0)
             self._client.when_taken(self._go_on)
 
     def _go_on(self) -> None:
-        self._is_held = False
-        self._passage.taken()
+        self._taken()
         if not self._is_settled:
             self._upstream.resume()
+
+    def _taken(self) -> None:
+        """It is the child's turn."""
+        self._is_held = False
+        self._flow.held -= 1

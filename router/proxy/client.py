@@ -14,7 +14,7 @@ from aiohttp import HttpVersion11, web
 
 from router.proxy.ask import Account
 from router.proxy.framing import Chunked, Framing
-from router.proxy.heads import Head
+from router.proxy.heads import WARM, Head
 
 _LAST_CHUNK: Final = b"0\r\n\r\n"
 _EARLY_HEAD: Final = (
@@ -23,9 +23,7 @@ _EARLY_HEAD: Final = (
 )
 #: A client that leaves so much untaken is slow: nothing more is read for it until it has taken most of that.
 HELD_BYTES: Final = 16 << 10
-#: What is added to most answers: their model was ready.
-_WARM: Final = b"X-Router-Action: already_loaded\r\nX-Router-Queue-Ms: 0\r\nX-Router-Load-Ms: 0\r\n\r\n"
-_WARM_CHUNKS: Final = b"Transfer-Encoding: chunked\r\n" + _WARM
+_WARM_CHUNKS: Final = b"Transfer-Encoding: chunked\r\n" + WARM
 #: A closed connection says so with a reset, and not with what an end looks like.
 _RESET: Final = struct.pack("ii", 1, 0)
 
@@ -217,7 +215,7 @@ class Client:
     def _own_lines(self) -> bytes:
         account = self._account
         if self.keeps_alive and self._is_new and account.action == "already_loaded" and not self._more_head:
-            return _WARM_CHUNKS if self._mode is _Mode.CHUNKS else _WARM
+            return _WARM_CHUNKS if self._mode is _Mode.CHUNKS else WARM
         framing = b"Transfer-Encoding: chunked\r\n" if self._mode is _Mode.CHUNKS else b""
         connection = b""
         if not self.keeps_alive:

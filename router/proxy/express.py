@@ -9,9 +9,10 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
-from functools import partial
 from time import monotonic
-from typing import Final, Protocol
+from typing import ClassVar, Final, Protocol
+
+import msgspec
 
 from router.errors import RouterError
 from router.pool import Lease, Pool
@@ -19,11 +20,14 @@ from router.proxy.answer import Answer
 from router.proxy.ask import Account, Dialect
 from router.proxy.client import Client, Connected
 from router.proxy.failures import Broken, Failures
+from router.proxy.framing import Malformed
+from router.proxy.heads import END_OF_HEAD, read_head
 from router.proxy.idle import Idle
-from router.proxy.outbox import Outbox
+from router.proxy.outbox import FROM_REQUESTS, Outbox
 from router.proxy.telling import tell_within
-from router.proxy.upstream import Upstream, open_now
-from router.stall import Passage, Traffic
+from router.proxy.upstream import HungUp, Upstream, open_now
+from router.proxy.usage import note_whole
+from router.stall import Flow, Traffic
 
 log = logging.getLogger("router.proxy")
 
@@ -39,13 +43,13 @@ class Front(Connected, Protocol):
     @property
     def peer(self) -> str | None: ...
     def begun(self) -> None:
-        """Its answer has: the request is not needed any more."""
+        """Its answer has, and goes on: the request is not needed any more."""
 
-    def answered(self, exchange: Exchange, *, keeps_alive: bool) -> None:
-        """Its answer is complete as far as it goes; without `keeps_alive` the connection is to be closed."""
+    def answered(self, *, keeps_alive: bool) -> None:
+        """The answer is complete as far as it goes; without `keeps_alive` the connection is to be closed."""
 
-    def give_up(self, exchange: Exchange, tried: Broken) -> None:
-        """The request is to be read by aiohttp's server; whoever answers it there finds what was
+    def give_up(self, asked: bytes, tried: Broken) -> None:
+        """What was `asked` is to be read by aiohttp's server; whoever answers it there finds what was
         `tried_before`.
         """
 
@@ -89,8 +93,8 @@ class _InFront(Client):
         self.front.begun()
 
     def write_last(self, data: bytes) -> None:
-        if self.outbox.is_worth_it:
-            self.outbox.put(partial(self._write, data))
+        if self.outbox.requests >= FROM_REQUESTS:
+            self.outbox.say(self._transport, data)
         else:
             self._write(data)
 
@@ -101,80 +105,135 @@ class _InFront(Client):
         self.front.on_taken = None
 
 
-class Exchange:
+class Exchange(msgspec.Struct, eq=False):
     """`begin` it; then it ends by itself, or by `left` when its client is gone, or by `end_by`. `ended` is
     called once, with the status, or None where the request is given up for aiohttp to answer.
+
+    It is made for every request, and most of it in C: `asked` is the request as it came, `said` as the child
+    gets it, `begun_at` monotonic time; the lease is given back here.
     """
 
-    method: Final = "POST"
-    conversation: Final = None
+    method: ClassVar[str] = "POST"
+    conversation: ClassVar[None] = None
 
-    __slots__ = (
-        "_answer", "_begun_at", "_client", "_dialect", "_ended", "_failing", "_front", "_has_ended",
-        "_is_kept", "_lane", "_lease", "_passage", "_said", "_upstream", "account", "id", "path", "since",
-    )  # fmt: skip
-
-    def __init__(
-        self,
-        lane: Lane,
-        lease: Lease,
-        dialect: Dialect,
-        said: bytes,
-        path: str,
-        front: Front,
-        transport: asyncio.Transport,
-        ended: Callable[[Exchange, int | None, float], object],
-        *,
-        keeps_alive: bool,
-    ) -> None:
-        """`said` is the request as the child gets it; the lease is from now on given back here."""
-        self._lane = lane
-        self._lease = lease
-        self._dialect = dialect
-        self._said = said
-        self._front = front
-        self._ended = ended
-        self.id = ""
-        self.path = path
-        self.since = 0.0
-        self._begun_at = monotonic()
-        account = self.account = Account(lease.model, lease.action, instance=lease.instance, attempts=1)
-        client = self._client = _InFront(transport, front, account, keeps_alive=keeps_alive)
-        client.front, client.outbox = front, lane.outbox
-        lane.outbox.requests += 1
-        self._passage: Passage = lane.traffic.enter(lease.instance)
-        self._answer: Answer | None = None
-        self._upstream: Upstream | None = None
-        self._is_kept = False
-        self._has_ended = False
-        self._failing: asyncio.Task[None] | None = None
+    _lane: Lane
+    _lease: Lease
+    account: Account
+    _dialect: Dialect
+    _asked: bytes
+    _said: bytes
+    path: str
+    _front: Front
+    _transport: asyncio.Transport
+    _keeps_alive: bool
+    _begun_at: float
+    _ended: Callable[[Exchange, int | None, float], object]
+    _flow: Flow
+    id: int = 0
+    since: float = 0.0
+    _upstream: Upstream | None = None
+    _is_kept: bool = False
+    #: These two read an answer that does not come whole.
+    _client: _InFront | None = None
+    _answer: Answer | None = None
+    _has_ended: bool = False
+    _failing: asyncio.Task[None] | None = None
 
     @property
     def client(self) -> str | None:
         return self._front.peer
 
     def begin(self) -> None:
-        upstream = self._lane.idle.take(self._lease.address.socket)
-        self._is_kept = upstream is not None
-        self._ask_child(upstream if upstream is not None else open_now(self._lease.address.socket))
+        lane, path = self._lane, self._lease.address.socket
+        lane.outbox.requests += 1
+        upstream = lane.idle.take(path, self._begun_at)
+        if upstream is not None:
+            self._is_kept = True
+            self._ask_child(upstream)
+        else:
+            self._ask_child(open_now(path))
 
     def _ask_child(self, upstream: Upstream) -> None:
         self._upstream = upstream
-        answer = self._answer = Answer(upstream, self._client, self.account, self._passage, self._over)
-        upstream.begin(answer)
+        upstream.begin(self)
         outbox = self._lane.outbox
-        upstream.write(self._said, outbox if outbox.is_worth_it else None)
+        upstream.write(self._said, outbox if outbox.requests >= FROM_REQUESTS else None)
+
+    # --- told by the upstream, until an answer is to be read step by step ---
+
+    def received(self, data: bytes) -> None:
+        if not self._is_all(data):
+            self._read(data)
+
+    def lost(self, error: Exception | None) -> None:
+        if self._is_kept and isinstance(error, ConnectionError):
+            # It was closed while we wrote: the child has not read all of it, so it has not begun it.
+            self._is_kept = False
+            self._ask_child(open_now(self._lease.address.socket))
+            return
+        self._failed(error or HungUp("it closed the connection"))
+
+    def _is_all(self, data: bytes) -> bool:
+        """The usual case of an answer that is no stream: `data` is all of it, and counted. False: it is
+        something else, and nothing was done.
+        """
+        body_at = data.find(END_OF_HEAD) + len(END_OF_HEAD)
+        if body_at < len(END_OF_HEAD) or not self._keeps_alive:
+            return False
+        try:
+            head = read_head(data[:body_at])
+        except Malformed:
+            return False
+        size = len(data) - body_at
+        upstream = self._upstream
+        if head.counted_bytes != size or upstream is None:
+            return False
+        now, account, lane, body = monotonic(), self.account, self._lane, data[body_at:]
+        account.first_byte_seconds = now - self._begun_at
+        account.sent_bytes = size
+        self._flow.moved_bytes += size
+        if lane.outbox.requests >= FROM_REQUESTS:
+            lane.outbox.say(self._transport, head.warm + body)
+        elif not self._transport.is_closing():
+            self._transport.write(head.warm + body)
+        note_whole(body, account)
+        if upstream.end():
+            lane.idle.put(self._lease.address.socket, upstream, head.promised_seconds, now)
+        else:
+            upstream.close()
+        self._upstream = None
+        self._end(head.status, keeps_alive=True)
+        return True
+
+    def _read(self, data: bytes) -> None:
+        """From here on step by step."""
+        upstream = self._upstream
+        assert upstream is not None, "it has just been heard"
+        answer = self._answer = Answer(
+            upstream, self._answered(), self.account, self._flow, self._over, self._begun_at
+        )
+        upstream.hand_on(answer)
+        answer.received(data)
+
+    def _answered(self) -> _InFront:
+        """Its client, as who is told an answer in parts."""
+        client = self._client
+        if client is None:
+            client = _InFront(self._transport, self._front, self.account, keeps_alive=self._keeps_alive)
+            client.front, client.outbox = self._front, self._lane.outbox
+            self._client = client
+        return client
 
     def forget_request(self) -> None:
         """Its answer has begun, so it is not said again. A stream may last, and its prompt may be long."""
-        self._said = b""
+        self._asked = self._said = b""
 
     # --- how it ends ---
 
     def left(self) -> None:
         """The client is gone."""
         self._let_go()
-        self._end(CLIENT_LEFT)
+        self._end(CLIENT_LEFT, keeps_alive=False)
 
     def end_by(self, error: RouterError) -> None:
         """An operator ends it."""
@@ -182,35 +241,29 @@ class Exchange:
             return
         self.account.ended_by = error
         self._let_go()
-        if self._client.has_begun:
-            self._tell(error)
+        if self._client is not None and self._client.has_begun:
+            self._tell(self._client, error)
         else:
             self._give_up(Broken(error, may_retry=False))
 
     def _over(self) -> None:
         """The answer will have nothing more."""
-        answer, upstream = self._answer, self._upstream
-        assert answer is not None and upstream is not None, "it has been asked for"
+        answer, upstream, client = self._answer, self._upstream, self._client
+        assert answer is not None and upstream is not None and client is not None, "it has been read"
         if answer.error is not None:
             self._failed(answer.error)
             return
         head = answer.head
         if answer.can_reuse and head is not None:
-            self._lane.idle.put(self._lease.address.socket, upstream, head.promised_seconds)
+            self._lane.idle.put(self._lease.address.socket, upstream, head.promised_seconds, monotonic())
         else:
             upstream.close()
         self._upstream = None
-        self._end(self._client.status)
+        self._end(client.status, keeps_alive=client.keeps_alive)
 
     def _failed(self, error: Exception) -> None:
-        answer = self._answer
-        assert answer is not None, "it has been asked for"
-        if self._is_kept and not answer.has_heard and isinstance(error, ConnectionError):
-            # It was closed while we wrote: the child has not read all of it, so it has not begun it.
-            self._is_kept = False
-            self._ask_child(open_now(self._lease.address.socket))
-            return
-        working = self._work_out(error, has_begun=answer.head is not None)
+        has_begun = self._answer is not None and self._answer.head is not None
+        working = self._work_out(error, has_begun=has_begun)
         task = asyncio.get_running_loop().create_task(working, name=f"{self._lease.model} failed a request")
         self._failing = task
         self._lane.run(task)
@@ -221,8 +274,8 @@ class Exchange:
             await (self._cut_short(error) if has_begun else self._broken(error))
         except Exception:
             log.exception("%s: a failed request could not be told", self._lease.instance)
-            self._client.cut()
-            self._end(500)
+            self._answered().cut()
+            self._end(500, keeps_alive=False)
 
     async def _broken(self, error: Exception) -> None:
         """Before its answer began."""
@@ -236,35 +289,36 @@ class Exchange:
         """In the middle of its answer."""
         failure = await self._lane.failures.within_answer(self._lease, error)
         self._failing = None
-        self._tell(failure)
+        self._tell(self._answered(), failure)
 
-    def _tell(self, error: RouterError) -> None:
+    def _tell(self, client: _InFront, error: RouterError) -> None:
         """As an event, or by a cut."""
         self.account.error = error.code
-        tell_within(self._client, self._answer, error, self._dialect)
-        self._end(self._client.status)
+        tell_within(client, self._answer, error, self._dialect)
+        self._end(client.status, keeps_alive=client.keeps_alive)
 
     def _give_up(self, tried: Broken) -> None:
         self._has_ended = True
         self._free()
         self._ended(self, None, 0.0)
-        self._front.give_up(self, tried)
+        self._front.give_up(self._asked, tried)
 
-    def _end(self, status: int) -> None:
+    def _end(self, status: int, *, keeps_alive: bool) -> None:
         if self._has_ended:
             return
         self._has_ended = True
         self._free()
         self._ended(self, status, monotonic() - self._begun_at)
-        self._front.answered(self, keeps_alive=self._client.keeps_alive)
+        self._front.answered(keeps_alive=keeps_alive)
 
     def _free(self) -> None:
         """What it holds, each once."""
-        self._lane.outbox.requests -= 1
+        lane, lease = self._lane, self._lease
+        lane.outbox.requests -= 1
         if self._answer is not None:
             self._answer.end()
-        self._lane.traffic.leave(self._passage, self._lease.instance)
-        self._lane.pool.give_back(self._lease)
+        lane.traffic.leave(self._flow, lease.instance)
+        lane.pool.give_back(lease)
 
     def _let_go(self) -> None:
         if self._failing is not None:

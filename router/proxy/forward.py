@@ -7,6 +7,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from time import monotonic
 
 from aiohttp import web
 
@@ -23,7 +24,7 @@ from router.proxy.idle import Idle
 from router.proxy.telling import rejection_event, tell_within
 from router.proxy.upstream import connect
 from router.proxy.waiting import Patience, Pictures, Waiting
-from router.stall import Passage, Traffic
+from router.stall import Flow, Traffic
 
 log = logging.getLogger("router.proxy")
 
@@ -166,12 +167,12 @@ class Proxy:
             call.waiting.over()
             account.action, account.instance, account.evicted = lease.action, lease.instance, lease.evicted
             account.queue_seconds, account.load_seconds = lease.queue_seconds, lease.load_seconds
-            with self.traffic.passage(lease.instance) as passage:
-                await self._exchange(call, lease, passage)
+            with self.traffic.passage(lease.instance) as flow:
+                await self._exchange(call, lease, flow)
 
-    async def _exchange(self, call: _Call, lease: Lease, passage: Passage) -> None:
+    async def _exchange(self, call: _Call, lease: Lease, flow: Flow) -> None:
         path = lease.address.socket
-        upstream = self._idle.take(path)
+        upstream = self._idle.take(path, monotonic())
         while True:
             is_kept = upstream is not None
             if upstream is None:
@@ -180,7 +181,8 @@ class Proxy:
                 except OSError as error:
                     raise await self._failures.before_answer(lease, error, was_connected=False) from error
             over = asyncio.get_running_loop().create_future()
-            answer = call.answer = Answer(upstream, call.client, call.account, passage, partial(_set, over))
+            told, asked_at = partial(_set, over), monotonic()
+            answer = call.answer = Answer(upstream, call.client, call.account, flow, told, asked_at)
             upstream.begin(answer)
             try:
                 await upstream.send(call.head, call.body)
@@ -198,7 +200,7 @@ class Proxy:
                 continue
             raise await self._failure(lease, answer, answer.error) from answer.error
         if answer.can_reuse and answer.head is not None:
-            self._idle.put(path, upstream, answer.head.promised_seconds)
+            self._idle.put(path, upstream, answer.head.promised_seconds, monotonic())
         else:
             upstream.close()
         if answer.rejection is not None and answer.head is not None:

@@ -11,6 +11,9 @@ import httptools
 
 from router.proxy.framing import Malformed
 
+END_OF_HEAD: Final = b"\r\n\r\n"
+#: What is added to most answers: their model was ready.
+WARM: Final = b"X-Router-Action: already_loaded\r\nX-Router-Queue-Ms: 0\r\nX-Router-Load-Ms: 0\r\n\r\n"
 #: A longer head is no answer of a sane server.
 HEAD_LIMIT: Final = 64 << 10
 
@@ -55,8 +58,9 @@ def request_lines(method: str, target: str, headers: Iterable[tuple[bytes, bytes
 class Head:
     """The head of an answer. `lines` are those that pass, whatever frames the body; `length` and
     `is_chunked` say how the child framed it. `promised_seconds` is how long it keeps the connection for the
-    next request, 0: not at all. `counted` is all of it that a client gets where so many `counted_bytes` of
-    body follow; None: it is the head of something else.
+    next request, 0: not at all. `counted` is all of the child's that a client gets where so many
+    `counted_bytes` of body follow; None: it is the head of something else. `warm` is `counted` to its end,
+    where the model was ready.
     """
 
     status: int
@@ -69,6 +73,7 @@ class Head:
     promised_seconds: float
     counted: bytes
     counted_bytes: int | None
+    warm: bytes
 
 
 @lru_cache(maxsize=512)
@@ -137,9 +142,18 @@ class _Reader:
         passed = b"".join(lines)
         counted = b"HTTP/1.1 %d %b\r\n%bContent-Length: %d\r\n" % (status, self._reason, passed, length or 0)
         is_counted = not is_chunked and status >= 200 and status not in (204, 304)
-        size = length if is_counted else None
         return Head(
-            status, self._reason, passed, length, is_chunked, is_events, is_encoded, promised, counted, size
+            status=status,
+            reason=self._reason,
+            lines=passed,
+            length=length,
+            is_chunked=is_chunked,
+            is_event_stream=is_events,
+            is_encoded=is_encoded,
+            promised_seconds=promised,
+            counted=counted,
+            counted_bytes=length if is_counted else None,
+            warm=counted + WARM,
         )
 
 

@@ -32,11 +32,11 @@ class Idle:
         self._sweep: asyncio.TimerHandle | None = None
         self._is_closed = False
 
-    def take(self, path: str) -> Upstream | None:
+    def take(self, path: str, now: float) -> Upstream | None:
+        """`now` is monotonic time."""
         kept = self._kept.get(path)
         if not kept:
             return None
-        now = monotonic()
         while kept:
             until, upstream = kept.pop()
             if now < until and upstream.is_silent():
@@ -44,7 +44,7 @@ class Idle:
             upstream.close()
         return None
 
-    def put(self, path: str, upstream: Upstream, promised_seconds: float) -> None:
+    def put(self, path: str, upstream: Upstream, promised_seconds: float, now: float) -> None:
         """Keep it, or close it; one that was closed meanwhile is found out when it is to be used again."""
         if promised_seconds <= 0 or upstream.served >= MOST_SERVED or self._is_closed:
             upstream.close()
@@ -52,7 +52,7 @@ class Idle:
         kept = self._kept[path]
         if len(kept) >= MOST_KEPT:
             kept.pop(0)[1].close()
-        kept.append((monotonic() + min(LONGEST_SECONDS, SHARE * promised_seconds), upstream))
+        kept.append((now + min(LONGEST_SECONDS, SHARE * promised_seconds), upstream))
         if self._sweep is None:
             loop = asyncio.get_running_loop()
             self._sweep = loop.call_later(LONGEST_SECONDS, self._close_expired)

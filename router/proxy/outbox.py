@@ -16,27 +16,42 @@ FROM_REQUESTS: Final = 4
 
 
 class Outbox:
-    """`requests` is how many are being answered; who changes it is who knows."""
+    """What is put here is written in this turn of the loop, before whatever is scheduled from now on.
+    `requests` is how many are being answered; who changes it is who knows.
+    """
 
-    __slots__ = ("_due", "requests")
+    __slots__ = ("_due", "_last_words", "_loop", "requests")
 
     def __init__(self) -> None:
         self._due: list[Callable[[], object]] = []
+        self._last_words: list[tuple[asyncio.Transport, bytes]] = []
+        self._loop: asyncio.AbstractEventLoop | None = None  # None: nothing is due
         self.requests = 0
 
-    @property
-    def is_worth_it(self) -> bool:
-        return self.requests >= FROM_REQUESTS
-
     def put(self, write: Callable[[], object]) -> None:
-        """`write` is called in this turn of the loop, behind what is due already, before whatever is
-        scheduled from now on. It must not fail.
-        """
-        if not self._due:
-            asyncio.get_running_loop().call_soon(self._flush)
+        """`write` must not fail."""
+        if self._loop is None:
+            self._wake()
         self._due.append(write)
+
+    def say(self, transport: asyncio.Transport, data: bytes) -> None:
+        """The last of an answer: in order with others to this client that are said here, and behind what
+        was written to it.
+        """
+        if self._loop is None:
+            self._wake()
+        self._last_words.append((transport, data))
+
+    def _wake(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._loop.call_soon(self._flush)
 
     def _flush(self) -> None:
         due, self._due = self._due, []
+        said, self._last_words = self._last_words, []
+        self._loop = None
         for write in due:
             write()
+        for transport, data in said:
+            if not transport.is_closing():
+                transport.write(data)

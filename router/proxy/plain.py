@@ -1,22 +1,20 @@
 """Requests as nearly all of them are: a head without anything unusual, and a short body whose length it says.
 
-Such a head is read once and kept, as a client says the same one again and again but for the length. What is
+A client says the same head again and again but for the length: what was read of it may be kept. What is
 unusual in any way is not refused here, only not recognised: somebody else reads it then."""
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Final
 
 import httptools
 
-from router.proxy.heads import names_of, request_lines
+from router.proxy.heads import END_OF_HEAD, names_of, request_lines
 
-#: A longer head is not kept, nor looked at.
+#: A longer head is not looked at.
 HEAD_LIMIT: Final = 4 << 10
-END_OF_HEAD: Final = b"\r\n\r\n"
 #: Spelled as every client spells it.
 _LENGTH: Final = re.compile(rb"\r\n[Cc]ontent-[Ll]ength:[ \t]*+([0-9]{1,15})[ \t]*+(?=\r\n)")
 
@@ -55,7 +53,6 @@ def split(data: bytes) -> tuple[bytes, int, int] | None:
     return data[:start] + data[stop : end + 4], int(length[1]), end + 4
 
 
-@lru_cache(maxsize=256)
 def read_plain(head: bytes) -> PlainHead | None:
     """`head` is one without the line of its length; None: there is something unusual in it."""
     reader = _Reader()

@@ -105,22 +105,20 @@ class Upstream(asyncio.BufferedProtocol):
         if unsent and self._transport is not None:
             self._transport.write(unsent)
 
-    def end(self) -> None:
-        """The answer is complete."""
+    def hand_on(self, listener: Listener) -> None:
+        """Another one listens from now on."""
+        self._listener = listener
+
+    def end(self) -> bool:
+        """The answer is complete. Whether it may be asked again, as the kernel has all of the request: a
+        child may answer before it has read that far.
+        """
         self._listener = None
         if self._room is not None:
             self._make_room()
-
-    @property
-    def is_open(self) -> bool:
-        return self._transport is not None and not self._transport.is_closing()
-
-    @property
-    def has_sent_all(self) -> bool:
-        """Whether the kernel has all of the request: a child may answer before it has read that far."""
-        return (
-            self._room is None and self._transport is not None and not self._transport.get_write_buffer_size()
-        )
+            return False
+        transport = self._transport
+        return transport is not None and not transport.get_write_buffer_size()
 
     def pause(self) -> None:
         if self._transport is not None:

@@ -50,7 +50,11 @@ _timings = msgspec.json.Decoder(_Timings)
 
 def note_whole(body: bytes, account: Account) -> None:
     """Write down what it says at its ends. What is not there, or not understood, is left out."""
-    _note_ends(body[:FIRST_BYTES], body[-LAST_BYTES:], account)
+    if len(body) > FIRST_BYTES:
+        _note_usage(body[:FIRST_BYTES], account)
+        body = body[-LAST_BYTES:]
+    _note_usage(body, account)
+    _note_timings(body, account)
 
 
 class Ends:
@@ -71,14 +75,10 @@ class Ends:
     def note(self, account: Account) -> None:
         """As `note_whole`."""
         last = self._last[0] if len(self._last) == 1 else b"".join(self._last)
-        _note_ends(self._first, last, account)
-
-
-def _note_ends(first: bytes, last: bytes, account: Account) -> None:
-    if last is not first:  # as they are where all of it is short
-        _note_usage(first, account)
-    _note_usage(last, account)
-    _note_timings(last, account)
+        if last is not self._first:  # as they are where all of it is short
+            _note_usage(self._first, account)
+        _note_usage(last, account)
+        _note_timings(last, account)
 
 
 def _last_object(pattern: re.Pattern[bytes], key: bytes, data: bytes) -> bytes | None:

@@ -315,7 +315,9 @@ async def test_a_stream_does_not_hold_what_was_asked(api: Api):
             await caller.reader.readuntil(b'data: {"n": 1}\n\n')
         assert caller.is_short()
         (front,) = [one for one in api.runner.front.connections if cast(Front, one)._exchange is not None]
-        held = [cast(Front, front)._request, cast(Front, front)._exchange._said]  # type: ignore[union-attr]
+        exchange = cast(Front, front)._exchange
+        assert exchange is not None
+        held = [exchange._asked, exchange._said]
         assert held == [b"", b""]
 
 

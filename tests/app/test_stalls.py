@@ -95,11 +95,11 @@ async def until(is_true: Callable[[], object]) -> None:
 async def test_an_idle_child_with_a_request_is_given_up_with_the_reason(child):
     children, traffic = child(IDLE), Traffic()
     async with watching(traffic, children):
-        with traffic.passage("a#1") as passage:
+        with traffic.passage("a#1") as flow:
             await until(lambda: children.given_up)
-            assert passage.verdict is not None
-            assert passage.verdict.startswith("stuck: it neither answered nor worked")
-    assert children.given_up == [("a#1", passage.verdict)]
+            assert flow.verdict is not None
+            assert flow.verdict.startswith("stuck: it neither answered nor worked")
+    assert children.given_up == [("a#1", flow.verdict)]
 
 
 async def test_a_child_that_cannot_be_looked_at_for_want_of_files_is_not_blamed(child):
@@ -116,8 +116,8 @@ async def test_nobody_is_looked_at_without_a_request_that_waits_for_it(child):
     children, traffic = child(IDLE), Traffic()
     assert children.child is not None
     async with slots(children.child.socket, lambda: WORKING) as asked, watching(traffic, children):
-        with traffic.passage("a#1") as passage:
-            passage.moved(1)  # and the client does not take it
+        with traffic.passage("a#1") as flow:
+            flow.held += 1  # and the client does not take it
             await asyncio.sleep(4 * BOUND)
         await asyncio.sleep(2 * BOUND)
     assert not children.given_up

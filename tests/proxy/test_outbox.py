@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from router.proxy.outbox import FROM_REQUESTS, Outbox
+from router.proxy.outbox import Outbox
 from router.proxy.upstream import Upstream, open_now
 
 
@@ -39,12 +39,36 @@ async def test_all_of_a_turn_is_written_in_order_before_what_is_scheduled_later(
     assert seen[-1] == 3
 
 
-def test_it_is_worth_it_for_several_requests_only():
-    outbox = Outbox()
-    outbox.requests = FROM_REQUESTS - 1
-    assert not outbox.is_worth_it
-    outbox.requests += 1
-    assert outbox.is_worth_it
+class Told(asyncio.Transport):
+    """A client that may have left."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heard: list[bytes] = []
+        self.has_left = False
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        assert not self.has_left
+        self.heard.append(bytes(data))
+
+    def is_closing(self) -> bool:
+        return self.has_left
+
+
+async def test_answers_are_said_in_order_behind_all_requests_and_not_to_who_has_left():
+    outbox, stays, leaves = Outbox(), Told(), Told()
+    outbox.say(stays, b"1")
+    outbox.say(leaves, b"1")
+    outbox.say(stays, b"2")
+    outbox.put(lambda: stays.heard.append(b"asked"))
+    leaves.has_left = True
+    assert not stays.heard
+    await asyncio.sleep(0)
+    assert stays.heard == [b"asked", b"1", b"2"]
+    assert not leaves.heard
+    outbox.say(stays, b"3")
+    await asyncio.sleep(0)
+    assert stays.heard[-1] == b"3"
 
 
 @pytest.fixture

@@ -98,7 +98,7 @@ def test_a_request_is_held_back_while_its_child_does_not_read(tmp_path: Path, lo
         read_on.set()
         async with asyncio.timeout(DEADLINE):
             await sending
-            while not upstream.has_sent_all:
+            while not upstream.end():
                 await asyncio.sleep(0.01)
         upstream.close()
         async with asyncio.timeout(DEADLINE):
@@ -122,7 +122,7 @@ def test_who_begins_on_a_connection_that_is_lost_by_then_is_told_so(
         upstream, hearing = await connect(path), Hearing()
         listening.accept()[0].close()
         async with asyncio.timeout(DEADLINE):
-            while upstream.is_open:
+            while upstream._transport is not None and not upstream._transport.is_closing():
                 await asyncio.sleep(0)
             for _ in range(turns):
                 await asyncio.sleep(0)
