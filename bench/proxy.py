@@ -1,11 +1,14 @@
 """What it costs to stand between a client and llama-server: ours beside others, in one table from one run.
 
-    bench/proxy [--seconds S] [--rounds N] [--only ROW,...] [--contestants NAME,...] [--json FILE]
+    bench/proxy [--seconds S] [--rounds N] [--only ROW,...] [--contestants NAME,...] [--json FILE] [...]
 
-Everything is set up here and torn down again. The rows `rate`, `chunks`, `first`, `memory` and `slow` have a
-fixed upstream (`proxy_upstream.py`) behind each proxy, `swap` the real llama-server. Within a round each
-contestant has its turn at each row; what is added is over the same round without a proxy. CPU is that of the
-proxy's own processes alone. Figures of a busy machine are printed with its load, never asserted.
+By itself it takes about 9 minutes on 2 cores, where nginx, wrk and a llama-server are there: 3 rounds of 2
+seconds for each measurement. Everything is set up here and torn down again. The rows `rate`, `chunks`,
+`first`, `memory` and `slow` have a fixed upstream (`proxy_upstream.py`) behind each proxy, `swap` the real
+llama-server. Within a round each contestant has its turn at each row; what is added is over the same round
+without a proxy. CPU is that of the proxy's own processes alone. Who does not do what is asked within bounds
+(`proxy_bounds.py`) has a cell that says so, and the rest goes on; Ctrl-C or SIGTERM prints what there is.
+Figures of a busy machine are printed with its load, never asserted.
 """
 
 from __future__ import annotations
@@ -16,15 +19,19 @@ import json
 import os
 import resource
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
 
+import psutil
+
 from bench import proxy_rows, proxy_swaps
+from bench.proxy_bounds import Failed
 from bench.proxy_contestants import (
     CONTESTANTS,
     ROUTERS,
@@ -35,7 +42,8 @@ from bench.proxy_contestants import (
     post,
     upstream_program,
 )
-from bench.proxy_rows import ROWS, Failed, Options, has_wrk
+from bench.proxy_progress import Progress, rough
+from bench.proxy_rows import ROWS, Options, Step, has_wrk
 from bench.proxy_table import Results, render
 from router.demo_model import write_demo_model
 from tests.make_gguf import make_llama
@@ -43,37 +51,45 @@ from tests.make_gguf import make_llama
 # ruff: noqa: T201 - a command
 
 SWAP: Final = "swap"
-#: At the very end: it takes long, as a thousand buffers of the kernel are to be filled; what was once taken
-#: for them would be seen in every later row of memory; and not everybody survives it.
+#: After all rounds of the others: what was once taken for a thousand slow readers would be seen in every
+#: later row of memory; and not everybody survives them.
 LAST: Final = frozenset({"slow"})
 #: What two models weigh that are swapped: enough to be read, and to be seen by a poll.
 SWAP_MODEL_MIB: Final = 96
 SWAP_ARGS: Final = ("--threads", "1")
+#: What a swap takes of a contestant, and llama-server by itself, in each round.
+SWAP_SECONDS: Final = 2.0
+#: Above every program that is not real-time itself, below the kernel's own threads.
+REAL_TIME_PRIORITY: Final = 10
 #: A process for what is open on both sides of a thousand streams.
 FILES_WANTED: Final = 16384
 
 
-def run(given: argparse.Namespace) -> Results:
+def run(given: argparse.Namespace, results: Results, progress: Progress) -> None:
     rows = [row for row in (*ROWS, SWAP) if given.only is None or row in given.only]
     options = Options(given.seconds, given.slow_readers, has_wrk(given.seconds))
-    results = Results([], [], _about(given, options))
+    results.about.update(_about(given, options))
     _raise_file_limit()
     with tempfile.TemporaryDirectory(prefix="bench-proxy-") as name:
         folder = Path(name)
         fixed = [row for row in rows if row != SWAP]
         if fixed:
             (folder / "fixed").mkdir()
-            _measure_fixed(folder / "fixed", fixed, options, given, results)
+            _measure_fixed(folder / "fixed", fixed, options, given, results, progress)
         if SWAP in rows:
             (folder / SWAP).mkdir()
-            _measure_swaps(folder / SWAP, given, results)
-    results.about["load average after"] = f"{os.getloadavg()[0]:.1f}"
-    return results
+            _measure_swaps(folder / SWAP, given, results, progress)
 
 
 def _measure_fixed(
-    folder: Path, rows: Sequence[str], options: Options, given: argparse.Namespace, results: Results
+    folder: Path,
+    rows: Sequence[str],
+    options: Options,
+    given: argparse.Namespace,
+    results: Results,
+    progress: Progress,
 ) -> None:
+    results.metrics += proxy_rows.METRICS
     model = folder / "bench.gguf"
     write_demo_model(model)
     setting = Setting(
@@ -88,22 +104,67 @@ def _measure_fixed(
         contestants = _entered(stack, CONTESTANTS, setting, given, results)
         for contestant in list(contestants):
             try:
-                post(contestant.port, proxy_rows.PATH, {"model": "bench"})  # loaded, and everything imported
+                _ask_once(contestant)
             except OSError as error:
                 results.fail(contestant.name, "first request", str(error))
                 contestants.remove(contestant)
-        for number in range(given.rounds):
-            for row in rows:
-                if row in LAST and number < given.rounds - 1:
-                    continue
-                for contestant in _rotated(contestants, number):
-                    _note(f"round {number + 1}: {row}, {contestant.name}")
-                    with _failing(results, contestant, row):
-                        results.note(contestant.name, ROWS[row](contestant, options))
-    results.metrics += proxy_rows.METRICS
+        _expect(rows, len(contestants), options, given, progress)
+        early = [row for row in rows if row not in LAST]
+        late = [row for row in rows if row in LAST]
+        given_up: set[tuple[str, str]] = set()
+        for some in (early, late):
+            for number in range(given.rounds):
+                for row in some:
+                    progress.row(number, given.rounds, row)
+                    for contestant in _rotated(contestants, number):
+                        progress.turn(contestant.name)
+                        for step in ROWS[row]:
+                            if (contestant.name, step.name) not in given_up and not _measured(
+                                contestant, step, number, options, results, progress
+                            ):
+                                given_up.add((contestant.name, step.name))
 
 
-def _measure_swaps(folder: Path, given: argparse.Namespace, results: Results) -> None:
+def _measured(
+    contestant: Contestant,
+    step: Step,
+    number: int,
+    options: Options,
+    results: Results,
+    progress: Progress,
+) -> bool:
+    """Whether it may be asked again in the next round. Who has died, or has taken too much, begins anew."""
+    try:
+        if contestant.has_died():
+            contestant.restart()
+            _ask_once(contestant)
+        results.note(contestant.name, step.measure(contestant, options), number)
+    except FAILURES as error:
+        _fail(results, progress, contestant, f"{step.name}, round {number + 1}", error, step.keys)
+        if isinstance(error, Failed) and error.is_final:
+            contestant.stop()
+            return False
+    return True
+
+
+def _ask_once(contestant: Contestant) -> None:
+    """Its model is loaded then, and everything imported."""
+    post(contestant.port, proxy_rows.PATH, {"model": "bench"})
+
+
+def _expect(
+    rows: Sequence[str], contestants: int, options: Options, given: argparse.Namespace, progress: Progress
+) -> None:
+    steps = [step for row in rows for step in ROWS[row]]
+    seconds = contestants * sum(options.seconds + step.beside_seconds for step in steps)
+    if given.only is None or SWAP in given.only:
+        seconds += SWAP_SECONDS * (1 + contestants / 2)
+    progress.say(f"{rough(given.rounds * seconds)} for {contestants} contestants: {', '.join(rows)}")
+
+
+def _measure_swaps(folder: Path, given: argparse.Namespace, results: Results, progress: Progress) -> None:
+    results.metrics += proxy_swaps.METRICS
+    keys = [metric.key for metric in proxy_swaps.METRICS]
     if given.llama_server is None:
         results.absent["llama-server"] = "bin/build-llama-server, or --llama-server FILE; no row of swaps"
         return
@@ -135,23 +196,33 @@ def _measure_swaps(folder: Path, given: argparse.Namespace, results: Results) ->
         ) and "direct" not in results.contestants:
             results.contestants.insert(0, "direct")
         argv = None
-        for contestant in contestants:
+        for contestant in list(contestants):
             first = setting.names[0]
-            proxy_swaps.first_token_ms(contestant.port, first)
-            argv = argv or proxy_swaps.argv_of(contestant)
-            contestant.unload(first)
+            try:
+                proxy_swaps.first_token_ms(contestant.port, first)
+                argv = argv or proxy_swaps.argv_of(contestant)
+                contestant.unload(first)
+            except FAILURES as error:
+                _fail(results, progress, contestant, "first load", error, keys)
+                contestants.remove(contestant)
         for number in range(given.rounds):
-            reference = proxy_swaps.own(setting, models[0], argv)
-            proxy_swaps.forget(models[0])
-            from_disk = proxy_swaps.own(setting, models[0], argv)
+            progress.row(number, given.rounds, SWAP)
+            try:
+                reference = proxy_swaps.own(setting, models[0], argv)
+                proxy_swaps.forget(models[0])
+                from_disk = proxy_swaps.own(setting, models[0], argv)
+            except FAILURES as error:
+                results.fail("direct", f"{SWAP}, round {number + 1}", _said(error), keys)
+                continue
             if "direct" in results.contestants:
                 own = {"cold": reference.total_ms, "disk": from_disk.total_ms, "warm": reference.warm_ms}
-                results.note("direct", own)
+                results.note("direct", own, number)
             for contestant in _rotated(contestants, number):
-                _note(f"round {number + 1}: swap, {contestant.name}")
-                with _failing(results, contestant, SWAP):
-                    results.note(contestant.name, proxy_swaps.swaps(contestant, reference, from_disk))
-    results.metrics += proxy_swaps.METRICS
+                progress.turn(contestant.name)
+                try:
+                    results.note(contestant.name, proxy_swaps.swaps(contestant, reference, from_disk), number)
+                except FAILURES as error:
+                    _fail(results, progress, contestant, f"{SWAP}, round {number + 1}", error, keys)
 
 
 def _entered(
@@ -172,7 +243,12 @@ def _entered(
             if kind is not Before:  # nobody has missed it
                 results.absent[kind.name] = str(absence)
             continue
+        except FAILURES as error:
+            results.fail(kind.name, "start", _said(error))
+            continue
         entered.append(contestant)
+        if kind.logs_requests and kind.name not in results.logging:
+            results.logging.append(kind.name)
         if kind.name not in results.contestants:
             results.contestants.append(kind.name)
     return entered
@@ -184,13 +260,32 @@ def _rotated(contestants: Sequence[Contestant], by: int) -> Sequence[Contestant]
     return [*contestants[start:], *contestants[:start]]
 
 
-@contextlib.contextmanager
-def _failing(results: Results, contestant: Contestant, row: str) -> Iterator[None]:
-    """One that cannot do something is shown so, beside those that can."""
-    try:
-        yield
-    except (Failed, OSError, RuntimeError, KeyError, subprocess.SubprocessError) as error:
-        results.fail(contestant.name, row, " ".join(f"{type(error).__name__}: {error}".split())[:300])
+#: What one can do wrong who is started and asked: shown beside those who can do it.
+FAILURES: Final = (Failed, OSError, RuntimeError, KeyError, subprocess.SubprocessError, psutil.Error)
+
+
+def _fail(
+    results: Results,
+    progress: Progress,
+    contestant: Contestant,
+    what: str,
+    error: Exception,
+    keys: Sequence[str],
+) -> None:
+    short = (
+        error.short
+        if isinstance(error, Failed)
+        else "no answer"
+        if isinstance(error, TimeoutError)
+        else "failed"
+    )
+    results.fail(contestant.name, what, _said(error), keys, short)
+    progress.say(f"{contestant.name}, {what}: {_said(error)}")
+
+
+def _said(error: Exception) -> str:
+    kind = "" if isinstance(error, Failed) else f"{type(error).__name__}: "
+    return " ".join(f"{kind}{error}".split())[:300]
 
 
 def _about(given: argparse.Namespace, options: Options) -> dict[str, object]:
@@ -202,6 +297,7 @@ def _about(given: argparse.Namespace, options: Options) -> dict[str, object]:
         if options.has_wrk
         else "our own (apt-get install wrk for a cheaper one)",
         "cores": os.cpu_count(),
+        "scheduling": "real-time" if given.real_time else "as usual",
         "at": time.strftime("%Y-%m-%d %H:%M"),
         "load average before": f"{os.getloadavg()[0]:.1f}",
     }
@@ -214,15 +310,22 @@ def _raise_file_limit() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
-def _note(text: str) -> None:
-    if sys.stderr.isatty():
-        print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)
+def _become_real_time() -> None:
+    """Everybody who is started here too, and nobody else on this machine gets between them. In turns, so that
+    one who never rests does not keep the others, nor the one who watches its memory, from a processor. Raises
+    PermissionError."""
+    os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(REAL_TIME_PRIORITY))
 
 
 def parser() -> argparse.ArgumentParser:
-    made = argparse.ArgumentParser(prog="bench/proxy", description=__doc__.split("\n", 1)[0])
+    made = argparse.ArgumentParser(
+        prog="bench/proxy",
+        description=__doc__.split("\n", 1)[0],
+        epilog="By itself it takes about 9 minutes on 2 cores; in proportion to --seconds and --rounds. "
+        "It says how long when it begins.",
+    )
     made.add_argument("--seconds", type=float, default=2.0, help="of each measurement")
-    made.add_argument("--rounds", type=int, default=5)
+    made.add_argument("--rounds", type=int, default=3)
     made.add_argument("--only", type=_names((*ROWS, SWAP)), help=", ".join((*ROWS, SWAP)))
     known = [kind.name for kind in CONTESTANTS]
     made.add_argument("--contestants", type=_names(known), help=", ".join(known))
@@ -231,6 +334,12 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--llama-swap", type=_program, default=_program("llama-swap"))
     made.add_argument(
         "--before", type=Path, metavar="FOLDER", help="another checkout of ours to compare with"
+    )
+    made.add_argument(
+        "--real-time",
+        action="store_true",
+        help="before every other program of this machine, which needs the right to it: where others use its "
+        "processors; compare such figures with one another alone",
     )
     made.add_argument("--json", type=Path, metavar="FILE", help="everything that was measured")
     return made
@@ -253,12 +362,28 @@ def _program(named: str) -> Path | None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     given = parser().parse_args(arguments)
-    results = run(given)
-    print(render(results))
-    if given.json is not None:
-        given.json.write_text(json.dumps(results.to_json(), indent=2))
-    return 0
+    if given.real_time:
+        try:
+            _become_real_time()
+        except PermissionError:
+            message = "--real-time: no right to it; try sudo, or an rtprio in /etc/security/limits.conf"
+            print(message, file=sys.stderr)
+            return 2
+    results, progress = Results([], [], {}), Progress()
+    status = 0
+    try:
+        run(given, results, progress)
+    except KeyboardInterrupt:
+        results.about["interrupted in"] = progress.doing
+        status = 130
+    finally:
+        results.about["load average after"] = f"{os.getloadavg()[0]:.1f}"
+        print(render(results))
+        if given.json is not None:
+            given.json.write_text(json.dumps(results.to_json(), indent=2))
+    return status
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # what is measured is printed then too
     sys.exit(main())

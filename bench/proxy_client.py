@@ -19,8 +19,8 @@ from typing import Any, Final, Literal
 import msgspec
 import uvloop
 
-#: Nobody waits longer for anything.
-DEADLINE_SECONDS: Final = 120.0
+#: How often it is looked at how many have begun.
+LOOK_SECONDS: Final = 0.2
 #: A slow reader takes so many bytes at a time, and its kernel keeps as little as it may.
 SLOW_BYTES: Final = 4096
 SLOW_SECONDS: Final = 0.5
@@ -34,7 +34,9 @@ class Load(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     are answered. `streams`: each connection reads one endless stream. `slow`: the same, hardly read at all,
     until standard input ends. `big`: one answer per connection, looked at only after `seconds`.
 
-    `pids` are the processes whose processor time is counted while it lasts.
+    `pids` are the processes whose processor time is counted while it lasts. Nobody waits longer than
+    `deadline_seconds` until all streams have begun or all big answers have come, nor than `stall_seconds`
+    for one more stream to begin.
     """
 
     mode: Literal["requests", "streams", "slow", "big"]
@@ -46,6 +48,8 @@ class Load(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     per_second: float = 0.0
     seconds: float = 1.0
     warm_seconds: float = 0.2
+    deadline_seconds: float = 60.0
+    stall_seconds: float = 10.0
     pids: tuple[int, ...] = ()
 
     def request(self) -> bytes:
@@ -61,7 +65,7 @@ class Load(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
 
 class Seen(msgspec.Struct, kw_only=True):
     """Times are in microseconds: to the first byte, to the last, and of an event on its way. `failed` answers
-    had another status than 200, or were cut off."""
+    had another status than 200, or were cut off; `missing` is how much was done when it was late."""
 
     count: int = 0
     failed: int = 0
@@ -71,6 +75,7 @@ class Seen(msgspec.Struct, kw_only=True):
     whole_us: dict[str, float] = {}
     delay_us: dict[str, float] = {}
     said: str = ""
+    missing: str = ""
 
 
 def percentiles(values: Sequence[float]) -> dict[str, float]:
@@ -217,6 +222,19 @@ class Tally:
         self.said = self.said or why
 
 
+async def _missing(begun: Sequence[asyncio.Future[Any]], load: Load) -> str:
+    """Returns when all are done: nothing. Or when it is too late: how many were."""
+    now = asyncio.get_running_loop().time
+    count, since, deadline = 0, now(), now() + load.deadline_seconds
+    while (done := sum(one.done() for one in begun)) < len(begun):
+        if done > count:
+            count, since = done, now()
+        if now() > min(since + load.stall_seconds, deadline):
+            return f"{done}/{len(begun)} began"
+        await asyncio.wait(begun, timeout=LOOK_SECONDS)
+    return ""
+
+
 async def _open(load: Load, make: Callable[[int], Any]) -> list[Any]:
     loop = asyncio.get_running_loop()
     made = []
@@ -237,8 +255,11 @@ async def measure(load: Load) -> Seen:
             made = await _open(load, lambda number: Asking(load, window, tally, number))
         else:
             made = await _open(load, lambda _: Reading(load, window, tally))
-            async with asyncio.timeout(DEADLINE_SECONDS):
-                await asyncio.gather(*(one.begun for one in made))
+            if missing := await _missing([one.begun for one in made], load):
+                for one in made:
+                    one.is_over = True
+                    one.transport.abort()
+                return Seen(missing=missing)
         await asyncio.sleep(load.warm_seconds)
         window.begin = time.perf_counter()
         window.end = window.begin + load.seconds
@@ -263,7 +284,8 @@ async def measure(load: Load) -> Seen:
 
 
 async def hold_slow(load: Load) -> Seen:
-    """Says "ready" when every stream has begun; from then on each takes a little now and then."""
+    """Says "ready" when every stream has begun, or at once what is missing; from then on each takes a little
+    now and then."""
     loop = asyncio.get_running_loop()
     sockets = []
     seen = Seen()
@@ -274,12 +296,14 @@ async def hold_slow(load: Load) -> Seen:
         await loop.sock_connect(raw, ("127.0.0.1", load.port))
         await loop.sock_sendall(raw, load.request())
         sockets.append(raw)
-    async with asyncio.timeout(DEADLINE_SECONDS):
-        for raw in sockets:
-            head = await loop.sock_recv(raw, SLOW_BYTES)
-            if not head.startswith(b"HTTP/1.1 200"):
-                seen.failed += 1
-                seen.said = seen.said or head[:300].decode(errors="replace")
+    heads = [loop.create_task(loop.sock_recv(raw, SLOW_BYTES)) for raw in sockets]
+    if missing := await _missing(heads, load):
+        return Seen(missing=missing)
+    for task in heads:
+        head = task.result()
+        if not head.startswith(b"HTTP/1.1 200"):
+            seen.failed += 1
+            seen.said = seen.said or head[:300].decode(errors="replace")
     sys.stdout.write("ready\n")
     sys.stdout.flush()
     over = loop.run_in_executor(None, sys.stdin.read)
@@ -329,8 +353,11 @@ async def take_big(load: Load) -> Seen:
                 seen.count += len(data)
 
     begun = time.perf_counter()
-    async with asyncio.timeout(DEADLINE_SECONDS):
-        await asyncio.gather(*(one() for _ in range(load.connections)))
+    try:
+        async with asyncio.timeout(load.deadline_seconds):
+            await asyncio.gather(*(one() for _ in range(load.connections)))
+    except TimeoutError:
+        return Seen(missing=f"{seen.count >> 20} MiB came")
     seen.seconds = time.perf_counter() - begun - load.seconds
     seen.cpu_seconds = cpu_seconds(load.pids) - before
     return seen

@@ -1,8 +1,8 @@
 """Who takes part in `bench/proxy`: each a program of its own between the clients and what stands behind it.
 
 All start the same way, `with contestant.running(): ...`, with the same upstream; what is not on this machine
-says how to get it. None is tuned but nginx, which is the limit; its access log is off, those of the others
-are as they come.
+says how to get it. None is tuned but nginx, which is the limit. `logs_requests` is whether one writes a line
+for each request: nginx and aiohttp's are told not to, the others are as they come.
 """
 
 from __future__ import annotations
@@ -61,6 +61,7 @@ class Contestant:
     it."""
 
     name: str = ""
+    logs_requests = False
 
     def __init__(self, setting: Setting) -> None:
         self.setting = setting
@@ -83,6 +84,14 @@ class Contestant:
     def start(self) -> None:
         self.process = spawn(self.command(), self.folder / "output", self.checkout, **self.environment())
         self.until(lambda: answers(self.port, self.health_path), "it listens")
+
+    def restart(self) -> None:
+        """As new, whatever it has kept, and whether it lives or not."""
+        self.stop()
+        self.start()
+
+    def has_died(self) -> bool:
+        return self.process is None or self.process.poll() is not None
 
     health_path = "/health"
     checkout = ROOT
@@ -232,7 +241,7 @@ class Ours(Contestant):
     """With the configuration it has by itself, its access log among it."""
 
     name = "ours"
-    access_log = True
+    logs_requests = access_log = True
     log_format = ""  # a line of [server] that not every checkout knows
 
     def command(self) -> Sequence[str]:
@@ -262,7 +271,7 @@ class Ours(Contestant):
 
 class OursQuiet(Ours):
     name = "ours-no-log"
-    access_log = False
+    logs_requests = access_log = False
 
 
 class Before(Ours):
@@ -281,13 +290,13 @@ class LlamaRouter(Contestant):
     """llama.cpp's own. It starts its own file again for each model: that file is replaced once it runs."""
 
     name = "llama.cpp"
+    logs_requests = True
 
     def __init__(self, setting: Setting) -> None:
         super().__init__(setting)
         if setting.llama_server is None:
             raise Absent("bin/build-llama-server, or --llama-server FILE")
         self.binary = self.folder / "llama-server"
-        shutil.copy(setting.llama_server, self.binary)
 
     def command(self) -> Sequence[str]:
         setting, folder = self.setting, self.folder / "models"
@@ -309,10 +318,15 @@ class LlamaRouter(Contestant):
         return [*command, *setting.args, "--no-ui"]
 
     def start(self) -> None:
+        self._become(self.setting.llama_server)
         super().start()
         if self.setting.server != self.setting.llama_server:
-            self.binary.unlink()
-            shutil.copy(self.setting.server, self.binary)
+            self._become(self.setting.server)
+
+    def _become(self, program: Path | None) -> None:
+        assert program is not None, "absent without"
+        self.binary.unlink(missing_ok=True)
+        shutil.copy(program, self.binary)
 
     def unload(self, model: str) -> None:
         post(self.port, "/models/unload", {"model": model})
@@ -321,6 +335,7 @@ class LlamaRouter(Contestant):
 
 class LlamaSwap(Contestant):
     name = "llama-swap"
+    logs_requests = True
 
     def __init__(self, setting: Setting) -> None:
         super().__init__(setting)

@@ -11,12 +11,14 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Final
 
 import msgspec
 
-from bench.proxy_client import DEADLINE_SECONDS, Load, Seen, cpu_seconds
+from bench.proxy_bounds import DEADLINE_SECONDS, STALL_SECONDS, Failed, line_of, output_of, peak_mib, rss_mib
+from bench.proxy_client import Load, Seen, cpu_seconds
 from bench.proxy_contestants import ROOT, Contestant
 
 PATH: Final = "/v1/chat/completions"
@@ -43,61 +45,62 @@ class Metric:
 @dataclass(frozen=True, slots=True)
 class Options:
     """`slow_readers` is how many clients hardly read; `has_wrk` that requests are sent by wrk, which is
-    cheaper."""
+    cheaper. The rest: see `Load`."""
 
     seconds: float = 2.0
     slow_readers: int = 1000
     has_wrk: bool = False
-
-
-class Failed(Exception):
-    """Answers were wrong; the message shows one."""
+    deadline_seconds: float = DEADLINE_SECONDS
+    stall_seconds: float = STALL_SECONDS
 
 
 Values = dict[str, float]
 
 
-def rate(contestant: Contestant, options: Options) -> Values:
-    values: Values = {}
-    for connections in (1, 16, 64):
-        ask = _wrk if options.has_wrk else _requests
-        per_second, p50, p99, cpu = ask(contestant, connections, options.seconds)
-        values[f"rate_{connections}"] = per_second
-        values[f"p50_{connections}"], values[f"p99_{connections}"] = p50, p99
-        if connections == 64:
-            values["cpu_request"] = cpu
-    return values
+@dataclass(frozen=True, slots=True)
+class Step:
+    """A part of a row. `keys` are the metrics that it gives, or that it is to blame for; it takes
+    `beside_seconds` more than `Options.seconds`."""
+
+    name: str
+    keys: tuple[str, ...]
+    measure: Callable[[Contestant, Options], Values]
+    beside_seconds: float = 0.0
 
 
-def chunks(contestant: Contestant, options: Options) -> Values:
-    values: Values = {}
-    for streams, per_second in EVENTS_PER_SECOND.items():
-        reset_peak(contestant.pids())
-        wish: dict[str, int | float] = {"events": 0, "per_second": per_second}
-        seen = _client(contestant, mode="streams", connections=streams, seconds=options.seconds, wish=wish)
-        values[f"cpu_chunk_{streams}"] = 1e6 * seen.cpu_seconds / max(1, seen.count)
-        values[f"delay_{streams}"] = seen.delay_us["99"]
-    values["rss_streams"] = peak_mib(contestant.pids())
-    return values
+def rate(contestant: Contestant, options: Options, *, connections: int) -> Values:
+    ask = _wrk if options.has_wrk else _requests
+    per_second, p50, p99, cpu = ask(contestant, connections, options)
+    values = {f"rate_{connections}": per_second, f"p50_{connections}": p50, f"p99_{connections}": p99}
+    return values | ({"cpu_request": cpu} if connections == 64 else {})
 
 
-def first(contestant: Contestant, options: Options) -> Values:
-    wish: dict[str, int | float] = {"events": 8}
-    alone = _client(contestant, mode="requests", connections=1, seconds=options.seconds, wish=wish)
-    idle = _client(
+def chunks(contestant: Contestant, options: Options, *, streams: int) -> Values:
+    reset_peak(contestant.pids())
+    wish: dict[str, int | float] = {"events": 0, "per_second": EVENTS_PER_SECOND[streams]}
+    seen = _client(contestant, options, mode="streams", connections=streams, wish=wish)
+    values = {
+        f"cpu_chunk_{streams}": 1e6 * seen.cpu_seconds / max(1, seen.count),
+        f"delay_{streams}": seen.delay_us["99"],
+    }
+    return values | ({"rss_streams": peak_mib(contestant.pids())} if streams == 256 else {})
+
+
+def first_alone(contestant: Contestant, options: Options) -> Values:
+    seen = _client(contestant, options, mode="requests", wish={"events": 8})
+    return {"first_p50": seen.first_us["50"], "first_p99": seen.first_us["99"]}
+
+
+def first_idle(contestant: Contestant, options: Options) -> Values:
+    seen = _client(
         contestant,
+        options,
         mode="requests",
         connections=64,
-        seconds=options.seconds,
-        wish=wish,
+        wish={"events": 8},
         per_second=IDLE_PER_SECOND,
     )
-    return {
-        "first_p50": alone.first_us["50"],
-        "first_p99": alone.first_us["99"],
-        "first_idle_p50": idle.first_us["50"],
-        "first_idle_p99": idle.first_us["99"],
-    }
+    return {"first_idle_p50": seen.first_us["50"], "first_idle_p99": seen.first_us["99"]}
 
 
 def memory(contestant: Contestant, options: Options) -> Values:
@@ -105,7 +108,7 @@ def memory(contestant: Contestant, options: Options) -> Values:
     reset_peak(contestant.pids())
     wish: dict[str, int | float] = {"bytes": BIG_BYTES}
     hold = min(1.0, options.seconds)
-    seen = _client(contestant, mode="big", connections=BIG_ANSWERS, seconds=hold, wish=wish)
+    seen = _client(contestant, options, mode="big", connections=BIG_ANSWERS, seconds=hold, wish=wish)
     return {
         "rss_big": peak_mib(contestant.pids()),
         "cpu_big": 1e3 * seen.cpu_seconds / (BIG_ANSWERS * BIG_BYTES / 2**20),
@@ -113,12 +116,12 @@ def memory(contestant: Contestant, options: Options) -> Values:
 
 
 def slow(contestant: Contestant, options: Options) -> Values:
-    with _slow_readers(contestant, options.slow_readers):
+    with _slow_readers(contestant, options):
         beside = _client(
             contestant,
+            options,
             mode="requests",
             connections=16,
-            seconds=options.seconds,
             wish={"events": 8},
             per_second=IDLE_PER_SECOND,
         )
@@ -130,12 +133,32 @@ def slow(contestant: Contestant, options: Options) -> Values:
     }
 
 
-ROWS: Final[dict[str, Callable[[Contestant, Options], Values]]] = {
-    "rate": rate,
-    "chunks": chunks,
-    "first": first,
-    "memory": memory,
-    "slow": slow,
+#: What a step takes besides was seen on 2 cores.
+ROWS: Final[dict[str, tuple[Step, ...]]] = {
+    "rate": tuple(
+        Step(
+            f"rate of {n}",
+            (f"rate_{n}", f"p50_{n}", f"p99_{n}", *(("cpu_request",) if n == 64 else ())),
+            partial(rate, connections=n),
+            0.1,
+        )
+        for n in (1, 16, 64)
+    ),
+    "chunks": tuple(
+        Step(
+            f"chunks of {n} streams",
+            (f"cpu_chunk_{n}", f"delay_{n}", *(("rss_streams",) if n == 256 else ())),
+            partial(chunks, streams=n),
+            0.6,
+        )
+        for n in EVENTS_PER_SECOND
+    ),
+    "first": (
+        Step("first byte, alone", ("first_p50", "first_p99"), first_alone, 0.4),
+        Step("first byte, 64 connections", ("first_idle_p50", "first_idle_p99"), first_idle, 0.4),
+    ),
+    "memory": (Step("memory", ("rss_big", "cpu_big"), memory),),
+    "slow": (Step("slow", ("rss_slow", "beside_p50", "beside_p99"), slow, 9.0),),
 }
 
 METRICS: Final = (
@@ -175,55 +198,60 @@ METRICS: Final = (
 # --- the clients ------------------------------------------------------------------------------------------
 
 
-def _client(contestant: Contestant, **load: object) -> Seen:
-    """Raises Failed when any answer was not what was asked for."""
-    command = _command(contestant, load)
-    done = subprocess.run(
-        command,
-        cwd=ROOT,
-        capture_output=True,
-        timeout=2 * DEADLINE_SECONDS,
-        check=False,
-        stdin=subprocess.DEVNULL,
-    )
-    if done.returncode:
-        said = done.stderr.decode(errors="replace").strip().splitlines()
-        raise Failed(next((line for line in reversed(said) if "Error: " in line), "its client failed"))
-    return _checked(done.stdout)
+def _client(contestant: Contestant, options: Options, **load: object) -> Seen:
+    """Raises Failed when any answer was not what was asked for, or was not there in time."""
+    with _started(contestant, options, load, stdin=subprocess.DEVNULL) as client:
+        return _checked(output_of(client, contestant, options.seconds + 2 * options.deadline_seconds))
 
 
-def _command(contestant: Contestant, load: dict[str, object]) -> list[str]:
-    whole = msgspec.convert({"port": contestant.port, "pids": contestant.pids(), **load}, Load)
-    return [sys.executable, "-m", "bench.proxy_client", msgspec.json.encode(whole).decode()]
+def _started(
+    contestant: Contestant, options: Options, load: dict[str, object], stdin: int
+) -> subprocess.Popen[bytes]:
+    common = {
+        "port": contestant.port,
+        "pids": contestant.pids(),
+        "seconds": options.seconds,
+        "deadline_seconds": options.deadline_seconds,
+        "stall_seconds": options.stall_seconds,
+    }
+    said = msgspec.json.encode(msgspec.convert(common | load, Load)).decode()
+    command = [sys.executable, "-m", "bench.proxy_client", said]
+    return subprocess.Popen(command, cwd=ROOT, stdin=stdin, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
 
 def _checked(output: bytes) -> Seen:
     seen = msgspec.json.decode(output, type=Seen)
+    if seen.missing:
+        raise Failed(f"only {seen.missing} in time", seen.missing)
     if seen.failed or not seen.count:
-        raise Failed(f"{seen.failed} of its answers failed: {seen.said or 'nothing came'}")
+        said = f"{seen.failed} of its answers failed: {seen.said or 'nothing came'}"
+        raise Failed(said, f"{seen.failed} failed" if seen.failed else "no answer")
     return seen
 
 
 @contextlib.contextmanager
-def _slow_readers(contestant: Contestant, count: int) -> Iterator[None]:
-    command = _command(contestant, {"mode": "slow", "connections": count, "wish": {"events": 0}})
-    with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+def _slow_readers(contestant: Contestant, options: Options) -> Iterator[None]:
+    load: dict[str, object] = {
+        "mode": "slow",
+        "connections": options.slow_readers,
+        "wish": {"events": 0},
+    }
+    with _started(contestant, options, load, stdin=subprocess.PIPE) as process:
         try:
-            assert process.stdin is not None
-            assert process.stdout is not None
-            if process.stdout.readline() != b"ready\n":
-                raise Failed("the slow readers got no stream")
+            if (line := line_of(process, contestant, 2 * options.deadline_seconds)) != b"ready\n":
+                _checked(line or output_of(process, contestant, options.deadline_seconds))
             time.sleep(0.5)
             yield
-            process.stdin.close()
-            _checked(process.stdout.read())
+            _checked(output_of(process, contestant, options.deadline_seconds))
         finally:
             process.kill()
     time.sleep(0.5)  # a thousand connections are closed
 
 
-def _requests(contestant: Contestant, connections: int, seconds: float) -> tuple[float, float, float, float]:
-    seen = _client(contestant, mode="requests", connections=connections, seconds=seconds)
+def _requests(
+    contestant: Contestant, connections: int, options: Options
+) -> tuple[float, float, float, float]:
+    seen = _client(contestant, options, mode="requests", connections=connections)
     per_second = seen.count / seen.seconds
     return per_second, seen.whole_us["50"], seen.whole_us["99"], 1e6 * seen.cpu_seconds / seen.count
 
@@ -234,7 +262,7 @@ _SCRIPT: Final = (
 _UNITS: Final = {"us": 1.0, "ms": 1e3, "s": 1e6, "m": 60e6}
 
 
-def _wrk(contestant: Contestant, connections: int, seconds: float) -> tuple[float, float, float, float]:
+def _wrk(contestant: Contestant, connections: int, options: Options) -> tuple[float, float, float, float]:
     url = f"http://127.0.0.1:{contestant.port}{PATH}"
     with tempfile.NamedTemporaryFile("w", suffix=".lua") as script:
         script.write(_SCRIPT)
@@ -243,21 +271,22 @@ def _wrk(contestant: Contestant, connections: int, seconds: float) -> tuple[floa
             "wrk",
             "-t1",
             f"-c{connections}",
-            f"-d{max(1, round(seconds))}s",
+            f"-d{max(1, round(options.seconds))}s",
             "--latency",
             "-s",
             script.name,
         ]
         before = cpu_seconds(contestant.pids())
-        done = subprocess.run([*command, url], capture_output=True, text=True, check=True)
+        wrk = subprocess.Popen([*command, url], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        with wrk:
+            said = output_of(wrk, contestant, options.seconds + options.deadline_seconds).decode()
         spent = cpu_seconds(contestant.pids()) - before
-    said = done.stdout
     if (refused := re.search(r"Non-2xx or 3xx responses: (\d+)", said)) is not None:
-        raise Failed(f"{refused[1]} answers of {connections} connections were errors")
+        raise Failed(f"{refused[1]} answers of {connections} connections were errors", "errors")
     count = re.search(r"(\d+) requests in ([\d.]+)s", said)
     assert count is not None, said
     if int(count[1]) == 0:
-        raise Failed(f"no answer on {connections} connections")
+        raise Failed(f"no answer on {connections} connections", "no answer")
     shares = dict(re.findall(r"^ +(50|99)% +(\S+)$", said, re.MULTILINE))
     p50, p99 = (_microseconds(shares[share]) for share in ("50", "99"))
     return int(count[1]) / float(count[2]), p50, p99, 1e6 * spent / int(count[1])
@@ -281,17 +310,3 @@ def reset_peak(pids: tuple[int, ...]) -> None:
     for pid in pids:
         with contextlib.suppress(OSError):
             Path(f"/proc/{pid}/clear_refs").write_text("5")
-
-
-def peak_mib(pids: tuple[int, ...]) -> float:
-    return sum(_status_kib(pid, "VmHWM") for pid in pids) / 1024
-
-
-def rss_mib(pids: tuple[int, ...]) -> float:
-    return sum(_status_kib(pid, "VmRSS") for pid in pids) / 1024
-
-
-def _status_kib(pid: int, name: str) -> int:
-    found = re.search(rf"^{name}:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)
-    assert found is not None, f"{name} of {pid}"
-    return int(found[1])

@@ -16,8 +16,9 @@ from typing import Any, Final
 
 import psutil
 
+from bench.proxy_bounds import Failed
 from bench.proxy_contestants import Contestant, Setting, end, spawn
-from bench.proxy_rows import PATH, Failed, Metric, Values
+from bench.proxy_rows import PATH, Metric, Values
 
 DEADLINE_SECONDS: Final = 60.0
 POLL_SECONDS: Final = 0.001

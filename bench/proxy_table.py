@@ -17,31 +17,37 @@ _LEAST: Final = 1.0
 
 @dataclass(slots=True)
 class Results:
-    """`samples[contestant][metric]` has a value per round, as it was measured; `failed[contestant][row]` says
-    why one has none. `absent` says how to get who is not here."""
+    """`samples[contestant][metric]` has values by round, as they were measured; `failed[contestant][what]`
+    says why one is missing, and `short[contestant][metric]` so in a cell. `absent` says how to get who is
+    not here; `logging` are those who write a line for each request."""
 
     contestants: list[str]
     metrics: list[Metric]
     about: dict[str, Any]
     absent: dict[str, str] = field(default_factory=dict)
-    samples: dict[str, dict[str, list[float]]] = field(default_factory=dict)
+    samples: dict[str, dict[str, dict[int, float]]] = field(default_factory=dict)
     failed: dict[str, dict[str, str]] = field(default_factory=dict)
+    short: dict[str, dict[str, str]] = field(default_factory=dict)
+    logging: list[str] = field(default_factory=list)
 
-    def note(self, contestant: str, values: dict[str, float]) -> None:
+    def note(self, contestant: str, values: dict[str, float], number: int) -> None:
         own = self.samples.setdefault(contestant, {})
         for key, value in values.items():
-            own.setdefault(key, []).append(value)
+            own.setdefault(key, {})[number] = value
 
-    def fail(self, contestant: str, row: str, why: str) -> None:
-        self.failed.setdefault(contestant, {})[row] = why
+    def fail(
+        self, contestant: str, what: str, why: str, keys: Sequence[str] = (), short: str = "failed"
+    ) -> None:
+        self.failed.setdefault(contestant, {})[what] = why
+        self.short.setdefault(contestant, {}).update(dict.fromkeys(keys, short))
 
     def values(self, contestant: str, metric: Metric) -> list[float]:
         """Round by round; what is added is over the same round without a proxy."""
-        values = self.samples.get(contestant, {}).get(metric.key, [])
-        direct = self.samples.get("direct", {}).get(metric.key, [])
+        values = self.samples.get(contestant, {}).get(metric.key, {})
+        direct = self.samples.get("direct", {}).get(metric.key, {})
         if not metric.is_added or contestant == "direct":
-            return values
-        return [value - base for value, base in zip(values, direct, strict=False)]
+            return list(values.values())
+        return [value - direct[number] for number, value in values.items() if number in direct]
 
     def to_json(self) -> dict[str, Any]:
         rows = [
@@ -56,15 +62,21 @@ class Results:
             }
             for metric in self.metrics
         ]
-        return {"about": self.about, "absent": self.absent, "failed": self.failed, "rows": rows}
+        return {
+            "about": self.about,
+            "absent": self.absent,
+            "failed": self.failed,
+            "logging": self.logging,
+            "rows": rows,
+        }
 
 
 def render(results: Results) -> str:
-    """A median with the half of its range; below it, as shares of nginx's and of ours."""
+    """A median with the half of its range, of one round alone; below it, as shares of nginx's and of ours."""
     lines = ["".join((" " * _LABEL, *(f"{name:>{_CELL}}" for name in results.contestants)))]
     for metric in results.metrics:
         columns = [results.values(name, metric) for name in results.contestants]
-        if not any(columns):
+        if not any(columns) and not any(metric.key in short for short in results.short.values()):
             continue
         unit = f" ({metric.unit})" if metric.unit else ""
         lines.append(f"{metric.label + unit:<{_LABEL}}" + "".join(_cells(results, metric, columns)))
@@ -76,6 +88,8 @@ def render(results: Results) -> str:
     lines += [
         f"failed: {name}, {row}: {why}" for name, rows in results.failed.items() for row, why in rows.items()
     ]
+    if results.logging:
+        lines.append(f"a line is logged for each request by {' and '.join(results.logging)}, by no others")
     about = ", ".join(f"{key} {value}" for key, value in results.about.items())
     return "\n".join([*lines, about])
 
@@ -84,10 +98,12 @@ def _cells(results: Results, metric: Metric, columns: Sequence[list[float]]) -> 
     cells = []
     for name, values in zip(results.contestants, columns, strict=True):
         if not values:
-            text = "-"
+            short = results.short.get(name, {}).get(metric.key)
+            text = f"no: {short}" if short is not None else "-"
         else:
-            spread = (max(values) - min(values)) / 2
-            text = f"{_number(median(values))} ±{_number(spread)}"
+            text = _number(median(values))
+            if len(values) > 1:
+                text += f" ±{_number((max(values) - min(values)) / 2)}"
             if metric.is_added and name == "direct":
                 text = f"({text})"
         cells.append(f"{text:>{_CELL}}")
