@@ -115,7 +115,15 @@ class Asking(asyncio.Protocol):
         self.first = 0.0
         self.asked: float | None = None
         self.transport: Any = None
+        self.reconnecting: asyncio.Task[None] | None = None
         self.is_over = False
+
+    def close(self) -> None:
+        self.is_over = True
+        if self.transport is not None:
+            self.transport.abort()
+        if self.reconnecting is not None:
+            self.reconnecting.cancel()  # it may be that nobody lets it in
 
     def connection_made(self, transport: Any) -> None:
         self.transport = transport
@@ -127,7 +135,7 @@ class Asking(asyncio.Protocol):
         if self.asked is not None and self.data:
             self.seen.fail("cut off")
         self.asked, self.transport = None, None
-        self.seen.tasks.create_task(self.connect())
+        self.reconnecting = self.seen.tasks.create_task(self.connect())
 
     async def connect(self) -> None:
         await self.loop.create_connection(lambda: self, "127.0.0.1", self.port)
@@ -182,6 +190,10 @@ class Reading(asyncio.Protocol):
         self.rest = b""
         self.is_over = False
 
+    def close(self) -> None:
+        self.is_over = True
+        self.transport.abort()
+
     def connection_made(self, transport: Any) -> None:
         self.transport = transport
         transport.write(self.request)
@@ -222,26 +234,41 @@ class Tally:
         self.said = self.said or why
 
 
-async def _missing(begun: Sequence[asyncio.Future[Any]], load: Load) -> str:
-    """Returns when all are done: nothing. Or when it is too late: how many were."""
+async def _all(begun: Sequence[asyncio.Future[Any]], load: Load) -> None:
+    """Returns when all are done. Raises Late."""
     now = asyncio.get_running_loop().time
     count, since, deadline = 0, now(), now() + load.deadline_seconds
     while (done := sum(one.done() for one in begun)) < len(begun):
         if done > count:
             count, since = done, now()
         if now() > min(since + load.stall_seconds, deadline):
-            return f"{done}/{len(begun)} began"
+            raise Late(f"{done}/{len(begun)} began")
         await asyncio.wait(begun, timeout=LOOK_SECONDS)
-    return ""
+
+
+class Late(Exception):
+    """The message is what was done in time."""
+
+
+async def _connected(load: Load, number: int, receive_bytes: int = 0) -> socket.socket:
+    """Raises Late when nobody lets it in, after `number` others."""
+    raw = socket.socket()
+    raw.setblocking(False)
+    if receive_bytes:
+        raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_bytes)
+    try:
+        async with asyncio.timeout(load.stall_seconds):
+            await asyncio.get_running_loop().sock_connect(raw, ("127.0.0.1", load.port))
+    except TimeoutError:
+        raise Late(f"{number} connected") from None
+    return raw
 
 
 async def _open(load: Load, make: Callable[[int], Any]) -> list[Any]:
     loop = asyncio.get_running_loop()
     made = []
     for number in range(load.connections):
-        raw = socket.socket()
-        raw.setblocking(False)
-        await loop.sock_connect(raw, ("127.0.0.1", load.port))
+        raw = await _connected(load, number)
         _, protocol = await loop.create_connection(lambda n=number: make(n), sock=raw)  # type: ignore[misc]
         made.append(protocol)
     return made
@@ -255,11 +282,7 @@ async def measure(load: Load) -> Seen:
             made = await _open(load, lambda number: Asking(load, window, tally, number))
         else:
             made = await _open(load, lambda _: Reading(load, window, tally))
-            if missing := await _missing([one.begun for one in made], load):
-                for one in made:
-                    one.is_over = True
-                    one.transport.abort()
-                return Seen(missing=missing)
+            await _all([one.begun for one in made], load)
         await asyncio.sleep(load.warm_seconds)
         window.begin = time.perf_counter()
         window.end = window.begin + load.seconds
@@ -268,9 +291,7 @@ async def measure(load: Load) -> Seen:
         spent = cpu_seconds(load.pids) - before
         seconds = time.perf_counter() - window.begin
         for one in made:
-            one.is_over = True
-            if one.transport is not None:
-                one.transport.abort()
+            one.close()
     return Seen(
         count=len(tally.whole) or len(tally.delays),
         failed=tally.failed,
@@ -284,21 +305,16 @@ async def measure(load: Load) -> Seen:
 
 
 async def hold_slow(load: Load) -> Seen:
-    """Says "ready" when every stream has begun, or at once what is missing; from then on each takes a little
-    now and then."""
+    """Says "ready" when every stream has begun; from then on each takes a little now and then."""
     loop = asyncio.get_running_loop()
     sockets = []
     seen = Seen()
-    for _ in range(load.connections):
-        raw = socket.socket()
-        raw.setblocking(False)
-        raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, SLOW_BYTES)
-        await loop.sock_connect(raw, ("127.0.0.1", load.port))
+    for number in range(load.connections):
+        raw = await _connected(load, number, SLOW_BYTES)
         await loop.sock_sendall(raw, load.request())
         sockets.append(raw)
     heads = [loop.create_task(loop.sock_recv(raw, SLOW_BYTES)) for raw in sockets]
-    if missing := await _missing(heads, load):
-        return Seen(missing=missing)
+    await _all(heads, load)
     for task in heads:
         head = task.result()
         if not head.startswith(b"HTTP/1.1 200"):
@@ -357,21 +373,29 @@ async def take_big(load: Load) -> Seen:
         async with asyncio.timeout(load.deadline_seconds):
             await asyncio.gather(*(one() for _ in range(load.connections)))
     except TimeoutError:
-        return Seen(missing=f"{seen.count >> 20} MiB came")
+        raise Late(f"{seen.count >> 20} MiB came") from None
     seen.seconds = time.perf_counter() - begun - load.seconds
     seen.cpu_seconds = cpu_seconds(load.pids) - before
     return seen
 
 
+def _first(group: BaseExceptionGroup[Late]) -> str:
+    one = group.exceptions[0]
+    return _first(one) if isinstance(one, BaseExceptionGroup) else str(one)
+
+
 def main() -> None:
     load = msgspec.json.decode(sys.argv[1], type=Load)
-    match load.mode:
-        case "slow":
-            seen = uvloop.run(hold_slow(load))
-        case "big":
-            seen = uvloop.run(take_big(load))
-        case _:
-            seen = uvloop.run(measure(load))
+    try:
+        match load.mode:
+            case "slow":
+                seen = uvloop.run(hold_slow(load))
+            case "big":
+                seen = uvloop.run(take_big(load))
+            case _:
+                seen = uvloop.run(measure(load))
+    except* Late as late:  # a TaskGroup puts it into a group
+        seen = Seen(missing=_first(late))
     sys.stdout.buffer.write(msgspec.json.encode(seen) + b"\n")
 
 

@@ -10,7 +10,7 @@ from typing import Any, Final
 from bench.proxy_rows import Metric
 
 _LABEL: Final = 50
-_CELL: Final = 17
+_CELL: Final = 19
 #: What is added by a proxy may be nothing: ratios of less than this many units say nothing.
 _LEAST: Final = 1.0
 
