@@ -14,278 +14,29 @@ Figures of a busy machine are printed with its load, never asserted.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import os
 import resource
 import shutil
 import signal
-import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
 
-import psutil
-
-from bench import proxy_rows, proxy_swaps
-from bench.proxy_bounds import Failed
-from bench.proxy_contestants import (
-    CONTESTANTS,
-    ROUTERS,
-    Absent,
-    Before,
-    Contestant,
-    Setting,
-    post,
-    upstream_program,
-)
-from bench.proxy_progress import Progress, rough
-from bench.proxy_rows import ROWS, Options, Step, has_wrk
+from bench.proxy_contestants import CONTESTANTS
+from bench.proxy_progress import Progress
+from bench.proxy_rows import ROWS, Options, has_wrk
+from bench.proxy_run import SWAP, Run
 from bench.proxy_table import Results, render
-from router.demo_model import write_demo_model
-from tests.make_gguf import make_llama
 
 # ruff: noqa: T201 - a command
 
-SWAP: Final = "swap"
-#: After all rounds of the others: what was once taken for a thousand slow readers would be seen in every
-#: later row of memory; and not everybody survives them.
-LAST: Final = frozenset({"slow"})
-#: What two models weigh that are swapped: enough to be read, and to be seen by a poll.
-SWAP_MODEL_MIB: Final = 96
-SWAP_ARGS: Final = ("--threads", "1")
-#: What a swap takes of a contestant, and llama-server by itself, in each round.
-SWAP_SECONDS: Final = 2.0
 #: Above every program that is not real-time itself, below the kernel's own threads.
 REAL_TIME_PRIORITY: Final = 10
 #: A process for what is open on both sides of a thousand streams.
 FILES_WANTED: Final = 16384
-
-
-def run(given: argparse.Namespace, results: Results, progress: Progress) -> None:
-    rows = [row for row in (*ROWS, SWAP) if given.only is None or row in given.only]
-    options = Options(given.seconds, given.slow_readers, has_wrk(given.seconds))
-    results.about.update(_about(given, options))
-    _raise_file_limit()
-    with tempfile.TemporaryDirectory(prefix="bench-proxy-") as name:
-        folder = Path(name)
-        fixed = [row for row in rows if row != SWAP]
-        if fixed:
-            (folder / "fixed").mkdir()
-            _measure_fixed(folder / "fixed", fixed, options, given, results, progress)
-        if SWAP in rows:
-            (folder / SWAP).mkdir()
-            _measure_swaps(folder / SWAP, given, results, progress)
-
-
-def _measure_fixed(
-    folder: Path,
-    rows: Sequence[str],
-    options: Options,
-    given: argparse.Namespace,
-    results: Results,
-    progress: Progress,
-) -> None:
-    results.metrics += proxy_rows.METRICS
-    model = folder / "bench.gguf"
-    write_demo_model(model)
-    setting = Setting(
-        folder=folder,
-        server=upstream_program(folder),
-        models=(model,),
-        llama_server=given.llama_server,
-        llama_swap=given.llama_swap,
-        before=given.before,
-    )
-    with contextlib.ExitStack() as stack:
-        contestants = _entered(stack, CONTESTANTS, setting, given, results)
-        for contestant in list(contestants):
-            try:
-                _ask_once(contestant)
-            except OSError as error:
-                results.fail(contestant.name, "first request", str(error))
-                contestants.remove(contestant)
-        _expect(rows, len(contestants), options, given, progress)
-        early = [row for row in rows if row not in LAST]
-        late = [row for row in rows if row in LAST]
-        given_up: set[tuple[str, str]] = set()
-        for some in (early, late):
-            for number in range(given.rounds):
-                for row in some:
-                    progress.row(number, given.rounds, row)
-                    for contestant in _rotated(contestants, number):
-                        progress.turn(contestant.name)
-                        for step in ROWS[row]:
-                            if (contestant.name, step.name) not in given_up and not _measured(
-                                contestant, step, number, options, results, progress
-                            ):
-                                given_up.add((contestant.name, step.name))
-
-
-def _measured(
-    contestant: Contestant,
-    step: Step,
-    number: int,
-    options: Options,
-    results: Results,
-    progress: Progress,
-) -> bool:
-    """Whether it may be asked again in the next round. Who has died, or has taken too much, begins anew."""
-    try:
-        if contestant.has_died():
-            contestant.restart()
-            _ask_once(contestant)
-        results.note(contestant.name, step.measure(contestant, options), number)
-    except FAILURES as error:
-        _fail(results, progress, contestant, f"{step.name}, round {number + 1}", error, step.keys)
-        if isinstance(error, Failed) and error.is_final:
-            contestant.stop()
-            return False
-    return True
-
-
-def _ask_once(contestant: Contestant) -> None:
-    """Its model is loaded then, and everything imported."""
-    post(contestant.port, proxy_rows.PATH, {"model": "bench"})
-
-
-def _expect(
-    rows: Sequence[str], contestants: int, options: Options, given: argparse.Namespace, progress: Progress
-) -> None:
-    steps = [step for row in rows for step in ROWS[row]]
-    seconds = contestants * sum(options.seconds + step.beside_seconds for step in steps)
-    if given.only is None or SWAP in given.only:
-        seconds += SWAP_SECONDS * (1 + contestants / 2)
-    progress.say(f"{rough(given.rounds * seconds)} for {contestants} contestants: {', '.join(rows)}")
-
-
-def _measure_swaps(folder: Path, given: argparse.Namespace, results: Results, progress: Progress) -> None:
-    results.metrics += proxy_swaps.METRICS
-    keys = [metric.key for metric in proxy_swaps.METRICS]
-    if given.llama_server is None:
-        results.absent["llama-server"] = "bin/build-llama-server, or --llama-server FILE; no row of swaps"
-        return
-    models = tuple(
-        make_llama(
-            folder / f"{name}.gguf",
-            name=name,
-            seed=seed,
-            weight_type="f16",
-            approx_mib=SWAP_MODEL_MIB,
-            n_embd=512,
-        )
-        for seed, name in enumerate(("model-a", "model-b"))
-    )
-    setting = Setting(
-        folder=folder,
-        server=given.llama_server,
-        models=models,
-        models_max=1,
-        args=SWAP_ARGS,
-        llama_server=given.llama_server,
-        llama_swap=given.llama_swap,
-        before=given.before,
-    )
-    with contextlib.ExitStack() as stack:
-        contestants = _entered(stack, ROUTERS, setting, given, results)
-        if (
-            given.contestants is None or "direct" in given.contestants
-        ) and "direct" not in results.contestants:
-            results.contestants.insert(0, "direct")
-        argv = None
-        for contestant in list(contestants):
-            first = setting.names[0]
-            try:
-                proxy_swaps.first_token_ms(contestant.port, first)
-                argv = argv or proxy_swaps.argv_of(contestant)
-                contestant.unload(first)
-            except FAILURES as error:
-                _fail(results, progress, contestant, "first load", error, keys)
-                contestants.remove(contestant)
-        for number in range(given.rounds):
-            progress.row(number, given.rounds, SWAP)
-            try:
-                reference = proxy_swaps.own(setting, models[0], argv)
-                proxy_swaps.forget(models[0])
-                from_disk = proxy_swaps.own(setting, models[0], argv)
-            except FAILURES as error:
-                results.fail("direct", f"{SWAP}, round {number + 1}", _said(error), keys)
-                continue
-            if "direct" in results.contestants:
-                own = {"cold": reference.total_ms, "disk": from_disk.total_ms, "warm": reference.warm_ms}
-                results.note("direct", own, number)
-            for contestant in _rotated(contestants, number):
-                progress.turn(contestant.name)
-                try:
-                    results.note(contestant.name, proxy_swaps.swaps(contestant, reference, from_disk), number)
-                except FAILURES as error:
-                    _fail(results, progress, contestant, f"{SWAP}, round {number + 1}", error, keys)
-
-
-def _entered(
-    stack: contextlib.ExitStack,
-    kinds: Sequence[type[Contestant]],
-    setting: Setting,
-    given: argparse.Namespace,
-    results: Results,
-) -> list[Contestant]:
-    entered = []
-    for kind in kinds:
-        if given.contestants is not None and kind.name not in given.contestants:
-            continue
-        try:
-            contestant = kind(setting)
-            stack.enter_context(contestant.running())
-        except Absent as absence:
-            if kind is not Before:  # nobody has missed it
-                results.absent[kind.name] = str(absence)
-            continue
-        except FAILURES as error:
-            results.fail(kind.name, "start", _said(error))
-            continue
-        entered.append(contestant)
-        if kind.logs_requests and kind.name not in results.logging:
-            results.logging.append(kind.name)
-        if kind.name not in results.contestants:
-            results.contestants.append(kind.name)
-    return entered
-
-
-def _rotated(contestants: Sequence[Contestant], by: int) -> Sequence[Contestant]:
-    """Who comes first has the others' leavings in its caches."""
-    start = by % max(1, len(contestants))
-    return [*contestants[start:], *contestants[:start]]
-
-
-#: What one can do wrong who is started and asked: shown beside those who can do it.
-FAILURES: Final = (Failed, OSError, RuntimeError, KeyError, subprocess.SubprocessError, psutil.Error)
-
-
-def _fail(
-    results: Results,
-    progress: Progress,
-    contestant: Contestant,
-    what: str,
-    error: Exception,
-    keys: Sequence[str],
-) -> None:
-    short = (
-        error.short
-        if isinstance(error, Failed)
-        else "no answer"
-        if isinstance(error, TimeoutError)
-        else "failed"
-    )
-    results.fail(contestant.name, what, _said(error), keys, short)
-    progress.say(f"{contestant.name}, {what}: {_said(error)}")
-
-
-def _said(error: Exception) -> str:
-    kind = "" if isinstance(error, Failed) else f"{type(error).__name__}: "
-    return " ".join(f"{kind}{error}".split())[:300]
 
 
 def _about(given: argparse.Namespace, options: Options) -> dict[str, object]:
@@ -369,10 +120,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             message = "--real-time: no right to it; try sudo, or an rtprio in /etc/security/limits.conf"
             print(message, file=sys.stderr)
             return 2
-    results, progress = Results([], [], {}), Progress()
+    options = Options(given.seconds, given.slow_readers, has_wrk(given.seconds))
+    results, progress = Results([], [], _about(given, options)), Progress()
     status = 0
+    _raise_file_limit()
     try:
-        run(given, results, progress)
+        Run(given, options, results, progress).measure()
     except KeyboardInterrupt:
         results.about["interrupted in"] = progress.doing
         status = 130
