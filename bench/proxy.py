@@ -89,8 +89,9 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument(
         "--real-time",
         action="store_true",
-        help="before every other program of this machine, which needs the right to it: where others use its "
-        "processors; compare such figures with one another alone",
+        help="before every other program of this machine, all of them alike, which needs the right to it: "
+        "steadier ratios of rates and CPU where others use its processors, whose work stands still then; "
+        "compare such figures with one another alone",
     )
     made.add_argument("--json", type=Path, metavar="FILE", help="everything that was measured")
     return made
