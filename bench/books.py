@@ -106,7 +106,7 @@ class Books:
         self.context = self.app[CONTEXT] = Context(config, known, self.pool, nothing, nothing)
         keep_timeline(self.app)
         ahead = ReadAhead(lambda _: (), lambda: 0)
-        self.pool.journal.follow(ahead.heard, *ahead.HEARD, passing=False)
+        self.pool.journal.follow(ahead.heard, *ahead.HEARD)
         self.pool.journal.follow(_keep_pins, Pinned)
 
 
@@ -129,7 +129,7 @@ async def books(scene: Scene) -> AsyncIterator[Books]:
 
 def parts(made: Books) -> dict[str, Callable[[], object]]:
     """What is to be timed: each call is one request's share."""
-    pool, scheduler, learning, log = made.pool, made.scheduler, made.learning, made.app[ACCESS_LOG]
+    pool, scheduler, log = made.pool, made.scheduler, made.app[ACCESS_LOG]
     loop, numbers, requests = asyncio.get_running_loop(), count(), made.context.metrics.requests
     acquire, release, granted = Acquire("r0", "m0", None, None, 64.0), Release("r0"), Grant("r0", "m0#1")
 
@@ -146,16 +146,13 @@ def parts(made: Books) -> dict[str, Callable[[], object]]:
 
     def decided() -> None:
         name = f"x{next(numbers)}"
-        scheduler.take(Acquire(name, "m0", None, None, 64.0), loop.time())
-        scheduler.give_back(Release(name), loop.time())
+        held = scheduler.take(name, "m0", None, 64.0, loop.time())
+        assert held is not None, "it is ready"
+        scheduler.give_back(held, loop.time())
 
     def journal() -> None:
         pool.journal.taken(1.0, acquire, granted)
         pool.journal.given_back(1.0, release)
-
-    def learned() -> None:
-        learning.granted("r0", "m0#1")
-        learning.given_back("r0")
 
     def counted() -> None:
         requests.ended(ACCOUNT, 200, 0.8)
@@ -168,7 +165,6 @@ def parts(made: Books) -> dict[str, Callable[[], object]]:
         "take, give back": leased,
         "core": decided,
         "journal": journal,
-        "learner": learned,
         "metrics, line": ended,
         "metrics": counted,
     }

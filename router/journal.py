@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import heapq
 import logging
-from collections import deque
+from collections import Counter, deque
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from operator import attrgetter
@@ -28,6 +28,7 @@ from router.core.types import (
     HostLost,
     Learned,
     Measured,
+    ModelName,
     Pinned,
     Ready,
     Refuse,
@@ -58,9 +59,6 @@ class Entry(msgspec.Struct, frozen=True, gc=False):
 
 #: Where nothing came of them.
 _SAY_NOTHING: Final = (Measured, Tick)
-#: Of a request that is taken at once, and of its end.
-_TAKEN: Final = frozenset((Acquire, Grant))
-_GIVEN_BACK: Final = frozenset((Release,))
 #: A kind of event or command.
 Kind: TypeAlias = type[Event] | type[Command]
 Heard: TypeAlias = Callable[[Entry], None]
@@ -80,9 +78,8 @@ class Journal:
         self._next = 1
         self._readers: set[_Reader] = set()
         self._followers: list[tuple[Heard, frozenset[Kind]]] = []
-        self._hearing: dict[Kind | tuple[Kind, Kind], tuple[Heard, ...]] = {}
-        self._hear_taken: tuple[Heard, ...] = ()
-        self._hear_given_back: tuple[Heard, ...] = ()
+        #: How often each model was `taken`.
+        self.taken_so_far = Counter[ModelName]()
 
     def record(self, now: float, event: Event, commands: Sequence[Command]) -> Entry | None:
         """Note what was decided. Returns None for what is not worth an entry."""
@@ -91,39 +88,35 @@ class Journal:
         entry = Entry(self._next, time(), now, event, tuple(commands))
         self._next += 1
         (self._passing if _is_passing(event, commands) else self._entries).append(entry)
-        self._tell(entry, self._who_hears(event, commands))
+        told = {type(event), *map(type, commands)}
+        self._tell(entry, [heard for heard, wanted in self._followers if not wanted or wanted & told])
         return entry
 
     def taken(self, now: float, event: Acquire, grant: Grant) -> None:
-        """`record`, of a request that its model was ready for. With the next one that is nearly all there
-        is to note.
+        """`record`, of a request that its model was ready for: followers are not told, as with the next one
+        that is nearly all there is to note.
         """
         entry = Entry(self._next, time(), now, event, (grant,))
         self._next += 1
         self._passing.append(entry)
-        if self._hear_taken or self._readers:
-            self._tell(entry, self._hear_taken)
+        self.taken_so_far[event.model] += 1
+        if self._readers:
+            self._tell(entry, ())
 
     def given_back(self, now: float, event: Release) -> None:
         """`record`, of the end of a request that was `taken`, where nobody had waited for that."""
         entry = Entry(self._next, time(), now, event, ())
         self._next += 1
         self._passing.append(entry)
-        if self._hear_given_back or self._readers:
-            self._tell(entry, self._hear_given_back)
+        if self._readers:
+            self._tell(entry, ())
 
-    def follow(self, heard: Heard, *kinds: Kind, passing: bool = True) -> None:
+    def follow(self, heard: Heard, *kinds: Kind) -> None:
         """Call `heard` with every entry from now on of which the event or a command is one of `kinds`, or
         with all, before anything is carried out: it must be quick. For those that count and must miss
-        nothing; but without `passing` those that were `taken` and `given_back` are not told.
+        nothing; but those that were `taken` and `given_back` are not told.
         """
-        wanted = frozenset(kinds)
-        self._followers.append((heard, wanted))
-        self._hearing.clear()
-        if passing and (not wanted or wanted & _TAKEN):
-            self._hear_taken += (heard,)
-        if passing and (not wanted or wanted & _GIVEN_BACK):
-            self._hear_given_back += (heard,)
+        self._followers.append((heard, frozenset(kinds)))
 
     def entries(self, after: int = 0) -> tuple[Entry, ...]:
         """The kept entries with an id above `after`, oldest first."""
@@ -149,19 +142,6 @@ class Journal:
             except Exception:
                 # What was decided must be carried out: a waiter who was granted waits for it.
                 log.exception("a follower failed at %s", type(entry.event).__name__)
-
-    def _who_hears(self, event: Event, commands: Sequence[Command]) -> tuple[Heard, ...]:
-        """Those whom it concerns, in the order in which they came. There are two entries for every request,
-        of always the same kinds: that is looked up.
-        """
-        kinds = (type(event), type(commands[0])) if commands else type(event)
-        found = self._hearing.get(kinds)
-        if found is None or len(commands) > 1:
-            told = frozenset((type(event), *map(type, commands)))
-            found = tuple(heard for heard, wanted in self._followers if not wanted or wanted & told)
-            if len(commands) <= 1:
-                self._hearing[kinds] = found
-        return found
 
 
 def _is_passing(event: Event, commands: Sequence[Command]) -> bool:

@@ -20,6 +20,7 @@ from collections.abc import (
 )
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
 from typing import Protocol, Self
 
@@ -27,6 +28,7 @@ import msgspec
 
 from router.backends import Launch
 from router.core.scheduler import Scheduler
+from router.core.state import Held
 from router.core.types import (
     Acquire,
     Adopted,
@@ -56,7 +58,7 @@ from router.core.types import (
     Tick,
     Unload,
 )
-from router.core.views import Explanation, Snapshot
+from router.core.views import Explanation, Snapshot, Use
 from router.errors import LoadFailed, RouterError, ShuttingDown
 from router.estimate.learning import Standing
 from router.hosts import Address, Exit, Host, HostFull, InstanceRecord, Measurement
@@ -87,20 +89,16 @@ class Learner(Protocol):
     """Corrects what is reserved by what is measured (router.learning). Only `consult` waits."""
 
     def heard(self, event: Event, commands: Sequence[Command]) -> Iterable[Event]:
-        """Told all that the scheduler is told and answers, but for the two that follow; returns what it is to
-        be told in turn.
+        """Told all that the scheduler is told and answers, but for requests that find their model ready;
+        returns what it is to be told in turn.
         """
-
-    def granted(self, lease: LeaseId, instance: InstanceId) -> None:
-        """Told of a lease that was taken at once."""
-
-    def given_back(self, lease: LeaseId) -> None:
-        """Told of the end of a lease, where nothing else came of it."""
 
     async def consult(self, instance: InstanceId) -> Iterable[Event]:
         """Asked before a child is started; what it says means that too little is reserved. Bounded."""
 
-    def corrections(self, taken: Measurement) -> Mapping[InstanceId, Footprint]:
+    def corrections(
+        self, taken: Measurement, use: Mapping[InstanceId, Use]
+    ) -> Mapping[InstanceId, Footprint]:
         """The reservations that a measurement changes."""
 
     async def hand_over(self) -> None:
@@ -142,6 +140,7 @@ class Lease(msgspec.Struct, frozen=True, gc=False):
     queue_seconds: float
     load_seconds: float
     evicted: tuple[InstanceId, ...] = ()
+    held: Held | None = None  # where it was taken at once
 
 
 @dataclass(slots=True, eq=False)
@@ -199,8 +198,7 @@ class Pool:
         self._children: dict[InstanceId, _Child] = {}
         self._newest: dict[ModelName, InstanceId] = {}
         self._futures: dict[LeaseId, asyncio.Future[_Granted]] = {}  # of those who wait
-        self._held: dict[LeaseId, InstanceId] = {}  # every lease from its grant to its end
-        self._asked = 0  # so many leases
+        self._numbers = count(1)  # of leases
         self._tasks: set[asyncio.Task[None]] = set()
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = math.inf
@@ -211,11 +209,13 @@ class Pool:
         self._measurements: dict[HostId, Measurement] = {}
         self._closing = False
         self._on_lease_end: Callable[[str], None] | None = None  # set once it is handed over
-        self._earlier: dict[LeaseId, InstanceId] = {}  # leases that an earlier router holds
+        self._left: dict[LeaseId, InstanceId] = {}  # leases that are still held then
+        self._earlier: set[LeaseId] = set()  # leases that an earlier router holds
 
     async def __aenter__(self) -> Self:
         self._loop = asyncio.get_running_loop()
         self._time = self._loop.time
+        self._is_debugging = log.isEnabledFor(logging.DEBUG)
         await self.measure()
         self._measuring = self._spawn(self._measure_for_ever(), "measure")
         return self
@@ -264,8 +264,7 @@ class Pool:
         await self._prepare(model)
         if self._on_lease_end is not None:
             raise HandedOver
-        self._asked += 1
-        name = f"r{self._asked}"
+        name = f"r{next(self._numbers)}"
         future: asyncio.Future[_Granted] = self._loop.create_future()
         self._futures[name] = future
         try:
@@ -291,47 +290,46 @@ class Pool:
         """
         if self._closing or self._on_lease_end is not None:
             return None
-        name = f"r{self._asked + 1}"
-        event, now = Acquire(name, model, priority, keep_alive, size, timeout), self._time()
-        commands = self._scheduler.take(event, now)
-        if commands is None:
-            return None
-        self._asked += 1
-        grant = commands[0]
-        assert isinstance(grant, Grant), "nothing is done before it is granted"
-        instance = grant.instance
-        if self._scheduler.has_news or len(commands) > 1:
-            self._follow(event, commands, now)
-        else:  # in short
-            self._held[name] = instance
-            self.journal.taken(now, event, grant)
-            if log.isEnabledFor(logging.DEBUG):
-                log.debug("%s", command_words(grant))
-            if self._learner is not None:
-                self._learner.granted(name, instance)
+        name, now = f"r{next(self._numbers)}", self._time()
+        held = self._scheduler.take(name, model, keep_alive, size, now)
+        event = Acquire(name, model, priority, keep_alive, size, timeout)
+        if held is None:
+            return self._take_with_news(event, now) if self._scheduler.is_open(model) else None
+        assert held.instance is not None, "it is there"
+        instance = held.instance.id
         address = self._children[instance].address
         assert address is not None, f"{instance} was granted before it was ready"
-        return Lease(name, model, instance, address, grant.action, 0.0, 0.0)
+        grant = Grant(name, instance)
+        self.journal.taken(now, event, grant)
+        if self._is_debugging:
+            log.debug("%s", command_words(grant))
+        return Lease(name, model, instance, address, grant.action, 0.0, 0.0, (), held)
+
+    def _take_with_news(self, event: Acquire, now: float) -> Lease:
+        """More comes of it than the lease."""
+        future = self._futures[event.lease] = self._loop.create_future()
+        try:
+            self.tell(event)
+            return self._lease(future.result(), event.model, now)
+        finally:
+            del self._futures[event.lease]
 
     def give_back(self, lease: Lease) -> None:
         """The end of a lease that was taken; once."""
-        if self._on_lease_end is not None:
+        if lease.held is None or self._on_lease_end is not None:
             self._end_lease(lease.id)
             return
         event, now = Release(lease.id), self._time()
-        commands = self._scheduler.give_back(event, now)
-        self._held.pop(lease.id, None)
-        if self._scheduler.has_news or commands:
-            self._follow(event, commands, now)
-        else:  # in short
+        commands = self._scheduler.give_back(lease.held, now)
+        if commands is None:
             self.journal.given_back(now, event)
-            if self._learner is not None:
-                self._learner.given_back(lease.id)
+        else:
+            self._follow(event, commands, now)
 
     def _end_lease(self, lease: LeaseId) -> None:
-        self._held.pop(lease, None)
         self.tell(Release(lease))
         if self._on_lease_end is not None:
+            self._left.pop(lease, None)
             self._on_lease_end(lease)
 
     async def load(
@@ -384,13 +382,14 @@ class Pool:
         self._newest[record.model] = record.instance
         child.task = self._spawn(self._live(child), record.instance)
         definition = record.definition if is_usable else UNUSABLE
-        held = dict.fromkeys(leases, record.instance)
-        self._earlier |= held
-        self.tell(Adopted(record.instance, record.model, record.placement, definition, tuple(held)))
+        held = tuple(leases)
+        self._earlier.update(held)
+        self.tell(Adopted(record.instance, record.model, record.placement, definition, held))
 
     def end_adopted(self, lease: str) -> None:
         """A lease of the earlier router is over. One that is not known was on a child that has gone."""
-        if self._earlier.pop(lease, None) is not None:
+        if lease in self._earlier:
+            self._earlier.discard(lease)
             self._end_lease(lease)
 
     def is_changing(self) -> bool:
@@ -404,6 +403,7 @@ class Pool:
         called off.
         """
         self._on_lease_end = on_lease_end
+        self._left = {lease: one.id for one in self.snapshot().instances for lease in one.leases}
         self._measuring.cancel()
         if self._timer is not None:
             self._timer.cancel()
@@ -416,7 +416,7 @@ class Pool:
         await asyncio.gather(*(child.ended.wait() for child in loading))
         if self._learner is not None:
             await self._learner.hand_over()
-        return self._earlier | self._held
+        return self._left
 
     # --- for those who look ---
 
@@ -486,10 +486,9 @@ class Pool:
             if log.isEnabledFor(level):
                 log.log(level, "%s", command_words(command))
             self._carry_out(command, now)
-        if self._scheduler.has_news:
-            self._rearm(self._scheduler.next_deadline())
-            if self._scheduler.is_expecting_memory():
-                self._measure_soon.set()
+        self._rearm(self._scheduler.next_deadline())
+        if self._scheduler.is_expecting_memory():
+            self._measure_soon.set()
         if self._learner is not None:
             for learned in self._learner.heard(event, commands):
                 self.tell(learned)
@@ -498,9 +497,8 @@ class Pool:
         match command:
             case Grant(lease, instance):
                 # With its child: by the time the waiter runs, that may be dead and forgotten.
-                self._held[lease] = instance
-                future = self._futures.get(lease)  # none of a lease that was taken
-                if future is not None and not future.done():
+                future = self._futures[lease]
+                if not future.done():
                     future.set_result(_Granted(command, self._children[instance]))
             case Start():
                 # Once closing, nothing is started any more: such a child only tells that it never was.
@@ -639,7 +637,7 @@ class Pool:
             return
         self._measured_at = taken.taken_at
         self._measurements[host.id] = taken
-        reserve = self._learner.corrections(taken) if self._learner is not None else {}
+        reserve = {} if self._learner is None else self._learner.corrections(taken, self._scheduler.use())
         host.reserve(reserve)
         self.tell(Measured(taken.free, taken.used, taken.taken_at, reserve))
 

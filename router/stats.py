@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import ClassVar
 
 import msgspec
@@ -57,13 +57,16 @@ class Statistics(msgspec.Struct, frozen=True):
 
 
 class Stats:
-    """`heard` follows a journal. Bounded by the models there are: a name that is none never gets so far."""
+    """`heard` follows a journal; `taken` are the requests that it counts itself, all of them hits. Bounded by
+    the models there are: a name that is none never gets so far.
+    """
 
     #: Grants that come with another event are to those who waited: no hits.
     HEARD: ClassVar = (Acquire, Ready, Adopted, Exited, Start, Stop)
 
-    def __init__(self, clock: Callable[[], float] = time.time) -> None:
+    def __init__(self, taken: Mapping[ModelName, int], clock: Callable[[], float] = time.time) -> None:
         self._since = clock()
+        self._taken = taken
         self._tallies: dict[ModelName, _Tally] = {}
         self._loading: dict[InstanceId, float] = {}
         self._ready: set[InstanceId] = set()
@@ -73,12 +76,7 @@ class Stats:
         event, commands = entry.event, entry.commands
         match event:
             case Acquire():
-                tally = self._tallies.get(event.model) or self._of(event.model)
-                tally.requests += 1
-                first = commands[0] if len(commands) == 1 else None
-                if isinstance(first, Grant) and first.action == "already_loaded":
-                    tally.hits += 1
-                    return  # nearly all that is heard: no more to look at
+                self._of(event.model).requests += 1
             case Ready(instance):
                 self._became_ready(instance, entry.now)
             case Adopted(instance):
@@ -87,7 +85,7 @@ class Stats:
                 self._gone(instance, is_failure=error is not None and not no_room)
         for command in commands:
             match command:
-                case Grant(_, instance, action):  # who found it ready is granted in the entry of its asking
+                case Grant(_, instance, action):
                     if action == "already_loaded":
                         self._of(_model(instance)).hits += 1
                 case Start(instance, model, _, evicted):
@@ -99,10 +97,13 @@ class Stats:
                     pass
 
     def told(self) -> Statistics:
-        total = _Tally()
-        for tally in self._tallies.values():
-            total.add(tally)
-        models = {name: tally.counted() for name, tally in sorted(self._tallies.items())}
+        for model in self._taken:
+            self._of(model)
+        total, models = _Tally(), dict[ModelName, Counted]()
+        for name, tally in sorted(self._tallies.items()):
+            whole = tally.with_hits(self._taken.get(name, 0))
+            total.add(whole)
+            models[name] = whole.counted()
         return Statistics(round(self._since, 3), total.counted(), models)
 
     # --- steps of the above ---
@@ -151,6 +152,15 @@ class _Tally:
         self.last = seconds
         self.seconds += seconds
         self.longest = max(self.longest, seconds)
+
+    def with_hits(self, number: int) -> _Tally:
+        """A copy, and so many requests more that found the model ready."""
+        other = _Tally()
+        other.add(self)
+        other.last = self.last
+        other.requests += number
+        other.hits += number
+        return other
 
     def add(self, other: _Tally) -> None:
         for name in ("requests", "hits", "loads", "swaps", "evictions", "failures", "crashes", "seconds"):

@@ -33,21 +33,25 @@ def entry(event: Event, *commands: Command, now: float = 0.0) -> Entry:
 
 
 def test_hits_and_misses_are_counted_as_they_are_granted() -> None:
-    stats = Stats(clock=lambda: 1.5)
+    taken = {"a": 1}
+    stats = Stats(taken, clock=lambda: 1.5)
     stats.heard(entry(Acquire("r1", "a"), Start("a#1", "a", PLACE)))
     stats.heard(entry(Ready("a#1"), Grant("r1", "a#1", "loaded"), now=2.0))
     stats.heard(entry(Acquire("r2", "a"), Grant("r2", "a#1")))
-    stats.heard(entry(Acquire("r3", "a"), Grant("r3", "a#1")))
     stats.heard(entry(Acquire("r4", "b"), Refuse("r4", QueueFull("full"))))
     told = stats.told()
     a = told.models["a"]
     assert (told.since, a.requests, a.hits, a.misses, a.hit_rate) == (1.5, 3, 2, 1, 0.6667)
     assert (told.models["b"].requests, told.models["b"].misses) == (1, 1)
     assert (told.total.requests, told.total.hits, told.total.hit_rate) == (4, 2, 0.5)
+    taken["c"] = 3
+    told = stats.told()
+    assert (told.models["c"].requests, told.models["c"].hits) == (3, 3)
+    assert (told.models["a"].requests, told.total.requests) == (3, 7), "asking changes nothing"
 
 
 def test_load_times_are_those_from_start_to_ready() -> None:
-    stats = Stats()
+    stats = Stats({})
     for at, seconds in ((0.0, 4.0), (10.0, 2.0)):
         stats.heard(entry(Acquire("r", "a"), Start("a#1", "a", PLACE), now=at))
         stats.heard(entry(Ready("a#1"), now=at + seconds))
@@ -59,7 +63,7 @@ def test_load_times_are_those_from_start_to_ready() -> None:
 
 
 def test_swaps_evictions_failures_and_crashes_are_told_apart() -> None:
-    stats = Stats()
+    stats = Stats({})
     stats.heard(entry(Acquire("r1", "a"), Stop("b#1", Cause.EVICTED, "a"), Stop("c#1", Cause.EXPIRED)))
     stats.heard(entry(Exited("b#1"), Start("a#1", "a", PLACE, ("b#1",))))
     stats.heard(entry(Exited("a#1", LoadFailed("exit status 1"))))
@@ -75,8 +79,8 @@ def test_swaps_evictions_failures_and_crashes_are_told_apart() -> None:
 
 
 async def test_they_agree_with_a_pool_at_work() -> None:
-    stats = Stats()
     async with pool_of(FakeHost(), model("a", 12), model("b", 12)) as pool:
+        stats = Stats(pool.journal.taken_so_far)
         pool.journal.follow(stats.heard)
         for name in ("a", "a", "b", "a"):
             async with pool.lease(name):

@@ -71,11 +71,12 @@ class Context:
     planning: asyncio.Lock = field(default_factory=asyncio.Lock, init=False)
     downloads: Downloads = field(init=False)
     events: Feed = field(init=False)
-    stats: Stats = field(default_factory=Stats, init=False)
+    stats: Stats = field(init=False)
 
     def __post_init__(self) -> None:
         self.events = Feed(self.pool.snapshot, self._info, lambda: visible(self.known.definitions))
         self.pool.journal.follow(self.events.heard, *self.events.HEARD)
+        self.stats = Stats(self.pool.journal.taken_so_far)
         self.pool.journal.follow(self.stats.heard, *self.stats.HEARD)
         self.proxy = Proxy(self.pool, self._patience)
         self.pool.journal.follow(self.metrics.decisions.heard, *self.metrics.decisions.HEARD)

@@ -230,7 +230,7 @@ async def _reading(app: web.Application) -> AsyncIterator[None]:
         return context.known.definitions.files(model)
 
     ahead = ReadAhead(files_of, lambda: spare_bytes(context.pool.measurements))
-    context.pool.journal.follow(ahead.heard, *ahead.HEARD, passing=False)
+    context.pool.journal.follow(ahead.heard, *ahead.HEARD)
     task = app[BACKGROUND].spawn(ahead.run(), name="read ahead")
     yield
     task.cancel()

@@ -11,7 +11,7 @@ from router.core import planner
 from router.core.planner import Plan, Reject, Wait
 from router.core.refusals import gib
 from router.core.situation import Situation
-from router.core.state import Books, Held, Instance, Record, Waiter
+from router.core.state import Books, Instance, Record
 from router.core.types import NOTHING, Footprint, InstanceId, ModelName, Placement, State
 from router.core.views import DeviceView, Explanation, InstanceView, ModelView, QueueView, Snapshot
 from router.errors import RouterError
@@ -138,22 +138,19 @@ def check(books: Books, demands: Mapping[ModelName, Record], plans: Mapping[Inst
             f"{record.model.name} is ready and keeps {len(waiting)} waiting"
         )
         for waiter in waiting:
-            assert books.leases.get(waiter.lease) is waiter, f"{waiter.lease} waits unknown to the books"
+            assert books.waiters.get(waiter.lease) is waiter, f"{waiter.lease} waits unknown to the books"
     for name, one in books.instances.items():
         assert books.record_of(one).instances.get(name) is one, f"{name} is unknown to its record"
         if one.state in (State.PLANNED, State.STARTING):
             assert not one.leases, f"{name} is leased before it is ready"
         for lease, held in one.leases.items():
-            assert books.leases.get(lease) is held, f"{lease} is held twice"
+            assert lease not in books.waiters, f"{lease} is held and waits"
+            assert books.held(lease) is held, f"{lease} is held twice"
             assert held.instance is one, f"{lease} is held by another than {name}"
-    for lease, entry in books.leases.items():
-        match entry:
-            case Held(instance=None):
-                pass
-            case Held(instance=Instance() as holder):
-                assert lease in holder.leases, f"{lease} is held by nobody"
-            case Waiter():
-                assert lease in books.records[entry.model].lines[entry.priority], f"{lease} stands in no line"
+            assert held.record is books.record_of(one), f"{lease} is of another model than {name}"
+    for lease, waiter in books.waiters.items():
+        line = books.records[waiter.model].lines[waiter.priority]
+        assert line.get(lease) is waiter, f"{lease} stands in no line"
     limit = books.settings.models_max
     live = sum(1 for one in books.instances.values() if one.is_live and not one.is_adopted)
     assert not limit or live <= limit, f"{live} of {limit} are live"
@@ -235,7 +232,7 @@ def _model(record: Record) -> ModelView:
     """A catalog may have a thousand models of which a few were ever asked for: the others look the same each
     time.
     """
-    was_used = record.requests or record.evictions or record.failures or record.forecast.loads
+    was_used = record.requests or record.taken or record.evictions or record.failures or record.forecast.loads
     if was_used or record.pin is not None or record.last_error is not None:
         return _model_anew(record)
     if record.unused is None or record.unused[0] is not record.model:
@@ -248,8 +245,8 @@ def _model_anew(record: Record) -> ModelView:
         name=record.model.name,
         load_seconds=record.forecast.load_seconds,
         loads=record.forecast.loads,
-        requests=record.requests,
-        hits=record.hits,
+        requests=record.requests + record.taken,
+        hits=record.hits + record.taken,
         evictions=record.evictions,
         failures=record.failures,
         retry_at=record.retry_at,

@@ -50,12 +50,13 @@ class Forecast:
         self._gaps.append(gap)
 
     def requested(self, now: float) -> None:
-        self._weight = self._decayed(now) + 1.0
+        self._weight = self._weight * exp2((self._weighed_at - now) / RATE_HALF_LIFE_SECONDS) + 1.0
         self._weighed_at = now
 
     def requests_per_second(self, now: float) -> float:
         """An exponentially forgotten count over the time it stands for."""
-        return self._decayed(now) * log(2) / RATE_HALF_LIFE_SECONDS
+        weight = self._weight * exp2((self._weighed_at - now) / RATE_HALF_LIFE_SECONDS)
+        return weight * log(2) / RATE_HALF_LIFE_SECONDS
 
     def hold_seconds(self, size: float | None = None) -> float:
         """How long a lease lasts; a request that says how much it may produce is never expected to take
@@ -76,10 +77,6 @@ class Forecast:
         if not self._gaps or _median(self._gaps) >= self.load_seconds:
             return 0.0
         return min(share, 1.0) * self.load_seconds
-
-    def _decayed(self, now: float) -> float:
-        passed = now - self._weighed_at
-        return self._weight * exp2(-passed / RATE_HALF_LIFE_SECONDS) if passed > 0.0 else self._weight
 
 
 def _blend(old: float | None, new: float) -> float:

@@ -51,7 +51,7 @@ from router.core.types import (
     Unload,
     as_preset,
 )
-from router.core.views import Explanation, Snapshot
+from router.core.views import Explanation, Snapshot, Use
 from router.errors import RouterError
 
 __all__ = ["Scheduler", "Settings"]
@@ -91,12 +91,9 @@ class Scheduler:
         # leases given back) cannot, and planning every demand anew for each would cost more than all the
         # rest.
         self._dirty = True
-        #: No deadline is before `_due`, where that is known: until then routine can change nothing else.
-        self._due = math.inf
-        self._due_is_known = False
-        #: Whether the last event may have changed what `next_deadline` and `is_expecting_memory` say: most do
-        #: not, being requests for what is there.
-        self.has_news = True
+        #: No deadline is before this one: until then routine can change nothing else. Before all time where
+        #: it is not known.
+        self._due = -math.inf
         self._replicated: tuple[Record, ...] = ()
         self._note_replicated()
         self._commands: list[Command] = []
@@ -136,56 +133,64 @@ class Scheduler:
                 pass
         return self._conclude(is_routine, now)
 
-    def take(self, event: Acquire, now: float) -> list[Command] | None:
+    def take(
+        self, lease: LeaseId, model: ModelName, keep_alive: float | None, size: float | None, now: float
+    ) -> Held | None:
         """What `handle` does with an Acquire of a model as it is defined, where that is granted in the same
-        step; else None, and nothing has been told.
+        step and nothing else comes of it, as is so for nearly all requests; else None, and nothing has been
+        told.
         """
-        record = self._books.records.get(event.model)
-        if record is None or record.vanished or record.model.error is not None:
+        record = self._books.records.get(model)
+        if record is None or now >= self._due or self._dirty or self._replicated:
             return None
-        instance = record.open_instance()
-        if instance is None:
+        one = record.open_instance()
+        if one is None:
             return None
-        now = self._begin(now)
+        record.taken += 1
         self._note_request(record, now)
-        self._hit(event, record, instance, now)
-        return self._conclude(True, now)
+        return self._hold(lease, record, one, keep_alive, size, now)
 
-    def give_back(self, event: Release, now: float) -> list[Command]:
-        """What `handle` does with the end of a lease."""
-        now = self._begin(now)
-        return self._conclude(self._released(event, now), now)
+    def give_back(self, held: Held, now: float) -> list[Command] | None:
+        """What `handle` does with the end of a lease. None: nothing comes of it."""
+        is_routine = self._end(held, now)
+        if is_routine and now < self._due and not self._dirty and not self._replicated:
+            return None
+        return self._conclude(is_routine, self._begin(now))
+
+    def is_open(self, model: ModelName) -> bool:
+        """Whether a request for the model as it is defined is granted in the step in which it is told."""
+        record = self._books.records.get(model)
+        return record is not None and record.open_instance() is not None
 
     def _begin(self, now: float) -> float:
         """The time of the event that is told."""
-        if now < self._now:
-            now = self._now
-        self._now = now
+        self._now = max(now, self._now)
         self._commands = []
-        self.has_news = False
-        return now
+        return self._now
 
     def _conclude(self, is_routine: bool, now: float) -> list[Command]:
         """What follows of the event, and all that is to be done."""
-        if is_routine and self._due_is_known and now < self._due and not self._dirty:
-            if self._replicated:
-                self._add_replicas(now)
+        if is_routine and now < self._due and not self._dirty:
+            self._add_replicas(now)
         else:
-            self.has_news = True
             self._bring_up_to_date(now)
-            self._due_is_known = False
+            self._due = -math.inf
         return self._commands
+
+    def use(self) -> dict[InstanceId, Use]:
+        """How much each child is used."""
+        return {one.id: Use(len(one.leases), one.completed) for one in self._books.instances.values()}
 
     def next_deadline(self) -> float | None:
         """When `Tick` is due at the latest, or None. The shell re-arms one timer after every `handle`. It may
         be earlier than anything happens: a model that was to leave may have been asked for since.
         """
-        if not self._due_is_known:
-            self._due, self._due_is_known = self._first_deadline(), True
+        if self._due == -math.inf:
+            self._due = self._first_deadline()
         return None if self._due == math.inf else self._due
 
     def _first_deadline(self) -> float:
-        while self._deadlines and not isinstance(self._books.leases.get(self._deadlines[0][2]), Waiter):
+        while self._deadlines and self._deadlines[0][2] not in self._books.waiters:
             heapq.heappop(self._deadlines)
         times = [self._wake, self._books.ledger.next_deadline()]
         if self._deadlines:
@@ -225,11 +230,13 @@ class Scheduler:
         4 backing off, 5 queue full, 6 piggyback on a drain, 7 waits. True: routine, of which nothing follows.
         """
         books = self._books
-        assert event.lease not in books.leases, f"lease {event.lease} was asked for twice"
+        is_known = event.lease in books.waiters or books.held(event.lease) is not None
+        assert not is_known, f"lease {event.lease} was asked for twice"
         record = books.records.get(event.model)
         if record is None or record.vanished:
             self._refuse(event.lease, refusals.unknown(event.model, self._names()))  # 1
             return False
+        record.requests += 1
         self._note_request(record, now)
         if record.model.error is not None:
             self._refuse(event.lease, record.model.error)  # 2
@@ -253,7 +260,7 @@ class Scheduler:
             self._hit(event, record, draining, now)  # 6
             return False
         waiter = self._waiter(event, record, now)
-        books.leases[event.lease] = waiter  # 7
+        books.waiters[event.lease] = waiter  # 7
         record.join(waiter)
         self._demands[event.model] = record
         if len(record.lines[waiter.priority]) == 1 or waiter.instead is not None:
@@ -262,7 +269,6 @@ class Scheduler:
         return False
 
     def _note_request(self, record: Record, now: float) -> None:
-        record.requests += 1
         record.forecast.requested(now)
         if record.last_idle_at is not None:
             record.forecast.came_back(now - record.last_idle_at)
@@ -274,12 +280,12 @@ class Scheduler:
 
     def _released(self, event: Release, now: float) -> bool:
         """True: routine, of which nothing follows."""
-        lease = self._books.leases.get(event.lease)
-        if isinstance(lease, Held):
-            del self._books.leases[event.lease]
-            return self._give_back(lease, now)
-        if lease is not None:  # else refused already: the shell releases always
-            self._leave_queue(lease)
+        held = self._books.held(event.lease)
+        if held is not None:
+            return self._end(held, now)
+        waiter = self._books.waiters.get(event.lease)
+        if waiter is not None:  # else refused already: the shell releases always
+            self._leave_queue(waiter)
         return False
 
     def _became_ready(self, event: Ready, now: float) -> None:
@@ -315,7 +321,7 @@ class Scheduler:
         elif was is State.STARTING:
             self._count_failure(record, event.error, now)  # 3
             self._refuse_failed(record, event.error, now)
-        elif was in (State.READY, State.DRAINING) and one.completed == 0:
+        elif was in (State.READY, State.DRAINING) and one.completed == 0 and not one.is_adopted:
             self._count_failure(record, event.error, now)  # 4
         self._forget_vanished(record)  # 5
 
@@ -353,13 +359,11 @@ class Scheduler:
             model = replace(model, placements=(event.placement,), definition=event.definition)
         one = Instance(event.instance, model, event.placement, order, now, state=State.READY)
         one.started_at = one.ready_at = one.last_used = now
-        one.completed = 1
         one.is_adopted = True
         self._books.instances[one.id] = record.instances[one.id] = one
         self._books.ledger.reserve(one.id, event.placement.footprint)
         for lease in event.leases:
-            held = Held(lease, one, now, now + record.forecast.hold_seconds(None), None)
-            self._books.leases[lease] = one.leases[lease] = held
+            one.leases[lease] = Held(lease, record, one, now, None)
         number = one.id.rpartition("#")[2]  # no later child may be called the same
         if number.isdecimal():
             self._ids[event.model] = max(self._ids.get(event.model, 0), int(number))
@@ -475,8 +479,8 @@ class Scheduler:
     def _refuse_overdue(self, now: float) -> None:
         while self._deadlines and self._deadlines[0][0] <= now:
             _, _, name = heapq.heappop(self._deadlines)
-            waiter = self._books.leases.get(name)
-            if isinstance(waiter, Waiter):
+            waiter = self._books.waiters.get(name)
+            if waiter is not None:
                 record = self._books.records[waiter.model]
                 words = explain.waits_for(self._books, record, self._waits.get(waiter.model))
                 self._leave_queue(waiter)
@@ -758,20 +762,29 @@ class Scheduler:
         )
 
     def _grant(self, asked: Acquire | Waiter, record: Record, one: Instance, now: float, action: str) -> None:
-        expected = now + record.forecast.hold_seconds(asked.size)
-        held = Held(asked.lease, one, now, expected, asked.size)
-        self._books.leases[asked.lease] = one.leases[asked.lease] = held
-        one.last_used = now
-        if asked.keep_alive is not None:
-            one.keep_alive = asked.keep_alive
+        self._hold(asked.lease, record, one, asked.keep_alive, asked.size, now)
         self._commands.append(Grant(asked.lease, one.id, action))
 
-    def _give_back(self, held: Held, now: float) -> bool:
+    def _hold(
+        self,
+        lease: LeaseId,
+        record: Record,
+        one: Instance,
+        keep_alive: float | None,
+        size: float | None,
+        now: float,
+    ) -> Held:
+        held = one.leases[lease] = Held(lease, record, one, now, size)
+        one.last_used = now
+        if keep_alive is not None:
+            one.keep_alive = keep_alive
+        return held
+
+    def _end(self, held: Held, now: float) -> bool:
         """True: routine. Who becomes idle is news to those who wait for room, and may leave some day."""
-        one = held.instance
+        one, record = held.instance, held.record
         if one is None:
             return True
-        record = self._books.record_of(one)
         del one.leases[held.lease]
         one.last_used = now
         one.completed += 1
@@ -787,14 +800,12 @@ class Scheduler:
         if one.state is not READY:
             return False
         ttl = self._books.ttl(one, record)
-        if ttl is not None and now + ttl < self._due:
-            self._due, self.has_news = now + ttl, True
-        return True
+        return ttl is None or now + ttl >= self._due
 
     def _leave_queue(self, waiter: Waiter) -> None:
         record = self._books.records[waiter.model]
         record.leave(waiter)
-        del self._books.leases[waiter.lease]
+        del self._books.waiters[waiter.lease]
         self._dirty = True
         if not record.waiting:
             record.starved_since = None

@@ -66,10 +66,14 @@ class Held(msgspec.Struct, eq=False):
     """A granted lease. `instance` is None once the child has gone from under it."""
 
     lease: LeaseId
+    record: Record
     instance: Instance | None
     granted_at: float
-    expected_end: float
     size: float | None
+
+    @property
+    def expected_end(self) -> float:
+        return self.granted_at + self.record.forecast.hold_seconds(self.size)
 
 
 @dataclass(slots=True, eq=False)
@@ -142,6 +146,7 @@ class Record:
     starved_since: float | None = None
     requests: int = 0
     hits: int = 0
+    taken: int = 0  # requests that are hits, too, counted in neither
     evictions: int = 0
     evicted_at: float | None = None
     evicted_for: ModelName | None = None
@@ -179,7 +184,11 @@ class Record:
         self.varied.pop(waiter.lease, None)
 
     def open_instance(self) -> Instance | None:
-        """The READY instance with the fewest leases, the oldest of equals."""
+        """The READY instance with the fewest leases, the oldest of equals; None also where the model is not
+        served any more.
+        """
+        if self.vanished or self.model.error is not None:
+            return None
         best: Instance | None = None
         for one in self.instances.values():
             if one.state is READY and (best is None or len(one.leases) < len(best.leases)):
@@ -200,7 +209,14 @@ class Books:
     settings: Settings
     records: dict[ModelName, Record] = field(default_factory=dict)
     instances: dict[InstanceId, Instance] = field(default_factory=dict)
-    leases: dict[LeaseId, Waiter | Held] = field(default_factory=dict)
+    waiters: dict[LeaseId, Waiter] = field(default_factory=dict)
+
+    def held(self, lease: LeaseId) -> Held | None:
+        """A granted lease; None for one whose child has gone, which concerns nobody any more."""
+        for one in self.instances.values():
+            if lease in one.leases:
+                return one.leases[lease]
+        return None
 
     def record_of(self, instance: Instance) -> Record:
         return self.records[instance.model.name]

@@ -41,6 +41,14 @@ class InstanceView:
 
 
 @dataclass(frozen=True, slots=True)
+class Use:
+    """Of an instance: the leases that are held on it, and how many have ended."""
+
+    leases: int
+    completed: int
+
+
+@dataclass(frozen=True, slots=True)
 class QueueView:
     """Requests that wait for one model. `reason` says in words what they wait for; `expected_seconds` is
     None when unknown.

@@ -17,7 +17,6 @@ from typing import Final, Self
 from router.core.ledger import UNBOUNDED
 from router.core.types import (
     NOTHING,
-    Acquire,
     Adopted,
     Command,
     Device,
@@ -25,19 +24,17 @@ from router.core.types import (
     Event,
     Exited,
     Footprint,
-    Grant,
     InstanceId,
     Learned,
-    LeaseId,
     Measured,
     Model,
     ModelName,
     Placement,
     Ready,
-    Release,
     Start,
     as_preset,
 )
+from router.core.views import Use
 from router.estimate import learning
 from router.estimate.fit_params import TIMEOUT_SECONDS, Question
 from router.estimate.learning import (
@@ -70,7 +67,8 @@ MATERIAL_SHARE: Final = 100
 @dataclass(slots=True, eq=False)
 class _Running:
     """One instance. `reserved` is what the scheduler keeps for it as far as this side knows, `seen` the most
-    it was measured to hold, `used` what it holds now. `is_known`: it was measured since it is ready.
+    it was measured to hold, `used` what it holds now. `is_known`: it was measured since it is ready. Of its
+    requests so many had ended when the last ones were `counted`, and when it was `tried` last.
     """
 
     model: ModelName
@@ -78,9 +76,8 @@ class _Running:
     reserved: Footprint
     is_ready: bool = False
     is_known: bool = False
-    requests: int = 0
-    leases: int = 0
-    was_used: bool = False
+    counted: int = 0
+    tried: int = 0
     tried_at: float = float("-inf")
     seen: dict[DeviceId, int] = field(default_factory=dict)
     used: Footprint = field(default_factory=lambda: NOTHING)
@@ -109,7 +106,6 @@ class Learning:
         self._users: dict[EntryId, list[ModelName]] = {}
         self._margins: dict[DeviceId, int] = {}
         self._running: dict[InstanceId, _Running] = {}
-        self._leases: dict[LeaseId, _Running] = {}
         self._free: dict[DeviceId, int | None] = {}
         self._changed: set[EntryId] = set()
 
@@ -231,10 +227,6 @@ class Learning:
         """Follow what the scheduler was told and answered; returns what it is to be told in turn."""
         found: list[Event] = []
         match event:
-            case Release(lease):
-                self.given_back(lease)
-            case Acquire():
-                pass
             case Adopted(instance, model, placement, definition):
                 self._begin(instance, model, placement, definition)
                 self._became_ready(instance, is_known=True)
@@ -245,34 +237,16 @@ class Learning:
             case Exited(instance, out_of_memory=out_of_memory):
                 found = self._ended(instance, out_of_memory)
         for command in commands:
-            match command:
-                case Grant(lease, instance):
-                    self.granted(lease, instance)
-                case Start(instance, model, placement, _, definition):
-                    self._begin(instance, model, placement, definition)
+            if isinstance(command, Start):
+                self._begin(command.instance, command.model, command.placement, command.definition)
         return found
 
-    def granted(self, lease: LeaseId, instance: InstanceId) -> None:
-        """What `heard` makes of a Grant."""
-        running = self._running.get(instance)
-        if running is not None:
-            self._leases[lease] = running
-            running.leases += 1
-
-    def given_back(self, lease: LeaseId) -> None:
-        """What `heard` makes of a Release."""
-        running = self._leases.pop(lease, None)
-        if running is not None:
-            running.leases -= 1
-            running.requests += 1
-            running.was_used = True
-
-    def corrections(self, taken: Measurement) -> dict[InstanceId, Footprint]:
+    def corrections(self, taken: Measurement, use: Mapping[InstanceId, Use]) -> dict[InstanceId, Footprint]:
         """Learn from a measurement; returns what is to be reserved from now on, where that is another."""
         self._free.update(taken.free)
         corrected: dict[InstanceId, Footprint] = {}
         for instance, running in self._running.items():
-            if instance not in taken.used:
+            if instance not in taken.used or instance not in use:
                 continue
             running.used = taken.used[instance]
             told, lost = taken.told.get(instance, NOTHING), taken.lost.get(instance, NOTHING)
@@ -283,7 +257,7 @@ class Learning:
             if not running.is_known:  # its first request has only just been let in
                 running.is_known = True
                 continue
-            if not self._fold(running, told, lost, taken.taken_at):
+            if not self._fold(running, use[instance], told, lost, taken.taken_at):
                 continue
             prediction = running.prediction
             wanted = reservation(prediction, self._known(prediction), running.used)
@@ -340,13 +314,13 @@ class Learning:
             running.is_ready, running.is_known = True, is_known
             self._kept.touch(running.prediction.id)
 
-    def _fold(self, running: _Running, told: Footprint, lost: Footprint, at: float) -> bool:
+    def _fold(self, running: _Running, use: Use, told: Footprint, lost: Footprint, at: float) -> bool:
         """Learn from what was measured of one instance. False: that said nothing."""
         prediction = running.prediction
         # A process that works on a device holds something there: a zero is a driver that does not tell.
         sizes = [told.get(device) or None for device in prediction.devices]
         is_trial = None not in sizes and at - running.tried_at >= self._trial_seconds
-        is_trial = is_trial and (running.was_used or running.leases > 0)
+        is_trial = is_trial and (use.completed > running.tried or use.leases > 0)
         sample = [
             size if size is not None else believed_loss(predicted, lost.get(device))
             for device, predicted, size in zip(prediction.devices, prediction.predicted, sizes, strict=True)
@@ -354,10 +328,10 @@ class Learning:
         if not any(sample):
             return False
         if is_trial:
-            running.tried_at, running.was_used = at, False
+            running.tried_at, running.tried = at, use.completed
         before = self._known(prediction)
-        learned = folded(before, sample, requests=running.requests, is_trial=is_trial)
-        running.requests = 0
+        learned = folded(before, sample, requests=use.completed - running.counted, is_trial=is_trial)
+        running.counted = use.completed
         if learned != before:
             self._kept.put(prediction.id, learned, prediction.files)
             self._changed.add(prediction.id)

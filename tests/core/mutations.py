@@ -300,8 +300,8 @@ FAULTS = (
     Fault(
         "overlook that who becomes idle leaves before all others",
         "scheduler.py",
-        "        if ttl is not None and now + ttl < self._due:\n",
-        "        if False:\n",
+        "        return ttl is None or now + ttl >= self._due\n",
+        "        return True\n",
         (RULES,),
     ),
     Fault(
@@ -319,10 +319,24 @@ FAULTS = (
         (RULES,),
     ),
     Fault(
+        "leave what is due to the next request that is taken",
+        "scheduler.py",
+        "        if record is None or now >= self._due or self._dirty or self._replicated:\n",
+        "        if record is None or self._dirty or self._replicated:\n",
+        (RULES,),
+    ),
+    Fault(
+        "leave what is due to the next lease that is given back",
+        "scheduler.py",
+        "        if is_routine and now < self._due and not self._dirty and not self._replicated:\n",
+        "        if is_routine and not self._dirty and not self._replicated:\n",
+        (RULES,),
+    ),
+    Fault(
         "leave what is due to the next event that is no routine",
         "scheduler.py",
-        "if is_routine and self._due_is_known and now < self._due and not self._dirty:",
-        "if is_routine:",
+        "        if is_routine and now < self._due and not self._dirty:\n",
+        "        if is_routine:\n",
         (RULES,),
     ),
 )

@@ -46,6 +46,7 @@ from router.core.types import (
 )
 from router.core.views import Explanation, InstanceView
 from router.errors import LoadFailed, RouterError
+from tests.core.telling import Telling
 
 GIB = 2**30
 
@@ -101,6 +102,7 @@ class Table:
         self._starts: dict[ModelName, int] = {}
         chosen = Settings(**(settings or {}))  # type: ignore[arg-type]
         self.scheduler = Scheduler(self.models, devices, make_policy(policy, ttl=ttl), chosen)
+        self._telling = Telling(self.scheduler)
         self.measure()
 
     # --- what clients do ---
@@ -205,7 +207,7 @@ class Table:
     # --- reading ---
 
     def tell(self, event: Event) -> list[str]:
-        self.commands = self.scheduler.handle(event, self.now)
+        self.commands = self._telling.tell(event, self.now)
         self.scheduler.next_deadline()  # as the shell asks
         self.told += self.commands
         words = [self._words(command) for command in self.commands]

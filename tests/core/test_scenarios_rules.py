@@ -65,6 +65,17 @@ def test_what_is_due_is_done_with_the_first_event_that_comes_if_the_timer_is_lat
     assert table.asks("r1", "stays") == ["grant r1 on stays", "stop quick: expired"]
 
 
+def test_what_is_due_is_done_with_the_end_of_a_request_if_that_comes_first() -> None:
+    quick, stays = model("quick", on(gpu=3), ttl=5.0), model("stays", on(gpu=3), ttl=-1.0)
+    table = Table(gpu=10, models=[quick, stays])
+    table.serves("quick")
+    table.serves("stays")
+    table.asks("r1", "stays")
+    table.asks("r2", "stays")
+    table.now += 6.0
+    assert table.ends("r1") == ["stop quick: expired"]
+
+
 def test_lru_ttl_evicts_as_well_as_expires() -> None:
     table = Table(gpu=10, policy="lru-ttl", ttl=30.0, a=6, b=6)
     table.serves("a")

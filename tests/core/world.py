@@ -49,6 +49,7 @@ from router.core.types import (
 )
 from router.errors import LoadFailed, UpstreamFailed
 from tests.core.oracle import Lease, Oracle
+from tests.core.telling import Telling
 
 GIB = 2**30
 
@@ -168,6 +169,7 @@ class World:
         self._next_delivery: dict[HostId, float] = {}
         self._idle_ticks = 0
         self.scheduler = self._new_scheduler()
+        self._telling = Telling(self.scheduler)
         self.oracle = Oracle(self)
         self._look()
         self.pass_time(TORN_SECONDS)
@@ -360,7 +362,7 @@ class World:
             self._idle_ticks = 0
         self.oracle.before(event)
         try:
-            commands = self._answer(event)
+            commands = self._telling.tell(event, self.now)
             self.scheduler.next_deadline()  # as the shell asks
         except AssertionError as impossible:
             self.history.append((event, self.now, []))
@@ -374,20 +376,6 @@ class World:
             self._carry_out(command)
         self.oracle.after(event, commands)
         return commands
-
-    def _answer(self, event: Event) -> list[Command]:
-        """A request that finds its model ready is taken, and given back, as the shell does it: the second
-        scheduler, which is told all of the history, must answer the same.
-        """
-        if isinstance(event, Acquire) and event.instead is None:
-            taken = self.scheduler.take(event, self.now)
-            if taken is not None:
-                granted = any(isinstance(told, Grant) and told.lease == event.lease for told in taken)
-                assert granted, f"{event} was taken and not granted"
-                return taken
-        if isinstance(event, Release):
-            return self.scheduler.give_back(event, self.now)
-        return self.scheduler.handle(event, self.now)
 
     def _tick(self) -> None:
         commands = self.tell(Tick())

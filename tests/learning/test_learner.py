@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import replace
 
@@ -13,6 +13,7 @@ from router.backends import Launch
 from router.core.policy import make_policy
 from router.core.scheduler import Scheduler, Settings
 from router.core.types import Device, Footprint, Learned, Model, Placement, Start, Stop
+from router.core.views import Use
 from router.errors import LoadFailed, ModelTooLarge
 from router.estimate.learning import PROOF_TRIALS, PROVEN_SLACK_BYTES, UNPROVEN_SLACK_BYTES, Prediction
 from router.hosts import Exit, Measurement
@@ -388,7 +389,8 @@ async def test_a_model_without_predictions_and_an_unknown_instance_are_left_alon
         assert learning.define({"odd": odd}, {"odd": ()}, ()) == {"odd": odd}
         assert learning.of_model("odd") == learning.of_model("never heard of") == ()
         assert learning.of_instance("odd#1") is None
-        assert learning.corrections(Measurement(0.0, {}, {"odd#1": {GPU: 1}}, {"odd#1": {GPU: 1}})) == {}
+        taken = Measurement(0.0, {}, {"odd#1": {GPU: 1}}, {"odd#1": {GPU: 1}})
+        assert learning.corrections(taken, {"odd#1": Use(1, 0)}) == {}
 
 
 async def test_corrections_are_told_only_when_they_change():
@@ -396,8 +398,8 @@ async def test_corrections_are_told_only_when_they_change():
         told: list[dict[str, Footprint]] = []
         real = bench.learning.corrections
 
-        def corrections(taken: Measurement) -> dict[str, Footprint]:
-            told.append(real(taken))
+        def corrections(taken: Measurement, use: Mapping[str, Use]) -> dict[str, Footprint]:
+            told.append(real(taken, use))
             return told[-1]
 
         bench.learning.corrections = corrections
