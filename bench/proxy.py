@@ -90,7 +90,7 @@ def parser() -> argparse.ArgumentParser:
         "--real-time",
         action="store_true",
         help="before every other program of this machine, all of them alike, which needs the right to it: "
-        "steadier ratios of rates and CPU where others use its processors, whose work stands still then; "
+        "steadier rates, but no steadier p99, where others use its processors, whose work stands still then; "
         "compare such figures with one another alone",
     )
     made.add_argument("--json", type=Path, metavar="FILE", help="everything that was measured")
