@@ -11,6 +11,7 @@ import logging
 from collections import Counter, deque
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import count
 from operator import attrgetter
 from time import time
 from typing import Final, TypeAlias
@@ -75,7 +76,7 @@ class Journal:
         self._entries: deque[Entry] = deque(maxlen=size)
         self._passing: deque[Entry] = deque(maxlen=passing)
         self._backlog = backlog
-        self._next = 1
+        self._ids = count(1)
         self._readers: set[_Reader] = set()
         self._followers: list[tuple[Heard, frozenset[Kind]]] = []
         #: How often each model was `taken`.
@@ -85,8 +86,7 @@ class Journal:
         """Note what was decided. Returns None for what is not worth an entry."""
         if not commands and isinstance(event, _SAY_NOTHING):
             return None
-        entry = Entry(self._next, time(), now, event, tuple(commands))
-        self._next += 1
+        entry = Entry(next(self._ids), time(), now, event, tuple(commands))
         (self._passing if _is_passing(event, commands) else self._entries).append(entry)
         told = {type(event), *map(type, commands)}
         self._tell(entry, [heard for heard, wanted in self._followers if not wanted or wanted & told])
@@ -96,20 +96,16 @@ class Journal:
         """`record`, of a request that its model was ready for: followers are not told, as with the next one
         that is nearly all there is to note.
         """
-        entry = Entry(self._next, time(), now, event, (grant,))
-        self._next += 1
-        self._passing.append(entry)
+        self._passing.append(Entry(next(self._ids), time(), now, event, (grant,)))
         self.taken_so_far[event.model] += 1
         if self._readers:
-            self._tell(entry, ())
+            self._tell(self._passing[-1], ())
 
     def given_back(self, now: float, event: Release) -> None:
         """`record`, of the end of a request that was `taken`, where nobody had waited for that."""
-        entry = Entry(self._next, time(), now, event, ())
-        self._next += 1
-        self._passing.append(entry)
+        self._passing.append(Entry(next(self._ids), time(), now, event, ()))
         if self._readers:
-            self._tell(entry, ())
+            self._tell(self._passing[-1], ())
 
     def follow(self, heard: Heard, *kinds: Kind) -> None:
         """Call `heard` with every entry from now on of which the event or a command is one of `kinds`, or

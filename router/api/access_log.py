@@ -121,17 +121,17 @@ class _Lines(_Ended):
                 account.queue_seconds,
                 account.load_seconds,
             )
-            first, prompt, completion = (
-                account.first_byte_seconds,
-                account.prompt_tokens,
-                account.completion_tokens,
-            )
-            begun = "" if first is None else f" first={round(first * 1e3)}ms"
-            has_tokens = prompt is not None or completion is not None
-            tokens = f" tokens={prompt or 0}+{completion or 0}" if has_tokens else ""
-            error = "" if account.error is None else f" error={account.error}"
-            evicted = f" evicted={','.join(account.evicted)}" if account.evicted else ""
-            lines.append((at, f"{asked}{begun} total={total}ms{tokens}{error}{evicted} policy={policy}"))
+            if account.first_byte_seconds is not None:
+                asked = f"{asked} first={round(account.first_byte_seconds * 1e3)}ms"
+            prompt, completion = account.prompt_tokens, account.completion_tokens
+            end = ""
+            if prompt is not None or completion is not None:
+                end = f" tokens={prompt or 0}+{completion or 0}"
+            if account.error is not None:
+                end = f"{end} error={account.error}"
+            if account.evicted:
+                end = f"{end} evicted={','.join(account.evicted)}"
+            lines.append((at, f"{asked} total={total}ms{end} policy={policy}"))
         return lines
 
 

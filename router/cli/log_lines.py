@@ -8,6 +8,7 @@ import atexit
 import logging
 import threading
 from collections import deque
+from functools import lru_cache
 from time import localtime, strftime
 from typing import Any, Final, TextIO, TypeAlias
 
@@ -37,8 +38,6 @@ class Lines(logging.Formatter):
     and nothing is looked up in a pattern. From any thread.
     """
 
-    _second = -1, ""  # the last one that was asked for, and how it is written
-
     def __init__(self) -> None:
         super().__init__("%(asctime)s %(levelname)s %(name)s: %(message)s")
 
@@ -50,25 +49,20 @@ class Lines(logging.Formatter):
         return f"{self.formatTime(record)} {record.levelname} {record.name}: {record.getMessage()}"
 
     def formatTime(self, record: logging.LogRecord, datefmt: str | None = None) -> str:  # noqa: N802
-        return f"{self._written(int(record.created))},{int(record.msecs):03d}"
+        return f"{_second(int(record.created))},{int(record.msecs):03d}"
 
     def _together(self, record: Together[Any]) -> str:
         if record.bare:
             return "\n".join([words for _, words in record.lines()])
-        kind, second, when, lines = f"{record.levelname} {record.name}:", -1, "", []
-        for at, words in record.lines():
-            if int(at) != second:
-                second = int(at)
-                when = self._written(second)
-            lines.append(f"{when},{int(at % 1 * 1e3):03d} {kind} {words}")
+        kind = f"{record.levelname} {record.name}:"
+        lines = [f"{_second(int(at))},{int(at % 1 * 1e3):03d} {kind} {words}" for at, words in record.lines()]
         return "\n".join(lines)
 
-    def _written(self, second: int) -> str:
-        last, words = self._second
-        if second != last:
-            words = strftime(self.default_time_format, localtime(second))
-            self._second = second, words
-        return words
+
+@lru_cache(maxsize=4)
+def _second(at: int) -> str:
+    """As logging writes it, in local time."""
+    return strftime(logging.Formatter.default_time_format, localtime(at))
 
 
 class Unhurried(logging.Handler):

@@ -32,6 +32,7 @@ class Forecast:
     _gaps: deque[float] = field(default_factory=lambda: deque(maxlen=GAPS_REMEMBERED))
     _weight: float = 0.0
     _weighed_at: float = 0.0
+    _idle_since: float | None = None  # None also before it was asked for at all
 
     def loaded(self, seconds: float) -> None:
         self.load_seconds = seconds if self.loads == 0 else _blend(self.load_seconds, seconds)
@@ -45,11 +46,14 @@ class Forecast:
             new = seconds / size
             self._hold_per_size = new if per_size is None else OLDER * per_size + NEWEST * new
 
-    def came_back(self, gap: float) -> None:
-        """The model was asked for `gap` seconds after it had become idle."""
-        self._gaps.append(gap)
+    def became_idle(self, now: float) -> None:
+        """From then on it is learned how long it is idle before it is asked for again."""
+        self._idle_since = now
 
     def requested(self, now: float) -> None:
+        if self._idle_since is not None:
+            self._gaps.append(now - self._idle_since)
+            self._idle_since = None
         self._weight = self._weight * exp2((self._weighed_at - now) / RATE_HALF_LIFE_SECONDS) + 1.0
         self._weighed_at = now
 

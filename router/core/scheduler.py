@@ -147,7 +147,7 @@ class Scheduler:
         if one is None:
             return None
         record.taken += 1
-        self._note_request(record, now)
+        record.forecast.requested(now)
         return self._hold(lease, record, one, keep_alive, size, now)
 
     def give_back(self, held: Held, now: float) -> list[Command] | None:
@@ -237,7 +237,7 @@ class Scheduler:
             self._refuse(event.lease, refusals.unknown(event.model, self._names()))  # 1
             return False
         record.requests += 1
-        self._note_request(record, now)
+        record.forecast.requested(now)
         if record.model.error is not None:
             self._refuse(event.lease, record.model.error)  # 2
             return False
@@ -267,12 +267,6 @@ class Scheduler:
             self._dirty = True
         heapq.heappush(self._deadlines, (waiter.deadline, waiter.order, waiter.lease))
         return False
-
-    def _note_request(self, record: Record, now: float) -> None:
-        record.forecast.requested(now)
-        if record.last_idle_at is not None:
-            record.forecast.came_back(now - record.last_idle_at)
-            record.last_idle_at = None
 
     def _hit(self, event: Acquire, record: Record, instance: Instance, now: float) -> None:
         record.hits += 1
@@ -890,13 +884,12 @@ class Scheduler:
         return True
 
     def _note_idle(self, record: Record, now: float) -> None:
-        """From then on it is learned how long it is idle before it is asked for again."""
         if record.waiting:
             return
         for one in record.instances.values():
             if one.leases:
                 return
-        record.last_idle_at = now
+        record.forecast.became_idle(now)
 
     def _note_replicated(self) -> None:
         records = self._books.records.values()

@@ -136,7 +136,6 @@ class Record:
     waiting: int = 0
     varied: dict[LeaseId, Model] = field(default_factory=dict)
     pin: bool | None = None
-    last_idle_at: float | None = None
     failures: int = 0
     failed_at: float = 0.0
     enlarged: bool = False
@@ -250,7 +249,7 @@ class Books:
         """Idle seconds after which an instance of the record's model leaves: the last request's wish, else
         the model's, else the policy's; None = never.
         """
-        if record.is_pinned:
+        if record.model.pinned if record.pin is None else record.pin:
             return None
         ttl = instance.keep_alive
         if ttl is None:

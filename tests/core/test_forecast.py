@@ -24,10 +24,16 @@ def test_a_request_with_a_known_size_is_predicted_by_it_but_never_above_the_usua
     assert forecast.hold_seconds(10_000) == 10.0
 
 
+def comes_back(forecast: Forecast, gap: float) -> None:
+    """The model is asked for `gap` seconds after it has become idle."""
+    forecast.became_idle(100.0)
+    forecast.requested(100.0 + gap)
+
+
 def test_a_model_lingers_for_a_share_of_its_load_once_its_clients_are_seen_to_come_back_sooner() -> None:
     forecast = Forecast(load_seconds=1.0)
     assert forecast.linger_seconds(0.5) == 0.0, "nothing is known yet"
-    forecast.came_back(0.0)
+    comes_back(forecast, 0.0)
     assert forecast.linger_seconds(0.5) == 0.5, "clients that come back at once are the most certain of all"
     assert forecast.linger_seconds(7.0) == 1.0
     assert forecast.linger_seconds(0.0) == 0.0
@@ -35,14 +41,14 @@ def test_a_model_lingers_for_a_share_of_its_load_once_its_clients_are_seen_to_co
 
 def test_a_model_whose_clients_come_back_later_than_a_reload_takes_does_not_linger() -> None:
     forecast = Forecast(load_seconds=1.0)
-    forecast.came_back(30.0)
+    comes_back(forecast, 30.0)
     assert forecast.linger_seconds(0.5) == 0.0
 
 
 def test_one_long_pause_does_not_make_a_habit_forgotten() -> None:
     forecast = Forecast(load_seconds=1.0)
     for gap in (0.1, 0.1, 0.1, 300.0):
-        forecast.came_back(gap)
+        comes_back(forecast, gap)
     assert forecast.linger_seconds(0.5) == 0.5
 
 
