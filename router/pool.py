@@ -136,9 +136,9 @@ class Lease(msgspec.Struct, frozen=True, gc=False):
     model: ModelName
     instance: InstanceId
     address: Address
-    action: str
-    queue_seconds: float
-    load_seconds: float
+    action: str = "already_loaded"
+    queue_seconds: float = 0.0
+    load_seconds: float = 0.0
     evicted: tuple[InstanceId, ...] = ()
     held: Held | None = None  # where it was taken at once
 
@@ -303,7 +303,7 @@ class Pool:
         self.journal.taken(now, event, grant)
         if self._is_debugging:
             log.debug("%s", command_words(grant))
-        return Lease(name, model, instance, address, grant.action, 0.0, 0.0, (), held)
+        return Lease(name, model, instance, address, held=held)
 
     def _take_with_news(self, event: Acquire, now: float) -> Lease:
         """More comes of it than the lease."""

@@ -232,7 +232,7 @@ def _model(record: Record) -> ModelView:
     """A catalog may have a thousand models of which a few were ever asked for: the others look the same each
     time.
     """
-    was_used = record.requests or record.taken or record.evictions or record.failures or record.forecast.loads
+    was_used = record.evictions or record.failures or record.forecast.loads
     if was_used or record.pin is not None or record.last_error is not None:
         return _model_anew(record)
     if record.unused is None or record.unused[0] is not record.model:
@@ -245,8 +245,6 @@ def _model_anew(record: Record) -> ModelView:
         name=record.model.name,
         load_seconds=record.forecast.load_seconds,
         loads=record.forecast.loads,
-        requests=record.requests + record.taken,
-        hits=record.hits + record.taken,
         evictions=record.evictions,
         failures=record.failures,
         retry_at=record.retry_at,

@@ -146,9 +146,12 @@ class Scheduler:
         one = record.open_instance()
         if one is None:
             return None
-        record.taken += 1
         record.forecast.requested(now)
-        return self._hold(lease, record, one, keep_alive, size, now)
+        held = one.leases[lease] = Held(lease, record, one, now, size)
+        one.last_used = now
+        if keep_alive is not None:
+            one.keep_alive = keep_alive
+        return held
 
     def give_back(self, held: Held, now: float) -> list[Command] | None:
         """What `handle` does with the end of a lease. None: nothing comes of it."""
@@ -236,7 +239,6 @@ class Scheduler:
         if record is None or record.vanished:
             self._refuse(event.lease, refusals.unknown(event.model, self._names()))  # 1
             return False
-        record.requests += 1
         record.forecast.requested(now)
         if record.model.error is not None:
             self._refuse(event.lease, record.model.error)  # 2
@@ -246,7 +248,7 @@ class Scheduler:
             return False
         instance = record.open_instance()
         if instance is not None:
-            self._hit(event, record, instance, now)  # 3
+            self._grant(event, record, instance, now, "already_loaded")  # 3
             return True
         is_paused = record.retry_at is not None and record.retry_at > now and not record.has_coming()
         if is_paused and event.instead is None:  # other settings may be what it needs
@@ -257,7 +259,7 @@ class Scheduler:
             return False
         draining = self._piggyback(record, event, now) if event.instead is None else None
         if draining is not None:
-            self._hit(event, record, draining, now)  # 6
+            self._grant(event, record, draining, now, "already_loaded")  # 6
             return False
         waiter = self._waiter(event, record, now)
         books.waiters[event.lease] = waiter  # 7
@@ -267,10 +269,6 @@ class Scheduler:
             self._dirty = True
         heapq.heappush(self._deadlines, (waiter.deadline, waiter.order, waiter.lease))
         return False
-
-    def _hit(self, event: Acquire, record: Record, instance: Instance, now: float) -> None:
-        record.hits += 1
-        self._grant(event, record, instance, now, "already_loaded")
 
     def _released(self, event: Release, now: float) -> bool:
         """True: routine, of which nothing follows."""
@@ -756,23 +754,11 @@ class Scheduler:
         )
 
     def _grant(self, asked: Acquire | Waiter, record: Record, one: Instance, now: float, action: str) -> None:
-        self._hold(asked.lease, record, one, asked.keep_alive, asked.size, now)
-        self._commands.append(Grant(asked.lease, one.id, action))
-
-    def _hold(
-        self,
-        lease: LeaseId,
-        record: Record,
-        one: Instance,
-        keep_alive: float | None,
-        size: float | None,
-        now: float,
-    ) -> Held:
-        held = one.leases[lease] = Held(lease, record, one, now, size)
+        one.leases[asked.lease] = Held(asked.lease, record, one, now, asked.size)
         one.last_used = now
-        if keep_alive is not None:
-            one.keep_alive = keep_alive
-        return held
+        if asked.keep_alive is not None:
+            one.keep_alive = asked.keep_alive
+        self._commands.append(Grant(asked.lease, one.id, action))
 
     def _end(self, held: Held, now: float) -> bool:
         """True: routine. Who becomes idle is news to those who wait for room, and may leave some day."""

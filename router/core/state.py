@@ -143,9 +143,6 @@ class Record:
     last_error: RouterError | None = None
     hold_until_measured: float | None = None
     starved_since: float | None = None
-    requests: int = 0
-    hits: int = 0
-    taken: int = 0  # requests that are hits, too, counted in neither
     evictions: int = 0
     evicted_at: float | None = None
     evicted_for: ModelName | None = None

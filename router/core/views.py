@@ -91,8 +91,6 @@ class ModelView:
     name: ModelName
     load_seconds: float
     loads: int
-    requests: int
-    hits: int
     evictions: int
     failures: int
     retry_at: float | None

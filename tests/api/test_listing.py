@@ -81,7 +81,7 @@ def test_a_file_that_cannot_be_used_says_why(known: Known):
 
 
 def test_a_failed_load_is_shown_until_the_next_one_begins(known: Known):
-    view = ModelView("tiny", 1.0, 0, 1, 0, 0, 1, None, "exited with status 1", None, None)
+    view = ModelView("tiny", 1.0, 0, 0, 1, None, "exited with status 1", None, None)
     failed = shown(known, "tiny", models=(view,))
     assert (failed["status"]["failed"], failed["status"]["error"]) == (True, "exited with status 1")
     assert "failed" not in shown(known, "tiny", State.STARTING, models=(view,))["status"]
@@ -107,7 +107,7 @@ def test_the_order_is_that_of_the_catalog(known: Known):
 
 
 def test_a_load_tells_how_far_it_is_by_the_time_that_loads_have_taken(known: Known):
-    view = ModelView("seeing", 20.0, 3, 1, 0, 0, 0, None, None, None, None)
+    view = ModelView("seeing", 20.0, 3, 0, 0, None, None, None, None)
     pool = FakePool()
     pool.instances["seeing#1"] = Instance("seeing#1", "seeing", "", State.STARTING)
     snapshot = pool.snapshot()
@@ -119,13 +119,13 @@ def test_a_load_tells_how_far_it_is_by_the_time_that_loads_have_taken(known: Kno
 
 
 def test_a_failed_load_is_shown_with_its_exit_code_a_signal_as_a_negative_one(known: Known):
-    view = ModelView("tiny", 1.0, 0, 1, 0, 0, 1, None, "killed by SIGKILL", None, None, exit_code=-9)
+    view = ModelView("tiny", 1.0, 0, 0, 1, None, "killed by SIGKILL", None, None, exit_code=-9)
     assert shown(known, "tiny", models=(view,))["status"]["exit_code"] == -9
     assert "exit_code" not in shown(known, "tiny", State.READY, models=(view,))["status"]
 
 
 def test_a_pin_is_shown_of_what_is_not_loaded_too(known: Known):
-    view = ModelView("tiny", 1.0, 0, 1, 0, 0, 0, None, None, None, None, pinned=True)
+    view = ModelView("tiny", 1.0, 0, 0, 0, None, None, None, None, pinned=True)
     snapshot = replace(FakePool().snapshot(), models=(view,))
     encoded = list_bytes(["tiny", "other"], known.cards, known.definitions, snapshot, {})
     tiny, other = msgspec.json.decode(encoded)["data"]

@@ -30,7 +30,7 @@ async def child(received: Received, connection: Connection) -> None:
 
 
 def view(name: str) -> ModelView:
-    return ModelView(name, 5.0, 1, 2, 1, 0, 0, None, None, None, None)
+    return ModelView(name, 5.0, 1, 0, 0, None, None, None, None)
 
 
 async def page(api: Api) -> str:

@@ -16,6 +16,7 @@ from router.api.shapes import DeviceShares
 from router.api.vram import vram_body
 from router.core.types import ModelName
 from router.core.views import InstanceView, ModelView, QueueView, Snapshot
+from router.stats import Counted
 
 
 class ShownModel(msgspec.Struct, frozen=True):
@@ -77,6 +78,7 @@ def _models(
 ) -> Iterable[ShownModel]:
     queues = {queue.model: queue for queue in snapshot.queues}
     views = {view.name: view for view in snapshot.models}
+    counted = context.stats.told().models
     # A monotonic time of the scheduler as Unix time, to a second: what did not change must read the same.
     offset = time.time() - snapshot.now
     running: dict[ModelName, list[InstanceView]] = {}
@@ -89,6 +91,7 @@ def _models(
             running.get(name, []),
             queues.get(name),
             views.get(name),
+            counted.get(name),
             _predicted(definitions[name], running.get(name, [])),
             lasts.get(name),
             offset,
@@ -100,6 +103,7 @@ def _shown(
     ones: list[InstanceView],
     queue: QueueView | None,
     view: ModelView | None,
+    counted: Counted | None,
     predicted: int,
     last: Moment | None,
     offset: float,
@@ -126,8 +130,8 @@ def _shown(
         expires_at=unix(one.expires_at for one in ones),
         pinned=status.pinned,
         progress=round(status.progress.value, 1) if status.progress is not None else None,
-        requests=view.requests if view is not None else 0,
-        hits=view.hits if view is not None else 0,
+        requests=counted.requests if counted is not None else 0,
+        hits=counted.hits if counted is not None else 0,
         load_seconds=round(view.load_seconds, 2) if view is not None and view.loads else None,
         error=status.error,
         last=last.text if last is not None else None,
