@@ -31,9 +31,9 @@ _HEADS: Final = 256
 class Counting(Protocol):
     """Of the requests that a shutdown waits for."""
 
+    count: int
     is_refusing: bool
 
-    def begun(self) -> None: ...
     def ended(self) -> None: ...
 
 
@@ -130,7 +130,7 @@ class Express:
             self._ended,
             lane.traffic.enter(lease.instance),
         )
-        self._counting.begun()
+        self._counting.count += 1
         self._in_flight.enter(exchange)
         exchange.begin()
         return exchange

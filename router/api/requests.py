@@ -6,7 +6,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 
 import msgspec
@@ -69,8 +69,9 @@ class Flight(Protocol):
     """A request from its arrival to its end. `since` is Unix time."""
 
     id: int
-    since: float
 
+    @property
+    def since(self) -> float: ...
     @property
     def account(self) -> Account | None:
         """None until it is known which model it is for."""
@@ -96,7 +97,7 @@ class Ticket:
     request: web.Request
     task: asyncio.Task[Any]
     id: int = 0
-    since: float = 0.0
+    since: float = field(default_factory=time.time)
 
     @property
     def account(self) -> Account | None:
@@ -134,9 +135,8 @@ class InFlight:
         self._ids = itertools.count(1)
 
     def enter(self, flight: Flight) -> None:
-        """It has its id, and its time, from here."""
+        """It has its id from here."""
         id_ = flight.id = next(self._ids)
-        flight.since = time.time()
         self.tickets[id_] = flight
 
     def find(self, id_: str) -> Flight | None:

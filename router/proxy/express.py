@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
-from time import monotonic
+from time import monotonic, time
 from typing import ClassVar, Final, Protocol
 
 import msgspec
@@ -130,7 +130,6 @@ class Exchange(msgspec.Struct, eq=False):
     _ended: Callable[[Exchange, int | None, float], object]
     _flow: Flow
     id: int = 0
-    since: float = 0.0
     _upstream: Upstream | None = None
     _is_kept: bool = False
     #: These two read an answer that does not come whole.
@@ -142,6 +141,11 @@ class Exchange(msgspec.Struct, eq=False):
     @property
     def client(self) -> str | None:
         return self._front.peer
+
+    @property
+    def since(self) -> float:
+        """When it came, in Unix time."""
+        return time() - (monotonic() - self._begun_at)
 
     def begin(self) -> None:
         lane, path = self._lane, self._lease.address.socket
@@ -202,7 +206,7 @@ class Exchange(msgspec.Struct, eq=False):
         else:
             upstream.close()
         self._upstream = None
-        self._end(head.status, keeps_alive=True)
+        self._end(head.status, now, keeps_alive=True)
         return True
 
     def _read(self, data: bytes) -> None:
@@ -233,7 +237,7 @@ class Exchange(msgspec.Struct, eq=False):
     def left(self) -> None:
         """The client is gone."""
         self._let_go()
-        self._end(CLIENT_LEFT, keeps_alive=False)
+        self._end(CLIENT_LEFT, monotonic(), keeps_alive=False)
 
     def end_by(self, error: RouterError) -> None:
         """An operator ends it."""
@@ -253,13 +257,13 @@ class Exchange(msgspec.Struct, eq=False):
         if answer.error is not None:
             self._failed(answer.error)
             return
-        head = answer.head
+        head, now = answer.head, monotonic()
         if answer.can_reuse and head is not None:
-            self._lane.idle.put(self._lease.address.socket, upstream, head.promised_seconds, monotonic())
+            self._lane.idle.put(self._lease.address.socket, upstream, head.promised_seconds, now)
         else:
             upstream.close()
         self._upstream = None
-        self._end(client.status, keeps_alive=client.keeps_alive)
+        self._end(client.status, now, keeps_alive=client.keeps_alive)
 
     def _failed(self, error: Exception) -> None:
         has_begun = self._answer is not None and self._answer.head is not None
@@ -275,7 +279,7 @@ class Exchange(msgspec.Struct, eq=False):
         except Exception:
             log.exception("%s: a failed request could not be told", self._lease.instance)
             self._answered().cut()
-            self._end(500, keeps_alive=False)
+            self._end(500, monotonic(), keeps_alive=False)
 
     async def _broken(self, error: Exception) -> None:
         """Before its answer began."""
@@ -295,7 +299,7 @@ class Exchange(msgspec.Struct, eq=False):
         """As an event, or by a cut."""
         self.account.error = error.code
         tell_within(client, self._answer, error, self._dialect)
-        self._end(client.status, keeps_alive=client.keeps_alive)
+        self._end(client.status, monotonic(), keeps_alive=client.keeps_alive)
 
     def _give_up(self, tried: Broken) -> None:
         self._has_ended = True
@@ -303,12 +307,12 @@ class Exchange(msgspec.Struct, eq=False):
         self._ended(self, None, 0.0)
         self._front.give_up(self._asked, tried)
 
-    def _end(self, status: int, *, keeps_alive: bool) -> None:
+    def _end(self, status: int, now: float, *, keeps_alive: bool) -> None:
         if self._has_ended:
             return
         self._has_ended = True
         self._free()
-        self._ended(self, status, monotonic() - self._begun_at)
+        self._ended(self, status, now - self._begun_at)
         self._front.answered(keeps_alive=keeps_alive)
 
     def _free(self) -> None:

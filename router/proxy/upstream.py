@@ -138,11 +138,17 @@ class Upstream(asyncio.BufferedProtocol):
             self._transport.abort()
             self._transport = None
 
+    @property
+    def is_open(self) -> bool:
+        """As far as the loop has looked."""
+        transport = self._transport
+        return transport is not None and not transport.is_closing()
+
     def is_silent(self) -> bool:
         """Whether the child has neither closed the connection nor said anything: asked of the kernel, since
         the loop may not have looked yet.
         """
-        if self._transport is None or self._transport.is_closing() or self._socket is None:
+        if not self.is_open or self._socket is None:
             return False
         if self._look is None:
             self._look = select.poll()  # an object of ours: it takes no file

@@ -108,7 +108,7 @@ async def compare(folder: Path, count: int, seed: int, *, is_short: bool = False
             seen["kept connection"] = behind.served - behind.opened
             seen["the short way"] = router.short
             assert not router.in_flight.tickets
-            assert router.running == 0
+            assert router.count == 0
             await _eventually(lambda: router.pool.open_leases == 0, "a lease is left")
             assert len(set(router.pool.released)) == len(router.pool.released), "released twice"
             assert not router.proxy.traffic.flows
@@ -210,17 +210,16 @@ class Router:
         self.in_flight = InFlight()
         self.short = 0
         self.is_refusing = not is_short
-        self.running = 0
+        self.count = 0
         self.name_of = str
 
     # Where the short way leads.
 
-    def begun(self) -> None:
-        self.running += 1
-        self.short += 1
-
-    def ended(self, *_: object) -> None:
-        self.running -= not _  # of the requests; else of their log
+    def ended(self, *logged: object) -> None:
+        if logged:
+            self.short += 1
+        else:
+            self.count -= 1
 
     async def __aenter__(self) -> Router:
         async def handle(request: web.Request) -> web.StreamResponse:

@@ -122,7 +122,7 @@ def test_who_begins_on_a_connection_that_is_lost_by_then_is_told_so(
         upstream, hearing = await connect(path), Hearing()
         listening.accept()[0].close()
         async with asyncio.timeout(DEADLINE):
-            while upstream._transport is not None and not upstream._transport.is_closing():
+            while upstream.is_open:
                 await asyncio.sleep(0)
             for _ in range(turns):
                 await asyncio.sleep(0)
