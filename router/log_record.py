@@ -48,9 +48,9 @@ class Together(logging.LogRecord, Generic[One]):
         """One line more. False: it was closed, and another is to begin with this one. By one thread."""
         kept = self._kept
         kept.append(one)
-        if self._is_closed:
-            # It was added in the very moment, or too late.
-            return len(kept) <= self.close()
+        if self._is_closed and len(kept) > self.close():  # else it was added in the very moment
+            kept.pop()
+            return False
         if len(kept) >= FULL:
             self._say()
         return True

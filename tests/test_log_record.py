@@ -53,6 +53,7 @@ def test_what_is_added_before_somebody_reads_it_is_in_it_and_nothing_after():
     assert record.close() == 3
     assert not record.add(4) and not record.add(5)
     assert record.close() == 3
+    assert record._kept == [1, 2, 3], "nothing piles up that came too late"
     assert told(record) == ["1 % told", "2 % told", "3 % told"]
 
 

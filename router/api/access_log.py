@@ -82,8 +82,8 @@ class AccessLog:
                 self._begin(over, context.config.scheduler.policy)
 
     def _begin(self, over: _Over, policy: str) -> None:
-        if log.isEnabledFor(logging.INFO):
-            self._record = self._kind(over, policy)
+        self._record = self._kind(over, policy) if log.isEnabledFor(logging.INFO) else None
+        if self._record is not None:
             log.callHandlers(self._record)
 
 

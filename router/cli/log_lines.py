@@ -20,6 +20,8 @@ TOGETHER_SECONDS: Final = 0.1
 #: So long the end of the process waits for a reader.
 LAST_WORDS_SECONDS: Final = 1.0
 
+#: To write a number with noughts before it takes as long as all the rest of a line.
+_THOUSANDTHS: Final = tuple(f"{number:03d}" for number in range(1000))
 #: As it is written; lines to which others are added, maybe; or to be told that all before it is written.
 _Line: TypeAlias = str | Together[Any] | threading.Event
 
@@ -55,8 +57,10 @@ class Lines(logging.Formatter):
         if record.bare:
             return "\n".join([words for _, words in record.lines()])
         kind = f"{record.levelname} {record.name}:"
-        lines = [f"{_second(int(at))},{int(at % 1 * 1e3):03d} {kind} {words}" for at, words in record.lines()]
-        return "\n".join(lines)
+        lines = record.lines()
+        return "\n".join(
+            [f"{_second(int(at))},{_THOUSANDTHS[int(at % 1 * 1e3)]} {kind} {words}" for at, words in lines]
+        )
 
 
 @lru_cache(maxsize=4)
