@@ -98,7 +98,7 @@ class Scheduler:
         self._note_replicated()
         self._commands: list[Command] = []
 
-    # --- the four calls ---
+    # --- what is told and asked ---
 
     def handle(self, event: Event, now: float) -> list[Command]:  # noqa: C901 - a case per event
         """Take one event and return what to do about it, in order."""

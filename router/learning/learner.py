@@ -1,7 +1,7 @@
 """Folds measurements into what is known of each model, corrects what is reserved, tells the scheduler.
 
-It hears what the scheduler was told and what it answered, as the journal does, and so knows who runs where,
-since when, and whether it was used.
+It hears what the scheduler was told and what it answered, as the journal does, and so knows who runs where
+and since when; how much each is used it is told with every measurement.
 """
 
 from __future__ import annotations
