@@ -30,7 +30,7 @@ class Together(logging.LogRecord, Generic[One]):
     args = exc_info = exc_text = stack_info = None
     bare = False
 
-    _closing: Final = threading.Lock()
+    _closing: Final = threading.RLock()  # what is thrown away meanwhile may have something to log
 
     def __init__(self, at: float, first: One) -> None:
         """`at` is Unix time. Not what `logging` makes of one: see `getMessage`."""

@@ -162,26 +162,30 @@ class RequestMetrics:
     def ended(self, account: Account, status: int, total_seconds: float) -> None:
         """One request is over, however it ended; nothing in its account changes any more."""
         self._over.append((account, status, total_seconds))
-        if len(self._over) >= TOGETHER:
-            self._count()
+        # Where somebody else counts just now, the next request sees to it.
+        if len(self._over) >= TOGETHER and self._counting.acquire(blocking=False):
+            try:
+                self._count()
+            finally:
+                self._counting.release()
 
     def _count(self) -> None:
-        """All that have ended. From any thread."""
-        with self._counting:
-            alike = defaultdict[_Kind, list[_Over]](list)
-            for _ in range(len(self._over)):
-                over = self._over.popleft()
-                alike[_KIND(over[0]), over[1]].append(over)
-            for kind, those in alike.items():
-                (model, action, _), _ = kind
-                self._outcomes[kind] += len(those)
-                self._models.setdefault(model, _Model()).count(those, action in _OF_A_LOAD)
+        """All that have ended. By whoever is `_counting`."""
+        alike = defaultdict[_Kind, list[_Over]](list)
+        for _ in range(len(self._over)):
+            over = self._over.popleft()
+            alike[_KIND(over[0]), over[1]].append(over)
+        for kind, those in alike.items():
+            (model, action, _), _ = kind
+            self._outcomes[kind] += len(those)
+            self._models.setdefault(model, _Model()).count(those, action in _OF_A_LOAD)
 
     def collect(self) -> Iterator[Metric]:
         """From any thread."""
         from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily
 
-        self._count()
+        with self._counting:
+            self._count()
         requests = CounterMetricFamily(
             "llama_router_requests_total",
             "Requests by what was done for them (already_loaded, loaded, queued, rejected), HTTP status "
