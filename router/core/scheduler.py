@@ -94,6 +94,8 @@ class Scheduler:
         #: No deadline is before this one: until then routine can change nothing else. Before all time where
         #: it is not known.
         self._due = -math.inf
+        #: Who serves a model, as long as nothing happens but requests that come and go.
+        self._open: dict[ModelName, tuple[Record, Instance]] = {}
         self._replicated: tuple[Record, ...] = ()
         self._note_replicated()
         self._commands: list[Command] = []
@@ -140,12 +142,12 @@ class Scheduler:
         step and nothing else comes of it, as is so for nearly all requests; else None, and nothing has been
         told.
         """
-        record = self._books.records.get(model)
-        if record is None or now >= self._due or self._dirty or self._replicated:
+        if now >= self._due:
             return None
-        one = record.open_instance()
-        if one is None:
+        found = self._open.get(model) or self._find_open(model)
+        if found is None:
             return None
+        record, one = found
         record.forecast.requested(now)
         held = one.leases[lease] = Held(lease, record, one, now, size)
         one.last_used = now
@@ -165,10 +167,21 @@ class Scheduler:
         record = self._books.records.get(model)
         return record is not None and record.open_instance() is not None
 
+    def _find_open(self, model: ModelName) -> tuple[Record, Instance] | None:
+        """Whom a request is granted, where nothing else comes of that."""
+        record = self._books.records.get(model)
+        one = record.open_instance() if record is not None else None
+        if record is None or one is None or self._dirty or self._replicated:
+            return None
+        if len(record.instances) == 1:  # else the next one may go to another
+            self._open[model] = record, one
+        return record, one
+
     def _begin(self, now: float) -> float:
         """The time of the event that is told."""
         self._now = max(now, self._now)
         self._commands = []
+        self._open.clear()
         return self._now
 
     def _conclude(self, is_routine: bool, now: float) -> list[Command]:

@@ -321,8 +321,22 @@ FAULTS = (
     Fault(
         "leave what is due to the next request that is taken",
         "scheduler.py",
-        "        if record is None or now >= self._due or self._dirty or self._replicated:\n",
-        "        if record is None or self._dirty or self._replicated:\n",
+        "        if now >= self._due:\n            return None\n        found",
+        "        found",
+        (RULES,),
+    ),
+    Fault(
+        "go on with the child that served before",
+        "scheduler.py",
+        "        self._open.clear()\n",
+        "",
+        (RULES, SWITCHING),
+    ),
+    Fault(
+        "take the second lease where the first went",
+        "scheduler.py",
+        "        if len(record.instances) == 1:  # else",
+        "        if True:  # else",
         (RULES,),
     ),
     Fault(

@@ -261,6 +261,17 @@ def test_replicas_that_are_wanted_from_the_start_follow_the_first() -> None:
     assert table.wait(10.0) == []
 
 
+def test_of_two_that_were_replicas_the_least_loaded_is_asked_also_when_none_is_wanted_any_more() -> None:
+    table = Table(gpu=20, models=[model("a", on(gpu=4), replicas=2, replica_max=2)])
+    table.asks("r1", "a")
+    table.ready("a")
+    table.ready("a.2")
+    table.ends("r1")
+    table.reloads(model("a", on(gpu=4)))
+    granted = [table.asks(f"r{number}", "a") for number in (2, 3, 4, 5)]
+    assert granted == [[f"grant r{number} on a{'' if number % 2 == 0 else '.2'}"] for number in (2, 3, 4, 5)]
+
+
 def test_a_replica_evicts_nobody() -> None:
     table = Table(gpu=10, models=[model("a", on(gpu=4), replicas=2, replica_max=2)], b=4)
     table.serves("b")
