@@ -171,7 +171,7 @@ class Upstream(asyncio.BufferedProtocol):
     def buffer_updated(self, size: int) -> None:
         listener = self._listener
         if listener is not None:
-            listener.received(bytes(_BUFFER[:size]))
+            listener.received(_BUFFER[:size].tobytes())
         else:
             self.close()  # an answer to nothing
 

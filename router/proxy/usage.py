@@ -44,13 +44,30 @@ class _Timings(msgspec.Struct):
     predicted_per_second: float | None = None
 
 
+class _Told(msgspec.Struct):
+    usage: _Usage | None = None
+    timings: _Timings | None = None
+
+
+_told = msgspec.json.Decoder(_Told)
 _usage = msgspec.json.Decoder(_Usage)
 _timings = msgspec.json.Decoder(_Timings)
 
 
 def note_whole(body: bytes, account: Account) -> None:
-    """Write down what it says at its ends. What is not there, or not understood, is left out."""
-    if len(body) > FIRST_BYTES:
+    """Write down what it says. What is not there, or not understood, is left out."""
+    if len(body) <= FIRST_BYTES:
+        try:
+            told = _told.decode(body)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            pass  # several answers in one, or something else
+        else:
+            if told.usage is not None:
+                _count(told.usage, account)
+            if told.timings is not None:
+                _time(told.timings, account)
+            return
+    else:
         _note_usage(body[:FIRST_BYTES], account)
         body = body[-LAST_BYTES:]
     _note_usage(body, account)
@@ -97,17 +114,7 @@ def _note_usage(data: bytes, account: Account) -> None:
             usage = _usage.decode(text)
         except (msgspec.DecodeError, UnicodeDecodeError):
             return
-        details = usage.prompt_tokens_details or usage.input_tokens_details
-        cached = details.cached_tokens if details is not None else usage.cache_read_input_tokens
-        prompt = usage.prompt_tokens if usage.prompt_tokens is not None else usage.input_tokens
-        if prompt is not None:
-            # Anthropic counts what was cached apart, OpenAI within.
-            account.prompt_tokens = prompt + (usage.cache_read_input_tokens or 0)
-        if cached is not None:
-            account.cached_tokens = cached
-        completion = usage.completion_tokens if usage.completion_tokens is not None else usage.output_tokens
-        if completion is not None:
-            account.completion_tokens = completion
+        _count(usage, account)
 
 
 def _note_timings(data: bytes, account: Account) -> None:
@@ -116,10 +123,28 @@ def _note_timings(data: bytes, account: Account) -> None:
             timings = _timings.decode(text)
         except (msgspec.DecodeError, UnicodeDecodeError):
             return
-        account.prompt_tokens_per_second = timings.prompt_per_second
-        account.tokens_per_second = timings.predicted_per_second
-        if account.prompt_tokens is None and timings.prompt_n is not None:
-            account.prompt_tokens = timings.prompt_n + (timings.cache_n or 0)
-            account.cached_tokens = timings.cache_n
-        if account.completion_tokens is None:
-            account.completion_tokens = timings.predicted_n
+        _time(timings, account)
+
+
+def _count(usage: _Usage, account: Account) -> None:
+    details = usage.prompt_tokens_details or usage.input_tokens_details
+    cached = details.cached_tokens if details is not None else usage.cache_read_input_tokens
+    prompt = usage.prompt_tokens if usage.prompt_tokens is not None else usage.input_tokens
+    if prompt is not None:
+        # Anthropic counts what was cached apart, OpenAI within.
+        account.prompt_tokens = prompt + (usage.cache_read_input_tokens or 0)
+    if cached is not None:
+        account.cached_tokens = cached
+    completion = usage.completion_tokens if usage.completion_tokens is not None else usage.output_tokens
+    if completion is not None:
+        account.completion_tokens = completion
+
+
+def _time(timings: _Timings, account: Account) -> None:
+    account.prompt_tokens_per_second = timings.prompt_per_second
+    account.tokens_per_second = timings.predicted_per_second
+    if account.prompt_tokens is None and timings.prompt_n is not None:
+        account.prompt_tokens = timings.prompt_n + (timings.cache_n or 0)
+        account.cached_tokens = timings.cache_n
+    if account.completion_tokens is None:
+        account.completion_tokens = timings.predicted_n

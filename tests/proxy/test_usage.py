@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from router.proxy.ask import Account
-from router.proxy.usage import FIRST_BYTES, LAST_BYTES, Ends
+from router.proxy.usage import FIRST_BYTES, LAST_BYTES, Ends, note_whole
 
 TIMINGS = (
     b'"timings":{"cache_n":2,"prompt_n":17,"prompt_ms":3.4,"prompt_per_token_ms":0.18,'
@@ -76,3 +76,9 @@ def test_little_is_kept_of_much():
         ends.passed(bytes(1 << 16))
     assert len(ends._first) == FIRST_BYTES
     assert sum(map(len, ends._last)) <= 3 * LAST_BYTES
+
+
+def test_what_is_nested_too_deep_says_nothing():
+    account = Account("m")
+    note_whole(b'{"a":' * 200 + b"[" * 1000, account)
+    assert account == Account("m")
