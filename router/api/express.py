@@ -136,9 +136,9 @@ class Express:
         return exchange
 
     def _ended(self, exchange: Exchange, status: int | None, total_seconds: float) -> None:
-        self._in_flight.leave(exchange)
+        del self._in_flight.tickets[exchange.id]
         self._counting.ended()
         if status is not None:
             self._access_log.ended(
-                exchange.client, exchange.method, exchange.path, exchange.account, status, total_seconds
+                exchange.front.peer, exchange.method, exchange.path, exchange.account, status, total_seconds
             )

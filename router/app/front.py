@@ -85,20 +85,15 @@ class Front(Connection):
         elif len(data) < coming.end:
             self._wait_for_body(coming, data)
         else:
-            self._answer(express, coming, data)
-
-    def _answer(self, express: Express, coming: Coming, data: bytes) -> None:
-        if self._coming is not None:
-            self._stop_body_timer()
-            self._coming = None
-        assert self.transport is not None, "it has just been read from"
-        exchange = express.begin(coming, data, self, self.transport)
-        if exchange is None:
-            self._pass_on(data)
-            return
-        if self._head_timer is not None:
-            self._stop_watching()
-        self._exchange = exchange
+            if self._coming is not None:
+                self._stop_body_timer()
+                self._coming = None
+            assert self.transport is not None, "it has just been read from"
+            exchange = self._exchange = express.begin(coming, data, self, self.transport)
+            if exchange is None:
+                self._pass_on(data)
+            elif self._head_timer is not None:
+                self._stop_watching()
 
     def _wait_for_body(self, coming: Coming, data: bytes) -> None:
         self._coming, self._held = coming, data

@@ -123,7 +123,7 @@ class Exchange(msgspec.Struct, eq=False):
     _asked: bytes
     _said: bytes
     path: str
-    _front: Front
+    front: Front
     _transport: asyncio.Transport
     _keeps_alive: bool
     _begun_at: float
@@ -140,7 +140,7 @@ class Exchange(msgspec.Struct, eq=False):
 
     @property
     def client(self) -> str | None:
-        return self._front.peer
+        return self.front.peer
 
     @property
     def since(self) -> float:
@@ -165,10 +165,6 @@ class Exchange(msgspec.Struct, eq=False):
 
     # --- told by the upstream, until an answer is to be read step by step ---
 
-    def received(self, data: bytes) -> None:
-        if not self._is_all(data):
-            self._read(data)
-
     def lost(self, error: Exception | None) -> None:
         if self._is_kept and isinstance(error, ConnectionError):
             # It was closed while we wrote: the child has not read all of it, so it has not begun it.
@@ -177,21 +173,21 @@ class Exchange(msgspec.Struct, eq=False):
             return
         self._failed(error or HungUp("it closed the connection"))
 
-    def _is_all(self, data: bytes) -> bool:
-        """The usual case of an answer that is no stream: `data` is all of it, and counted. False: it is
-        something else, and nothing was done.
+    def received(self, data: bytes) -> None:
+        """In the usual case of an answer that is no stream `data` is all of it, and counted: then it is
+        passed on in one step.
         """
-        body_at = data.find(END_OF_HEAD) + len(END_OF_HEAD)
-        if body_at < len(END_OF_HEAD) or not self._keeps_alive:
-            return False
-        try:
-            head = read_head(data[:body_at])
-        except Malformed:
-            return False
-        size = len(data) - body_at
         upstream = self._upstream
-        if head.counted_bytes != size or upstream is None:
-            return False
+        assert upstream is not None, "it has just been heard"
+        body_at = data.find(END_OF_HEAD) + len(END_OF_HEAD)
+        try:
+            head = read_head(data[:body_at]) if body_at >= len(END_OF_HEAD) else None
+        except Malformed:
+            head = None  # it is told there
+        size = len(data) - body_at
+        if head is None or head.counted_bytes != size or not self._keeps_alive:
+            self._read(upstream, data)
+            return
         now, account, lane, body = monotonic(), self.account, self._lane, data[body_at:]
         account.first_byte_seconds = now - self._begun_at
         account.sent_bytes = size
@@ -207,12 +203,9 @@ class Exchange(msgspec.Struct, eq=False):
             upstream.close()
         self._upstream = None
         self._end(head.status, now, keeps_alive=True)
-        return True
 
-    def _read(self, data: bytes) -> None:
+    def _read(self, upstream: Upstream, data: bytes) -> None:
         """From here on step by step."""
-        upstream = self._upstream
-        assert upstream is not None, "it has just been heard"
         answer = self._answer = Answer(
             upstream, self._answered(), self.account, self._flow, self._over, self._begun_at
         )
@@ -223,8 +216,8 @@ class Exchange(msgspec.Struct, eq=False):
         """Its client, as who is told an answer in parts."""
         client = self._client
         if client is None:
-            client = _InFront(self._transport, self._front, self.account, keeps_alive=self._keeps_alive)
-            client.front, client.outbox = self._front, self._lane.outbox
+            client = _InFront(self._transport, self.front, self.account, keeps_alive=self._keeps_alive)
+            client.front, client.outbox = self.front, self._lane.outbox
             self._client = client
         return client
 
@@ -305,7 +298,7 @@ class Exchange(msgspec.Struct, eq=False):
         self._has_ended = True
         self._free()
         self._ended(self, None, 0.0)
-        self._front.give_up(self._asked, tried)
+        self.front.give_up(self._asked, tried)
 
     def _end(self, status: int, now: float, *, keeps_alive: bool) -> None:
         if self._has_ended:
@@ -313,7 +306,7 @@ class Exchange(msgspec.Struct, eq=False):
         self._has_ended = True
         self._free()
         self._ended(self, status, now - self._begun_at)
-        self._front.answered(keeps_alive=keeps_alive)
+        self.front.answered(keeps_alive=keeps_alive)
 
     def _free(self) -> None:
         """What it holds, each once."""
