@@ -26,14 +26,17 @@ from router.proxy.plain import read_plain, split
 
 #: So many different heads are kept as they were read.
 _HEADS: Final = 256
+_DIALECTS: Final = {
+    path: Dialect.ANTHROPIC if path in ANTHROPIC_PATHS else Dialect.OPENAI for path in INFERENCE_PATHS
+}
 
 
 class Counting(Protocol):
     """Of the requests that a shutdown waits for."""
 
-    count: int
     is_refusing: bool
 
+    def begun(self) -> None: ...
     def ended(self) -> None: ...
 
 
@@ -45,11 +48,6 @@ class _Head(msgspec.Struct, frozen=True):
     dialect: Dialect
     presented: tuple[str, ...]  # to open the door with
     keeps_alive: bool
-
-
-_DIALECTS: Final = {
-    path: Dialect.ANTHROPIC if path in ANTHROPIC_PATHS else Dialect.OPENAI for path in INFERENCE_PATHS
-}
 
 
 def _read(block: bytes) -> _Head | None:
@@ -130,13 +128,13 @@ class Express:
             self._ended,
             lane.traffic.enter(lease.instance),
         )
-        self._counting.count += 1
+        self._counting.begun()
         self._in_flight.enter(exchange)
         exchange.begin()
         return exchange
 
     def _ended(self, exchange: Exchange, status: int | None, total_seconds: float) -> None:
-        del self._in_flight.tickets[exchange.id]
+        self._in_flight.leave(exchange)
         self._counting.ended()
         if status is not None:
             self._access_log.ended(

@@ -166,9 +166,7 @@ class Front(Connection):
             self._exchange.forget_request()
 
     def answered(self, *, keeps_alive: bool) -> None:
-        self._exchange = None
-        if self._over is not None:
-            self._is_over(self._over)
+        self._let_go()
         if not keeps_alive or self._close:
             self._close = True
             self._loop.call_soon(self.force_close)  # behind what is still to be written in this turn
@@ -181,17 +179,17 @@ class Front(Connection):
             self._loop.call_soon(self._go_on)
 
     def give_up(self, asked: bytes, tried: Broken) -> None:
-        self._exchange = None
-        if self._over is not None:
-            self._is_over(self._over)
+        self._let_go()
         if self.transport is not None and not self.transport.is_closing():
             self.tried = tried
             self._pass_on(asked)
             self._go_on()
 
-    def _is_over(self, over: asyncio.Future[None]) -> None:
-        if not over.done():
-            over.set_result(None)
+    def _let_go(self) -> None:
+        """The exchange is over."""
+        self._exchange = None
+        if self._over is not None and not self._over.done():
+            self._over.set_result(None)
 
     # --- the rest of a connection's life ---
 

@@ -215,6 +215,9 @@ class Router:
 
     # Where the short way leads.
 
+    def begun(self) -> None:
+        self.count += 1
+
     def ended(self, *logged: object) -> None:
         if logged:
             self.short += 1
