@@ -7,6 +7,8 @@ from collections.abc import Callable
 from time import monotonic
 from typing import Final
 
+import msgspec
+
 from router.proxy.ask import Account
 from router.proxy.client import Client
 from router.proxy.framing import Chunked, Counted, Framing, Malformed, Spans, UntilClosed
@@ -30,45 +32,29 @@ def _nobody() -> None:
     """Waits for it any more."""
 
 
-class Answer:
+class Answer(msgspec.Struct, eq=False):
     """Hears what its `upstream` says, and calls `over` once when nothing more will come: `error` says why, if
-    that was not its end.
+    that was not its end. `asked_at` is monotonic time.
     """
 
-    __slots__ = (
-        "_account", "_asked_at", "_chunks", "_client", "_ends", "_flow", "_framing", "_is_held",
-        "_is_settled", "_last", "_over", "_unread", "_upstream", "can_reuse", "error", "has_heard", "head",
-        "rejection",
-    )  # fmt: skip
-
-    def __init__(
-        self,
-        upstream: Upstream,
-        client: Client,
-        account: Account,
-        flow: Flow,
-        over: Callable[[], object],
-        asked_at: float,
-    ) -> None:
-        """`asked_at` is monotonic time."""
-        self._upstream = upstream
-        self._client = client
-        self._account = account
-        self._flow = flow
-        self._asked_at = asked_at
-        self._unread = b""
-        self._framing: Framing | None = None
-        self._chunks: Chunked | None = None  # the framing, where chunks can pass as they are
-        self._is_held = False
-        self._over = over
-        self._ends = _NOTHING
-        self._last = b""
-        self.head: Head | None = None
-        self.rejection: bytearray | None = None
-        self.error: Exception | None = None
-        self.can_reuse = False
-        self.has_heard = False
-        self._is_settled = False
+    _upstream: Upstream
+    _client: Client
+    _account: Account
+    _flow: Flow
+    _over: Callable[[], object]
+    _asked_at: float
+    head: Head | None = None
+    rejection: bytearray | None = None
+    error: Exception | None = None
+    can_reuse: bool = False
+    has_heard: bool = False
+    _unread: bytes = b""
+    _framing: Framing | None = None
+    _chunks: Chunked | None = None  # the framing, where chunks can pass as they are
+    _ends: Ends = _NOTHING
+    _last: bytes = b""
+    _is_held: bool = False
+    _is_settled: bool = False
 
     @property
     def ends_an_event(self) -> bool:
@@ -96,10 +82,31 @@ class Answer:
                 self._hold()
             return
         self.has_heard = True
+        if self._framing is not None:
+            self._take(b"", data, self._framing)
+            return
         try:
-            self._take(data)
+            found = self._find_head(data)
         except Malformed as error:
             self._fail(error)
+        else:
+            if found is not None:
+                self.begin(*found)
+
+    def begin(self, head: Head, data: bytes) -> None:
+        """All of its `head` has come, and `data` behind it."""
+        self.has_heard = True
+        out, framing = self._begin(head), self._frame(head)
+        if self._chunks is None or (size := self._chunks.whole_chunk(data)) <= _LAST_BYTES:
+            self._take(out, data, framing)
+            return
+        # Shorter, as a stream often begins, and its client waits for it.
+        self._flow.moved_bytes += size
+        self._account.sent_bytes += size
+        self._ends.passed(data)
+        self._last = data
+        if self._client.write(out + data):
+            self._hold()
 
     def lost(self, error: Exception | None) -> None:
         framing = self._framing
@@ -113,14 +120,8 @@ class Answer:
 
     # --- step by step ---
 
-    def _take(self, data: bytes) -> None:
-        out = b""
-        framing = self._framing
-        if framing is None:
-            found = self._find_head(data)
-            if found is None:
-                return
-            out, data, framing = found
+    def _take(self, out: bytes, data: bytes, framing: Framing) -> None:
+        """`out` goes before what `data` has of the body."""
         self._flow.moved_bytes += len(data)
         if not data and not framing.is_over:
             if out:
@@ -128,10 +129,11 @@ class Answer:
             return
         try:
             spans, taken = framing.feed(data) if data else ([], 0)
-        except Malformed:
+        except Malformed as error:
             if out:  # what is told of it comes behind the head
                 self._client.write(out)
-            raise
+            self._fail(error)
+            return
         self._pass_on(out, data, spans, framing)
         if framing.is_over:
             self.can_reuse = isinstance(framing, Counted) and taken == len(data)
@@ -140,7 +142,6 @@ class Answer:
             self._hold()
 
     def _pass_on(self, out: bytes, data: bytes, spans: Spans, framing: Framing) -> None:
-        """`out` goes before the body."""
         self._ends.passed(data)
         for start, end in spans:
             self._account.sent_bytes += end - start
@@ -163,8 +164,8 @@ class Answer:
         else:
             client.write(said)
 
-    def _find_head(self, data: bytes) -> tuple[bytes, bytes, Framing] | None:
-        """The head for the client, what came behind it, and how that is framed."""
+    def _find_head(self, data: bytes) -> tuple[Head, bytes] | None:
+        """The head, and what came behind it."""
         while True:
             unread = self._unread + data if self._unread else data
             end = unread.find(END_OF_HEAD)
@@ -177,10 +178,11 @@ class Answer:
             end += len(END_OF_HEAD)
             head, data = read_head(unread[:end]), unread[end:]
             if head.status >= 200:
-                return self._begin(head), data, self._frame(head)
+                return head, data
             self._client.interim(head)
 
     def _begin(self, head: Head) -> bytes:
+        """What goes to the client of it."""
         self.head = head
         self._account.first_byte_seconds = monotonic() - self._asked_at
         if not self._client.is_early:

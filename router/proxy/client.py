@@ -8,13 +8,15 @@ import socket
 import struct
 from collections.abc import Callable
 from enum import Enum
-from typing import Final, Protocol
+from typing import Final, Protocol, Self
 
+import msgspec
 from aiohttp import HttpVersion11, web
+from aiohttp.abc import AbstractStreamWriter
 
 from router.proxy.ask import Account
 from router.proxy.framing import Chunked, Framing
-from router.proxy.heads import WARM, Head
+from router.proxy.heads import CHUNKS, Head
 
 _LAST_CHUNK: Final = b"0\r\n\r\n"
 _EARLY_HEAD: Final = (
@@ -23,7 +25,6 @@ _EARLY_HEAD: Final = (
 )
 #: A client that leaves so much untaken is slow: nothing more is read for it until it has taken most of that.
 HELD_BYTES: Final = 16 << 10
-_WARM_CHUNKS: Final = b"Transfer-Encoding: chunked\r\n" + WARM
 #: A closed connection says so with a reset, and not with what an end looks like.
 _RESET: Final = struct.pack("ii", 1, 0)
 
@@ -65,38 +66,22 @@ class Connected(Protocol):
     def writing_paused(self) -> bool: ...
 
 
-class Client:
+class Client(msgspec.Struct, eq=False):
     """One request's side of the answer. `more_head` are header lines of ours for every answer to it, `is_new`
     that it speaks HTTP/1.1.
     """
 
-    __slots__ = (
-        "_account", "_is_new", "_mode", "_more_head", "_protocol", "_transport", "has_begun", "is_early",
-        "is_head_request", "keeps_alive", "status",
-    )  # fmt: skip
-
-    def __init__(
-        self,
-        transport: asyncio.Transport,
-        protocol: Connected,
-        account: Account,
-        more_head: bytes = b"",
-        *,
-        keeps_alive: bool = True,
-        is_new: bool = True,
-        is_head_request: bool = False,
-    ) -> None:
-        self._transport = transport
-        self._protocol = protocol
-        self._account = account
-        self._more_head = more_head
-        self._is_new = is_new
-        self._mode = _Mode.AS_IT_IS
-        self.is_head_request = is_head_request
-        self.keeps_alive = keeps_alive
-        self.has_begun = False
-        self.is_early = False
-        self.status = 0
+    _transport: asyncio.Transport
+    _protocol: Connected
+    _account: Account
+    _more_head: bytes = b""
+    keeps_alive: bool = True
+    _is_new: bool = True
+    is_head_request: bool = False
+    has_begun: bool = False
+    is_early: bool = False
+    status: int = 0
+    _mode: _Mode = _Mode.AS_IT_IS
 
     # --- an answer ---
 
@@ -120,16 +105,20 @@ class Client:
     def head(self, head: Head) -> bytes:
         """The child's head, as the client gets it."""
         self._begin(head.status)
+        is_bodiless = self.is_head_request or head.status in (204, 304)
+        if head.is_chunked:
+            if not is_bodiless:
+                self._frame_anew()
+        elif head.length is None and not is_bodiless:
+            self._mode, self.keeps_alive = _Mode.UNTIL_CLOSED, False
+        is_usual = self.keeps_alive and self._is_new and not is_bodiless and not self._more_head
+        if is_usual and self._account.action == "already_loaded":
+            return head.warm
         if head.length is not None and not head.is_chunked:
             return head.counted + self._own_lines()
         lines = head.lines
-        is_bodiless = self.is_head_request or head.status in (204, 304)
-        if head.is_chunked and is_bodiless:
-            lines += b"Transfer-Encoding: chunked\r\n" if self._is_new and head.status != 204 else b""
-        elif head.is_chunked:
-            self._frame_anew()
-        elif not is_bodiless:
-            self._mode, self.keeps_alive = _Mode.UNTIL_CLOSED, False
+        if head.is_chunked and is_bodiless and self._is_new and head.status != 204:
+            lines += CHUNKS
         return b"HTTP/1.1 %d %b\r\n%b" % (head.status, head.reason, lines) + self._own_lines()
 
     def framed(self, data: bytes, spans: list[tuple[int, int]], framing: Framing) -> bytes:
@@ -181,16 +170,13 @@ class Client:
 
     def write(self, data: bytes) -> bool:
         """Whether it `is_full` now."""
-        self._write(data)
+        if not self._transport.is_closing():
+            self._transport.write(data)
         return self._protocol.writing_paused
 
     def write_last(self, data: bytes) -> None:
         """The same; it is the end of the answer."""
-        self._write(data)
-
-    def _write(self, data: bytes) -> None:
-        if not self._transport.is_closing():
-            self._transport.write(data)
+        self.write(data)
 
     @property
     def is_full(self) -> bool:
@@ -214,9 +200,7 @@ class Client:
 
     def _own_lines(self) -> bytes:
         account = self._account
-        if self.keeps_alive and self._is_new and account.action == "already_loaded" and not self._more_head:
-            return _WARM_CHUNKS if self._mode is _Mode.CHUNKS else WARM
-        framing = b"Transfer-Encoding: chunked\r\n" if self._mode is _Mode.CHUNKS else b""
+        framing = CHUNKS if self._mode is _Mode.CHUNKS else b""
         connection = b""
         if not self.keeps_alive:
             connection = b"Connection: close\r\n"
@@ -232,28 +216,29 @@ class Client:
         )
 
 
-class BehindServer(Client):
+class BehindServer(Client, kw_only=True):
     """The client of a request that aiohttp's server has read."""
 
-    __slots__ = ("_draining", "_told", "_writer")
+    _writer: AbstractStreamWriter
+    _draining: asyncio.Task[None] | None = None
+    _told: Callable[[], object] | None = None
 
-    def __init__(self, request: web.Request, account: Account, more_head: bytes = b"") -> None:
+    @classmethod
+    def of(cls, request: web.Request, account: Account, more_head: bytes = b"") -> Self:
         """Raises ConnectionResetError."""
         if request.transport is None:
             raise ConnectionResetError("the client has left")
         request.transport.set_write_buffer_limits(HELD_BYTES)
-        super().__init__(
+        return cls(
             request.transport,
             request.protocol,
             account,
             more_head,
-            keeps_alive=request.keep_alive,
-            is_new=request.version >= HttpVersion11,
-            is_head_request=request.method == "HEAD",
+            request.keep_alive,
+            request.version >= HttpVersion11,
+            request.method == "HEAD",
+            _writer=request.writer,
         )
-        self._writer = request.writer
-        self._draining: asyncio.Task[None] | None = None
-        self._told: Callable[[], object] | None = None
 
     async def drain(self) -> None:
         await self._writer.drain()

@@ -21,7 +21,7 @@ from router.proxy.ask import Account, Dialect
 from router.proxy.client import Client, Connected
 from router.proxy.failures import Broken, Failures
 from router.proxy.framing import Malformed
-from router.proxy.heads import END_OF_HEAD, read_head
+from router.proxy.heads import END_OF_HEAD, Head, read_head
 from router.proxy.idle import Idle
 from router.proxy.outbox import FROM_REQUESTS, Outbox
 from router.proxy.telling import tell_within
@@ -81,10 +81,9 @@ class Lane:
         work.add_done_callback(self._tasks.discard)
 
 
-class _InFront(Client):
+class _InFront(Client, kw_only=True):
     """The client of an exchange."""
 
-    __slots__ = ("front", "outbox")
     front: Front
     outbox: Outbox
 
@@ -96,7 +95,7 @@ class _InFront(Client):
         if self.outbox.requests >= FROM_REQUESTS:
             self.outbox.say(self._transport, data)
         else:
-            self._write(data)
+            self.write(data)
 
     def when_taken(self, told: Callable[[], object]) -> None:
         self.front.on_taken = told
@@ -186,7 +185,7 @@ class Exchange(msgspec.Struct, eq=False):
             head = None  # it is told there
         size = len(data) - body_at
         if head is None or head.counted_bytes != size or not self._keeps_alive:
-            self._read(upstream, data)
+            self._read(upstream, head, data, body_at)
             return
         now, account, lane, body = monotonic(), self.account, self._lane, data[body_at:]
         account.first_byte_seconds = now - self._begun_at
@@ -204,21 +203,29 @@ class Exchange(msgspec.Struct, eq=False):
         self._upstream = None
         self._end(head.status, now, keeps_alive=True)
 
-    def _read(self, upstream: Upstream, data: bytes) -> None:
-        """From here on step by step."""
+    def _read(self, upstream: Upstream, head: Head | None, data: bytes, body_at: int) -> None:
+        """From here on step by step; `head` None: it is not whole, or wrong."""
         answer = self._answer = Answer(
             upstream, self._answered(), self.account, self._flow, self._over, self._begun_at
         )
         upstream.hand_on(answer)
-        answer.received(data)
+        if head is None or head.status < 200:
+            answer.received(data)
+        else:
+            answer.begin(head, data[body_at:])
 
     def _answered(self) -> _InFront:
         """Its client, as who is told an answer in parts."""
         client = self._client
         if client is None:
-            client = _InFront(self._transport, self.front, self.account, keeps_alive=self._keeps_alive)
-            client.front, client.outbox = self.front, self._lane.outbox
-            self._client = client
+            client = self._client = _InFront(
+                self._transport,
+                self.front,
+                self.account,
+                keeps_alive=self._keeps_alive,
+                front=self.front,
+                outbox=self._lane.outbox,
+            )
         return client
 
     def forget_request(self) -> None:

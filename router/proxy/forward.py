@@ -93,7 +93,7 @@ class Proxy:
         account = request[ACCOUNT] = Account(ask.model)
         held = body if isinstance(body, Body) else Body.of(body)
         response = Passed()
-        client = BehindServer(request, account, await _more_head(request, response))
+        client = BehindServer.of(request, account, await _more_head(request, response))
         head = request_head(
             request.method, target or request.rel_url.raw_path_qs, request.raw_headers, held.size
         )

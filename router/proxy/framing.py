@@ -8,6 +8,8 @@ from __future__ import annotations
 import re
 from typing import Final, Protocol
 
+import msgspec
+
 Spans = list[tuple[int, int]]
 
 #: The line before a chunk: its size in hex and maybe extensions, which nobody uses.
@@ -71,21 +73,17 @@ class UntilClosed:
         return [(0, len(data))], len(data)
 
 
-class Chunked:
+class Chunked(msgspec.Struct, eq=False):
     """Chunks, a last one of size 0, and maybe trailers (kept in `trailers`, as they stood)."""
 
-    __slots__ = (
-        "_in_trailers", "_left", "_line", "_needs_crlf", "ends_with_connection", "is_over", "is_verbatim",
-        "trailers",
-    )  # fmt: skip
-
-    def __init__(self) -> None:
-        self._left = 0  # of the data of a chunk
-        self._needs_crlf = False  # at the end of a chunk
-        self._line = b""  # the beginning of a line that is not whole yet
-        self._in_trailers = False
-        self.trailers = b""
-        self.is_over = self.is_verbatim = self.ends_with_connection = False
+    trailers: bytes = b""
+    is_over: bool = False
+    is_verbatim: bool = False
+    ends_with_connection: bool = False
+    _left: int = 0  # of the data of a chunk
+    _needs_crlf: bool = False  # at the end of a chunk
+    _line: bytes = b""  # the beginning of a line that is not whole yet
+    _in_trailers: bool = False
 
     def whole_chunk(self, data: bytes) -> int:
         """The size of the one chunk that `data` is, from its first byte to its last: what each event of a

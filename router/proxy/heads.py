@@ -12,8 +12,9 @@ import httptools
 from router.proxy.framing import Malformed
 
 END_OF_HEAD: Final = b"\r\n\r\n"
+CHUNKS: Final = b"Transfer-Encoding: chunked\r\n"
 #: What is added to most answers: their model was ready.
-WARM: Final = b"X-Router-Action: already_loaded\r\nX-Router-Queue-Ms: 0\r\nX-Router-Load-Ms: 0\r\n\r\n"
+_WARM: Final = b"X-Router-Action: already_loaded\r\nX-Router-Queue-Ms: 0\r\nX-Router-Load-Ms: 0\r\n\r\n"
 #: A longer head is no answer of a sane server.
 HEAD_LIMIT: Final = 64 << 10
 
@@ -59,8 +60,8 @@ class Head:
     """The head of an answer. `lines` are those that pass, whatever frames the body; `length` and
     `is_chunked` say how the child framed it. `promised_seconds` is how long it keeps the connection for the
     next request, 0: not at all. `counted` is all of the child's that a client gets where so many
-    `counted_bytes` of body follow; None: it is the head of something else. `warm` is `counted` to its end,
-    where the model was ready.
+    `counted_bytes` of body follow; None: it is the head of something else. `warm` is all that most clients
+    get, to the empty line, where the model was ready.
     """
 
     status: int
@@ -141,7 +142,10 @@ class _Reader:
             lines.append(b"X-Accel-Buffering: no\r\n")  # else an nginx in front collects the stream
         passed = b"".join(lines)
         counted = b"HTTP/1.1 %d %b\r\n%bContent-Length: %d\r\n" % (status, self._reason, passed, length or 0)
-        is_counted = not is_chunked and status >= 200 and status not in (204, 304)
+        warm = counted + _WARM if length is not None else b""
+        if is_chunked:
+            warm = b"HTTP/1.1 %d %b\r\n%b%b%b" % (status, self._reason, passed, CHUNKS, _WARM)
+        has_body = status >= 200 and status not in (204, 304)
         return Head(
             status=status,
             reason=self._reason,
@@ -152,8 +156,8 @@ class _Reader:
             is_encoded=is_encoded,
             promised_seconds=promised,
             counted=counted,
-            counted_bytes=length if is_counted else None,
-            warm=counted + WARM,
+            counted_bytes=length if has_body and not is_chunked else None,
+            warm=warm,
         )
 
 

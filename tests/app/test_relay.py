@@ -260,7 +260,7 @@ async def told_to_wait(following: Handler, *, is_gone: bool = False) -> AsyncIte
 
     async def wait(request: web.Request) -> web.StreamResponse:
         account, response = Account("m"), Passed()
-        client = BehindServer(request, account)
+        client = BehindServer.of(request, account)
         client.write(client.early_head())
         client.say(b": wait\n\n")
         if is_gone:
