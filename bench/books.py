@@ -90,7 +90,7 @@ class Books:
         self.store = Store(folder / "books.sqlite")
         self.learning = Learning(self.store)
         self.learning.define(self.models, dict.fromkeys(names, (prediction,)), (device,))
-        self.scheduler = Scheduler(self.models, (device,), make_policy("lru"), Settings())
+        self.scheduler = Scheduler(self.models, (device,), make_policy("lru"), Settings(yield_to_others=True))
         self.pool = Pool(
             self.scheduler,
             [host],

@@ -215,6 +215,14 @@ class Ledger:
         """Whether a child exited there and not all that is known of it was measured since."""
         return any(device in gone.used or device in gone.promised for gone in self._returning.values())
 
+    def crowded(self) -> list[DeviceId]:
+        """Where less is free than the margin."""
+        return [
+            device
+            for device, known in self.devices.items()
+            if (free := self.free.get(device)) is not None and free < known.margin
+        ]
+
     def used_by_ours(self, device: DeviceId) -> int:
         return sum(h.used.get(device, 0) for h in self._holders.values())
 

@@ -506,11 +506,8 @@ class Scheduler:
         until it is whole again. Only where nobody of ours is on the way in or out, who may be about to give
         back enough.
         """
-        if not self._books.settings.yield_to_others:
-            return
-        for device, known in self._books.ledger.devices.items():
-            free = self._books.ledger.free.get(device)
-            if free is None or free >= known.margin or self._is_moving(device):
+        for device in self._crowded():
+            if self._is_moving(device):
                 continue
             holders = [
                 one.leaver for one in Situation(self._books, now).idle if one.leaver.frees.get(device, 0) > 0
@@ -518,6 +515,10 @@ class Scheduler:
             if holders:
                 first = min(holders, key=lambda leaver: (leaver.group, leaver.rank, leaver.id))
                 self._stop(self._books.instances[first.id], Cause.YIELDED)
+
+    def _crowded(self) -> list[DeviceId]:
+        """Where idle models give way."""
+        return self._books.ledger.crowded() if self._books.settings.yield_to_others else []
 
     def _is_moving(self, device: DeviceId) -> bool:
         """Whether somebody of ours is about to take memory there, or to give it back."""
@@ -788,7 +789,7 @@ class Scheduler:
         if one.leases:
             return True
         self._note_idle(record, now)
-        if self._demands or self._plans or self._books.settings.yield_to_others:
+        if self._demands or self._plans or self._crowded():
             self._dirty = True
         if one.state is not READY:
             return False

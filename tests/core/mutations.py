@@ -307,9 +307,16 @@ FAULTS = (
     Fault(
         "take it for routine that somebody becomes idle whose room is waited for",
         "scheduler.py",
-        "        if self._demands or self._plans or self._books.settings.yield_to_others:\n",
-        "        if False:\n",
+        "        if self._demands or self._plans or self._crowded():\n",
+        "        if self._crowded():\n",
         (SWITCHING,),
+    ),
+    Fault(
+        "take it for routine that somebody becomes idle where others lack room",
+        "scheduler.py",
+        "        if self._demands or self._plans or self._crowded():\n",
+        "        if self._demands or self._plans:\n",
+        (ROOM,),
     ),
     Fault(
         "take it for routine that the last one leaves who kept a victim",

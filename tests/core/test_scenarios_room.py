@@ -399,6 +399,28 @@ def test_idle_models_yield_to_other_programs_until_the_margin_is_whole_again() -
     assert table.states() == ["a ready", "c ready"]
 
 
+def test_a_model_in_use_yields_as_soon_as_it_is_idle() -> None:
+    table = Table(gpu=12, a=4, b=4, settings={"yield_to_others": True})
+    table.serves("a")
+    table.asks("r1", "a")
+    table.asks("r2", "a")
+    assert table.stranger(gpu=9) == []
+    assert table.ends("r1") == []
+    assert table.ends("r2") == ["stop a: yielded"]
+
+
+def test_nothing_comes_of_a_request_where_nobody_has_to_yield() -> None:
+    """One after another is the usual case, and each of them would cost a look at everything."""
+    table = Table(gpu=12, a=4, settings={"yield_to_others": True})
+    table.serves("a")
+    scheduler = table.scheduler
+    for number in range(2):
+        table.now += 1.0
+        held = scheduler.take(f"r{number}", "a", None, None, table.now)
+        assert held is not None
+        assert scheduler.give_back(held, table.now) is None
+
+
 def test_an_exactly_full_device_yields_nothing_to_a_torn_look() -> None:
     """A child allocated between the reading of the processes and that of the memory: nobody else took a
     byte.
