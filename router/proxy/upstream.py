@@ -17,6 +17,7 @@ from router.proxy.outbox import Outbox
 _BUFFER: Final = memoryview(bytearray(1 << 15))
 #: How often a child that has more connections waiting than it allows is tried again.
 CONNECT_AGAIN_SECONDS: Final = 0.002
+_NO_WAITING: Final = socket.SOCK_STREAM | socket.SOCK_NONBLOCK
 #: A request up to this size is written with its head in one piece.
 ONE_WRITE_BYTES: Final = 1 << 16
 
@@ -37,13 +38,14 @@ class Upstream(asyncio.BufferedProtocol):
     """One connection. `served` counts its exchanges."""
 
     __slots__ = (
-        "_is_full", "_is_lost", "_is_unwanted", "_listener", "_look", "_room", "_socket", "_transport",
-        "_unsent", "served", "was_connected",
+        "_is_full", "_is_lost", "_is_unwanted", "_listener", "_look", "_path", "_room", "_socket",
+        "_transport", "_unsent", "served", "was_connected",
     )  # fmt: skip
 
-    def __init__(self, own: socket.socket | None = None) -> None:
-        """`own` None: it is not there yet."""
+    def __init__(self, own: socket.socket | None = None, path: str | None = None) -> None:
+        """`own` None: it is not there yet. `path` says where it leads if it is still to be opened."""
         self._socket = own
+        self._path = path
         self._look: select.poll | None = None
         self._unsent = b""
         self._is_unwanted = self._is_lost = False
@@ -99,6 +101,9 @@ class Upstream(asyncio.BufferedProtocol):
         if self._socket is not None:
             with suppress(OSError):  # the loop meets the same, and tells it
                 self._unsent = self._unsent[self._socket.send(self._unsent) :]
+        if self._path is not None:
+            _begin_to_open(self, self._path, self._socket)
+            self._path = None
 
     def _write_unsent(self) -> None:
         unsent, self._unsent = self._unsent, b""
@@ -137,6 +142,8 @@ class Upstream(asyncio.BufferedProtocol):
         if self._transport is not None:
             self._transport.abort()
             self._transport = None
+        elif self._path is not None and self._socket is not None:  # nobody else would
+            self._socket.close()
 
     @property
     def is_open(self) -> bool:
@@ -234,21 +241,24 @@ async def connect(path: str) -> Upstream:
 
 
 def open_now(path: str) -> Upstream:
-    """A new connection that may be written to at once, before it is there; whoever waits for an answer is
+    """A new connection that is to be written to at once, before it is there; whoever waits for an answer is
     told if it does not come to be.
     """
     own = _connected_at_once(path)
-    upstream = Upstream(own)
+    upstream = Upstream(own, path)
     upstream.was_connected = own is not None
-    later = _open_later(upstream, path, own)
-    opening = asyncio.get_running_loop().create_task(later, name="connect to a child")
-    _OPENING.add(opening)
-    opening.add_done_callback(_OPENING.discard)
     return upstream
 
 
 #: The loop itself holds no task.
 _OPENING: Final[set[asyncio.Task[None]]] = set()
+
+
+def _begin_to_open(upstream: Upstream, path: str, own: socket.socket | None) -> None:
+    later = _open_later(upstream, path, own)
+    opening = asyncio.get_running_loop().create_task(later, name="connect to a child")
+    _OPENING.add(opening)
+    opening.add_done_callback(_OPENING.discard)
 
 
 async def _open_later(upstream: Upstream, path: str, own: socket.socket | None) -> None:
@@ -263,7 +273,7 @@ async def _open_later(upstream: Upstream, path: str, own: socket.socket | None) 
 def _connected_at_once(path: str) -> socket.socket | None:
     """None: it has to be waited for, or it cannot be, which who waits finds out."""
     try:
-        own = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        own = socket.socket(socket.AF_UNIX, _NO_WAITING)
     except OSError:
         return None
     try:
@@ -278,7 +288,7 @@ async def _connected(path: str) -> socket.socket:
     """Raises OSError. Waits for a child that has as many waiting as it allows: a Unix socket refuses then
     with EAGAIN, where one of TCP would wait.
     """
-    own = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    own = socket.socket(socket.AF_UNIX, _NO_WAITING)
     try:
         while True:
             try:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from router.proxy.outbox import Outbox
-from router.proxy.upstream import Upstream, open_now
+from router.proxy.upstream import Upstream, connect, open_now
 
 
 class Heard:
@@ -78,9 +78,7 @@ async def child(tmp_path: Path) -> AsyncIterator[tuple[Upstream, socket.socket]]
     with socket.socket(socket.AF_UNIX) as listening:
         listening.bind(path)
         listening.listen()
-        upstream = open_now(path)
-        while not upstream.was_connected:
-            await asyncio.sleep(0)
+        upstream = await connect(path)
         end, _ = listening.accept()
     end.setblocking(False)
     with end:
@@ -121,6 +119,17 @@ async def test_what_nobody_waits_for_any_more_is_not_written(child: tuple[Upstre
     for _ in range(3):
         await asyncio.sleep(0)
     assert end.recv(9) == b""
+
+
+async def test_a_new_connection_that_was_never_asked_is_closed(tmp_path: Path):
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(tmp_path / "s"))
+        listening.listen()
+        upstream = open_now(str(tmp_path / "s"))
+        end, _ = listening.accept()
+        with end:
+            upstream.close()
+            assert end.recv(9) == b""
 
 
 @pytest.mark.parametrize("size", [5, 1 << 20])
