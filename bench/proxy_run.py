@@ -160,9 +160,7 @@ class Run:
         )
         with contextlib.ExitStack() as stack:
             contestants = self._entered(stack, ROUTERS, setting)
-            if (
-                self.given.contestants is None or "direct" in self.given.contestants
-            ) and "direct" not in self.results.contestants:
+            if self._is_wanted("direct") and "direct" not in self.results.contestants:
                 self.results.contestants.insert(0, "direct")
             argv = None
             for contestant in list(contestants):
@@ -176,31 +174,42 @@ class Run:
                     contestants.remove(contestant)
             for number in range(self.given.rounds):
                 self.progress.row(number, self.given.rounds, SWAP)
-                try:
-                    reference = proxy_swaps.own(setting, models[0], argv)
-                    proxy_swaps.forget(models[0])
-                    from_disk = proxy_swaps.own(setting, models[0], argv)
-                except FAILURES as error:
-                    self.results.fail("direct", f"{SWAP}, round {number + 1}", _said(error), keys)
-                    continue
-                if "direct" in self.results.contestants:
-                    own = {"cold": reference.total_ms, "disk": from_disk.total_ms, "warm": reference.warm_ms}
-                    self.results.note("direct", own, number)
-                for contestant in _rotated(contestants, number):
-                    self.progress.turn(contestant.name)
-                    try:
-                        self.results.note(
-                            contestant.name, proxy_swaps.swaps(contestant, reference, from_disk), number
-                        )
-                    except FAILURES as error:
-                        self._fail(contestant, f"{SWAP}, round {number + 1}", error, keys)
+                self._swap_round(setting, contestants, argv, number)
+
+    def _swap_round(
+        self, setting: Setting, contestants: Sequence[Contestant], argv: list[str] | None, number: int
+    ) -> None:
+        """`argv` is how the model is started where it is started by hand."""
+        model, keys = setting.models[0], [metric.key for metric in proxy_swaps.METRICS]
+        what = f"{SWAP}, round {number + 1}"
+        try:
+            reference = proxy_swaps.own(setting, model, argv)
+            proxy_swaps.forget(model)
+            from_disk = proxy_swaps.own(setting, model, argv)
+        except FAILURES as error:
+            self.results.fail("direct", what, _said(error), keys)
+            return
+        if "direct" in self.results.contestants:
+            own = {"cold": reference.total_ms, "disk": from_disk.total_ms, "warm": reference.warm_ms}
+            self.results.note("direct", own, number)
+        for contestant in _rotated(contestants, number):
+            self.progress.turn(contestant.name)
+            try:
+                self.results.note(
+                    contestant.name, proxy_swaps.swaps(contestant, reference, from_disk), number
+                )
+            except FAILURES as error:
+                self._fail(contestant, what, error, keys)
+
+    def _is_wanted(self, contestant: str) -> bool:
+        return self.given.contestants is None or contestant in self.given.contestants
 
     def _entered(
         self, stack: contextlib.ExitStack, kinds: Sequence[type[Contestant]], setting: Setting
     ) -> list[Contestant]:
         entered = []
         for kind in kinds:
-            if self.given.contestants is not None and kind.name not in self.given.contestants:
+            if not self._is_wanted(kind.name):
                 continue
             try:
                 contestant = kind(setting)
