@@ -134,7 +134,7 @@ async def learning_pool(
         devices = await host.devices()
         definitions = {m.name: m for m in models}
         placed = learning.define(definitions, predictions or predictions_of(*models, keys=keys), devices)
-        rules = Settings(backoff_initial=0.01, backoff_max=0.01, **settings)
+        rules = Settings(**{"backoff_initial": 0.01, "backoff_max": 0.01, **settings})
         scheduler = Scheduler(placed, devices, make_policy("lru"), rules)
         launch = Launch(("true",))
         pool = Pool(
@@ -275,7 +275,7 @@ async def test_a_load_that_ran_out_of_memory_is_tried_once_more_with_more():
 async def test_one_that_always_runs_out_fails_with_its_numbers_and_backs_off():
     host = MeasuredHost(a=30)
     host.fail_next = [out_of_memory() for _ in range(2)]
-    async with learning_pool(host, model("a", 9)) as bench:
+    async with learning_pool(host, model("a", 9), backoff_initial=60.0, backoff_max=60.0) as bench:
         with pytest.raises(
             LoadFailed, match=r"ran out of memory with 10\.35 GiB on cuda:0 reserved"
         ) as failed:
