@@ -114,10 +114,10 @@ class Client(msgspec.Struct, eq=False):
         is_usual = self.keeps_alive and self._is_new and not is_bodiless and not self._more_head
         if is_usual and self._account.action == "already_loaded":
             return head.warm
-        if head.length is not None and not head.is_chunked:
-            return head.counted + self._own_lines()
         lines = head.lines
-        if head.is_chunked and is_bodiless and self._is_new and head.status != 204:
+        if not head.is_chunked:
+            lines += b"Content-Length: %d\r\n" % head.length if head.length is not None else b""
+        elif is_bodiless and self._is_new and head.status != 204:
             lines += CHUNKS
         return b"HTTP/1.1 %d %b\r\n%b" % (head.status, head.reason, lines) + self._own_lines()
 

@@ -59,9 +59,8 @@ def request_lines(method: str, target: str, headers: Iterable[tuple[bytes, bytes
 class Head:
     """The head of an answer. `lines` are those that pass, whatever frames the body; `length` and
     `is_chunked` say how the child framed it. `promised_seconds` is how long it keeps the connection for the
-    next request, 0: not at all. `counted` is all of the child's that a client gets where so many
-    `counted_bytes` of body follow; None: it is the head of something else. `warm` is all that most clients
-    get, to the empty line, where the model was ready.
+    next request, 0: not at all. So many `counted_bytes` of body follow; None: it is the head of something
+    else. `warm` is all that most clients get, to the empty line, where the model was ready.
     """
 
     status: int
@@ -72,7 +71,6 @@ class Head:
     is_event_stream: bool
     is_encoded: bool
     promised_seconds: float
-    counted: bytes
     counted_bytes: int | None
     warm: bytes
 
@@ -141,10 +139,7 @@ class _Reader:
         if is_events and not has_accel:
             lines.append(b"X-Accel-Buffering: no\r\n")  # else an nginx in front collects the stream
         passed = b"".join(lines)
-        counted = b"HTTP/1.1 %d %b\r\n%bContent-Length: %d\r\n" % (status, self._reason, passed, length or 0)
-        warm = counted + _WARM if length is not None else b""
-        if is_chunked:
-            warm = b"HTTP/1.1 %d %b\r\n%b%b%b" % (status, self._reason, passed, CHUNKS, _WARM)
+        framing = CHUNKS if is_chunked else b"Content-Length: %d\r\n" % (length or 0)
         has_body = status >= 200 and status not in (204, 304)
         return Head(
             status=status,
@@ -155,9 +150,8 @@ class _Reader:
             is_event_stream=is_events,
             is_encoded=is_encoded,
             promised_seconds=promised,
-            counted=counted,
             counted_bytes=length if has_body and not is_chunked else None,
-            warm=warm,
+            warm=b"HTTP/1.1 %d %b\r\n%b%b%b" % (status, self._reason, passed, framing, _WARM),
         )
 
 

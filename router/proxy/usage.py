@@ -87,7 +87,10 @@ class Ends:
     def passed(self, data: bytes) -> None:
         if not self._first:
             self._first = data[:FIRST_BYTES]
-        self._keep(data if len(data) <= LAST_BYTES else data[-LAST_BYTES:])
+        if len(data) > LAST_BYTES:
+            data = data[-LAST_BYTES:]
+            self._last.clear()
+        self._keep(data)
 
     def note(self, account: Account) -> None:
         """As `note_whole`."""

@@ -75,7 +75,7 @@ def test_little_is_kept_of_much():
     for _ in range(100):
         ends.passed(bytes(1 << 16))
     assert len(ends._first) == FIRST_BYTES
-    assert sum(map(len, ends._last)) <= 3 * LAST_BYTES
+    assert sum(map(len, ends._last)) == LAST_BYTES
 
 
 def test_what_is_nested_too_deep_says_nothing():
