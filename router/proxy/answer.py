@@ -96,7 +96,7 @@ class Answer(msgspec.Struct, eq=False):
     def begin(self, head: Head, data: bytes) -> None:
         """All of its `head` has come, and `data` behind it."""
         self.has_heard = True
-        out, framing = self._begin(head), self._frame(head)
+        out, framing = self._take_head(head), self._frame(head)
         if self._chunks is None or (size := self._chunks.whole_chunk(data)) <= _LAST_BYTES:
             self._take(out, data, framing)
             return
@@ -181,7 +181,7 @@ class Answer(msgspec.Struct, eq=False):
                 return head, data
             self._client.interim(head)
 
-    def _begin(self, head: Head) -> bytes:
+    def _take_head(self, head: Head) -> bytes:
         """What goes to the client of it."""
         self.head = head
         self._account.first_byte_seconds = monotonic() - self._asked_at
