@@ -422,7 +422,9 @@ def _descriptors(pid: int) -> Counter[str]:
     found = Counter[str]()
     for entry in Path(f"/proc/{pid}/fd").iterdir():
         with contextlib.suppress(FileNotFoundError):  # closed meanwhile
-            found[re.sub(r":\[\d+\]", "", str(entry.readlink()))] += 1
+            name = re.sub(r":\[\d+\]", "", str(entry.readlink()))
+            # libuv keeps one descriptor for when files run out: of /dev/null at first, and of / afterwards.
+            found["/dev/null" if name == "/" else name] += 1
     return found
 
 
