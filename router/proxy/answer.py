@@ -71,19 +71,20 @@ class Answer(msgspec.Struct, eq=False):
 
     # --- told by the upstream ---
 
-    def received(self, data: bytes) -> None:
+    def received(self, data: bytes, out: bytes = b"") -> None:
+        """`out` goes to the client before it."""
         # The usual case of a stream, as short as it can be: one event after another passes here.
         if self._chunks is not None and (size := self._chunks.whole_chunk(data)) > _LAST_BYTES:
             self._flow.moved_bytes += size
             self._account.sent_bytes += size
             self._ends.passed(data)
             self._last = data
-            if self._client.write(data):
+            if self._client.write(out + data):
                 self._hold()
             return
         self.has_heard = True
         if self._framing is not None:
-            self._take(b"", data, self._framing)
+            self._take(out, data, self._framing)
             return
         try:
             found = self._find_head(data)
@@ -96,17 +97,9 @@ class Answer(msgspec.Struct, eq=False):
     def begin(self, head: Head, data: bytes) -> None:
         """All of its `head` has come, and `data` behind it."""
         self.has_heard = True
-        out, framing = self._take_head(head), self._frame(head)
-        if self._chunks is None or (size := self._chunks.whole_chunk(data)) <= _LAST_BYTES:
-            self._take(out, data, framing)
-            return
-        # Shorter, as a stream often begins, and its client waits for it.
-        self._flow.moved_bytes += size
-        self._account.sent_bytes += size
-        self._ends.passed(data)
-        self._last = data
-        if self._client.write(out + data):
-            self._hold()
+        out = self._take_head(head)
+        self._frame(head)
+        self.received(data, out)
 
     def lost(self, error: Exception | None) -> None:
         framing = self._framing
@@ -191,7 +184,7 @@ class Answer(msgspec.Struct, eq=False):
             self.rejection = bytearray()
         return b""
 
-    def _frame(self, head: Head) -> Framing:
+    def _frame(self, head: Head) -> None:
         framing: Framing
         if self._client.is_head_request or head.status in (204, 304):
             framing = Counted(0)
@@ -203,7 +196,6 @@ class Answer(msgspec.Struct, eq=False):
         else:
             framing = UntilClosed()
         self._framing, self._ends = framing, Ends()
-        return framing
 
     def _finish(self) -> None:
         has_sent_all = self._upstream.end()

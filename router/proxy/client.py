@@ -115,10 +115,10 @@ class Client(msgspec.Struct, eq=False):
         if is_usual and self._account.action == "already_loaded":
             return head.warm
         lines = head.lines
-        if not head.is_chunked:
-            lines += b"Content-Length: %d\r\n" % head.length if head.length is not None else b""
-        elif is_bodiless and self._is_new and head.status != 204:
-            lines += CHUNKS
+        if head.is_chunked:
+            lines += CHUNKS if is_bodiless and self._is_new and head.status != 204 else b""
+        elif head.length is not None:
+            lines += b"Content-Length: %d\r\n" % head.length
         return b"HTTP/1.1 %d %b\r\n%b" % (head.status, head.reason, lines) + self._own_lines()
 
     def framed(self, data: bytes, spans: list[tuple[int, int]], framing: Framing) -> bytes:
