@@ -25,7 +25,7 @@ from router.proxy.heads import END_OF_HEAD, Head, read_head
 from router.proxy.idle import Idle
 from router.proxy.outbox import FROM_REQUESTS, Outbox
 from router.proxy.telling import tell_within
-from router.proxy.upstream import HungUp, Upstream, open_now
+from router.proxy.upstream import HungUp, Upstream, ask_now
 from router.proxy.usage import note_whole
 from router.stall import Flow, Traffic
 
@@ -150,17 +150,12 @@ class Exchange(msgspec.Struct, eq=False):
         lane, path = self._lane, self._lease.address.socket
         lane.outbox.requests += 1
         upstream = lane.idle.take(path, self._begun_at)
-        if upstream is not None:
-            self._is_kept = True
-            self._ask_child(upstream)
-        else:
-            self._ask_child(open_now(path))
-
-    def _ask_child(self, upstream: Upstream) -> None:
-        self._upstream = upstream
+        if upstream is None:
+            self._upstream = ask_now(path, self._said, self)
+            return
+        self._is_kept, self._upstream = True, upstream
         upstream.begin(self)
-        outbox = self._lane.outbox
-        upstream.write(self._said, outbox if outbox.requests >= FROM_REQUESTS else None)
+        upstream.write(self._said, lane.outbox if lane.outbox.requests >= FROM_REQUESTS else None)
 
     # --- told by the upstream, until an answer is to be read step by step ---
 
@@ -168,7 +163,7 @@ class Exchange(msgspec.Struct, eq=False):
         if self._is_kept and isinstance(error, ConnectionError):
             # It was closed while we wrote: the child has not read all of it, so it has not begun it.
             self._is_kept = False
-            self._ask_child(open_now(self._lease.address.socket))
+            self._upstream = ask_now(self._lease.address.socket, self._said, self)
             return
         self._failed(error or HungUp("it closed the connection"))
 

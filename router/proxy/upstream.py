@@ -38,14 +38,13 @@ class Upstream(asyncio.BufferedProtocol):
     """One connection. `served` counts its exchanges."""
 
     __slots__ = (
-        "_is_full", "_is_lost", "_is_unwanted", "_listener", "_look", "_path", "_room", "_socket",
-        "_transport", "_unsent", "served", "was_connected",
+        "_is_full", "_is_lost", "_is_unwanted", "_listener", "_look", "_room", "_socket", "_transport",
+        "_unsent", "served", "was_connected",
     )  # fmt: skip
 
-    def __init__(self, own: socket.socket | None = None, path: str | None = None) -> None:
-        """`own` None: it is not there yet. `path` says where it leads if it is still to be opened."""
+    def __init__(self, own: socket.socket | None = None) -> None:
+        """`own` None: it is not there yet."""
         self._socket = own
-        self._path = path
         self._look: select.poll | None = None
         self._unsent = b""
         self._is_unwanted = self._is_lost = False
@@ -101,9 +100,6 @@ class Upstream(asyncio.BufferedProtocol):
         if self._socket is not None:
             with suppress(OSError):  # the loop meets the same, and tells it
                 self._unsent = self._unsent[self._socket.send(self._unsent) :]
-        if self._path is not None:
-            _begin_to_open(self, self._path, self._socket)
-            self._path = None
 
     def _write_unsent(self) -> None:
         unsent, self._unsent = self._unsent, b""
@@ -142,8 +138,6 @@ class Upstream(asyncio.BufferedProtocol):
         if self._transport is not None:
             self._transport.abort()
             self._transport = None
-        elif self._path is not None and self._socket is not None:  # nobody else would
-            self._socket.close()
 
     @property
     def is_open(self) -> bool:
@@ -240,25 +234,25 @@ async def connect(path: str) -> Upstream:
         raise
 
 
-def open_now(path: str) -> Upstream:
-    """A new connection that is to be written to at once, before it is there; whoever waits for an answer is
-    told if it does not come to be.
+def ask_now(path: str, request: bytes, listener: Listener) -> Upstream:
+    """A new connection on which a short `request` is said at once, before the loop has it: the child works
+    meanwhile. The listener is told if the connection does not come to be.
     """
     own = _connected_at_once(path)
-    upstream = Upstream(own, path)
+    upstream = Upstream(own)
     upstream.was_connected = own is not None
+    upstream.begin(listener)
+    upstream.write(request)
+    opening = asyncio.get_running_loop().create_task(
+        _open_later(upstream, path, own), name="connect to a child"
+    )
+    _OPENING.add(opening)
+    opening.add_done_callback(_OPENING.discard)
     return upstream
 
 
 #: The loop itself holds no task.
 _OPENING: Final[set[asyncio.Task[None]]] = set()
-
-
-def _begin_to_open(upstream: Upstream, path: str, own: socket.socket | None) -> None:
-    later = _open_later(upstream, path, own)
-    opening = asyncio.get_running_loop().create_task(later, name="connect to a child")
-    _OPENING.add(opening)
-    opening.add_done_callback(_OPENING.discard)
 
 
 async def _open_later(upstream: Upstream, path: str, own: socket.socket | None) -> None:

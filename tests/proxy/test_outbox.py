@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from router.proxy.outbox import Outbox
-from router.proxy.upstream import Upstream, connect, open_now
+from router.proxy.upstream import Upstream, ask_now, connect
 
 
 class Heard:
@@ -121,26 +121,13 @@ async def test_what_nobody_waits_for_any_more_is_not_written(child: tuple[Upstre
     assert end.recv(9) == b""
 
 
-async def test_a_new_connection_that_was_never_asked_is_closed(tmp_path: Path):
-    with socket.socket(socket.AF_UNIX) as listening:
-        listening.bind(str(tmp_path / "s"))
-        listening.listen()
-        upstream = open_now(str(tmp_path / "s"))
-        end, _ = listening.accept()
-        with end:
-            upstream.close()
-            assert end.recv(9) == b""
-
-
 @pytest.mark.parametrize("size", [5, 1 << 20])
 async def test_a_new_connection_is_written_to_before_the_loop_has_it(tmp_path: Path, size: int):
     asked, heard = b"x" * size, Heard()
     with socket.socket(socket.AF_UNIX) as listening:
         listening.bind(str(tmp_path / "s"))
         listening.listen()
-        upstream = open_now(str(tmp_path / "s"))
-        upstream.begin(heard)
-        upstream.write(asked)
+        upstream = ask_now(str(tmp_path / "s"), asked, heard)
         end, _ = listening.accept()
         with end:
             end.setblocking(False)
