@@ -35,6 +35,7 @@ from router.demo_model import write_demo_model
 from tests.make_gguf import make_llama
 
 SWAP: Final = "swap"
+SWAP_KEYS: Final = tuple(metric.key for metric in proxy_swaps.METRICS)
 #: After all rounds of the others: what was once taken for a thousand slow readers would be seen in every
 #: later row of memory; and not everybody survives them.
 LAST: Final = frozenset({"slow"})
@@ -131,7 +132,6 @@ class Run:
 
     def _swaps(self, folder: Path) -> None:
         self.results.metrics += proxy_swaps.METRICS
-        keys = [metric.key for metric in proxy_swaps.METRICS]
         if self.given.llama_server is None:
             self.results.absent["llama-server"] = (
                 "bin/build-llama-server, or --llama-server FILE; no row of swaps"
@@ -170,7 +170,7 @@ class Run:
                     argv = argv or proxy_swaps.argv_of(contestant)
                     contestant.unload(first)
                 except FAILURES as error:
-                    self._fail(contestant, "first load", error, keys)
+                    self._fail(contestant, "first load", error, SWAP_KEYS)
                     contestants.remove(contestant)
             for number in range(self.given.rounds):
                 self.progress.row(number, self.given.rounds, SWAP)
@@ -180,14 +180,13 @@ class Run:
         self, setting: Setting, contestants: Sequence[Contestant], argv: list[str] | None, number: int
     ) -> None:
         """`argv` is how the model is started where it is started by hand."""
-        model, keys = setting.models[0], [metric.key for metric in proxy_swaps.METRICS]
-        what = f"{SWAP}, round {number + 1}"
+        model, what = setting.models[0], f"{SWAP}, round {number + 1}"
         try:
             reference = proxy_swaps.own(setting, model, argv)
             proxy_swaps.forget(model)
             from_disk = proxy_swaps.own(setting, model, argv)
         except FAILURES as error:
-            self.results.fail("direct", what, _said(error), keys)
+            self.results.fail("direct", what, _said(error), SWAP_KEYS)
             return
         if "direct" in self.results.contestants:
             own = {"cold": reference.total_ms, "disk": from_disk.total_ms, "warm": reference.warm_ms}
@@ -199,7 +198,7 @@ class Run:
                     contestant.name, proxy_swaps.swaps(contestant, reference, from_disk), number
                 )
             except FAILURES as error:
-                self._fail(contestant, what, error, keys)
+                self._fail(contestant, what, error, SWAP_KEYS)
 
     def _is_wanted(self, contestant: str) -> bool:
         return self.given.contestants is None or contestant in self.given.contestants
