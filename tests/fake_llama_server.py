@@ -223,8 +223,11 @@ class Server:
                 if length == 0:
                     return body, data
         length = int(headers.get("content-length", 0))
-        while len(data) < length:
-            data += more()
+        pieces, size = [data], len(data)
+        while size < length:
+            pieces.append(more())
+            size += len(pieces[-1])
+        data = b"".join(pieces)
         return data[:length], data[length:]
 
     def answer(self, connection, method, target, headers, body):

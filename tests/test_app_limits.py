@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import io
 import re
 import resource
 import shutil
@@ -269,3 +270,23 @@ def test_nothing_is_waited_for_by_the_clock_on_the_wall():
         if uses:
             found[path.relative_to(root).as_posix()] = len(uses)
     assert {name: count for name, count in found.items() if dated.get(name) != count} == {}
+
+
+# --- memory ---
+
+
+async def test_a_body_of_100_mb_is_held_once(start: Start):
+    """`model` is found in its pieces, and these are handed to the child."""
+    size = 100 << 20
+
+    def peak(pid: int) -> int:
+        status = Path(f"/proc/{pid}/status").read_text()
+        return int(re.findall(r"VmHWM:\s+(\d+) kB", status)[0]) << 10
+
+    async with start() as up:
+        assert (await up.chat("tiny"))[0] == 200
+        before = peak(up.process.pid)
+        body = b'{"model":"tiny","max_tokens":1,"messages":[{"role":"user","content":"%b"}]}' % (b"x" * size)
+        async with up.client.post("/v1/chat/completions", data=io.BytesIO(body)) as answer:
+            assert answer.status == 200, await answer.text()
+        assert peak(up.process.pid) - before < 1.2 * size, "it was copied on its way"
