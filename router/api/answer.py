@@ -8,6 +8,7 @@ from typing import TypeVar
 import msgspec
 from aiohttp import web
 
+from router.api.json_body import read_json_body
 from router.config.nearest import nearest_of
 from router.errors import InvalidRequest
 from router.proxy import read_body
@@ -33,18 +34,14 @@ async def read_json(request: web.Request, shape: type[S], *, if_none: S | None =
     if if_none is not None and not body:
         return if_none
     try:
-        return msgspec.json.decode(body, type=shape)
-    except msgspec.DecodeError as error:  # includes ValidationError
+        return read_json_body(msgspec.json.Decoder(shape), body)
+    except InvalidRequest as error:
         fields = [field.encode_name for field in msgspec.structs.fields(shape)]
-        unknown = _UNKNOWN_FIELD.match(str(error))
+        unknown = _UNKNOWN_FIELD.search(error.message)
         near = _nearest(unknown[1], fields) if unknown is not None else None
         hint = f"; did you mean {near}?" if near is not None else ""
-        message = f"{error}{hint}; this path takes a JSON object with: {', '.join(fields)}"
+        message = f"{error.message}{hint}; this path takes a JSON object with: {', '.join(fields)}"
         raise InvalidRequest(message) from error
-    except RecursionError as error:
-        raise InvalidRequest("the body is nested too deeply") from error
-    except UnicodeDecodeError as error:
-        raise InvalidRequest(f"the body is not UTF-8 (byte {error.start})") from error
 
 
 def _nearest(name: str, fields: list[str]) -> str | None:

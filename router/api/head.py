@@ -3,6 +3,7 @@ unchanged, JSON or a form."""
 
 from __future__ import annotations
 
+import json
 import re
 from typing import Any, Final
 
@@ -10,16 +11,22 @@ import msgspec
 from aiohttp import web
 
 from router.api.form import FormFields
+from router.api.json_body import read_json_body
 from router.core.types import Priority
 from router.errors import InvalidRequest
 
-_DURATION = re.compile(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s)?")
+#: The longest idle time that a client may set, in seconds: 31 years. It keeps every sum of times finite.
+LONGEST_SECONDS: Final = 1e9
+#: The largest number of tokens that a client may set. llama-server's JSON parser reads integers of 64 bits.
+MOST_TOKENS: Final = 2**64 - 1
+
+_OUT_OF_RANGE: Final = "out of range"
+_NUMBER = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?", re.ASCII)
+_DURATION = re.compile(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s)?", re.ASCII)
 _KEEP_ALIVE_FORMS = (
-    'keep_alive takes seconds (300), a duration ("5m", "1h30m", "90s"), 0 (leave when idle) or -1 (stay)'
+    'keep_alive takes seconds (300), a duration ("5m", "1h30m", "90s"), 0 (leave when idle) or -1 (stay), '
+    f"at most {LONGEST_SECONDS:.0f} s (31 years)"
 )
-
-
-_UNLIMITED: Final = (None, None, None)
 
 
 class _Body(msgspec.Struct):
@@ -60,7 +67,7 @@ def read_head(request: web.Request, body: bytes) -> Head:
         model=_model(request, fields.model),
         stream=fields.stream is True,
         keep_alive=None if keep_alive is None else keep_alive_seconds(keep_alive),
-        size=_size(fields.max_completion_tokens, fields.max_tokens, fields.n_predict),
+        size=_size(fields),
         priority=_priority(request.headers.get("X-Router-Priority")),
     )
 
@@ -73,12 +80,11 @@ def read_fields(body: bytes) -> Head:
         raise InvalidRequest("no JSON object") from error
     if not isinstance(fields.model, str) or not fields.model:
         raise InvalidRequest("no model")
-    limits = fields.max_completion_tokens, fields.max_tokens, fields.n_predict
     return Head(
         fields.model,
         fields.stream is True,
         None if fields.keep_alive is None else keep_alive_seconds(fields.keep_alive),
-        None if limits == _UNLIMITED else _size(*limits),
+        _size(fields),
     )
 
 
@@ -95,21 +101,26 @@ def read_form_head(request: web.Request, form: FormFields) -> Head:
 
 
 def keep_alive_seconds(value: object) -> float:
-    """Ollama's forms: a number of seconds, a number as text, or a duration. Negative: for ever. Raises
-    InvalidRequest."""
+    """Convert Ollama's forms of an idle time to seconds: a number, a number as text, or a duration. A
+    negative one means for ever. Raises InvalidRequest where it is none of these, or outside
+    +-LONGEST_SECONDS."""
+    seconds = _seconds(value)
+    # Compared before it becomes a float: an integer of 400 digits would overflow.
+    if seconds is None or not -LONGEST_SECONDS <= seconds <= LONGEST_SECONDS:
+        raise InvalidRequest(f"{_KEEP_ALIVE_FORMS}, not {_shown(value)}")
+    return float(seconds)
+
+
+def _seconds(value: object) -> float | None:
     match value:
         case bool():
-            pass
+            return None
         case int() | float():
-            return float(value)
+            return value
         case str():
             text = value.strip().lower()
-            try:
-                return _finite(float(text))
-            except ValueError:
-                if (seconds := _duration_seconds(text)) is not None:
-                    return seconds
-    raise InvalidRequest(f"{_KEEP_ALIVE_FORMS}, not {msgspec.json.encode(value).decode()}")
+            return float(text) if _NUMBER.fullmatch(text) else _duration_seconds(text)
+    return None
 
 
 def _duration_seconds(text: str) -> float | None:
@@ -121,26 +132,28 @@ def _duration_seconds(text: str) -> float | None:
     return -total if text.startswith("-") else total
 
 
-def _finite(number: float) -> float:
-    if number != number or number in (float("inf"), float("-inf")):
-        raise ValueError
-    return number
+def _shown(value: object) -> str:
+    """A JSON value as a message shows it, cut to 80 characters."""
+    try:
+        text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    except (RecursionError, ValueError):  # an integer of more digits than Python prints
+        return f"what was sent ({type(value).__name__})"
+    return text if len(text) <= 80 else f"{text[:77]}... ({len(text)} characters)"
 
 
 def _fields(request: web.Request, body: bytes) -> _Body:
-    if (encoding := request.headers.get("Content-Encoding", "identity").lower()) != "identity":
-        raise InvalidRequest(f"the body is compressed ({encoding}); send it as it is")
     try:
-        return _decoder.decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        return read_json_body(_decoder, body)
+    except InvalidRequest as error:
+        if _OUT_OF_RANGE in error.message:  # msgspec's own bound: a float of 64 bits, 4,300 digits
+            bounds = f"keep_alive is at most {LONGEST_SECONDS:.0f} s, a number of tokens {MOST_TOKENS}"
+            raise InvalidRequest(f"{error.message}; {bounds}") from error
         if "model" in request.query:  # a body that has no room for a model: an array, a form
             return _Body()
         kind = request.content_type
         if kind not in ("application/json", "application/octet-stream"):
             raise InvalidRequest(f"send a JSON object as application/json, not {kind}") from error
-        if not body:
-            raise InvalidRequest("the body is empty; send a JSON object with a model") from error
-        raise InvalidRequest(f"the body is not a JSON object: {error}") from error
+        raise
 
 
 def _model(request: web.Request, model: object) -> str:
@@ -152,14 +165,21 @@ def _model(request: web.Request, model: object) -> str:
         case None | "":
             raise InvalidRequest('name a model: {"model": "..."}; GET /v1/models lists them')
         case _:
-            raise InvalidRequest(f"model is a string, not {msgspec.json.encode(model).decode()[:80]}")
+            raise InvalidRequest(f"model is a string, not {_shown(model)}")
 
 
-def _size(*limits: object) -> float | None:
-    for limit in limits:
-        if isinstance(limit, int | float) and not isinstance(limit, bool) and limit > 0:
-            return float(limit)
-    return None
+def _size(fields: _Body) -> float | None:
+    """The most tokens that the answer may have. Raises InvalidRequest for a number beyond MOST_TOKENS."""
+    found: float | None = None
+    for name in ("max_completion_tokens", "max_tokens", "n_predict"):
+        limit = getattr(fields, name)
+        if not isinstance(limit, int | float) or isinstance(limit, bool):
+            continue
+        if not -MOST_TOKENS <= limit <= MOST_TOKENS:
+            raise InvalidRequest(f"{name} is at most {MOST_TOKENS} (64 bits), not {_shown(limit)}")
+        if found is None and limit > 0:
+            found = float(limit)
+    return found
 
 
 def _priority(name: str | None) -> Priority | None:

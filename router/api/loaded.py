@@ -33,6 +33,8 @@ CHANGES: Final = {
     "/lora-adapters": "Set the scales of a model's LoRA adapters",
     "/slots/{id_slot:[^/]+}": "Save, restore or erase a slot of a model (?action=)",
 }
+#: llama-server reads an integer of 32 bits.
+SLOT_DIGITS: Final = 9
 _MODEL: Final = Query("model", "The model's name or alias", required=True)
 _LOADING_SECONDS: Final = 1.0
 
@@ -78,11 +80,19 @@ async def props(request: web.Request) -> web.StreamResponse:
 async def change(request: web.Request) -> web.StreamResponse:
     """As llama-server takes it. The model is named in the query, or in the body where that is an object."""
     context = request.app[CONTEXT]
+    _check_slot(request)
     body = await read_body(request)
     head = read_head(request, body.joined())
     model = context.name_of(head.model)
     require_loadable(request, context, model)
     return await context.proxy.forward(request, body, Ask(model, head.priority, head.keep_alive))
+
+
+def _check_slot(request: web.Request) -> None:
+    """Raises InvalidRequest before a model is loaded for it."""
+    slot = request.match_info.get("id_slot", "0")
+    if not (slot.isascii() and slot.isdigit() and len(slot) <= SLOT_DIGITS):
+        raise InvalidRequest(f"{slot[:40]!r} is no number of a slot (1 to {SLOT_DIGITS} digits)")
 
 
 def _not_there(context: Context, model: ModelName) -> ModelNotLoaded | Unavailable:

@@ -12,6 +12,7 @@ from msgspec import Meta
 
 from router.api.answer import is_set, json_response, read_json
 from router.api.context import CONTEXT, Context
+from router.api.head import LONGEST_SECONDS
 from router.api.keys import require_admin
 from router.api.listing import Listed, Row, download_row, list_bytes, listed_one, visible
 from router.api.route import Access, Query, Route
@@ -54,7 +55,7 @@ class LoadRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     devices: Words | None = None
     cache_type_k: CacheType | None = None
     cache_type_v: CacheType | None = None
-    ttl_seconds: Annotated[float, Meta(ge=-1e9, le=1e9)] | None = None
+    ttl_seconds: Annotated[float, Meta(ge=-LONGEST_SECONDS, le=LONGEST_SECONDS)] | None = None
     args: Words = ()
 
     @property
@@ -66,7 +67,7 @@ class UnloadAllRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """`force` ends requests in flight; else they are waited for, at most `deadline` seconds."""
 
     force: bool = False
-    deadline: Annotated[float, Meta(ge=0, le=1e9)] | None = None
+    deadline: Annotated[float, Meta(ge=0, le=LONGEST_SECONDS)] | None = None
 
 
 class UnloadRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -74,7 +75,7 @@ class UnloadRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     model: str
     force: bool = False
-    deadline: Annotated[float, Meta(ge=0, le=1e9)] | None = None
+    deadline: Annotated[float, Meta(ge=0, le=LONGEST_SECONDS)] | None = None
 
 
 class PinRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -26,6 +26,8 @@ from router.errors import InvalidRequest, RouterError, Unavailable, UpstreamFail
 from router.proxy import ACCOUNT, Ask, Body
 
 LOOKUP_PATH: Final = "/v1/streams/lookup"
+#: More digits are no number of 64 bits.
+LONGEST_OFFSET: Final = 18
 #: A client asks for the conversations that it shows.
 MOST_ASKED: Final = 1000
 
@@ -67,6 +69,7 @@ _founds: Final = msgspec.json.Decoder(list[Found])
 async def follow(request: web.Request) -> web.StreamResponse:
     """What was generated from the byte `from` on, and what is generated from now on."""
     context, conversation = request.app[CONTEXT], _conversation(request)
+    _check_from(request)
     child = await _owner(context, conversation)
     if child is not None:
         # With a lease: somebody reads what it says.
@@ -128,6 +131,15 @@ def _conversation(request: web.Request) -> str:
     if not conversation:
         raise InvalidRequest("name a conversation: ?conv_id=ID")
     return conversation
+
+
+def _check_from(request: web.Request) -> None:
+    """llama-server reads the number itself."""
+    given = request.query.get("from", "0")
+    if not (given.isascii() and given.isdigit() and len(given) <= LONGEST_OFFSET):
+        raise InvalidRequest(
+            f"from is {given[:40]!r}, which is no number of bytes (1 to {LONGEST_OFFSET} digits)"
+        )
 
 
 def _waiting_for(app: web.Application, conversation: str) -> Iterable[Flight]:

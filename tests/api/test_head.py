@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import re
 
+import msgspec
 import pytest
 from aiohttp.test_utils import make_mocked_request
 
-from router.api.head import Head, keep_alive_seconds, read_head
+from router.api.head import Head, keep_alive_seconds, read_fields, read_head
 from router.core.types import Priority
 from router.errors import InvalidRequest
 
@@ -118,9 +119,58 @@ def test_json_is_accepted_under_a_wrong_name_as_llama_server_does():
     assert head({"model": "m"}, Content_Type="application/x-www-form-urlencoded").model == "m"
 
 
-def test_a_compressed_body_is_refused_with_the_reason():
-    with pytest.raises(InvalidRequest, match=r"compressed \(gzip\)"):
-        head(b"\x1f\x8b", Content_Encoding="gzip")
+@pytest.mark.parametrize(
+    "value",
+    [10**9 + 1, -(10**9) - 1, 1e9 + 0.5, 1e308, 10**320, -(10**400), 10**4299, "9" * 320, "9" * 320 + "h",
+     "-" + "9" * 320 + "m", "1" + "0" * 10 + "s", "1e10", "-1e10", "300000h", "1_000", "\u0663", "infinity"],
+)  # fmt: skip
+def test_a_keep_alive_out_of_bounds_is_refused_with_the_bound(value: object):
+    with pytest.raises(InvalidRequest, match=r"at most 1000000000 s \(31 years\)") as refused:
+        keep_alive_seconds(value)
+    assert len(refused.value.message) < 300, "and not all of the number is said again"
+
+
+@pytest.mark.parametrize("value", [10**9, -(10**9), "1e9", "277777h", ".5", "+5", "1.", "1E2"])
+def test_a_keep_alive_within_the_bound_is_finite(value: object):
+    assert abs(keep_alive_seconds(value)) <= 1e9
+
+
+@pytest.mark.parametrize("name", ["max_tokens", "max_completion_tokens", "n_predict"])
+@pytest.mark.parametrize("value", [2**64, -(2**64), 1e20, -1e308, 10**400, -(10**400), 10**4299])
+def test_a_number_of_tokens_beyond_64_bits_is_refused_with_the_bound(name: str, value: object):
+    for body in ({"model": "m", name: value}, {"model": "m", "max_tokens": 1} | {name: value}):
+        with pytest.raises(InvalidRequest, match=f"{name} is at most 18446744073709551615"):
+            head(body)
+        with pytest.raises(InvalidRequest):
+            read_fields(json.dumps(body).encode())
+
+
+def test_the_largest_number_of_tokens_is_one_that_clients_send_for_no_limit():
+    assert head({"model": "m", "max_tokens": 2**63 - 1}).size == 2.0**63
+    assert head({"model": "m", "n_predict": 2**64 - 1}).size == 2.0**64
+    assert head({"model": "m", "n_predict": -(2**63)}).size is None
+
+
+@pytest.mark.parametrize("name", ["keep_alive", "max_tokens", "n_predict"])
+@pytest.mark.parametrize("number", ["1e400", "-1e999", "1" + "0" * 5000])
+@pytest.mark.parametrize("path", ["/v1/embeddings", "/v1/embeddings?model=bge"])
+def test_a_number_that_no_float_holds_is_refused_wherever_the_model_stands(name: str, number: str, path: str):
+    body = b'{"model":"m","%b":%b}' % (name.encode(), number.encode())
+    with pytest.raises(InvalidRequest, match="keep_alive is at most 1000000000 s"):
+        head(body, path)
+
+
+def test_what_is_shown_of_a_wrong_value_is_short_whatever_it_is():
+    deep: object = 1
+    for _ in range(900):
+        deep = [deep]
+    for value in (deep, "x" * 9999, {"a": ["b"] * 999}, "\udcff"):
+        for body in ({"model": "m", "keep_alive": value}, {"model": [value]}):
+            with pytest.raises(InvalidRequest) as refused:
+                read_head(make_mocked_request("POST", "/v1/embeddings"), msgspec.json.encode(body)) if (
+                    value != "\udcff"
+                ) else keep_alive_seconds(value)
+            assert len(refused.value.message.encode()) < 300
 
 
 def test_a_wrong_priority_names_the_right_ones():

@@ -91,6 +91,14 @@ async def test_what_changes_a_model_for_all_is_for_admins(loaded: Api, path: str
     assert answer.body == f"POST {path} HTTP/1.1".encode()
 
 
+@pytest.mark.parametrize("slot", ["-1", "1e9", "x", "9" * 10, "9" * 400, "%FF", "1.5"])
+async def test_a_slot_that_is_no_number_is_refused_and_no_model_is_loaded_for_it(loaded: Api, slot: str):
+    answer = await loaded.post(f"/slots/{slot}?action=erase&model=other", data=b"", **ADMIN)
+    assert answer.status == 400
+    assert "is no number of a slot" in answer.error["message"]
+    assert "other" not in [one.model for one in loaded.pool.acquired]
+
+
 async def test_an_array_without_a_model_in_the_query_says_what_is_missing(loaded: Api):
     answer = await loaded.post("/lora-adapters", data=b"[]", **ADMIN)
     assert answer.status == 400

@@ -47,6 +47,15 @@ async def test_it_is_followed_with_a_lease_of_its_owner(api: Api, kept: Kept):
     assert [one.model for one in api.pool.acquired] == ["tiny", "tiny"]
 
 
+@pytest.mark.parametrize("wrong", ["-1", "1e9", "", "x", "9" * 19, "9" * 400, "%FF", "\u0663", "1_0", "+1"])
+async def test_a_first_byte_that_is_no_number_of_bytes_is_refused(api: Api, kept: Kept, wrong: str):
+    kept.by_model["tiny"] = [HAVING]
+    answer = await api.get(f"/v1/stream?conv_id=c1&from={wrong}")
+    assert answer.status == 400
+    assert "from is " in answer.error["message"]
+    assert [one.model for one in api.pool.acquired] == ["tiny"], "and no model is held for it"
+
+
 async def test_what_nobody_has_is_404_and_needs_a_name(api: Api, kept: Kept):
     answer = await api.get("/v1/stream?conv_id=c2")
     assert (answer.status, answer.error["code"]) == (404, "stream_not_found")

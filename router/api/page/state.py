@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Mapping
+from math import isfinite
 from typing import Any
 
 import msgspec
@@ -109,7 +110,7 @@ def _shown(
     offset: float,
 ) -> ShownModel:
     def unix(moments: Iterable[float | None]) -> float | None:
-        known = [moment for moment in moments if moment is not None]
+        known = [moment for moment in moments if moment is not None and isfinite(moment)]
         return float(round(max(known) + offset)) if known else None
 
     measured = [sum(one.used.values()) for one in ones if one.used]
@@ -148,4 +149,4 @@ def _predicted(definition: Any, ones: list[InstanceView]) -> int:
 
 
 def _whole(seconds: float | None) -> float | None:
-    return None if seconds is None else float(round(seconds))
+    return float(round(seconds)) if seconds is not None and isfinite(seconds) else None

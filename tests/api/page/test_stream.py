@@ -6,6 +6,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any
 
 import aiohttp
@@ -14,6 +15,7 @@ import pytest
 import router.api.page.stream as page_stream
 from router.api.page.stream import keep_history, keep_timeline
 from router.core.types import Cause, Exited, Stop, Tick
+from router.core.views import QueueView
 from tests.api.conftest import Api
 
 
@@ -52,6 +54,22 @@ async def test_the_state_tells_devices_models_and_requests(api: Api):
     assert models["other"]["predicted"] > 0
     assert models["broken"]["error"]
     assert "hidden" not in models
+
+
+@pytest.mark.parametrize("moment", [float("inf"), float("-inf"), float("nan")])
+async def test_a_moment_that_never_comes_is_told_as_none(
+    api: Api, moment: float, monkeypatch: pytest.MonkeyPatch
+):
+    await api.start()
+    await api.post("/models/load?wait=1", json={"model": "tiny"})
+    api.pool.queues = (QueueView("other", 1, 0.0, 0, "a reason", moment),)
+    snapshot = api.pool.snapshot()
+    shown = replace(snapshot, instances=tuple(replace(one, expires_at=moment) for one in snapshot.instances))
+    monkeypatch.setattr(api.pool, "snapshot", lambda: shown)
+    answer = await api.get("/status")
+    models = {model["id"]: model for model in answer.json()["state"]["models"]}
+    assert models["tiny"]["expires_at"] is None
+    assert models["other"]["expected_seconds"] is None
 
 
 async def test_who_asks_every_second_need_not_be_told_the_past(api: Api):

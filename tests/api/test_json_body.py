@@ -1,0 +1,114 @@
+"""JSON bodies are accepted as llama-server accepts them, and refused with what is wrong."""
+
+from __future__ import annotations
+
+import json
+import re
+from contextlib import suppress
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from router.api.json_body import json_text, read_json_body
+from router.errors import InvalidRequest
+from tests.api.conftest import Api
+
+BOM = b"\xef\xbb\xbf"
+BODY = b'{"model":"tiny"}'
+_decoder = msgspec.json.Decoder(dict[str, object])
+
+
+def read(body: bytes) -> dict[str, object]:
+    return read_json_body(_decoder, body)
+
+
+@pytest.mark.parametrize(
+    "body", [BOM + BODY, BODY + b"\0", BOM + BODY + b"\0\0\0", BODY + b"\n\0", BODY + b"\0 and more"]
+)
+def test_a_byte_order_mark_and_what_follows_a_nul_are_passed_over(body: bytes):
+    assert read(body) == {"model": "tiny"}
+
+
+def test_a_body_without_either_is_not_copied():
+    assert json_text(BODY) is BODY
+
+
+@pytest.mark.parametrize("body", [BOM + BOM + BODY, b"\0" + BODY, b" " + BOM + BODY, BODY[:-1] + b"\0}"])
+def test_elsewhere_they_are_refused_as_llama_server_refuses_them(body: bytes):
+    with pytest.raises(InvalidRequest, match="not a JSON object"):
+        read(body)
+
+
+@pytest.mark.parametrize(
+    ("escaped", "says"),
+    [
+        (r"\ud800", r"\ud800 (byte 10) is a lone surrogate"),
+        (r"\uD83D x", r"\uD83D (byte 10) is a lone surrogate"),
+        (r"\udc00", r"\udc00 (byte 10) is a lone surrogate"),
+        (r"\ud83d\ud83d\ude00", r"\ud83d (byte 10) is a lone surrogate"),
+        (r"\\\ud83d\u0041", r"\ud83d (byte 12) is a lone surrogate"),
+        (r"\ud83d\ude00\ude00", r"\ude00 (byte 22) is a lone surrogate"),
+    ],
+)
+def test_a_lone_surrogate_is_called_what_it_is(escaped: str, says: str):
+    with pytest.raises(InvalidRequest, match=re.escape(says)):
+        read(b'{"model":"' + escaped.encode() + b'"}')
+
+
+def test_a_pair_and_an_escaped_backslash_are_no_lone_surrogates():
+    assert read(rb'{"model":"\ud83d\ude00 \\ud800"}') == {"model": "\U0001f600 \\ud800"}
+    with pytest.raises(InvalidRequest, match="truncated"):
+        read(rb'{"model":"\ud83d\ude00 \\ud800')
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32", "utf-32-le", "utf-32-be"])
+def test_another_unicode_is_named(encoding: str):
+    with pytest.raises(InvalidRequest, match=f"in UTF-8: it is {encoding[:6].upper()}"):
+        read(BODY.decode().encode(encoding))
+
+
+@pytest.mark.parametrize(
+    ("body", "says"),
+    [
+        (b"", "the body is empty"),
+        (b'{"model":"a\xff"}', "byte 11 is 0xff"),
+        (b'{"model":"\xed\xa0\x80"}', "byte 10 is 0xed"),
+        (b'{"model":"gr\xf6\xdfe"}', "byte 12 is 0xf6"),
+        (b'{"model":' * 100_000, "nested too deeply"),
+        (b"[1]", "not a JSON object"),
+        (b'{"model":', "truncated"),
+    ],
+)
+def test_what_is_wrong_is_said_with_its_place(body: bytes, says: str):
+    with pytest.raises(InvalidRequest, match=re.escape(says)):
+        read(body)
+
+
+@given(st.binary(max_size=40))
+def test_any_bytes_are_read_or_refused(body: bytes):
+    for data in (body, b'{"model":"' + body + b'"}', b'{"' + body):
+        with suppress(InvalidRequest):
+            read(data)
+
+
+@pytest.mark.parametrize(
+    "path", ["/v1/chat/completions", "/models/load", "/lora-adapters", "/v1/streams/lookup"]
+)
+@pytest.mark.parametrize("model", ["tiny", "small"])
+async def test_every_path_reads_them_alike(api: Api, path: str, model: str):
+    await api.start()
+    body = json.dumps({"model": model} if "lookup" not in path else {"conversation_ids": []}).encode()
+    for data in (body, BOM + body, body + b"\0"):
+        answer = await api.post(path, data=data)
+        assert answer.status == 200, answer.body
+    wrong = await api.post(path, data=body.replace(b":", rb':"\ud800",', 1))
+    assert wrong.status == 400
+    assert "lone surrogate" in wrong.error["message"]
+
+
+async def test_the_child_gets_the_body_as_it_came_for_it_takes_it_so(api: Api):
+    await api.start()
+    data = BOM + BODY + b"\0"
+    assert (await api.post("/v1/chat/completions", data=data)).body == data
