@@ -50,6 +50,8 @@ class RouterError(Exception):
         details: Mapping[str, object] | None = None,
     ) -> None:
         super().__init__(message)
+        # What a client sent may hold bytes that are not UTF-8; the answer is JSON, and the log is text.
+        message = message.encode("utf-8", "backslashreplace").decode()
         self.message = message
         self.retry_after_seconds = retry_after_seconds
         self.details: Mapping[str, object] = details or {}

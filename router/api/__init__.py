@@ -32,6 +32,7 @@ from router.api.context import CONTEXT, Context, Known
 from router.api.cors import ORIGINS, answer_pages, mark_answer
 from router.api.dialect import ANTHROPIC_PATHS
 from router.api.errors import BodyTooLarge, expect, tell_errors
+from router.api.headers import check_headers
 from router.api.keys import ACCESS, KEYS, Keys, check_key
 from router.api.requests import IN_FLIGHT, InFlight, note_request
 from router.api.route import ENDLESS
@@ -74,7 +75,7 @@ def application(server: ServerConfig) -> web.Application:
     """Every endpoint, with its keys and limits. Whoever starts it sets `app[CONTEXT]` before the first
     request."""
     app = web.Application(
-        middlewares=[note_access, tell_errors, answer_pages, check_key, note_request],
+        middlewares=[note_access, tell_errors, check_headers, answer_pages, check_key, note_request],
         client_max_size=server.max_body_mib << 20,
     )
     app[ACCESS_LOG] = AccessLog(server, lambda: app[CONTEXT])

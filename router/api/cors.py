@@ -32,8 +32,10 @@ async def answer_pages(request: web.Request, handler: Handler) -> web.StreamResp
 async def mark_answer(request: web.Request, response: web.StreamResponse) -> None:
     """Every answer, streams and errors too, says whether the asking page may read it.
     (on_response_prepare)"""
-    if "Origin" in request.headers and is_allowed(request):
-        response.headers["Access-Control-Allow-Origin"] = request.headers["Origin"]
+    origin = request.headers.get("Origin", "")
+    # One that is not ASCII is none (RFC 6454, 6.2), and an answer cannot say it again.
+    if origin and origin.isascii() and is_allowed(request):
+        response.headers["Access-Control-Allow-Origin"] = origin
         response.headers["Access-Control-Expose-Headers"] = _EXPOSED
         response.headers.add("Vary", "Origin")
 
