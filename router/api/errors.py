@@ -141,3 +141,5 @@ def _unknown_path(request: web.Request) -> RouterError:
     near = difflib.get_close_matches(request.path, known, n=1, cutoff=0.6)
     hint = f" Did you mean {near[0]}?" if near else ""
     return PathNotFound(f"there is no {request.rel_url.raw_path} here.{hint}")
+    if request.path.startswith("/v1/v1/"):
+        hint += " /v1 stands there twice: leave it out of the client's base URL, or out of its path."

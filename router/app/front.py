@@ -9,11 +9,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from typing import Any, Final
 
 from aiohttp import web
+from yarl import URL
 
 from router.api.express import Coming, Express
+from router.api.target import encode_line, tidy
 from router.app.connections import Connection, Limits, Server
 from router.proxy.client import HELD_BYTES
 from router.proxy.express import Exchange
@@ -31,8 +34,8 @@ class Front(Connection):
     """One client."""
 
     __slots__ = (
-        "_body_timer", "_coming", "_exchange", "_has_passed_on", "_held", "_is_paused", "_is_strange",
-        "_over", "_owed", "_server", "on_taken", "peer", "tried",
+        "_body_timer", "_coming", "_exchange", "_has_passed_on", "_held", "_is_in_line", "_is_paused",
+        "_is_strange", "_over", "_owed", "_server", "on_taken", "peer", "tried",
     )  # fmt: skip
 
     def __init__(self, server: FrontServer, limits: Limits, **options: Any) -> None:
@@ -44,6 +47,7 @@ class Front(Connection):
         self._owed = 0  # of aiohttp's request, so many bytes are still to come
         self._has_passed_on = False  # anything to aiohttp
         self._is_strange = False  # where its requests end is not known here
+        self._is_in_line = False  # aiohttp has a part of a request's first line
         self._is_paused = False
         self._body_timer: asyncio.TimerHandle | None = None
         self._over: asyncio.Future[None] | None = None
@@ -109,8 +113,19 @@ class Front(Connection):
         """To aiohttp's server."""
         self._stop_body_timer()
         self._coming, self._has_passed_on = None, True
+        readable = self._with_ascii_line(data)
         self._note(data)
-        super().data_received(data)
+        super().data_received(readable)
+
+    def _with_ascii_line(self, data: bytes) -> bytes:
+        """`data` with a target as aiohttp's parser takes it, if a request begins there or its first line goes
+        on."""
+        if not self._is_in_line and not self._is_between_requests():
+            return data
+        end = data.find(b"\n")
+        self._is_in_line = end < 0
+        end = len(data) if end < 0 else end
+        return data if data[:end].isascii() else encode_line(data[:end]) + data[end:]
 
     def _note(self, data: bytes) -> None:
         """Where aiohttp's request ends."""
@@ -239,10 +254,21 @@ class Runner(web.AppRunner):
         made = await super()._make_server()
         server = self.front = FrontServer(
             made.request_handler,
-            request_factory=made.request_factory,
+            request_factory=partial(_tidied, made.request_factory),
             handler_cancellation=made.handler_cancellation,
             loop=asyncio.get_running_loop(),
             **made._kwargs,
         )
         server.limits = self._limits
         return server
+
+
+def _tidied(make: Callable[..., web.BaseRequest], message: Any, *rest: Any) -> web.BaseRequest:
+    """`make` a request of aiohttp's `message`, whose target is tidied first."""
+    target = tidy(message.path)
+    if target != message.path:
+        path, _, query = target.partition("?")
+        is_path = target.startswith("/")  # yarl would read an authority in "//v1"
+        url = URL.build(path=path, query_string=query, encoded=True) if is_path else URL(target, encoded=True)
+        message = message._replace(path=target, url=url)
+    return make(message, *rest)
