@@ -7,6 +7,7 @@
       Unauthorized                    401 authentication_error
       Forbidden                       403 permission_error
       ModelNotFound                   404 not_found_error         names what exists and the nearest
+      UnsupportedCoding               415 invalid_request_error   its body is compressed in an unknown way
       RequestTooSlow                  408 invalid_request_error   its client took too long to say it
       ModelUnusable                   422 invalid_request_error   its file is gone, is not a GGUF, its
       preset is wrong
@@ -49,9 +50,9 @@ class RouterError(Exception):
         retry_after_seconds: float | None = None,
         details: Mapping[str, object] | None = None,
     ) -> None:
-        super().__init__(message)
         # What a client sent may hold bytes that are not UTF-8; the answer is JSON, and the log is text.
         message = message.encode("utf-8", "backslashreplace").decode()
+        super().__init__(message)
         self.message = message
         self.retry_after_seconds = retry_after_seconds
         self.details: Mapping[str, object] = details or {}
@@ -124,6 +125,14 @@ class RequestTooSlow(RouterError):
     status = 408
     type = "invalid_request_error"
     code = "request_too_slow"
+
+
+class UnsupportedCoding(RouterError):
+    """The Content-Encoding of a request is unknown; the answer names those that are known."""
+
+    status = 415
+    type = "invalid_request_error"
+    code = "unsupported_content_encoding"
 
 
 class NotSupported(RouterError):

@@ -37,7 +37,7 @@ from router.api.keys import ACCESS, KEYS, Keys, check_key
 from router.api.requests import IN_FLIGHT, InFlight, note_request
 from router.api.route import ENDLESS
 from router.config import ServerConfig
-from router.errors import InvalidRequest, RequestTooSlow
+from router.errors import InvalidRequest, RequestTooSlow, UnsupportedCoding
 from router.proxy.body import PACE, Pace
 
 FAMILIES = (
@@ -66,7 +66,7 @@ FAMILIES = (
 _METHODS = {"GET": ("GET", "HEAD"), "*": ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")}
 
 #: What any path that takes a body may answer instead.
-_OF_BODIES = (InvalidRequest, BodyTooLarge, RequestTooSlow)
+_OF_BODIES = (InvalidRequest, BodyTooLarge, RequestTooSlow, UnsupportedCoding)
 
 __all__ = ["CONTEXT", "FAMILIES", "Context", "Known", "application"]
 

@@ -14,8 +14,9 @@ from aiohttp import HttpVersion11, web
 from router.api.answer import json_response
 from router.api.dialect import dialect_of
 from router.api.route import Handler
-from router.errors import InvalidRequest, RequestTooSlow, RouterError, Unauthorized
+from router.errors import InvalidRequest, RequestTooSlow, RouterError, Unauthorized, UnsupportedCoding
 from router.proxy import ACCOUNT, Dialect, error_body
+from router.proxy.coding import ACCEPTED
 
 log = logging.getLogger("router.api")
 
@@ -71,6 +72,8 @@ def error_response(
         response.headers["Retry-After"] = str(max(1, math.ceil(error.retry_after_seconds)))
     if isinstance(error, Unauthorized):
         response.headers["WWW-Authenticate"] = "Bearer"
+    if isinstance(error, UnsupportedCoding):
+        response.headers["Accept-Encoding"] = ACCEPTED  # RFC 9110, 15.5.16
     return response
 
 
@@ -130,8 +133,9 @@ def _translated(request: web.Request, error: web.HTTPException) -> tuple[RouterE
             return MethodNotAllowed(message), {"Allow": allowed}
         case web.HTTPRequestEntityTooLarge():
             limit = f"{request.client_max_size >> 20} MiB (server.max_body_mib)"
+            what = "the decoded body" if "Content-Encoding" in request.headers else "the body"
             # The rest of the body is not worth reading.
-            return BodyTooLarge(f"the body is larger than {limit}"), {"Connection": "close"}
+            return BodyTooLarge(f"{what} is larger than {limit}"), {"Connection": "close"}
         case _:
             return InvalidRequest(error.reason), {}
 
@@ -140,6 +144,6 @@ def _unknown_path(request: web.Request) -> RouterError:
     known = sorted({r.canonical for r in request.app.router.resources()})
     near = difflib.get_close_matches(request.path, known, n=1, cutoff=0.6)
     hint = f" Did you mean {near[0]}?" if near else ""
-    return PathNotFound(f"there is no {request.rel_url.raw_path} here.{hint}")
     if request.path.startswith("/v1/v1/"):
         hint += " /v1 stands there twice: leave it out of the client's base URL, or out of its path."
+    return PathNotFound(f"there is no {request.rel_url.raw_path} here.{hint}")

@@ -24,6 +24,8 @@ _HOP_BY_HOP: Final = frozenset(
     {"connection", "keep-alive", "proxy-connection", "te", "trailer", "transfer-encoding", "upgrade"}
     | {"content-length", "expect"}  # written anew
 )
+#: A body has been decoded here.
+_OF_THE_BODY: Final = frozenset({"content-encoding"})
 _NOT_ADDED: Final = ("Accept", "Accept-Encoding", "Content-Type", "User-Agent")
 
 
@@ -67,7 +69,7 @@ class Relay:
         assert self.is_on, "nobody to pass it to"
         # A handler that has taken it as a whole leaves aiohttp to keep it.
         body = (await read_body(request)).joined() or await request.read()
-        headers = CIMultiDict((k, v) for k, v in request.headers.items() if k.lower() not in _HOP_BY_HOP)
+        headers = CIMultiDict((k, v) for k, v in request.headers.items() if _passes(k, v))
         connector = aiohttp.UnixConnector(self._path) if self._path is not None else None
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=None)
         async with aiohttp.ClientSession(
@@ -101,6 +103,12 @@ async def relay_after_handover(request: web.Request, handler: Handler) -> web.St
         except HandedOver:
             pass
     return await relay.forward(request)
+
+
+def _passes(name: str, value: str) -> bool:
+    """Whether a header of a request goes on. aiohttp cannot send bytes that are not UTF-8."""
+    is_text = value.isascii() or value.encode("utf-8", "replace").decode() == value
+    return is_text and (lower := name.lower()) not in _HOP_BY_HOP and lower not in _OF_THE_BODY
 
 
 async def _pass_on(request: web.Request, upstream: aiohttp.ClientResponse) -> web.StreamResponse:

@@ -13,6 +13,7 @@ from typing import Final, Self
 from aiohttp import web
 
 from router.errors import RequestTooSlow
+from router.proxy.coding import Decoder, decoder_of
 
 #: A child is handed so much at a time.
 SLICE_BYTES: Final = 1 << 18
@@ -67,13 +68,14 @@ BYTES_PER_SECOND: Final = 16 << 10
 
 
 async def read_body(request: web.Request, each: Callable[[bytes], object] | None = None) -> Body:
-    """All of the request's body; `each` is shown every piece as it comes. Raises HTTPRequestEntityTooLarge
-    before more is read than `client_max_size`, RequestTooSlow.
+    """All of the request's body, decoded; `each` is shown every piece as it comes. Raises
+    HTTPRequestEntityTooLarge before more is read, or decoded, than `client_max_size` bytes, RequestTooSlow,
+    UnsupportedCoding, and InvalidRequest where it cannot be decoded.
     """
     known: Body | None = request.get(BODY)
     if known is not None:
         return known
-    limit, body = request.client_max_size, Body()
+    limit, body, decoder = request.client_max_size, Body(), decoder_of(request)
     if limit and (declared := request.content_length) is not None and declared > limit:
         raise web.HTTPRequestEntityTooLarge(max_size=limit, actual_size=declared)
 
@@ -84,33 +86,46 @@ async def read_body(request: web.Request, each: Callable[[bytes], object] | None
         if each is not None:
             each(piece)
 
-    if request.content.is_eof():  # it came with its head, as most do, or there is none
+    if decoder is not None:
+        await _decode(request, decoder, add)
+    elif request.content.is_eof():  # it came with its head, as most do, or there is none
         if piece := request.content.read_nowait():
             add(piece)
     elif request.can_read_body:
-        async for piece in _in_time(request, body):
+        async for piece in _in_time(request):
             add(piece)
     request[BODY] = body
     return body
 
 
-async def _in_time(request: web.Request, body: Body) -> AsyncIterator[bytes]:
-    """The pieces of `body`. Raises RequestTooSlow."""
+async def _decode(request: web.Request, decoder: Decoder, add: Callable[[bytes], object]) -> None:
+    received = 0
+    async for received_piece in _in_time(request):
+        received += len(received_piece)
+        if request.client_max_size and received > request.client_max_size:
+            raise web.HTTPRequestEntityTooLarge(max_size=request.client_max_size, actual_size=received)
+        for piece in decoder.feed(received_piece):
+            add(piece)
+            await asyncio.sleep(0)  # what came may stand for a thousand times as much
+    decoder.end()
+
+
+async def _in_time(request: web.Request) -> AsyncIterator[bytes]:
+    """The pieces of the body as they come. Raises RequestTooSlow."""
     if request.content.is_eof():  # as most are, that came with their head: there is nothing to wait for
         while piece := request.content.read_nowait():
             yield piece
         return
     pace = request.app.get(PACE) or Pace()
-    begun = asyncio.get_running_loop().time()
+    begun, size = asyncio.get_running_loop().time(), 0
     while True:
         try:
-            async with asyncio.timeout_at(begun + pace.seconds + body.size / BYTES_PER_SECOND):
+            async with asyncio.timeout_at(begun + pace.seconds + size / BYTES_PER_SECOND):
                 piece = await request.content.readany()
         except TimeoutError:
             seconds = asyncio.get_running_loop().time() - begun
-            raise RequestTooSlow(
-                f"{body.size} bytes of the body came in {seconds:.0f} s, and no end"
-            ) from None
+            raise RequestTooSlow(f"{size} bytes of the body came in {seconds:.0f} s, and no end") from None
         if not piece:
             return
+        size += len(piece)
         yield piece

@@ -22,8 +22,11 @@ _HOP_BY_HOP: Final = frozenset(
     {b"connection", b"keep-alive", b"proxy-authenticate", b"proxy-authorization", b"proxy-connection"}
     | {b"te", b"trailer", b"transfer-encoding", b"upgrade"}
 )
-#: Ours to read, and none of the child's business; a length is written anew, an expectation was met by us.
-_NOT_FORWARDED: Final = _HOP_BY_HOP | {b"authorization", b"x-api-key", b"content-length", b"expect"}
+#: Ours to read, and none of the child's business; a length is written anew, an expectation was met by us, and
+#: a body has been decoded.
+_NOT_FORWARDED: Final = _HOP_BY_HOP | {
+    b"authorization", b"x-api-key", b"content-length", b"content-encoding", b"expect",
+}  # fmt: skip
 _BODILESS: Final = ("GET", "HEAD", "OPTIONS", "DELETE")
 
 

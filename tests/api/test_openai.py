@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
+import json
+import sys
+import zlib
+from collections.abc import Callable
 
 import pytest
 
@@ -12,6 +17,11 @@ from router.errors import WaitTimeout
 from tests.api.conftest import Api
 from tests.api.fake_pool import Instance
 from tests.api.upstream import Connection, Received
+
+if sys.version_info >= (3, 14):
+    from compression import zstd
+else:
+    from backports import zstd
 
 
 @pytest.mark.parametrize("path", INFERENCE_PATHS)
@@ -143,3 +153,88 @@ async def test_a_request_may_say_itself_whether_it_loads(api: Api):
     await api.start(autoload=False)
     assert (await api.post("/v1/completions?autoload=1", json={"model": "tiny"})).status == 200
     assert (await api.post("/v1/completions?autoload=0", json={"model": "other"})).status == 400
+
+
+# --- compressed bodies ---
+
+ENCODE: dict[str, Callable[[bytes], bytes]] = {
+    "gzip": gzip.compress,
+    "deflate": zlib.compress,
+    "zstd": zstd.compress,
+    "gzip, zstd": lambda data: zstd.compress(gzip.compress(data)),
+}
+
+
+@pytest.mark.parametrize("coding", ENCODE)
+@pytest.mark.parametrize("size", [10, 300_000])
+async def test_a_compressed_body_reaches_the_child_decoded(api: Api, coding: str, size: int):
+    heard: list[Received] = []
+
+    async def script(received: Received, connection: Connection) -> None:
+        heard.append(received)
+        await connection.answer(received.body)
+
+    await api.start(script=script)
+    body = json.dumps({"messages": "x" * size, "model": "tiny"}).encode()
+    headers = {"Content-Encoding": coding, "Content-Type": "application/json"}
+    answer = await api.post("/v1/chat/completions", data=ENCODE[coding](body), headers=headers)
+    assert (answer.status, answer.body) == (200, body)
+    (received,) = heard
+    fields = {name.lower(): value for name, value in received.headers}
+    assert fields["content-length"] == str(len(body))
+    assert "content-encoding" not in fields
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/models/load", b'{"model":"tiny"}'),
+        ("/upstream/tiny/any", b"anything"),
+        ("/lora-adapters?model=tiny", b"[]"),
+        ("/v1/streams/lookup", b'{"conversation_ids":[]}'),
+    ],
+)
+async def test_every_path_takes_a_compressed_body(api: Api, path: str, body: bytes):
+    await api.start()
+    for coding, encode in ENCODE.items():
+        answer = await api.post(path, data=encode(body), headers={"Content-Encoding": coding})
+        assert answer.status == 200, answer.body
+
+
+async def test_a_compressed_form_is_read_too(api: Api):
+    await api.start()
+    form = b'--b\r\nContent-Disposition: form-data; name="model"\r\n\r\ntiny\r\n--b--\r\n'
+    headers = {"Content-Type": "multipart/form-data; boundary=b", "Content-Encoding": "gzip"}
+    answer = await api.post("/v1/audio/transcriptions", data=gzip.compress(form), headers=headers)
+    assert (answer.status, answer.body) == (200, form)
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/messages", "/models/load"])
+async def test_an_unknown_coding_is_refused_with_those_that_are_known(api: Api, path: str):
+    await api.start()
+    answer = await api.post(path, data=b"x", headers={"Content-Encoding": "br"})
+    assert answer.status == 415
+    assert answer.headers["Accept-Encoding"] == "gzip, deflate, zstd"
+    assert answer.json()["error"]["code"] == "unsupported_content_encoding"
+    assert not api.pool.acquired
+
+
+@pytest.mark.parametrize("coding", ["gzip", "deflate", "zstd"])
+async def test_the_bound_of_a_body_holds_for_what_is_decoded(api: Api, coding: str):
+    await api.start(max_body_mib=1)
+    bomb = ENCODE[coding](b" " * (64 << 20))
+    assert len(bomb) < 1 << 20
+    answer = await api.post("/v1/chat/completions", data=bomb, headers={"Content-Encoding": coding})
+    assert (answer.status, answer.error["code"]) == (413, "body_too_large")
+    assert "the decoded body is larger than 1 MiB" in answer.error["message"]
+
+
+@pytest.mark.parametrize("coding", ["gzip", "deflate", "zstd"])
+async def test_broken_data_are_refused_and_the_connection_goes_on(api: Api, coding: str):
+    await api.start()
+    body = ENCODE[coding](b'{"model":"tiny"}')
+    for data in (body[:-1], b"nothing of the kind", b'{"model":"tiny"}'):
+        answer = await api.post("/v1/chat/completions", data=data, headers={"Content-Encoding": coding})
+        assert answer.status == 400
+        assert "cannot be decoded" in answer.error["message"]
+    assert not api.pool.acquired

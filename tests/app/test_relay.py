@@ -48,6 +48,7 @@ class Pair:
         self._former, self._following = former, following
         self.next_address = socket.create_server(("127.0.0.1", 0))
         self._here = socket.create_server(("127.0.0.1", 0))
+        self.address = self._here.getsockname()
 
     async def __aenter__(self) -> Pair:
         self._middle = serving(self._former, self._here, tell_errors, relay_after_handover)
@@ -100,6 +101,26 @@ async def test_afterwards_a_request_passes_as_it_is_and_its_answer_too_and_the_c
             assert answer.headers["X-Had-User-Agent"] == "me"
             assert gzip.decompress(await answer.read()) == b"body" * 50_000, "encoded as it came"
             assert answer.headers["Connection"] == "close", "the client comes to the next process then"
+
+
+async def test_a_compressed_body_passes_decoded():
+    async with Pair(told_by_the_former, echo) as pair:
+        pair.replace()
+        sent = {"Content-Encoding": "gzip"}
+        async with pair.client.put("/", data=gzip.compress(b"body" * 50_000), headers=sent) as answer:
+            assert gzip.decompress(await answer.read()) == b"body" * 50_000
+            assert "X-Had-Content-Encoding" not in answer.headers
+
+
+async def test_a_header_that_is_not_utf_8_stays_behind_and_the_request_passes():
+    async with Pair(told_by_the_former, echo) as pair:
+        pair.replace()
+        reader, writer = await asyncio.open_connection(*pair.address)
+        writer.write(b"GET / HTTP/1.1\r\nHost: x\r\nX-Own: \xff\r\nX-More: gr\xc3\xb6\xc3\x9fe\r\n\r\n")
+        head = (await reader.readuntil(b"\r\n\r\n")).decode()
+        writer.close()
+    assert " 207 " in head.partition("\r\n")[0]
+    assert "X-Had-X-More: größe" in head and "X-Had-X-Own" not in head
 
 
 @pytest.mark.parametrize("method", ["HEAD", "DELETE", "OPTIONS"])
