@@ -7,6 +7,7 @@ import re
 from collections.abc import Collection
 from enum import Enum, auto
 from typing import Final
+from urllib.parse import unquote_to_bytes
 
 from aiohttp.helpers import parse_mimetype
 
@@ -18,11 +19,17 @@ VALUE_LIMIT: Final = 4 << 10
 HEAD_LIMIT: Final = 16 << 10
 #: RFC 2046, 5.1.1.
 _BOUNDARY: Final = re.compile(r"[0-9A-Za-z'()+_,./:=? -]{0,69}[0-9A-Za-z'()+_,./:=?-]")
-#: A part of a file has also a filename, and is none of the fields.
-_NAME: Final = re.compile(
-    rb'(?i:^content-disposition:[ \t]*form-data\b[^\r\n]*?;[ \t]*name)="((?:[^"\\]|\\.)*)"', re.MULTILINE
+#: The header that names a part, to the end of its type (RFC 7578, 4.2).
+_DISPOSITION: Final = re.compile(
+    rb"^content-disposition[ \t]*:[ \t]*form-data[ \t]*(?=;)", re.MULTILINE | re.IGNORECASE
 )
-_FILE: Final = re.compile(rb"(?i:^content-disposition:[^\r\n]*;[ \t]*filename\*?=)", re.MULTILINE)
+#: One of its parameters: a token, or text in quotes with quoted pairs (RFC 2183; RFC 9110, 5.6.6).
+_PARAMETER: Final = re.compile(
+    rb';[ \t]*(?:([^\s;="]+)[ \t]*=[ \t]*(?:"((?:[^"\\\r\n]|\\[^\r\n])*)"|([^;"\r\n]*)))?[ \t]*'
+)
+_QUOTED_PAIR: Final = re.compile(rb"\\(.)", re.DOTALL)
+#: Long headers may go on in a line that begins with a blank (RFC 822, 3.1.1).
+_FOLD: Final = re.compile(rb"\r\n[ \t]+")
 
 
 class _At(Enum):
@@ -112,9 +119,10 @@ class FormFields:
                 raise InvalidRequest("the form has a part whose headers do not end")
             return False
         head = self._held[: end + 2]
-        name = _NAME.search(head)
-        self._name = name[1].decode("utf-8", "replace") if name is not None else ""
-        is_wanted = self._name in self._wanted and self._name not in self.found and not _FILE.search(head)
+        parameters = _parameters(head)
+        self._name = parameters.get("name", "")
+        is_file = "filename" in parameters
+        is_wanted = self._name in self._wanted and self._name not in self.found and not is_file
         # The line before a delimiter belongs to it, also where the value is empty.
         self._held = self._held[end + 2 :]
         self._at = _At.VALUE if is_wanted else _At.DELIMITER
@@ -134,3 +142,23 @@ class FormFields:
             raise InvalidRequest(f"the field {self._name!r} of the form is not UTF-8") from error
         self._at = _At.DELIMITER
         return True
+
+
+def _parameters(head: bytes) -> dict[str, str]:
+    """What the Content-Disposition of a part says, by name in small letters; of two of one name the first
+    counts, and a form in another character set (`name*=UTF-8''model`, RFC 5987) counts as the plain one."""
+    head = _FOLD.sub(b" ", head)
+    found = _DISPOSITION.search(head)
+    values: dict[str, str] = {}
+    at = found.end() if found is not None else len(head)
+    while (parameter := _PARAMETER.match(head, at)) is not None:
+        at = parameter.end()
+        name, quoted, token = parameter.groups()
+        if name is None:  # nothing between two semicolons
+            continue
+        value = token.strip() if quoted is None else _QUOTED_PAIR.sub(rb"\1", quoted)
+        key = name.decode("utf-8", "replace").lower()
+        if key.endswith("*"):
+            key, value = key[:-1], unquote_to_bytes(value.rpartition(b"'")[2])
+        values.setdefault(key, value.decode("utf-8", "replace"))
+    return values

@@ -98,3 +98,54 @@ def test_of_a_file_nothing_is_held():
     for _ in range(100):
         fields.feed(b"\r\n--" + b"x" * (1 << 16))
         assert len(fields._held) < 100
+
+
+@pytest.mark.parametrize(
+    "disposition",
+    [
+        "Content-Disposition: form-data; name=model",
+        "Content-Disposition: form-data;name=model",
+        "CONTENT-DISPOSITION: FORM-DATA; NAME=model",
+        'content-disposition:form-data ; name = "model" ',
+        'Content-Disposition : form-data; name="model"',
+        'Content-Disposition: form-data; x=1; name="model"; y=2',
+        'Content-Disposition: form-data; x="; name=file; "; name=model',
+        'Content-Disposition: form-data; name="mo\\del"',
+        "Content-Disposition: form-data;; name=model;",
+        "Content-Disposition: form-data;\r\n\tname=model",
+        "Content-Disposition: form-data; name*=UTF-8''mod%65l",
+        "Content-Disposition: form-data; name*=utf-8'en'model; x*=UTF-8''y",
+        "Content-Type: text/plain\r\nContent-Disposition: form-data; name=model\r\nX-More: name=other",
+    ],
+)
+def test_a_name_is_found_however_it_is_written(disposition: str):
+    body = f"--{BOUNDARY}\r\n{disposition}\r\n\r\ntiny\r\n".encode() + END
+    assert found(body) == {"model": "tiny"}
+
+
+@pytest.mark.parametrize(
+    "disposition",
+    [
+        "Content-Disposition: form-data; name=model; filename=a.wav",
+        "Content-Disposition: form-data; filename=a.wav; name=model",
+        "Content-Disposition: form-data; FileName*=UTF-8''a.wav; name=model",
+        'Content-Disposition: form-data; x="; name=model"',
+        'Content-Disposition: form-data; xname="model"',
+        'Content-Disposition: form-data; x="\\"; name=model"',
+        "Content-Disposition: attachment; name=model",
+        "Content-Disposition: form-data-x; name=model",
+        "X-Content-Disposition: form-data; name=model",
+        "Content-Disposition: form-data name=model",
+    ],
+)
+def test_a_file_and_what_only_looks_like_a_name_are_no_field(disposition: str):
+    body = f"--{BOUNDARY}\r\n{disposition}\r\n\r\nwrong\r\n".encode() + part("model", b"tiny") + END
+    assert found(body) == {"model": "tiny"}
+
+
+@given(st.binary(max_size=120))
+def test_any_head_of_a_part_is_passed_over_in_time(head: bytes):
+    fields = FormFields(BOUNDARY, ("model",))
+    for data in (head, head * 130):
+        fields.feed(f"--{BOUNDARY}\r\nContent-Disposition: form-data; ".encode() + data + b"\r\n\r\nx\r\n")
+    fields.feed(part("model", b"tiny") + END)
