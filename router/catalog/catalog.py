@@ -112,7 +112,9 @@ class Catalog:
             return f"model {shown!r} not found; there are no models yet{fetch}"
         names = [entry.id for entry in visible]
         aliases = [alias for entry in visible for alias in entry.aliases]
-        near = difflib.get_close_matches(shown, [*names, *aliases], n=1)
-        suggestion = f"; did you mean {near[0]!r}?" if near else fetch
+        # Compared without case: `SMALL` is nearer to `small` than to anything else.
+        by_folded = {known.casefold(): known for known in (*aliases, *names)}
+        near = difflib.get_close_matches(shown.casefold(), by_folded, n=1)
+        suggestion = f"; did you mean {by_folded[near[0]]!r}?" if near else fetch
         more = f" and {len(names) - MAX_NAMES_SHOWN} more" if len(names) > MAX_NAMES_SHOWN else ""
         return f"model {shown!r} not found{suggestion}; there are: {', '.join(names[:MAX_NAMES_SHOWN])}{more}"

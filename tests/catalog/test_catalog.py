@@ -53,6 +53,15 @@ def test_a_model_that_is_not_found_is_told_the_nearest_and_what_there_is():
     assert "pull" not in refusal(catalog, "org/../repo") and "pull" not in refusal(catalog, "a/b/c; rm -r")
 
 
+@pytest.mark.parametrize(
+    ("name", "near"), [("CHAT", "chat"), ("QWEN3-8B", "qwen3-8b"), ("gemma", "Gemma"), ("STRASSE", "Straße")]
+)
+def test_a_name_in_other_case_is_not_served_but_told(name: str, near: str):
+    catalog = catalog_of("qwen3-8b", "Gemma", "Straße", "SECRET", hidden="SECRET", aliases=("chat",))
+    assert f"did you mean '{near}'?" in refusal(catalog, name)
+    assert "SECRET" not in refusal(catalog, "secret").removeprefix("model 'secret'")
+
+
 def test_a_hidden_model_is_not_given_away_as_the_nearest():
     assert "secret" not in refusal(catalog_of("a", "my-secret", hidden="my-secret"), "my-secre")
 
