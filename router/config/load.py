@@ -12,6 +12,7 @@ from typing import Any, Final, TypeVar, get_args
 
 from router.config.nearest import KeyPath
 from router.config.reader import Reader
+from router.config.text_file import NotText, read_text_file
 from router.config.toml_lines import toml_lines
 from router.config.tree import Config, SchedulerConfig
 from router.config.values import hints_of
@@ -80,12 +81,12 @@ def parse_override(text: str) -> tuple[str, object]:
 
 def _read(source: Path) -> tuple[dict[str, Any], Mapping[KeyPath, int]]:
     try:
-        text = source.read_text(encoding="utf-8")
+        text = read_text_file(source)
         return tomllib.loads(text), toml_lines(text)
     except OSError as error:
         raise ConfigError(f"{source}: {error.strerror or error}") from error
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{source}: is not UTF-8 text (byte {error.start})") from error
+    except NotText as error:
+        raise ConfigError(f"{source}: {error}") from error
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{source}: {error}") from error
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Final, get_args, get_origin
 
 from router.config.nearest import KeyPath, did_you_mean, dotted, valid_keys
+from router.config.text_file import NotText, read_text_file
 from router.config.tree import Config
 from router.config.values import Wrong, absolute, convert, hints_of, shown
 
@@ -102,11 +103,11 @@ class Reader:
 def _lines_of(file: Path) -> list[str]:
     """One key per line, as in llama-server's --api-key-file; lines that begin with # are comments."""
     try:
-        lines = [line.strip() for line in file.read_text(encoding="utf-8").splitlines()]
+        lines = [line.strip() for line in read_text_file(file).splitlines()]
     except OSError as error:
         raise Wrong(f"{file}: {error.strerror or error}") from error
-    except UnicodeDecodeError as error:
-        raise Wrong(f"{file}: is not UTF-8 text") from error
+    except NotText as error:
+        raise Wrong(f"{file}: {error}") from error
     return [line for line in lines if line and not line.startswith("#")]
 
 

@@ -15,6 +15,7 @@ from typing import Any, Final
 
 from router.config import Config, toml_lines
 from router.config.nearest import KeyPath, dotted, nearest_of
+from router.config.text_file import NotText, read_text_file
 from router.presets.family import Family
 from router.presets.ini import DEFAULTS, IniSection, parse_ini
 from router.presets.layer import FIELDS, Layer, LayerReader
@@ -40,11 +41,11 @@ class PresetFile:
 
 def read_preset_file(path: Path) -> PresetFile:
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        text = read_text_file(path)
     except OSError as error:
         return PresetFile(problems=[f"{path}: {error.strerror or error}"])
-    except UnicodeDecodeError as error:
-        return PresetFile(problems=[f"{path}: is not UTF-8 text (byte {error.start})"])
+    except NotText as error:
+        return PresetFile(problems=[f"{path}: {error}"])
     if path.suffix.lower() == ".ini":
         return _read_ini(path, text)
     if path.suffix.lower() == ".toml":
