@@ -49,7 +49,8 @@ def read_json_body(decoder: msgspec.json.Decoder[T], body: bytes) -> T:
 
 
 def _describe(body: bytes) -> str | None:
-    """What msgspec does not say, or says wrongly: it calls a lone surrogate a truncated input."""
+    """What msgspec does not say, or says wrongly: it calls a lone surrogate a truncated input. No places are
+    told, as of a large body only the fields that are read come here."""
     if not body:
         return "the body is empty; send a JSON object"
     if (encoding := _other_unicode(body)) is not None:
@@ -57,11 +58,10 @@ def _describe(body: bytes) -> str | None:
     try:
         body.decode()
     except UnicodeDecodeError as error:
-        byte = f"byte {error.start} is 0x{body[error.start]:02x}"
-        return f"the body is not a JSON object in UTF-8: {byte} ({error.reason})"
+        return f"the body is not a JSON object in UTF-8: byte 0x{body[error.start]:02x}, {error.reason}"
     for escape in _ESCAPE.finditer(body, 0, _SEARCHED_BYTES):
         if escape[1] is not None:
-            lone = f"\\{escape[1].decode()} (byte {escape.start()})"
+            lone = f"\\{escape[1].decode()}"
             return f"the body is not a JSON object: {lone} is a lone surrogate, half of a UTF-16 pair"
     return None
 

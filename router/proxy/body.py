@@ -75,7 +75,8 @@ async def read_body(request: web.Request, each: Callable[[bytes], object] | None
     known: Body | None = request.get(BODY)
     if known is not None:
         return known
-    limit, body, decoder = request.client_max_size, Body(), decoder_of(request)
+    limit, body = request.client_max_size, Body()
+    decoder = decoder_of(request) if request.body_exists else None
     if limit and (declared := request.content_length) is not None and declared > limit:
         raise web.HTTPRequestEntityTooLarge(max_size=limit, actual_size=declared)
 

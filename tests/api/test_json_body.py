@@ -44,12 +44,12 @@ def test_elsewhere_they_are_refused_as_llama_server_refuses_them(body: bytes):
 @pytest.mark.parametrize(
     ("escaped", "says"),
     [
-        (r"\ud800", r"\ud800 (byte 10) is a lone surrogate"),
-        (r"\uD83D x", r"\uD83D (byte 10) is a lone surrogate"),
-        (r"\udc00", r"\udc00 (byte 10) is a lone surrogate"),
-        (r"\ud83d\ud83d\ude00", r"\ud83d (byte 10) is a lone surrogate"),
-        (r"\\\ud83d\u0041", r"\ud83d (byte 12) is a lone surrogate"),
-        (r"\ud83d\ude00\ude00", r"\ude00 (byte 22) is a lone surrogate"),
+        (r"\ud800", r"\ud800 is a lone surrogate"),
+        (r"\uD83D x", r"\uD83D is a lone surrogate"),
+        (r"\udc00", r"\udc00 is a lone surrogate"),
+        (r"\ud83d\ud83d\ude00", r"\ud83d is a lone surrogate"),
+        (r"\\\ud83d\u0041", r"\ud83d is a lone surrogate"),
+        (r"\ud83d\ude00\ude00", r"\ude00 is a lone surrogate"),
     ],
 )
 def test_a_lone_surrogate_is_called_what_it_is(escaped: str, says: str):
@@ -73,15 +73,15 @@ def test_another_unicode_is_named(encoding: str):
     ("body", "says"),
     [
         (b"", "the body is empty"),
-        (b'{"model":"a\xff"}', "byte 11 is 0xff"),
-        (b'{"model":"\xed\xa0\x80"}', "byte 10 is 0xed"),
-        (b'{"model":"gr\xf6\xdfe"}', "byte 12 is 0xf6"),
+        (b'{"model":"a\xff"}', "byte 0xff"),
+        (b'{"model":"\xed\xa0\x80"}', "byte 0xed"),
+        (b'{"model":"gr\xf6\xdfe"}', "byte 0xf6"),
         (b'{"model":' * 100_000, "nested too deeply"),
         (b"[1]", "not a JSON object"),
         (b'{"model":', "truncated"),
     ],
 )
-def test_what_is_wrong_is_said_with_its_place(body: bytes, says: str):
+def test_what_is_wrong_is_said(body: bytes, says: str):
     with pytest.raises(InvalidRequest, match=re.escape(says)):
         read(body)
 
@@ -112,3 +112,22 @@ async def test_the_child_gets_the_body_as_it_came_for_it_takes_it_so(api: Api):
     await api.start()
     data = BOM + BODY + b"\0"
     assert (await api.post("/v1/chat/completions", data=data)).body == data
+
+
+@pytest.mark.parametrize("filler", [b"", b'"x":"' + b"a" * 100_000 + b'",'], ids=["small", "large"])
+async def test_a_large_body_is_read_as_a_small_one(api: Api, filler: bytes):
+    await api.start()
+    body = b"{" + filler + b'"model":"tiny"}'
+    for data in (body, BOM + body, body + b"\0", BOM + body + b"\0\0{"):
+        answer = await api.post("/v1/chat/completions", data=data)
+        assert (answer.status, answer.body == data) == (200, True)
+    for wrong, says in (
+        (body.replace(b"tiny", rb"\ud800"), "is a lone surrogate"),
+        (body.replace(b"tiny", b"\xff"), "in UTF-8: byte 0xff"),
+        (body.decode().encode("utf-16"), "it is UTF-16"),
+        (body[:-1] + b',"keep_alive":1' + b"0" * 400 + b"}", "at most 1000000000 s"),
+        (body[:-1] + b',"max_tokens":1' + b"0" * 400 + b"}", "at most 18446744073709551615"),
+    ):
+        answer = await api.post("/v1/chat/completions", data=wrong)
+        assert answer.status == 400
+        assert says in answer.error["message"]

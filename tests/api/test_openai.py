@@ -219,6 +219,14 @@ async def test_an_unknown_coding_is_refused_with_those_that_are_known(api: Api, 
     assert not api.pool.acquired
 
 
+@pytest.mark.parametrize(
+    "path", ["/v1/models", "/slots?model=tiny&autoload=1", "/upstream/tiny/any?autoload=1"]
+)
+async def test_without_a_body_there_is_nothing_to_decode(api: Api, path: str):
+    await api.start()
+    assert (await api.get(path, headers={"Content-Encoding": "br"})).status == 200
+
+
 @pytest.mark.parametrize("coding", ["gzip", "deflate", "zstd"])
 async def test_the_bound_of_a_body_holds_for_what_is_decoded(api: Api, coding: str):
     await api.start(max_body_mib=1)

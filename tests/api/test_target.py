@@ -112,7 +112,8 @@ async def talk(api: Api, *pieces: bytes) -> Message:
     for number, piece in enumerate(pieces):
         if number:
             await until(
-                lambda: any(one._has_begun for one in api.runner.front.connections), "the first is read"
+                lambda: any(getattr(one, "_has_begun", False) for one in api.runner.front.connections),
+                "the first is read",
             )
         writer.write(piece)
     async with asyncio.timeout(5):

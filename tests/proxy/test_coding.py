@@ -105,7 +105,7 @@ def test_a_bomb_within_a_bomb_is_bounded_where_it_goes_off():
 
 
 def test_a_window_of_zstd_that_would_take_much_memory_is_refused():
-    options = {zstd.CompressionParameter.window_log: 27}
+    options: dict[int, int] = {zstd.CompressionParameter.window_log: 27}
     packer = zstd.ZstdCompressor(options=options)
     data = packer.compress(random.Random(1).randbytes(1 << 20)) + packer.flush()
     with pytest.raises(InvalidRequest, match="wrong zstd data .*memory"):
