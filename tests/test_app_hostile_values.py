@@ -130,7 +130,7 @@ class Asked:
 
     def __init__(self, folder: Path) -> None:
         self.runner = asyncio.Runner()
-        # Nothing can be fetched, nothing leaves by itself, and whoever is kept waiting is told so soon.
+        # No hub is there, and a request that waits is answered soon.
         config = "[scheduler]\nqueue_timeout_seconds = 5.0\n[server]\nmax_body_mib = 1\n"
         env = {"HF_ENDPOINT": "http://127.0.0.1:1"}
         self.up = RouterProcess(folder, binary(folder), config=config, env=env)

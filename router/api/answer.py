@@ -8,7 +8,7 @@ from typing import TypeVar
 import msgspec
 from aiohttp import web
 
-from router.api.json_body import read_json_body
+from router.api.json_body import json_text, read_json_body
 from router.config.nearest import nearest_of
 from router.errors import InvalidRequest
 from router.proxy import read_body
@@ -31,7 +31,7 @@ async def read_json(request: web.Request, shape: type[S], *, if_none: S | None =
     """The body as `shape`; `if_none` where there is none. Raises InvalidRequest that says what is wrong and
     what is accepted."""
     body = (await read_body(request)).joined()
-    if if_none is not None and not body:
+    if if_none is not None and not json_text(body):
         return if_none
     try:
         return read_json_body(msgspec.json.Decoder(shape), body)

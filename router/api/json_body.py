@@ -49,12 +49,14 @@ def read_json_body(decoder: msgspec.json.Decoder[T], body: bytes) -> T:
 
 
 def _describe(body: bytes) -> str | None:
-    """What msgspec does not say, or says wrongly: it calls a lone surrogate a truncated input. No places are
-    told, as of a large body only the fields that are read come here."""
-    if not body:
-        return "the body is empty; send a JSON object"
+    """Describe what msgspec does not report, or reports wrongly: it calls a lone surrogate a truncated input.
+    No position is given, as `body` may be only the fields that were read of a larger one."""
     if (encoding := _other_unicode(body)) is not None:
         return f"the body is not a JSON object in UTF-8: it is {encoding}"
+    if not json_text(body):
+        if b"\0" in body:
+            return "the body is not a JSON object: it begins with a NUL"
+        return "the body is empty; send a JSON object"
     try:
         body.decode()
     except UnicodeDecodeError as error:

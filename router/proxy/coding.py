@@ -1,6 +1,6 @@
 """Content codings of a request's body (RFC 9110, 8.4), decoded as it arrives: llama-server reads none.
 
-What one step makes of its input is bounded, and so is the whole: a few bytes may stand for gigabytes."""
+The output of each step is bounded, and so is that of the whole body: a few bytes may decode to gigabytes."""
 
 from __future__ import annotations
 
@@ -13,27 +13,30 @@ from aiohttp import web
 
 from router.errors import InvalidRequest, UnsupportedCoding
 
-if sys.version_info >= (3, 14):
-    from compression import zstd
-else:
-    from backports import zstd
+try:
+    if sys.version_info >= (3, 14):
+        from compression import zstd
+    else:
+        from backports import zstd
+except ImportError:  # a Python 3.14 that was built without libzstd
+    zstd = None  # type: ignore[assignment]
 
-#: A step reads and writes at most so much.
+#: The input and the output of one step, at most.
 READ_BYTES: Final = 16 << 10
 WRITTEN_BYTES: Final = 64 << 10
-#: gzip and zstd may be several files in a row, as parallel compressors write them. Each costs a step.
+#: gzip and zstd data may be several streams in a row, as parallel compressors write them. Each takes a step.
 MOST_MEMBERS: Final = 10_000
-#: One after another; real clients use one.
+#: In one body; clients use one.
 MOST_CODINGS: Final = 4
 #: As RFC 9659 (3) bounds the window of zstd: 8 MiB, which each body being decoded may take of memory.
 _ZSTD_WINDOW_LOG: Final = 23
 
-_WRONG: Final = (zlib.error, zstd.ZstdError)
+_WRONG: Final[tuple[type[Exception], ...]] = (zlib.error,) if zstd is None else (zlib.error, zstd.ZstdError)
 
 
 class _Member(Protocol):
-    """One compressed stream: `decompress` takes at most `max_length` out of it; not `needs_input`: there is
-    more to take out."""
+    """One compressed stream. `decompress` returns at most `max_length` bytes; without `needs_input` a call
+    with no data returns more."""
 
     @property
     def eof(self) -> bool: ...
@@ -102,14 +105,18 @@ def _zstd() -> _Member:
     return zstd.ZstdDecompressor(options={zstd.DecompressionParameter.window_log_max: _ZSTD_WINDOW_LOG})
 
 
-_CODINGS: Final[Mapping[str, Callable[[], _Member]]] = {"gzip": _gzip, "deflate": _Deflate, "zstd": _zstd}
+_CODINGS: Final[Mapping[str, Callable[[], _Member]]] = {
+    "gzip": _gzip,
+    "deflate": _Deflate,
+    **({} if zstd is None else {"zstd": _zstd}),
+}
 _ALIASES: Final = {"x-gzip": "gzip"}
 #: For the header Accept-Encoding of an answer that refuses another.
 ACCEPTED: Final = ", ".join(_CODINGS)
 
 
 class Decoder:
-    """One body. `limit` is the most bytes that any of its codings may make of it, 0: as many as come."""
+    """Decodes one body. `limit` is the most bytes that each of its codings may decode to, 0: no limit."""
 
     def __init__(self, names: Iterable[str], limit: int) -> None:
         self._layers = [_Layer(name, _CODINGS[name], limit) for name in names]

@@ -26,6 +26,7 @@ from tests.proxy.wire import Message, read_answer
 
 PATH = "/v1/chat/completions"
 ASKED = {"model": "tiny", "messages": []}
+ONE = json.dumps(ASKED).encode()
 
 
 def said(asked: object = ASKED, *headers: str, path: str = PATH) -> bytes:
@@ -603,3 +604,25 @@ async def test_it_leaves_nothing_for_the_garbage_collector(api: Api):
         finally:
             gc.enable()
     assert len(left) <= 2, left
+
+
+@pytest.mark.parametrize("field", ["keep_alive", "max_tokens", "max_completion_tokens", "n_predict"])
+@pytest.mark.parametrize("number", ["1" + "0" * 320, "-1" + "0" * 400, "1" + "0" * 4299, "1e400"])
+async def test_a_number_out_of_bounds_is_refused_and_the_connection_goes_on(
+    api: Api, field: str, number: str
+):
+    await api.start()
+    async with calling(api) as caller:
+        asked = f'{{"model":"tiny","messages":[],"{field}":{number}}}'.encode()
+        assert (await caller.ask(said(asked))).status == 400
+        assert (await caller.ask(said())).status == 200
+    assert (await api.get("/status")).status == 200
+
+
+@pytest.mark.parametrize("asked", [b"\xef\xbb\xbf" + ONE, ONE + b"\0"], ids=["a byte order mark", "a NUL"])
+async def test_an_unusual_body_takes_the_long_way_and_passes_as_it_is(api: Api, asked: bytes):
+    await api.start()
+    async with calling(api) as caller:
+        answer = await caller.ask(said(asked))
+        assert (answer.status, answer.body) == (200, asked)
+        assert not caller.is_short()

@@ -73,6 +73,8 @@ def test_another_unicode_is_named(encoding: str):
     ("body", "says"),
     [
         (b"", "the body is empty"),
+        (BOM, "the body is empty"),
+        (b"\0\0", "it begins with a NUL"),
         (b'{"model":"a\xff"}', "byte 0xff"),
         (b'{"model":"\xed\xa0\x80"}', "byte 0xed"),
         (b'{"model":"gr\xf6\xdfe"}', "byte 0xf6"),

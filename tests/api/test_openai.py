@@ -7,7 +7,7 @@ import gzip
 import json
 import sys
 import zlib
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 
 import pytest
 
@@ -199,6 +199,32 @@ async def test_every_path_takes_a_compressed_body(api: Api, path: str, body: byt
     for coding, encode in ENCODE.items():
         answer = await api.post(path, data=encode(body), headers={"Content-Encoding": coding})
         assert answer.status == 200, answer.body
+
+
+async def test_a_compressed_body_of_unknown_length_is_decoded_too(api: Api):
+    await api.start()
+    body = json.dumps({"model": "tiny", "messages": "x" * 300_000}).encode()
+    encoded = zstd.compress(body)
+
+    async def pieces() -> AsyncIterator[bytes]:
+        for at in range(0, len(encoded), 7):
+            yield encoded[at : at + 7]
+
+    answer = await api.post("/v1/chat/completions", data=pieces(), headers={"Content-Encoding": "zstd"})
+    assert (answer.status, answer.body) == (200, body)
+
+
+@pytest.mark.parametrize("keep_alive", ["9" * 320, "9" * 320 + "h", "1e10", "nan"])
+async def test_a_number_in_a_form_is_in_bounds_or_refused(api: Api, keep_alive: str):
+    await api.start()
+    form = "".join(
+        f"--b\r\nContent-Disposition: form-data; name={name}\r\n\r\n{value}\r\n"
+        for name, value in (("keep_alive", keep_alive), ("model", "tiny"))
+    )
+    headers = {"Content-Type": "multipart/form-data; boundary=b"}
+    answer = await api.post("/v1/audio/transcriptions", data=f"{form}--b--\r\n".encode(), headers=headers)
+    assert answer.status == 400
+    assert "at most 1000000000 s" in answer.error["message"]
 
 
 async def test_a_compressed_form_is_read_too(api: Api):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import random
 import re
+import subprocess
 import sys
 import zlib
 from collections.abc import Callable
@@ -175,3 +176,10 @@ def test_an_unknown_coding_is_refused_with_those_that_are_known(line: str):
 def test_too_many_codings_are_refused():
     with pytest.raises(UnsupportedCoding, match=re.escape("at most 4 content codings are accepted, not 5")):
         decoder("gzip, gzip", "gzip, gzip, gzip")
+
+
+def test_a_python_without_zstd_decodes_the_others():
+    hidden = "sys.modules['backports'] = sys.modules['compression'] = None"
+    code = f"import sys; {hidden}; from router.proxy.coding import ACCEPTED; print(ACCEPTED)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "gzip, deflate"
