@@ -183,9 +183,15 @@ def list_bytes(
     return b'{"data":[' + b",".join(rows) + b'],"object":"list"}'
 
 
-def visible(definitions: Definitions) -> list[ModelName]:
-    """Every model that is not hidden, in the order of the catalog."""
-    return [name for name, one in definitions.by_name.items() if not one.entry.hidden]
+def visible(definitions: Definitions, *, with_others: bool = False) -> list[ModelName]:
+    """Every model that is not hidden, in the order of the catalog; `with_others` also the files that are
+    found and are no models.
+    """
+    return [
+        name
+        for name, one in definitions.by_name.items()
+        if not one.entry.hidden and (one.entry.is_model or with_others)
+    ]
 
 
 def listed(cards: Cards, definitions: Definitions, snapshot: Snapshot) -> list[Row]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
+from router.api.listing import visible
 from router.api.shapes import FitShape, OneModel, Opinion, Plan, PlannedDevice, PlanRow, Term, Way
 from router.core.ledger import UNBOUNDED
 from router.core.types import DeviceId, Footprint, ModelName
@@ -53,8 +54,7 @@ def model_body(seen: Seen, definition: Definition, explanation: Explanation) -> 
 def plan_body(seen: Seen, names: Sequence[ModelName], ctx_size: int | None = None) -> Plan:
     """Several models: a row for each, and whether all fit together; with no names a row for every model that
     is not hidden. Up to seconds of arithmetic: call it in a thread. Raises ModelUnusable for a named one."""
-    by_name = seen.definitions.by_name
-    rows = names or [name for name, one in by_name.items() if not one.entry.hidden]
+    rows = names or visible(seen.definitions)
     body: Plan = {
         "devices": devices_body(seen),
         "models_max": seen.snapshot.models_max,

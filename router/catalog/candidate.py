@@ -16,7 +16,9 @@ Stamp: TypeAlias = tuple[str, int, int]
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """`files` are all parts there should be, the first of them first. `also` are further names."""
+    """`files` are all parts there should be, the first of them first. `also` are further names. `unused` says
+    of a projector or draft why it goes with no model.
+    """
 
     id: str
     source: Source
@@ -24,6 +26,7 @@ class Candidate:
     mmproj: Path | None = None
     draft: Path | None = None
     also: tuple[str, ...] = ()
+    unused: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,13 +26,15 @@ _REPOSITORY: Final = re.compile(r"\w[\w.-]{0,95}/\w[\w.-]{0,95}(?::[\w.-]{1,64})
 @dataclass(frozen=True, slots=True)
 class Catalog:
     """`entries` by id, in the order presets, folders, cache. `warnings` are for people. `unread` are places
-    that could not be read and may hold models, `kept` what an earlier catalog knew of them.
+    that could not be read and may hold models, `kept` what an earlier catalog knew of them. `gguf_files` is
+    how many GGUF files are in the folders and the cache, models or not.
     """
 
     entries: Mapping[str, CatalogEntry] = field(default_factory=lambda: MappingProxyType({}))
     warnings: tuple[str, ...] = ()
     unread: tuple[Path, ...] = ()
     kept: frozenset[str] = frozenset()
+    gguf_files: int = 0
     _ids: Mapping[str, str] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -55,7 +57,7 @@ class Catalog:
                 f"cannot look for models: {error.strerror}; allow the router more of them (ulimit -n)",
                 retry_after_seconds=1.0,
             ) from error
-        return Catalog(entries, tuple(notes.warnings), tuple(notes.unread))
+        return Catalog(entries, tuple(notes.warnings), tuple(notes.unread), gguf_files=notes.gguf_files)
 
     def keeping(self, former: Catalog) -> Catalog:
         """With the models of `former` that lie where nothing could be read this time, as they were there: a
@@ -72,7 +74,7 @@ class Catalog:
             return self
         warning = f"kept as they were, as they cannot be read now: {', '.join(kept)}"
         entries = MappingProxyType({**self.entries, **kept})
-        return Catalog(entries, (*self.warnings, warning), self.unread, frozenset(kept))
+        return Catalog(entries, (*self.warnings, warning), self.unread, frozenset(kept), self.gguf_files)
 
     def id_of(self, name: str) -> str:
         """Of the model called `name`. Raises ModelNotFound."""
@@ -106,7 +108,7 @@ class Catalog:
 
     def _not_found(self, name: str) -> str:
         shown = name if len(name) <= 100 else name[:97] + "..."
-        visible = [entry for entry in self.entries.values() if not entry.hidden]
+        visible = [entry for entry in self.entries.values() if entry.is_model and not entry.hidden]
         fetch = f"; to fetch it: llama-router pull {name}" if _REPOSITORY.fullmatch(name) else ""
         if not visible:
             return f"model {shown!r} not found; there are no models yet{fetch}"

@@ -29,8 +29,9 @@ class CatalogEntry:
     `path` is the first of `files`, which are all its parts; None when no file is known. `mmproj` and the
     paths in `preset` (draft_model, lora) are what is to be used, whether they were configured or found
     beside the model. `removable`: it is in the Hugging Face cache and may be deleted. `architecture` and
-    `gguf_name` are what the file says. `stamps` are real path, size and time of change of every file, when
-    the catalog was made.
+    `gguf_name` are what the file says. It is no model (`is_model`) where its header rules that out and it has
+    no section of its own; `error` says why. `stamps` are real path, size and time of change of every file,
+    when the catalog was made.
     """
 
     id: str
@@ -45,6 +46,7 @@ class CatalogEntry:
     removable: bool = False
     architecture: str | None = None
     gguf_name: str | None = None
+    is_model: bool = True
     stamps: tuple[Stamp, ...] = ()
 
     @property

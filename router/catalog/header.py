@@ -16,6 +16,14 @@ from router.gguf import POOLING_TYPES
 GLANCE_BYTES: Final = 1 << 16
 _STRING, _ARRAY = 8, 9
 _SIZES: Final = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
+#: Where a companion says for which width of embeddings it is made. Source: tools/mtmd/clip.cpp,
+#: common/speculative.cpp and src/models/{eagle3,dflash,gemma4-assistant}.cpp of llama.cpp b11434.
+_SERVED_WIDTHS: Final = {
+    "clip": ("vision.projection_dim", "audio.projection_dim"),
+    "eagle3": ("target_hidden_size",),
+    "dflash": ("embedding_length",),
+    "gemma4-assistant": ("embedding_length_out",),
+}
 
 
 class Unusable(Exception):
@@ -24,14 +32,23 @@ class Unusable(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """What stands before the vocabulary; None where the file does not say, or not so early. `kind` is
-    general.type.
+    """What stands before the vocabulary; None where the file does not say, or not so early.
+
+    `kind` is general.type. `n_embd` is the width of the model's embeddings; `serves_n_embd` are the widths
+    for which a projector or a draft is made (empty: not said). `tokenizer` is tokenizer.ggml.model, `n_vocab`
+    the number of its tokens.
     """
 
     architecture: str | None = None
     name: str | None = None
     kind: str | None = None
     pooling: str | None = None
+    n_embd: int | None = None
+    serves_n_embd: tuple[int, ...] = ()
+    projector: str | None = None
+    tokenizer: str | None = None
+    n_vocab: int | None = None
+    n_prediction_layers: int = 0
 
 
 def glance(path: Path) -> Header:
@@ -63,19 +80,30 @@ def _header(keys: dict[str, str | int]) -> Header:
         value = keys.get(key)
         return value if isinstance(value, str) else None
 
+    def number(key: str) -> int | None:
+        value = keys.get(key)
+        return value if isinstance(value, int) else None
+
     architecture = text("general.architecture")
-    pooling = keys.get(f"{architecture}.pooling_type")
+    pooling = number(f"{architecture}.pooling_type")
+    serves = [number(f"{architecture}.{key}") for key in _SERVED_WIDTHS.get(architecture or "", ())]
     return Header(
         architecture=architecture,
         name=text("general.name"),
         kind=text("general.type"),
-        pooling=POOLING_TYPES.get(pooling) if isinstance(pooling, int) else None,
+        pooling=POOLING_TYPES.get(pooling) if pooling is not None else None,
+        n_embd=number(f"{architecture}.embedding_length"),
+        serves_n_embd=tuple(dict.fromkeys(width for width in serves if width)),
+        projector=text("clip.projector_type") or text("clip.vision.projector_type"),
+        tokenizer=text("tokenizer.ggml.model"),
+        n_vocab=number("tokenizer.ggml.tokens"),
+        n_prediction_layers=number(f"{architecture}.nextn_predict_layers") or 0,
     )
 
 
 def _first_keys(data: bytes) -> dict[str, str | int]:
-    """The strings and 32-bit numbers among the keys that are complete in `data`. Whatever is odd ends the
-    reading.
+    """The strings and 32-bit numbers among the keys in `data`, and of arrays the number of their items.
+    Whatever is odd ends the reading.
     """
     (n_keys,) = struct.unpack_from("<Q", data, 16)
     keys: dict[str, str | int] = {}
@@ -88,6 +116,7 @@ def _first_keys(data: bytes) -> dict[str, str | int]:
             if kind == _STRING:
                 keys[key], at = _string(data, at)
             elif kind == _ARRAY:
+                (keys[key],) = struct.unpack_from("<Q", data, at + 4)
                 at = _skip_array(data, at)
             else:
                 if kind in (4, 5):

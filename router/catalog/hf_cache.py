@@ -13,7 +13,8 @@ from pathlib import Path
 from types import MappingProxyType
 
 from router.catalog.candidate import Candidate
-from router.catalog.names import GgufName, choose_model, choose_sibling, parse_name
+from router.catalog.companions import mmproj_of
+from router.catalog.names import GgufName, choose_model, parse_name
 from router.catalog.notes import Notes, is_there
 
 _COMMIT = re.compile(r"[0-9a-fA-F]{40}")
@@ -47,12 +48,9 @@ class Repository:
     others: tuple[Repository, ...] = ()
 
     def candidate(self, model: GgufName, name: str) -> Candidate:
-        mmproj = choose_sibling((file for file in self.names if file.is_mmproj), model)
+        mmproj = mmproj_of(model, self.names, self.snapshot)
         return Candidate(
-            name,
-            "hf_cache",
-            tuple(self.snapshot / part for part in model.shards),
-            mmproj=self.snapshot / mmproj.path if mmproj else None,
+            name, "hf_cache", tuple(self.snapshot / part for part in model.shards), mmproj=mmproj
         )
 
     def models(self) -> Iterator[Candidate]:

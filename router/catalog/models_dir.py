@@ -1,102 +1,168 @@
-"""Models in a folder of one's own.
+"""Models in a folder of one's own, and in the folders below it.
 
 FOLDER/name.gguf                       name
 FOLDER/name-00001-of-00003.gguf ...    name, and name-00001-of-00003 as llama.cpp calls it
-FOLDER/name/*.gguf                     name: one model with its projector (mmproj*) and draft (mtp-*, ...)
-FOLDER/name/a.gguf, FOLDER/name/b.gguf name is the first of several; name/a and name/b are each of them
-FOLDER/author/repo/*.gguf              author/repo, the same way (as LM Studio keeps its models)
+FOLDER/path/to/file.gguf               path/to/file; its id is path/to where it is the only model there, or
+                                       the only one that is called like the folder
+
+A projector or draft goes with the models in its own folder and below that it fits (`companions`). A model
+whose name is taken keeps the longer ones.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator
+from itertools import groupby
 from pathlib import Path
+from typing import Final
 
 from router.catalog.candidate import Candidate
-from router.catalog.names import GgufName, choose_sibling, parse_name
+from router.catalog.companions import Beside, sort_out
+from router.catalog.kinds import GgufFile, look_at, ruled_out
+from router.catalog.names import GgufName, parse_name
 from router.catalog.notes import Notes, is_there
 
+#: Folders below a models folder that are searched: author/repository/quantisation has three.
+MAX_DEPTH: Final = 8
+#: A folder that was named by mistake, such as /, must not be searched for hours.
+MAX_FOLDERS: Final = 10_000
+_ARTICLES: Final = {"projector": "a projector", "draft": "a draft", "other": "no model"}
 
-def scan_models_dir(folder: Path, notes: Notes) -> list[Candidate]:
-    """All models in `folder`, by name. What cannot be read is left out and noted. Raises OSError only where
-    files have run out.
+
+def scan_models_dir(folder: Path, notes: Notes, elsewhere: Collection[str] = ()) -> list[Candidate]:
+    """All models in `folder`; those of a folder come before those of the folders in it. `elsewhere` are the
+    real paths of folders that are searched by themselves.
+
+    A file whose header rules it out as a model is among them; what is left out by its name is noted, with the
+    reason, and so is what cannot be read. Raises OSError only where files have run out.
     """
-    seen: set[str] = set()
-    listing = _Listing.of(folder, seen, notes)
-    found = [_single(folder, name) for name in listing.models(folder, notes)]
-    for name in listing.folders:
-        inner = _Listing.of(folder / name, seen, notes)
-        if inner.files:
-            found += _one_folder(folder / name, name, inner, notes)
-            continue
-        for repo in inner.folders:
-            innermost = _Listing.of(folder / name / repo, seen, notes)
-            found += _one_folder(folder / name / repo, f"{name}/{repo}", innermost, notes)
-    return found
+    names = _Walk(folder, notes, elsewhere).names()
+    notes.gguf_files += len(names)
+    files = [look_at(folder, name) for name in _first_parts(folder, names, notes)]
+    parts = sort_out(files, root_is_shared=True)
+    unused = {file.name.path: reason for file, reason in parts.unused}
+    models = {file.name.path for file in parts.models}
+    offered = [file for file in files if file.name.path in models or ruled_out(file.header) is not None]
+    for file in files:
+        if file not in offered and (file.name.path in unused or file.kind == "other"):
+            reason = unused.get(file.name.path, "its name is that of an importance matrix")
+            notes.warnings.append(f"{file.path}: passed over as {_ARTICLES[file.kind]}: {reason}")
+    named = _names_of(offered, models)
+    return [
+        Candidate(
+            named[file.name.path][0],
+            "models_dir",
+            tuple(folder / part for part in file.name.shards),
+            mmproj=beside.mmproj.path if beside.mmproj else None,
+            draft=beside.draft.path if beside.draft else None,
+            also=tuple(named[file.name.path][1:]),
+            unused=unused.get(file.name.path),
+        )
+        for file in offered
+        for beside in (parts.beside.get(file.name.path, Beside()),)
+    ]
 
 
-class _Listing:
-    """The GGUF files and the folders of one folder, sorted: directory order differs between machines."""
+class _Walk:
+    """Collects the GGUF files below a folder, sorted: directory order differs between machines."""
 
-    def __init__(self, files: Sequence[GgufName], folders: Sequence[str]) -> None:
-        self.files = files
-        self.folders = folders
+    def __init__(self, folder: Path, notes: Notes, elsewhere: Collection[str]) -> None:
+        self._folder = folder
+        self._notes = notes
+        self._seen = set(elsewhere) - {os.path.realpath(folder)}
+        self._names: list[GgufName] = []
 
-    @classmethod
-    def of(cls, folder: Path, seen: set[str], notes: Notes) -> _Listing:
-        """Empty for a folder that has been `seen`: a link may lead back."""
-        files: list[GgufName] = []
-        folders: list[str] = []
+    def names(self) -> list[GgufName]:
+        self._enter("", 0)
+        return self._names
+
+    def _enter(self, inner: str, depth: int) -> None:
+        """Take the files of one folder, then its folders. One that has been seen is left out: a link may lead
+        back."""
+        folder = self._folder / inner
         real = os.path.realpath(folder)
-        if real in seen:
-            return cls(files, folders)
-        seen.add(real)
+        if real in self._seen:
+            return
+        if depth > MAX_DEPTH or len(self._seen) >= MAX_FOLDERS:
+            limit = f"more than {MAX_DEPTH} deep" if depth > MAX_DEPTH else f"after {MAX_FOLDERS} folders"
+            self._notes.warnings.append(f"{folder}: not searched: it comes {limit}; name it in models_dirs")
+            return
+        self._seen.add(real)
+        folders = []
         try:
             with os.scandir(folder) as entries:
                 for entry in sorted(entries, key=lambda entry: entry.name):
+                    path = f"{inner}/{entry.name}" if inner else entry.name
                     if entry.name.startswith("."):
                         continue
-                    if _is_dir(entry, notes):
-                        folders.append(entry.name)
-                    elif (name := parse_name(entry.name)) and _is_file_or_broken(entry):
-                        files.append(name)
+                    if _is_dir(entry, self._notes):
+                        folders.append(path)
+                    elif (name := parse_name(path)) and _is_file_or_broken(entry):
+                        self._names.append(name)
         except OSError as error:
-            notes.cannot_read(folder, error)
-        return cls(files, folders)
-
-    def models(self, folder: Path, notes: Notes) -> Iterator[GgufName]:
-        """One file per model: of a split one the first part."""
-        present = {name.path for name in self.files}
-        for name in self.files:
-            if name.is_model and name.index == 1:
-                yield name
-            elif name.is_model and not present.intersection(name.shards[: name.index - 1]):
-                first = name.shards[0]
-                notes.warnings.append(f"{folder / name.path}: left out: its first part, {first}, is missing")
+            self._notes.cannot_read(folder, error)
+        for path in folders:
+            self._enter(path, depth + 1)
 
 
-def _single(folder: Path, name: GgufName) -> Candidate:
-    as_llama_cpp = (name.path.removesuffix(".gguf"),) if name.count > 1 else ()
-    return Candidate(
-        name.prefix, "models_dir", tuple(folder / part for part in name.shards), also=as_llama_cpp
-    )
+def _first_parts(folder: Path, names: Iterable[GgufName], notes: Notes) -> Iterator[GgufName]:
+    """One file for each: of a split one the first part. Later parts without it are noted once."""
+    names = list(names)
+    present = {name.path for name in names}
+    for name in names:
+        if name.index == 1:
+            yield name
+        elif not present.intersection(name.shards[: name.index - 1]):
+            first = name.shards[0].rpartition("/")[2]
+            notes.warnings.append(f"{folder / name.path}: left out: its first part, {first}, is missing")
 
 
-def _one_folder(folder: Path, name: str, listing: _Listing, notes: Notes) -> Iterator[Candidate]:
-    models = sorted(listing.models(folder, notes), key=lambda model: (model.count == 1, model.path))
-    for number, model in enumerate(models):
-        mmproj = choose_sibling((file for file in listing.files if file.is_mmproj), model)
-        draft = choose_sibling((file for file in listing.files if file.is_draft), model)
-        by_file = f"{name}/{model.prefix}"
-        yield Candidate(
-            name if number == 0 else by_file,
-            "models_dir",
-            tuple(folder / part for part in model.shards),
-            mmproj=folder / mmproj.path if mmproj else None,
-            draft=folder / draft.path if draft else None,
-            also=(by_file,) if number == 0 and len(models) > 1 else (),
-        )
+def _names_of(files: Iterable[GgufFile], models: Collection[str]) -> dict[str, list[str]]:
+    """The names of each file by its path, its id first. No two files have the same one, and none loses its
+    longest name when another file comes."""
+    names: dict[str, list[str]] = {}
+    taken: set[str] = set()
+
+    def give(file: GgufFile, name: str, *, is_id: bool = False) -> bool:
+        if name in taken:
+            return False
+        taken.add(name)
+        names.setdefault(file.name.path, []).insert(0 if is_id else len(names[file.name.path]), name)
+        return True
+
+    files = sorted(files, key=lambda file: file.name.count)
+    for file in files:
+        names[file.name.path] = []
+        stem = file.name.path[:-5]
+        for name in dict.fromkeys((file.name.prefix, stem, file.name.path)):
+            # A part of a split model has llama.cpp's name too; else one name is enough.
+            if give(file, name) and (file.name.count == 1 or name == stem):
+                break
+    for folder, inside in groupby(sorted(files, key=_folder_of), key=_folder_of):
+        chosen = _chosen(folder, [file for file in inside if file.name.path in models])
+        if folder and chosen is not None:
+            give(chosen, folder, is_id=True)
+    return names
+
+
+def _chosen(folder: str, models: list[GgufFile]) -> GgufFile | None:
+    """The model that a folder means: the only one, or the only one that is called like it."""
+    last = folder.rpartition("/")[2]
+    words = GgufName(last, last, "", 1, 1).words
+    for is_called in (
+        lambda file: True,
+        lambda file: file.name.prefix.endswith(f"/{last}"),
+        lambda file: file.name.prefix.lower().endswith(f"/{last.lower()}"),
+        lambda file: file.name.words == words,
+    ):
+        if len(found := [file for file in models if is_called(file)]) == 1:
+            return found[0]
+    return None
+
+
+def _folder_of(file: GgufFile) -> str:
+    return file.name.folder
 
 
 def _is_dir(entry: os.DirEntry[str], notes: Notes) -> bool:

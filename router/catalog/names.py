@@ -2,7 +2,7 @@
 model at all.
 
 The rules are those of llama.cpp (common/download.cpp, common/preset.cpp), so that ids and choices agree
-with it.
+with it; companions are recognised in any case, and where llama.cpp knows only a prefix, in any position.
 """
 
 from __future__ import annotations
@@ -12,11 +12,27 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
 
-DRAFT_PREFIXES: Final = ("mtp-", "dspark-", "dflash-", "eagle3-")
 MAX_SHARDS: Final = 1024
 _SHARD: Final = re.compile(r"(?P<prefix>.+)-(?P<index>\d{5})-of-(?P<count>\d{5})", re.DOTALL)
 _TAG: Final = re.compile(r"[-.]([A-Z0-9_]+)$", re.IGNORECASE | re.ASCII)
 _DEFAULT_TAGS: Final = ("Q4_K_M", "Q8_0")
+#: A draft by its name. Whole models with prediction layers have "MTP" inside their names: there it counts
+#: only as the first word.
+_DRAFT: Final = re.compile(
+    r"mtp-|(?:.*[-_. ])?(?:dflash|dspark|eagle-?3)(?:[-_. ]|$)", re.IGNORECASE | re.DOTALL
+)
+_SEPARATORS: Final = re.compile(r"[-_. ]+")
+_QUANTISATION: Final = re.compile(
+    r"(?<![^-_. ])(?:ud|i?q\d(?:_[a-z0-9]+)*|tq\d_\d|bf16|fp?16|fp?32|mxfp4(?:_moe)?|nvfp4)(?![^-_. ])",
+    re.IGNORECASE,
+)
+#: Words of a file's name that say what kind of file it is, not which model it is of.
+_KIND_WORDS: Final = frozenset(
+    {
+        "mmproj", "projector", "proj", "vision", "audio", "clip", "mtp", "dflash", "dspark", "eagle",
+        "eagle3", "draft", "lora", "adapter", "model", "gguf",
+    }
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,28 +53,45 @@ class GgufName:
 
     @property
     def is_mmproj(self) -> bool:
-        return "mmproj" in self.file
+        return "mmproj" in self.file.lower()
 
     @property
     def is_draft(self) -> bool:
-        return self.file.startswith(DRAFT_PREFIXES)
+        return _DRAFT.match(self.file[:-5]) is not None
 
     @property
     def is_model(self) -> bool:
-        return not self.is_mmproj and not self.is_draft and "imatrix" not in self.file
+        return not self.is_mmproj and not self.is_draft and "imatrix" not in self.file.lower()
+
+    @property
+    def folder(self) -> str:
+        return self.path.rpartition("/")[0]
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """Which model the file is of: the words of its name, without quantisation and kind of file."""
+        return tuple(word for word in self.all_words if word not in _KIND_WORDS)
+
+    @property
+    def all_words(self) -> tuple[str, ...]:
+        """The same with the words that say what kind of file it is."""
+        name = _QUANTISATION.sub("", self.prefix.rpartition("/")[2].lower()).replace("eagle-3", "eagle3")
+        return tuple(filter(None, _SEPARATORS.split(name)))
 
     @property
     def shards(self) -> tuple[str, ...]:
         """The paths of all parts, this one among them."""
         if self.count == 1:
             return (self.path,)
-        return tuple(f"{self.prefix}-{n:05d}-of-{self.count:05d}.gguf" for n in range(1, self.count + 1))
+        extension = self.path[-5:]
+        parts = range(1, self.count + 1)
+        return tuple(f"{self.prefix}-{n:05d}-of-{self.count:05d}{extension}" for n in parts)
 
 
 def parse_name(path: str) -> GgufName | None:
-    """`path` ("/" between folders) taken apart; None unless it ends in .gguf."""
-    prefix = path.removesuffix(".gguf")
-    if prefix in (path, "") or prefix.endswith("/"):
+    """`path` ("/" between folders) taken apart; None unless it ends in .gguf, in any case."""
+    prefix, extension = path[:-5], path[-5:]
+    if extension.lower() != ".gguf" or not prefix or prefix.endswith("/"):
         return None
     index = count = 1
     match = _SHARD.fullmatch(prefix)
@@ -89,16 +122,34 @@ def choose_model(names: Iterable[GgufName], tag: str = "") -> GgufName | None:
 
 
 def choose_sibling(candidates: Iterable[GgufName], model: GgufName) -> GgufName | None:
-    """Of several projectors or drafts the one that goes with `model`: the nearest folder above it, then
-    the nearest number of bits, then the first by name.
+    """Of several projectors or drafts the one that goes with `model`: the nearest folder above it, then the
+    name of the same model, then the nearest number of bits, then the first by name.
     """
-    folders = model.path.split("/")[:-1]
     fitting = [
-        (-len(parents), abs(_bits(each.tag) - _bits(model.tag)), each.path, each)
+        (
+            -each.path.count("/"),
+            [-rank for rank in kinship(each, model)],
+            abs(_bits(each.tag) - _bits(model.tag)),
+            each.path,
+            each,
+        )
         for each in candidates
-        if folders[: len(parents := each.path.split("/")[:-1])] == parents
+        if f"{model.folder}/".startswith(f"{each.folder}/") or not each.folder
     ]
     return min(fitting)[-1] if fitting else None
+
+
+def kinship(companion: GgufName, model: GgufName) -> tuple[int, int]:
+    """How surely a companion is named for a model: (2, 0) by the same words, (1, n) where one name begins
+    with all n words of the other, (0, 0) where they are of different models or the companion has no name.
+    """
+    mine, theirs = companion.words, model.words
+    if not mine or not theirs:
+        return 0, 0
+    if mine == theirs:
+        return 2, 0
+    n = min(len(mine), len(theirs))
+    return (1, n) if mine[:n] == theirs[:n] else (0, 0)
 
 
 def _bits(tag: str) -> int:

@@ -15,11 +15,13 @@ _NOT_THERE: Final = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
 @dataclass(slots=True)
 class Notes:
     """`unread` are folders and files that are there and may hold models, though nobody can tell now: an
-    empty place is something else (see `Catalog.keeping`).
+    empty place is something else (see `Catalog.keeping`). `gguf_files` counts the files that were found,
+    models or not.
     """
 
     warnings: list[str] = field(default_factory=list)
     unread: list[Path] = field(default_factory=list)
+    gguf_files: int = 0
 
     def cannot_read(self, path: Path, error: OSError) -> None:
         """Raises the error itself where files have run out: then nothing at all can be told of the disk."""

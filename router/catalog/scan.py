@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 from collections.abc import Iterable, Iterator
@@ -10,8 +11,11 @@ from pathlib import Path
 from typing import Final
 
 from router.catalog.candidate import Candidate, Stamp, examine, stamp_of
+from router.catalog.companions import adapter_misfit, misfit
 from router.catalog.entry import CatalogEntry
+from router.catalog.header import Header, Unusable, glance
 from router.catalog.hf_cache import HfCache, hf_cache_dir, scan_hf_cache
+from router.catalog.kinds import ruled_out
 from router.catalog.models_dir import scan_models_dir
 from router.catalog.names import canonical_id, parse_name
 from router.catalog.notes import Notes, is_there
@@ -29,10 +33,13 @@ def scan(config: Config, presets: Presets, notes: Notes) -> Iterable[CatalogEntr
     warnings = notes.warnings
     warnings.extend(presets.warnings)
     found = _Found()
-    for folder in models_dirs(config):
+    folders = models_dirs(config)
+    elsewhere = [os.path.realpath(folder) for folder in (*folders, hf_cache_dir())]
+    for folder in folders:
         if config.paths.models_dirs or _may_be_there(folder):  # the default folder need not exist
-            found.add(scan_models_dir(folder, notes), warnings)
+            found.add(scan_models_dir(folder, notes, elsewhere), warnings)
     cache = scan_hf_cache(hf_cache_dir(), notes) if config.paths.hf_cache else HfCache()
+    notes.gguf_files += sum(len(repository.names) for repository in cache.repositories.values())
     found.add(cache.models(), warnings)
     entries = _Entries(presets, cache, notes)
     for section in presets.names:
@@ -44,6 +51,7 @@ def scan(config: Config, presets: Presets, notes: Notes) -> Iterable[CatalogEntr
         if candidate.id not in entries.by_id:
             entries.add(candidate)
     entries.drop_duplicates_of_the_cache()
+    entries.note_what_is_not_offered()
     return entries.with_aliases(warnings)
 
 
@@ -62,14 +70,15 @@ class _Found:
     def add(self, candidates: Iterable[Candidate], warnings: list[str]) -> None:
         for candidate in candidates:
             file, name = candidate.files[0], candidate.id
+            names = [each for each in (name, *candidate.also) if each not in self.by_id]
             if not is_name(name):
                 warnings.append(f"{str(file)!r}: left out: {name!r} cannot be the name of a model")
-            elif name in self.by_id:
+            elif not names:
                 first = self.by_id[name].files[0]
                 warnings.append(f"{file}: left out: {first} has the name {name!r} already")
             else:
-                self.by_id[name] = candidate
-                self._also |= dict.fromkeys(candidate.also, name)
+                self.by_id[names[0]] = replace(candidate, id=names[0], also=tuple(names[1:]))
+                self._also |= dict.fromkeys(names[1:], names[0])
 
     def get(self, section: str) -> Candidate | None:
         """The model that a section is about: by id, another name, or the cache's spelling of it."""
@@ -118,11 +127,14 @@ class _Entries:
         examined = examine(candidate.files)
         self._notes.unread.extend(examined.unread)
         header = examined.header
+        reason = ruled_out(header, is_configured=section is not None)
+        if reason is not None:
+            error = f"{candidate.files[0]} {reason}" + (f"; {candidate.unused}" if candidate.unused else "")
         names = [candidate.files[0].stem, *filter(None, (header.name,))]
         preset = self._presets.for_model(
             candidate.id, *names, section=section, architecture=header.architecture, pooling=header.pooling
         )
-        preset, companions, problems = self._with_companions(preset, candidate)
+        preset, companions, problems = self._with_companions(preset, candidate, header)
         self._names.setdefault(candidate.id, []).extend(candidate.also)
         self.by_id[candidate.id] = CatalogEntry(
             id=candidate.id,
@@ -136,13 +148,18 @@ class _Entries:
             removable=candidate.source == "hf_cache",
             architecture=header.architecture,
             gguf_name=header.name,
+            is_model=reason is None or section is not None,
             stamps=(*examined.stamps, *companions),
         )
 
     def _with_companions(
-        self, preset: ModelPreset, candidate: Candidate
+        self, preset: ModelPreset, candidate: Candidate, header: Header
     ) -> tuple[ModelPreset, list[Stamp], list[str]]:
-        """The other files a model is run with, as configured, else as found beside it; and what is wrong."""
+        """The other files a model is run with, as configured, else as found beside it; and what is wrong.
+
+        A configured one whose header does not fit the model is wrong too, as llama-server would not start
+        with it; but for a draft, which it would load and not use: that is left out.
+        """
         problems = []
         mmproj = preset.mmproj or (candidate.mmproj if preset.mmproj_auto else None)
         draft = preset.draft_model or candidate.draft
@@ -154,10 +171,17 @@ class _Entries:
         stamps = []
         companions = [("projector", mmproj), ("draft", draft), *(("adapter", each) for each in preset.lora)]
         for what, file in companions:
-            if file is not None and (stamp := stamp_of(file)):
+            if file is None:
+                continue
+            stamp = stamp_of(file)
+            misfit = _misfit(what, file, header) if stamp is not None else "is gone"
+            if stamp is not None and misfit is None:
                 stamps.append(stamp)
-            elif file is not None:
-                problems.append(f"its {what} {file} is gone")
+            elif stamp is not None and what == "draft":
+                self._notes.warnings.append(f"{candidate.id}: its draft {file} is left out: it {misfit}")
+                draft = None
+            else:
+                problems.append(f"its {what} {file} {misfit}")
         return replace(preset, model=candidate.files[0], mmproj=mmproj, draft_model=draft), stamps, problems
 
     def drop_duplicates_of_the_cache(self) -> None:
@@ -175,6 +199,15 @@ class _Entries:
                 if same is not None:
                     del self.by_id[entry.id]
                     self._names[same].append(entry.id)
+
+    def note_what_is_not_offered(self) -> None:
+        """Every file that is no model and goes with none, with its reason."""
+        in_use: set[Path | None] = set()
+        for entry in self.by_id.values():
+            in_use.update((entry.mmproj, entry.preset.draft_model, *entry.preset.lora))
+        for entry in self.by_id.values():
+            if not entry.is_model and entry.path not in in_use:
+                self._notes.warnings.append(f"not offered as a model: {entry.error}")
 
     def with_aliases(self, warnings: list[str]) -> Iterator[CatalogEntry]:
         """A name is one model's: an alias that is taken is left out, whoever comes later."""
@@ -211,6 +244,18 @@ def _from_path(name: str, path: Path) -> tuple[Candidate, str | None]:
         part = f"{path} is part {file.index} of {file.count}"
         return Candidate(name, "preset", (path,)), f"{part}; give the first part, {file.shards[0]}"
     return Candidate(name, "preset", tuple(path.with_name(part) for part in file.shards)), None
+
+
+def _misfit(what: str, file: Path, model: Header) -> str | None:
+    """Why llama-server cannot run the model with a projector, draft or adapter; None where the headers do not
+    say, or one cannot be read."""
+    try:
+        companion = glance(file)
+    except Unusable:
+        return None
+    if what == "adapter":
+        return adapter_misfit(companion, model)
+    return misfit(companion, file, model, is_draft=what == "draft")
 
 
 def _not_downloaded(hf_repo: str, hf_file: str | None) -> str:

@@ -102,7 +102,8 @@ def test_an_instance_is_shown_with_its_memory_and_its_times(known: Known):
 
 def test_the_order_is_that_of_the_catalog(known: Known):
     snapshot: Snapshot = FakePool().snapshot()
-    visible = [name for name, entry in known.catalog.entries.items() if not entry.hidden]
+    entries = known.catalog.entries.items()
+    visible = [name for name, entry in entries if entry.is_model and not entry.hidden]
     assert [m.id for m in listed(known.cards, known.definitions, snapshot)] == visible
 
 

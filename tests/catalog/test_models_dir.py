@@ -3,19 +3,31 @@
 from __future__ import annotations
 
 import os
+from typing import Any
 
 import pytest
 
 from router.catalog.candidate import Candidate
-from router.catalog.models_dir import scan_models_dir
+from router.catalog.models_dir import MAX_DEPTH, scan_models_dir
 from router.catalog.notes import Notes
+from tests.catalog.conftest import gguf
 
 
-def scan(disk) -> dict[str, Candidate]:
+def scan(disk, *warnings: str) -> dict[str, Candidate]:
+    """By name, with these warnings, which begin with the file's path in the folder."""
     notes = Notes()
     found = scan_models_dir(disk.models, notes)
-    assert notes.warnings == []
+    assert [warning.removeprefix(f"{disk.models}/") for warning in notes.warnings] == list(warnings)
+    assert len({candidate.id for candidate in found}) == len(found)
     return {candidate.id: candidate for candidate in found}
+
+
+def text_model(n_embd: int = 64, **keys: Any) -> bytes:
+    return gguf(general__architecture="llama", llama__embedding_length=n_embd, **keys)
+
+
+def projector(n_embd: int = 64) -> bytes:
+    return gguf(general__type="mmproj", general__architecture="clip", clip__vision__projection_dim=n_embd)
 
 
 def names(candidate: Candidate) -> list[str]:
@@ -29,8 +41,11 @@ def test_a_file_is_a_model_called_after_it(disk):
 
 def test_companions_are_not_models(disk):
     disk.write("m.gguf", "mmproj-m.gguf", "mtp-m.gguf", "dspark-m.gguf", "dflash-m.gguf")
-    assert list(scan(disk)) == ["m"]
-    assert scan(disk)["m"].mmproj is None, "beside other models it may belong to any of them"
+    why = "it lies beside models of all kinds: put it and its model into a folder of their own"
+    drafts = [f"{each}-m.gguf: passed over as a draft: {why}" for each in ("dflash", "dspark", "mtp")]
+    found = scan(disk, *drafts[:2], f"mmproj-m.gguf: passed over as a projector: {why}", drafts[2])
+    assert list(found) == ["m"]
+    assert found["m"].mmproj is None, "beside other models it may belong to any of them"
 
 
 def test_a_split_model_is_one_model_with_all_its_parts(disk):
@@ -68,38 +83,141 @@ def test_a_folder_is_one_model_with_its_companions(disk):
     assert found.draft == disk.models / "gemma" / "mtp-gemma.gguf"
 
 
-def test_in_a_folder_the_first_part_of_a_split_model_wins(disk):
-    disk.write("big/a.gguf", "big/b-00001-of-00002.gguf", "big/b-00002-of-00002.gguf")
-    found = scan(disk)
-    assert names(found["big"]) == ["b-00001-of-00002.gguf", "b-00002-of-00002.gguf"]
-    assert names(found["big/a"]) == ["a.gguf"]
-
-
-def test_of_several_models_in_a_folder_each_has_a_name(disk):
-    disk.write("m/m-Q8_0.gguf", "m/m-Q4_0.gguf", "m/mmproj.gguf")
+@pytest.mark.parametrize("suffix", ["Q8_0.gguf", "Q8_0-00001-of-00001.gguf"])
+def test_of_several_models_in_a_folder_each_has_a_name_and_none_that_of_the_folder(disk, suffix):
+    disk.write(f"m/m-{suffix}", "m/m-Q4_0.gguf", "m/mmproj.gguf")
     found = scan(disk)
     assert {name: names(each) for name, each in found.items()} == {
-        "m": ["m-Q4_0.gguf"],
-        "m/m-Q8_0": ["m-Q8_0.gguf"],
+        "m/m-Q4_0": ["m-Q4_0.gguf"],
+        "m/m-Q8_0": [f"m-{suffix}"],
     }
-    assert found["m"].also == ("m/m-Q4_0",)
     assert found["m/m-Q8_0"].mmproj is not None
 
 
-def test_folders_of_authors_are_looked_into(disk):
-    disk.write("author/repo/m-Q4_0.gguf", "author/other/m.gguf", "author/other/deep/er/m.gguf")
-    assert list(scan(disk)) == ["author/other", "author/repo"]
+@pytest.mark.parametrize("called", ["Foo-Q8_0", "foo-q8_0", "foo", "Foo-GGUF"])
+def test_the_model_of_a_folder_is_the_one_that_is_called_like_it(disk, called):
+    disk.write(f"{called}/Bar-Q4_0.gguf", f"{called}/Foo-Q8_0.gguf", f"{called}/Goo-Q8_0.gguf")
+    assert names(scan(disk)[called]) == ["Foo-Q8_0.gguf"]
+    assert scan(disk)[called].also == (f"{called}/Foo-Q8_0",)
+    assert sorted(scan(disk)) == sorted((called, f"{called}/Bar-Q4_0", f"{called}/Goo-Q8_0"))
 
 
-def test_a_folder_that_has_models_is_not_looked_into_further(disk):
-    disk.write("m/m.gguf", "m/lora/adapter.gguf")
-    assert list(scan(disk)) == ["m"]
+def test_of_two_quantisations_the_folder_is_the_one_that_is_called_exactly_like_it(disk):
+    disk.write("Foo-Q8_0/Foo-Q4_0.gguf", "Foo-Q8_0/Foo-Q8_0.gguf")
+    found = scan(disk)
+    assert names(found["Foo-Q8_0"]) == ["Foo-Q8_0.gguf"]
+    assert names(found["Foo-Q8_0/Foo-Q4_0"]) == ["Foo-Q4_0.gguf"]
 
 
-def test_an_empty_folder_is_nothing(disk):
+def test_no_name_is_another_files_when_a_neighbour_comes(disk):
+    disk.write("m/x-Q8_0.gguf")
+    before = {name: each.files for each in scan(disk).values() for name in (each.id, *each.also)}
+    assert sorted(before) == ["m", "m/x-Q8_0"]
+    disk.write(
+        "m/a-Q4_0.gguf", "m/x-00001-of-00002.gguf", "m/x-00002-of-00002.gguf", "m/sub/y.gguf", "z.gguf"
+    )
+    after = {name: each.files for each in scan(disk).values() for name in (each.id, *each.also)}
+    assert after["m/x-Q8_0"] == before["m/x-Q8_0"]
+    assert "m" not in after
+
+
+def test_two_files_never_have_the_same_name(disk):
+    disk.write(
+        "a.gguf", "a/x.gguf", "b/c.gguf", "b/d.gguf", "b/c/e.gguf", "f.gguf", "f.GGUF",
+        "g.gguf", "g-00001-of-00002.gguf", "g-00002-of-00002.gguf",
+    )  # fmt: skip
+    found = scan(disk)
+    where = {name: str(each.files[0].relative_to(disk.models)) for name, each in found.items()}
+    assert where == {
+        "a": "a.gguf", "a/x": "a/x.gguf", "b/c": "b/c.gguf", "b/d": "b/d.gguf", "b/c/e": "b/c/e.gguf",
+        "f": "f.GGUF", "f.gguf": "f.gguf", "g": "g.gguf", "g-00001-of-00002": "g-00001-of-00002.gguf",
+    }  # fmt: skip
+
+
+def test_folders_are_looked_into_at_any_sensible_depth(disk):
+    disk.write(
+        "author/repo/m-Q4_0.gguf", "author/other/m.gguf", "author/other/deep/er/m.gguf", "author/stray.gguf",
+        "author/repo2/Q4_K_M/x-Q4_K_M.gguf", "author/repo2/Q8_0/x-Q8_0-00001-of-00002.gguf",
+        "author/repo2/Q8_0/x-Q8_0-00002-of-00002.gguf",
+    )  # fmt: skip
+    found = scan(disk)
+    assert set(found) == {
+        "author", "author/other", "author/other/deep/er", "author/repo", "author/repo2/Q4_K_M",
+        "author/repo2/Q8_0",
+    }  # fmt: skip
+    assert found["author"].also == ("author/stray",)
+    assert found["author/repo2/Q8_0"].also == (
+        "author/repo2/Q8_0/x-Q8_0",
+        "author/repo2/Q8_0/x-Q8_0-00001-of-00002",
+    )
+
+
+def test_a_folder_that_is_too_deep_is_named(disk):
+    inner = "/".join("abcdefghijkl"[: MAX_DEPTH + 1])
+    disk.write(f"{inner}/m.gguf", f"{inner[:-2]}/n.gguf")
+    why = f"not searched: it comes more than {MAX_DEPTH} deep; name it in models_dirs"
+    assert list(scan(disk, f"{inner}: {why}")) == [inner[:-2]]
+
+
+def test_what_is_searched_by_itself_is_not_searched_twice(disk):
+    disk.write("m.gguf", "own/x.gguf")
+    found = scan_models_dir(disk.models, Notes(), [str(disk.models), str(disk.models / "own")])
+    assert [each.id for each in found] == ["m"]
+
+
+def test_a_folder_without_models_is_nothing_but_what_lies_there_is_named(disk):
     (disk.models / "empty" / "inner").mkdir(parents=True)
-    disk.write("only-mmproj/mmproj.gguf")
-    assert scan(disk) == {}
+    disk.write("only/mmproj.gguf", "only/imatrix.gguf", "only/m-dflash.gguf")
+    why = "there is no model in its folder or below"
+    assert scan(
+        disk,
+        "only/imatrix.gguf: passed over as no model: its name is that of an importance matrix",
+        f"only/m-dflash.gguf: passed over as a draft: {why}",
+        f"only/mmproj.gguf: passed over as a projector: {why}",
+    ) == {}  # fmt: skip
+
+
+# --- companions ---
+
+
+def test_a_projector_is_known_by_its_header_whatever_its_name(disk):
+    disk.write("vlm/vlm.gguf", content=text_model())
+    disk.write("vlm/vlm-vision-f16.gguf", content=projector())
+    found = scan(disk)
+    assert names(found["vlm"]) == ["vlm.gguf"]
+    assert found["vlm"].mmproj == disk.models / "vlm/vlm-vision-f16.gguf"
+
+
+def test_a_draft_is_known_by_its_name_in_any_position_and_case(disk):
+    disk.write("Zeta-Q4/Zeta-DFlash-BF16.gguf", "Zeta-Q4/Zeta-Q4.gguf", content=text_model())
+    (found,) = scan(disk).values()
+    assert (found.id, names(found)) == ("Zeta-Q4", ["Zeta-Q4.gguf"])
+    assert found.draft == disk.models / "Zeta-Q4/Zeta-DFlash-BF16.gguf"
+
+
+def test_a_projector_is_inherited_from_the_folder_above_but_not_from_beside(disk):
+    disk.write("a/r/Q4_0/x-Q4_0.gguf", "a/r/Q8_0/x-Q8_0.gguf", "a/s/y-Q8_0.gguf", content=text_model())
+    disk.write("a/r/mmproj-F16.gguf", content=projector())
+    found = scan(disk)
+    above = disk.models / "a/r/mmproj-F16.gguf"
+    assert [found[each].mmproj for each in ("a/r/Q4_0", "a/r/Q8_0", "a/s")] == [above, above, None]
+
+
+def test_a_projector_whose_header_does_not_fit_goes_with_no_model(disk):
+    disk.write("m/m.gguf", content=text_model(64))
+    disk.write("m/mmproj-m.gguf", content=projector(128))
+    found = scan(disk)
+    assert found["m"].mmproj is None
+    assert found["m/mmproj-m"].unused == ("it is made for embeddings of 128 dimensions, not 64 of m/m.gguf")
+
+
+def test_beside_models_of_all_kinds_a_projector_goes_with_the_one_whose_name_it_has_and_that_it_fits(disk):
+    disk.write("gemma-3-4b-it-Q4_0.gguf", "other.gguf", content=text_model())
+    disk.write("mmproj-gemma-3-4b-it-F16.gguf", "mmproj-F16.gguf", content=projector())
+    found = scan(disk)
+    assert found["gemma-3-4b-it-Q4_0"].mmproj == disk.models / "mmproj-gemma-3-4b-it-F16.gguf"
+    assert found["other"].mmproj is None
+    assert "models of all kinds" in (found["mmproj-F16"].unused or "")
 
 
 def test_links_are_followed_but_never_in_a_circle(disk, tmp_path):

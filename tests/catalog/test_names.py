@@ -37,9 +37,15 @@ def test_a_name_is_taken_apart(path, prefix, tag, index, count):
     assert name(path) == GgufName(path, prefix, tag, index, count)
 
 
-@pytest.mark.parametrize("path", ["model.bin", ".gguf", "folder/.gguf", "model.GGUF", "", "gguf"])
+@pytest.mark.parametrize("path", ["model.bin", ".gguf", "folder/.gguf", "model.gguf2", "", "gguf"])
 def test_what_does_not_end_in_gguf_has_no_name(path):
     assert parse_name(path) is None
+
+
+@pytest.mark.parametrize("path", ["Small.GGUF", "a/Small.Gguf"])
+def test_gguf_may_be_written_in_any_case(path):
+    assert name(path).prefix == path[:-5]
+    assert name("a-00002-of-00002.GGUF").shards == ("a-00001-of-00002.GGUF", "a-00002-of-00002.GGUF")
 
 
 def test_the_parts_of_a_split_model_follow_from_any_of_them():
@@ -59,6 +65,15 @@ def test_the_parts_of_a_split_model_follow_from_any_of_them():
         ("dflash-m.gguf", False),
         ("imatrix.gguf", False),
         ("m-mtp-like.gguf", True),
+        ("m-MMPROJ-F16.gguf", False),
+        ("MTP-m.gguf", False),
+        ("Zeta-DFlash-BF16.gguf", False),
+        ("m.eagle3.gguf", False),
+        ("m_Eagle-3-Q8_0.gguf", False),
+        ("m-DSpark.gguf", False),
+        ("m.IMatrix.gguf", False),
+        ("eagle-7b-Q4_0.gguf", True),
+        ("granite-vision-Q4_0.gguf", True),
         ("mmproj-of-others/m-Q4_0.gguf", True),
     ],
 )
@@ -111,6 +126,26 @@ def test_the_projector_nearest_in_folder_and_in_bits_is_taken():
     assert choose_sibling(projectors, name("m-F32.gguf")) == name("mmproj-F32.gguf")
     assert choose_sibling(projectors, name("sub/m-Q4_0.gguf")) == name("sub/mmproj-F32.gguf")
     assert choose_sibling([], name("m-Q4_0.gguf")) is None
+
+
+def test_the_projector_that_is_named_for_the_model_is_taken():
+    projectors = paths("mmproj-flash-i-F16.gguf", "mmproj-flash-F16.gguf", "flash-vision-mmproj-F32.gguf")
+    assert choose_sibling(projectors, name("Flash-Q4_0.gguf")) == name("mmproj-flash-F16.gguf")
+    assert choose_sibling(projectors, name("Flash-I-Q4_0.gguf")) == name("mmproj-flash-i-F16.gguf")
+
+
+@pytest.mark.parametrize(
+    ("path", "words"),
+    [
+        ("a/mmproj-gemma-3-4b-it-F16.gguf", "gemma 3 4b it"),
+        ("gemma-3-4b-it-UD-Q4_K_XL-00001-of-00002.gguf", "gemma 3 4b it"),
+        ("vlm_vision.f16.gguf", "vlm"),
+        ("mmproj-model-f16.gguf", ""),
+        ("Q4_K_M.gguf", ""),
+    ],
+)
+def test_a_name_says_which_model_it_is_of(path, words):
+    assert name(path).words == tuple(words.split())
 
 
 @given(st.text(max_size=30).map(lambda text: text + ".gguf"))

@@ -168,6 +168,81 @@ def test_a_family_is_found_by_what_the_file_says(disk):
     assert "--top-k" in scan(disk.config)["mine"].preset.args
 
 
+# --- what is no model ---
+
+
+def test_what_the_header_rules_out_is_an_entry_with_its_reason_and_no_model(disk):
+    disk.write("m/m.gguf", content=gguf(general__architecture="llama"))
+    disk.write("m/style.gguf", content=gguf(general__architecture="llama", general__type="adapter"))
+    disk.write("flux1.gguf", content=gguf(general__architecture="flux"))
+    snapshot = disk.download("o/r", "x-Q4_0.gguf")
+    (snapshot / "x-Q4_0.gguf").resolve().write_bytes(gguf(general__architecture="clip"))
+    catalog = Catalog.scan(disk.config)
+    assert {name for name, entry in catalog.entries.items() if entry.is_model} == {"m"}
+    for name, words in (("m/style", "LoRA"), ("flux1", "image"), ("o/r:Q4_0", "projector")):
+        entry = catalog.entries[name]
+        assert words in (entry.error or "") and f"not offered as a model: {entry.error}" in catalog.warnings
+    assert catalog.gguf_files == 4
+
+
+def test_what_goes_with_a_model_is_no_model_and_no_warning(disk):
+    disk.write("m/m.gguf", content=gguf(general__architecture="llama"))
+    disk.write("m/m-vision.gguf", content=gguf(general__architecture="clip"))
+    disk.write("style.gguf", content=gguf(general__architecture="llama", general__type="adapter"))
+    entries = scan(disk.with_models({"m": {"lora": [str(disk.models / "style.gguf")]}}))
+    assert entries["m"].mmproj == disk.models / "m/m-vision.gguf"
+    assert [name for name, entry in entries.items() if entry.is_model] == ["m"]
+
+
+def test_an_architecture_that_is_not_known_is_tried_where_the_file_has_a_section(disk):
+    disk.write("new.gguf", content=gguf(general__architecture="made-up-in-2031"))
+    assert not Catalog.scan(disk.config).entries["new"].is_model
+    assert scan(disk.with_models({"new": {}}))["new"].error is None
+
+
+def test_a_section_about_a_file_that_is_no_model_is_shown_with_the_reason(disk):
+    disk.write("flux1.gguf", content=gguf(general__architecture="flux"))
+    entry = scan(disk.with_models({"flux1": {}}))["flux1"]
+    assert entry.is_model and "image" in (entry.error or "")
+
+
+def test_a_configured_companion_that_does_not_fit_is_told_and_a_draft_is_left_out(disk):
+    model = gguf(general__architecture="llama", llama__embedding_length=64, tokenizer__ggml__model="gpt2")
+    disk.write("a.gguf", "b.gguf", "c.gguf", content=model)
+    disk.write("p.gguf", content=gguf(general__architecture="clip", clip__vision__projection_dim=128))
+    disk.write("l.gguf", content=gguf(general__architecture="qwen3", general__type="adapter"))
+    disk.write("d.gguf", content=gguf(general__architecture="llama", tokenizer__ggml__model="llama"))
+    at = {name: str(disk.models / f"{name}.gguf") for name in "pld"}
+    sections = {"a": {"mmproj": at["p"]}, "b": {"lora": [at["l"]]}, "c": {"draft_model": at["d"]}}
+    catalog = Catalog.scan(disk.with_models(sections))
+    assert (
+        catalog.entries["a"].error
+        == f"its projector {at['p']} is made for embeddings of 128 dimensions, not 64"
+    )
+    assert (
+        catalog.entries["b"].error == f"its adapter {at['l']} is made for the architecture qwen3, not llama"
+    )
+    assert (catalog.entries["c"].error, catalog.entries["c"].preset.draft_model) == (None, None)
+    assert f"c: its draft {at['d']} is left out: it has the tokenizer llama, not gpt2" in catalog.warnings
+
+
+def test_of_two_models_with_one_name_the_second_keeps_its_longer_one(disk, tmp_path):
+    disk.write("x/a.gguf")
+    (tmp_path / "second" / "x").mkdir(parents=True)
+    (tmp_path / "second" / "x" / "m.gguf").write_bytes(gguf())
+    entries = scan(Config(paths=PathsConfig(models_dirs=(disk.models, tmp_path / "second"))))
+    assert {name: entry.aliases for name, entry in entries.items()} == {"x": ("x/a",), "x/m": ()}
+
+
+def test_a_folder_and_a_cache_that_are_searched_by_themselves_are_not_searched_in_another(
+    disk, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("LLAMA_CACHE", str(disk.models / "cache"))
+    disk.write("own/m.gguf", "cache/models--o--r/snapshots/x/m.gguf")
+    folders = (disk.models, disk.models / "own")
+    assert list(scan(Config(paths=PathsConfig(models_dirs=folders)))) == ["m"]
+
+
 # --- what cannot be run ---
 
 
