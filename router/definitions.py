@@ -281,7 +281,28 @@ def _read(entry: CatalogEntry) -> tuple[GgufMetadata, Companions]:
         lora_bytes=tuple(path.stat().st_size for path in preset.lora),
         mmproj_offload=preset.mmproj_offload is not False,
     )
-    return read_gguf(entry.path), companions
+    metadata = read_gguf(entry.path)
+    for path in preset.lora:
+        _check_adapter(read_gguf(path), metadata)
+    return metadata, companions
+
+
+def _check_adapter(adapter: GgufMetadata, model: GgufMetadata) -> None:
+    """Raises ModelUnusable for an adapter that llama-server would refuse to load with the model, as
+    llama_adapter_lora_init in src/llama-adapter.cpp does."""
+    shapes = {tensor.name: tensor.shape for tensor in model.tensors}
+    for tensor in adapter.tensors:
+        base, is_half, half = tensor.name.rpartition(".lora_")
+        if not is_half:
+            continue
+        if (shape := shapes.get(base)) is None:
+            raise ModelUnusable(f"its adapter {adapter.path} is for another model: it changes {base}")
+        # What goes in is the first dimension of a; of the embeddings, which are looked up, it is that of b.
+        is_in = (half == "a") != base.endswith("token_embd.weight")
+        mine, its = (tensor.shape[0 if half == "a" else 1], shape[0 if is_in else 1])
+        if mine != its:
+            size = f"{tensor.name} has {mine} dimensions, not {its}"
+            raise ModelUnusable(f"its adapter {adapter.path} is for another model: {size}")
 
 
 def _placed(
@@ -512,7 +533,7 @@ def _server_settings(definition: Definition, placement: Placement) -> LlamaServe
         mmproj_offload=preset.mmproj_offload,
         draft_model=preset.draft_model,
         draft_n_gpu_layers=None if preset.draft_n_gpu_layers == "auto" else preset.draft_n_gpu_layers,
-        spec_type="draft-simple" if preset.draft_model is not None else None,
+        spec_type=_spec_type(definition.companions.draft if definition.companions is not None else None),
         lora=preset.lora,
         split_mode=preset.split_mode,
         main_gpu=preset.main_gpu,
@@ -534,6 +555,20 @@ def _server_settings(definition: Definition, placement: Placement) -> LlamaServe
         args=preset.args,
         env=preset.env,
     )
+
+
+def _spec_type(draft: GgufMetadata | None) -> str | None:
+    """How llama-server has to use a draft, by its header. llama-server finds that out for some of the kinds
+    only (common_speculative_types_from_gguf in common/speculative.cpp of b11434)."""
+    if draft is None:
+        return None
+    tensors = {tensor.name for tensor in draft.tensors}
+    if draft.architecture == "dflash":
+        return "draft-dspark" if "markov_w1.weight" in tensors else "draft-dflash"
+    if draft.architecture == "eagle3":
+        return "draft-eagle3"
+    is_head = f"blk.{(draft.n_layers or 0) - 1}.nextn.eh_proj.weight" in tensors
+    return "draft-mtp" if is_head or draft.architecture == "gemma4-assistant" else "draft-simple"
 
 
 def _identity(binary: Path) -> str:

@@ -15,8 +15,9 @@ from router.definitions import Definitions, define
 from router.descriptors import is_out_of_files
 from router.devices import DeviceInfo
 from router.errors import ModelUnusable
+from router.gguf import read_gguf
 from router.presets import Overrides
-from tests.make_gguf import make_gemma3, make_llama
+from tests.make_gguf import KvValue, Tensor, make_gemma3, make_llama, write_gguf
 from tests.scarcity import at_each_moment
 
 GIB = 1 << 30
@@ -372,3 +373,58 @@ def test_another_load_mode_for_all_is_another_definition(models: Path) -> None:
     assert (
         defined(models, machine(host=32), '[memory]\nload_mode = "none"').models["tiny"].definition != usual
     )
+
+
+# --- companions ---
+
+
+@pytest.mark.parametrize(
+    ("architecture", "tensor", "spec_type"),
+    [
+        ("dflash", "fc.weight", "draft-dflash"),
+        ("dflash", "markov_w1.weight", "draft-dspark"),
+        ("eagle3", "fc.weight", "draft-eagle3"),
+        ("gemma4-assistant", "fc.weight", "draft-mtp"),
+        ("qwen35", "blk.2.nextn.eh_proj.weight", "draft-mtp"),
+        ("llama", "blk.0.attn_q.weight", "draft-simple"),
+    ],
+)
+def test_a_draft_is_used_as_its_header_says(
+    tmp_path: Path, architecture: str, tensor: str, spec_type: str
+) -> None:
+    write_gguf(
+        tmp_path / "d.gguf", architecture, {f"{architecture}.block_count": 3}, [Tensor(tensor, (8, 8))]
+    )
+    assert definitions._spec_type(read_gguf(tmp_path / "d.gguf")) == spec_type
+
+
+def adapter(path: Path, base: str, n_in: int, n_out: int) -> None:
+    keys: dict[str, KvValue] = {
+        "general.type": "adapter",
+        "adapter.type": "lora",
+        "adapter.lora.alpha": 8.0,
+    }
+    write_gguf(
+        path, "llama", keys, [Tensor(f"{base}.lora_a", (n_in, 4)), Tensor(f"{base}.lora_b", (4, n_out))]
+    )
+
+
+@pytest.mark.parametrize(
+    ("base", "n_in", "n_out", "error"),
+    [
+        ("blk.0.ffn_up.weight", 64, 128, None),
+        ("blk.0.ffn_up.weight", 32, 128, "blk.0.ffn_up.weight.lora_a has 32 dimensions, not 64"),
+        ("blk.0.ffn_up.weight", 64, 64, "blk.0.ffn_up.weight.lora_b has 64 dimensions, not 128"),
+        ("blk.9.ffn_up.weight", 64, 128, "it changes blk.9.ffn_up.weight"),
+    ],
+)
+def test_an_adapter_for_another_model_is_told_before_anything_is_loaded(
+    models: Path, base: str, n_in: int, n_out: int, error: str | None
+) -> None:
+    path = models.parent / "style.gguf"
+    adapter(path, base, n_in, n_out)
+    found = defined(models, machine(host=32), f'[models.tiny]\nlora = ["{path}"]\n').models["tiny"].error
+    if error is None:
+        assert found is None
+    else:
+        assert isinstance(found, ModelUnusable) and error in found.message
