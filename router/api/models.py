@@ -106,13 +106,15 @@ class UnloadedAll(msgspec.Struct, frozen=True):
 
 
 async def list_models(request: web.Request) -> web.Response:
-    """`?reload=1` looks for models anew first; it is for admins, as it may stop what has changed."""
+    """`?reload=1` looks for models anew first; it is for admins, as it may stop what has changed. `?all=1`
+    lists also the files that are found and are no models, each with the reason.
+    """
     context = request.app[CONTEXT]
     if is_set(request, "reload"):
         require_admin(request)
         await context.reload()
     known = context.known
-    names = visible(known.definitions)
+    names = visible(known.definitions, with_others=is_set(request, "all"))
     snapshot = context.pool.snapshot()
     body = list_bytes(names, known.cards, known.definitions, snapshot, context.downloads.active())
     return web.Response(body=body, content_type="application/json")
@@ -250,7 +252,10 @@ ROUTES = (
             path,
             list_models,
             summary="Every model with its state, from memory",
-            query=(Query("reload", "Look for models anew first (needs an admin key)", bool),),
+            query=(
+                Query("reload", "Look for models anew first (needs an admin key)", bool),
+                Query("all", "Also files that are no models, each with the reason", bool),
+            ),
             answer=Listed,
             refusals=(Forbidden,),
         )

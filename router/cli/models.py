@@ -13,9 +13,11 @@ from router.cli.words import gib, print_table
 @click.command()
 @client_options
 @click.option("--reload", is_flag=True, help="Look for models anew first.")
-def models(url: str, api_key: str | None, as_json: bool, reload: bool) -> None:
+@click.option("--all", "with_others", is_flag=True, help="Also files that are no models, with the reason.")
+def models(url: str, api_key: str | None, as_json: bool, reload: bool, with_others: bool) -> None:
     """List the models and what state they are in."""
-    listed = Client(url, api_key).get("/models", {"reload": "1"} if reload else None)["data"]
+    query = {name: "1" for name, is_on in (("reload", reload), ("all", with_others)) if is_on}
+    listed = Client(url, api_key).get("/models", query or None)["data"]
     if as_json:
         print_json(listed)
         return

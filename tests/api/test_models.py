@@ -96,6 +96,16 @@ async def test_a_list_may_ask_to_look_again(api: Api):
     assert api.reloads == 1
 
 
+async def test_a_list_shows_files_that_are_no_models_only_where_it_is_asked_for_all(api: Api):
+    await api.start()
+    name = "seeing/mmproj-seeing"
+    assert name not in {row["id"] for row in (await api.get("/models")).json()["data"]}
+    rows = {row["id"]: row for row in (await api.get("/models?all=1")).json()["data"]}
+    assert "is no model but a projector" in rows[name]["status"]["error"]
+    assert "hidden" not in rows
+    assert name not in (await api.post("/models/load", data='{"model":"nothing"}')).error["message"]
+
+
 async def test_a_list_shows_what_runs(api: Api):
     await api.start()
     api.pool.instances["tiny#4"] = Instance("tiny#4", "tiny", "", State.STARTING)

@@ -25,3 +25,10 @@ async def test_it_can_ask_to_look_again(terminal: Terminal):
 async def test_as_json_it_is_the_list(terminal: Terminal):
     listed = json.loads((await terminal.run("models", "--json")).output)
     assert "tiny" in {model["id"] for model in listed}
+
+
+async def test_it_lists_files_that_are_no_models_where_it_is_asked_for_all(terminal: Terminal):
+    assert "mmproj" not in (await terminal.run("models")).output
+    lines = (await terminal.run("models", "--all")).output.splitlines()
+    (row,) = (line for line in lines if line.startswith("seeing/mmproj-seeing"))
+    assert "is no model but a projector" in row
