@@ -16,10 +16,12 @@ _REAL_MODEL = "Qwen/Qwen3-0.6B-GGUF:Q8_0"
 
 
 def find_models(config: Config, *, say: Callable[[str], None]) -> Catalog:
-    """What the sources have; if that is nothing, a demonstration model is written and told of. Raises
-    ConfigError."""
+    """What the sources have; if that is nothing, a demonstration model is written and told of. Where there
+    are GGUF files that are no models nothing is written: the warnings say why each is not offered. Raises
+    ConfigError.
+    """
     catalog = Catalog.scan(config)
-    if catalog.entries:
+    if catalog.entries or catalog.gguf_files:
         return catalog
     folder = models_dirs(config)[0]
     if config.paths.models_dirs and not folder.is_dir():

@@ -9,6 +9,7 @@ import pytest
 from router.cli.first_model import find_models
 from router.config import Config, PathsConfig
 from router.errors import StartupError
+from tests.catalog.conftest import gguf
 from tests.make_gguf import make_llama
 
 
@@ -28,6 +29,18 @@ def test_a_broken_model_is_a_model_too(tmp_path: Path):
     (tmp_path / "broken.gguf").write_bytes(b"GGUF")
     find_models(config_of(tmp_path), say=pytest.fail)
     assert [path.name for path in tmp_path.iterdir()] == ["broken.gguf"]
+
+
+@pytest.mark.parametrize(
+    "file", ["deep/er/Small.GGUF", "mmproj.gguf", "m-00002-of-00002.gguf", "a/imatrix.gguf", "x-dflash.gguf"]
+)
+def test_where_there_is_any_gguf_file_nothing_is_written(tmp_path: Path, file: str):
+    path = tmp_path / file
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(gguf())
+    catalog = find_models(config_of(tmp_path), say=pytest.fail)
+    assert [each for each in tmp_path.rglob("*") if each.is_file()] == [path]
+    assert catalog.entries or catalog.warnings
 
 
 def test_where_there_is_none_one_is_written_and_told_of_plainly(tmp_path: Path):
