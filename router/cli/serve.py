@@ -65,16 +65,19 @@ def _split(args: list[str]) -> tuple[Any, ...]:
 @click.option("--state-dir", help="Where sockets, logs and the database are kept.")
 @click.pass_context
 def serve(ctx: click.Context, /, config: Path | None, no_autoload: bool, **options: Any) -> None:
-    """Serve every model that is found. What stands after -- goes to every llama-server."""
+    """Serve every model that is found. What stands after -- goes to every llama-server; -m FILE or -hf REPO
+    there adds a model."""
     share_memory_between_threads()
     # Here and not above: the other commands must not wait for a web server to be imported.
     with _lighter_libraries():
         from router.app import run, taking_over
     from router.cli.first_model import find_models
     from router.cli.log_lines import Lines, handler_for
+    from router.cli.one_model import one_model
     from router.config import Config, load_config
 
-    overrides = _overrides(options, no_autoload, ctx.meta["child_args"])
+    of_one, of_all = one_model(ctx.meta["child_args"])
+    overrides = _overrides(options, no_autoload, of_all) | of_one
 
     def read_config() -> Config:
         return load_config(config, overrides)

@@ -144,3 +144,20 @@ print(*counted)
 
     assert arenas("as it is") >= 4
     assert arenas("shared") == 0
+
+
+@pytest.mark.parametrize("option", ["-m", "--model"])
+def test_a_file_behind_the_dashes_is_served(served: list[Config], tmp_path: Path, option: str):
+    file = tmp_path / "Some.v1.gguf"
+    file.write_bytes(b"GGUF")
+    result = serve("--", option, str(file), "--jinja")
+    assert result.exit_code == 0, result.output
+    assert served[0].models["Some.v1"]["model"] == str(file)
+    assert served[0].child.args == ("--jinja",)
+
+
+def test_a_file_behind_the_dashes_that_does_not_exist_ends_the_start(served: list[Config]):
+    result = serve("--", "-m", "/nowhere/x.gguf")
+    assert result.exit_code == 2
+    assert "no such file" in result.output
+    assert not served
