@@ -81,7 +81,7 @@ async def inventory(request: web.Request) -> web.Response:
 
 def take(known: Known, config: Config, cache: Path) -> Inventory:
     """Blocks on the disk."""
-    entries = [entry for entry in known.catalog.entries.values() if entry.is_model]
+    entries = known.catalog.models
     sizes = {entry.id: {real: size for real, size, _ in entry.stamps} for entry in entries}
     users: dict[str, int] = {}
     for real in (real for files in sizes.values() for real in files):

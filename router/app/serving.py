@@ -242,7 +242,7 @@ def _settle_memory() -> None:
 
 
 def _announce(app: web.Application, sockets: Sequence[socket.socket], say: Say) -> None:
-    server, count = app[SETUP].config.server, len(app[CONTEXT].known.catalog.entries)
+    server, count = app[SETUP].config.server, len(app[CONTEXT].known.catalog.models)
     urls = [url_of(one) for one in sockets]
     say(f"llama-router {__version__} listens on {' and '.join(urls)} ({count} model{'s' * (count != 1)})")
     if not server.api_keys and not all(_is_local(one) for one in sockets):

@@ -76,6 +76,11 @@ class Catalog:
         entries = MappingProxyType({**self.entries, **kept})
         return Catalog(entries, (*self.warnings, warning), self.unread, frozenset(kept), self.gguf_files)
 
+    @property
+    def models(self) -> tuple[CatalogEntry, ...]:
+        """Every entry that is a model, also those that cannot be run."""
+        return tuple(entry for entry in self.entries.values() if entry.is_model)
+
     def id_of(self, name: str) -> str:
         """Of the model called `name`. Raises ModelNotFound."""
         return self._ids.get(name) or self.resolve(name).id
@@ -108,12 +113,16 @@ class Catalog:
 
     def _not_found(self, name: str) -> str:
         shown = name if len(name) <= 100 else name[:97] + "..."
-        visible = [entry for entry in self.entries.values() if entry.is_model and not entry.hidden]
+        visible = [entry for entry in self.models if not entry.hidden]
         fetch = f"; to fetch it: llama-router pull {name}" if _REPOSITORY.fullmatch(name) else ""
         if not visible:
             return f"model {shown!r} not found; there are no models yet{fetch}"
         names = [entry.id for entry in visible]
         aliases = [alias for entry in visible for alias in entry.aliases]
+        inside = [each for each in names if each.startswith(f"{name}/")]
+        if len(inside) > 1:
+            several = ", ".join(inside[:MAX_NAMES_SHOWN])
+            return f"model {shown!r} not found; there are several below that name: {several}"
         # Compared without case: `SMALL` is nearer to `small` than to anything else.
         by_folded = {known.casefold(): known for known in (*aliases, *names)}
         near = difflib.get_close_matches(shown.casefold(), by_folded, n=1)

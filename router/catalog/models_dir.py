@@ -72,9 +72,15 @@ class _Walk:
         self._notes = notes
         self._seen = set(elsewhere) - {os.path.realpath(folder)}
         self._names: list[GgufName] = []
+        self._not_searched: list[Path] = []
 
     def names(self) -> list[GgufName]:
         self._enter("", 0)
+        if self._not_searched:
+            first, *others = self._not_searched
+            more = f" (and {len(others)} more)" if others else ""
+            limits = f"at most {MAX_FOLDERS} folders are, {MAX_DEPTH} deep; name it in models_dirs"
+            self._notes.warnings.append(f"{first}{more}: not searched: {limits}")
         return self._names
 
     def _enter(self, inner: str, depth: int) -> None:
@@ -85,8 +91,7 @@ class _Walk:
         if real in self._seen:
             return
         if depth > MAX_DEPTH or len(self._seen) >= MAX_FOLDERS:
-            limit = f"more than {MAX_DEPTH} deep" if depth > MAX_DEPTH else f"after {MAX_FOLDERS} folders"
-            self._notes.warnings.append(f"{folder}: not searched: it comes {limit}; name it in models_dirs")
+            self._not_searched.append(folder)
             return
         self._seen.add(real)
         folders = []

@@ -31,13 +31,13 @@ def check(file: Path | None, as_json: bool) -> None:
     read = load_config(file)
     catalog = Catalog.scan(read)
     source = read.source or find_config()
-    broken = {entry.id: entry.error for entry in catalog.entries.values() if entry.error is not None}
+    broken = {entry.id: entry.error for entry in catalog.models if entry.error is not None}
     if as_json:
         print_json(
             {
                 "source": str(source) if source else None,
                 "differs": dict(_differing(read)),
-                "models": list(catalog.entries),
+                "models": [entry.id for entry in catalog.models],
                 "broken": broken,
                 "warnings": list(catalog.warnings),
             }
@@ -50,7 +50,7 @@ def check(file: Path | None, as_json: bool) -> None:
         click.echo(f"! {warning}", err=True)
     for name, error in broken.items():
         click.echo(f"! {name} cannot be used: {error}", err=True)
-    count = len(catalog.entries) - len(broken)
+    count = len(catalog.models) - len(broken)
     click.echo(f"{count} model{'s' * (count != 1)} can be used")
 
 

@@ -62,6 +62,12 @@ def test_a_name_in_other_case_is_not_served_but_told(name: str, near: str):
     assert "SECRET" not in refusal(catalog, "secret").removeprefix("model 'secret'")
 
 
+def test_a_folder_of_several_models_is_no_model_and_says_which_are_in_it():
+    catalog = catalog_of("m/m-Q4_0", "m/m-Q8_0", "m/secret", "mm", hidden="m/secret")
+    several = "there are several below that name: m/m-Q4_0, m/m-Q8_0"
+    assert refusal(catalog, "m") == f"model 'm' not found; {several}"
+
+
 def test_a_hidden_model_is_not_given_away_as_the_nearest():
     assert "secret" not in refusal(catalog_of("a", "my-secret", hidden="my-secret"), "my-secre")
 

@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
+from router.catalog import models_dir
 from router.catalog.candidate import Candidate
-from router.catalog.models_dir import MAX_DEPTH, scan_models_dir
+from router.catalog.models_dir import MAX_DEPTH, MAX_FOLDERS, scan_models_dir
 from router.catalog.notes import Notes
 from tests.catalog.conftest import gguf
 
@@ -20,6 +21,12 @@ def scan(disk, *warnings: str) -> dict[str, Candidate]:
     assert [warning.removeprefix(f"{disk.models}/") for warning in notes.warnings] == list(warnings)
     assert len({candidate.id for candidate in found}) == len(found)
     return {candidate.id: candidate for candidate in found}
+
+
+def scan_warnings(disk) -> list[str]:
+    notes = Notes()
+    scan_models_dir(disk.models, notes)
+    return notes.warnings
 
 
 def text_model(n_embd: int = 64, **keys: Any) -> bytes:
@@ -152,11 +159,14 @@ def test_folders_are_looked_into_at_any_sensible_depth(disk):
     )
 
 
-def test_a_folder_that_is_too_deep_is_named(disk):
-    inner = "/".join("abcdefghijkl"[: MAX_DEPTH + 1])
-    disk.write(f"{inner}/m.gguf", f"{inner[:-2]}/n.gguf")
-    why = f"not searched: it comes more than {MAX_DEPTH} deep; name it in models_dirs"
-    assert list(scan(disk, f"{inner}: {why}")) == [inner[:-2]]
+def test_folders_that_are_too_deep_are_named_once(disk, monkeypatch):
+    inner = "/".join("abcdefghijkl"[:MAX_DEPTH])
+    disk.write(f"{inner}/m.gguf", f"{inner}/x/n.gguf", f"{inner}/y/n.gguf")
+    limits = f"at most {MAX_FOLDERS} folders are, {MAX_DEPTH} deep; name it in models_dirs"
+    assert list(scan(disk, f"{inner}/x (and 1 more): not searched: {limits}")) == [inner]
+    monkeypatch.setattr(models_dir, "MAX_FOLDERS", 2)
+    (warning,) = scan_warnings(disk)
+    assert warning.startswith(f"{disk.models}/a/b: not searched: at most 2 folders")
 
 
 def test_what_is_searched_by_itself_is_not_searched_twice(disk):

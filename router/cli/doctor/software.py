@@ -72,15 +72,15 @@ def look_at_models(config: Config) -> Iterator[Finding]:
     for warning in catalog.warnings:
         if any(folder in warning for folder in missing):
             continue  # said above
-        yield warn("models", warning, "rename or remove one of them")
-    broken = [entry for entry in catalog.entries.values() if entry.error is not None]
+        yield warn("models", warning, "rename, move or remove the file, or name it in a section")
+    broken = [entry for entry in catalog.models if entry.error is not None]
     for entry in broken[:_MODELS_SHOWN]:
         yield warn("models", f"{entry.id}: {entry.error}", "fetch the file again, or correct its preset")
     if len(broken) > _MODELS_SHOWN:
         yield warn(
             "models", f"{len(broken) - _MODELS_SHOWN} more cannot be used", "see `llama-router models`"
         )
-    good = len(catalog.entries) - len(broken)
+    good = len(catalog.models) - len(broken)
     if good:
         yield ok(
             "models", f"{good} model{'s' * (good != 1)} in {', '.join(map(str, folders))} and further sources"
