@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
 
+DRAFT_PREFIXES: Final = ("mtp-", "dspark-", "dflash-", "eagle3-")
 MAX_SHARDS: Final = 1024
 _SHARD: Final = re.compile(r"(?P<prefix>.+)-(?P<index>\d{5})-of-(?P<count>\d{5})", re.DOTALL)
 _TAG: Final = re.compile(r"[-.]([A-Z0-9_]+)$", re.IGNORECASE | re.ASCII)
@@ -61,7 +62,11 @@ class GgufName:
 
     @property
     def is_model(self) -> bool:
-        return not self.is_mmproj and not self.is_draft and "imatrix" not in self.file.lower()
+        """Unless its name rules that out. A draft inside a name does not: a repository of drafts alone is
+        named in the settings of their models, and its files are fetched as any others.
+        """
+        file = self.file.lower()
+        return not self.is_mmproj and not file.startswith(DRAFT_PREFIXES) and "imatrix" not in file
 
     @property
     def folder(self) -> str:
@@ -114,6 +119,7 @@ def canonical_id(name: str) -> str:
 def choose_model(names: Iterable[GgufName], tag: str = "") -> GgufName | None:
     """The file that `-hf repo:tag` means; without a tag Q4_K_M, else Q8_0, else the first."""
     models = [name for name in names if name.is_model and name.index == 1]
+    models = [name for name in models if not name.is_draft] or models
     for wanted in (tag,) if tag else _DEFAULT_TAGS:
         pattern = re.compile(re.escape(wanted) + "[.-]", re.IGNORECASE)
         if found := next((name for name in models if pattern.search(name.path)), None):

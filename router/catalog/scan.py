@@ -48,8 +48,7 @@ def scan(config: Config, presets: Presets, notes: Notes) -> Iterable[CatalogEntr
         else:
             warnings.append(f"{section!r}: left out: it cannot be the name of a model")
     for candidate in found.by_id.values():
-        if candidate.id not in entries.by_id:
-            entries.add(candidate)
+        entries.add_found(candidate)
     entries.drop_duplicates_of_the_cache()
     entries.note_what_is_not_offered()
     return entries.with_aliases(warnings)
@@ -122,6 +121,23 @@ class _Entries:
         else:
             reasons = "; ".join(filter(None, (preset.error, error)))
             self.by_id[name] = CatalogEntry(id=name, source="preset", preset=preset, error=reasons)
+
+    def add_found(self, candidate: Candidate) -> None:
+        """A model without a section. Where one with a section has its name and is another file, it keeps its
+        longer name.
+        """
+        if candidate.id not in self.by_id:
+            self.add(candidate)
+            return
+        path, file = self.by_id[candidate.id].path, candidate.files[0]
+        if path is not None and os.path.realpath(file) == os.path.realpath(path):
+            return
+        if names := [name for name in candidate.also if name not in self.by_id]:
+            self.add(replace(candidate, id=names[0], also=tuple(names[1:])))
+        else:
+            self._notes.warnings.append(
+                f"{file}: left out: the settings of {candidate.id!r} name another file"
+            )
 
     def add(self, candidate: Candidate, *, section: str | None = None, error: str | None = None) -> None:
         examined = examine(candidate.files)

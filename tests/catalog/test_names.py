@@ -67,10 +67,8 @@ def test_the_parts_of_a_split_model_follow_from_any_of_them():
         ("m-mtp-like.gguf", True),
         ("m-MMPROJ-F16.gguf", False),
         ("MTP-m.gguf", False),
-        ("Zeta-DFlash-BF16.gguf", False),
-        ("m.eagle3.gguf", False),
-        ("m_Eagle-3-Q8_0.gguf", False),
-        ("m-DSpark.gguf", False),
+        ("DFlash-m.gguf", False),
+        ("Zeta-DFlash-BF16.gguf", True),
         ("m.IMatrix.gguf", False),
         ("eagle-7b-Q4_0.gguf", True),
         ("granite-vision-Q4_0.gguf", True),
@@ -79,6 +77,30 @@ def test_the_parts_of_a_split_model_follow_from_any_of_them():
 )
 def test_companions_are_not_models(path, is_model):
     assert name(path).is_model is is_model
+
+
+@pytest.mark.parametrize(
+    ("path", "is_draft"),
+    [
+        ("mtp-m.gguf", True),
+        ("MTP-m.gguf", True),
+        ("Zeta-DFlash-BF16.gguf", True),
+        ("m.eagle3.gguf", True),
+        ("m_Eagle-3-Q8_0.gguf", True),
+        ("m-DSpark.gguf", True),
+        ("m-mtp-like.gguf", False),
+        ("eagle-7b-Q4_0.gguf", False),
+        ("dflash-of-others/m-Q4_0.gguf", False),
+    ],
+)
+def test_a_draft_is_known_by_a_word_in_any_position_and_case(path, is_draft):
+    assert name(path).is_draft is is_draft
+
+
+def test_a_repository_of_drafts_alone_has_its_drafts_and_else_its_models():
+    drafts = paths("Zeta-DFlash-Q4_K_M.gguf", "Zeta-DFlash-Q8_0.gguf")
+    assert choose_model(drafts) == drafts[0]
+    assert choose_model([*drafts, name("Zeta-Q8_0.gguf")]) == name("Zeta-Q8_0.gguf")
 
 
 @pytest.mark.parametrize(

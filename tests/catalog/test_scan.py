@@ -168,6 +168,20 @@ def test_a_family_is_found_by_what_the_file_says(disk):
     assert "--top-k" in scan(disk.config)["mine"].preset.args
 
 
+def test_a_file_whose_name_a_section_gives_to_another_file_keeps_its_longer_name(disk, tmp_path):
+    disk.write("x/a.gguf", "y.gguf")
+    (tmp_path / "other.gguf").write_bytes(gguf())
+    other = {"model": str(tmp_path / "other.gguf")}
+    catalog = Catalog.scan(disk.with_models({"x": other, "y": other}))
+    assert {name: entry.path for name, entry in catalog.entries.items()} == {
+        "x": tmp_path / "other.gguf",
+        "y": tmp_path / "other.gguf",
+        "x/a": disk.models / "x/a.gguf",
+    }
+    (warning,) = catalog.warnings
+    assert warning.startswith(f"{disk.models}/y.gguf: left out: the settings of 'y' name another file")
+
+
 # --- what is no model ---
 
 
