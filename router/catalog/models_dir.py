@@ -152,7 +152,10 @@ def _names_of(files: Iterable[GgufFile], models: Collection[str]) -> dict[str, l
 
 
 def _chosen(folder: str, models: list[GgufFile]) -> GgufFile | None:
-    """The model that a folder means: the only one, or the only one that is called like it."""
+    """The model that a folder means: the only one, or the only one that is called like it. A file that does
+    not say what it is, or cannot be read just now, takes nothing from one that does.
+    """
+    models = [file for file in models if file.header.architecture is not None] or models
     last = folder.rpartition("/")[2]
     words = GgufName(last, last, "", 1, 1).words
     for is_called in (

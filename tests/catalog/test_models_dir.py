@@ -116,6 +116,16 @@ def test_of_two_quantisations_the_folder_is_the_one_that_is_called_exactly_like_
     assert names(found["Foo-Q8_0/Foo-Q4_0"]) == ["Foo-Q4_0.gguf"]
 
 
+def test_a_file_that_does_not_say_what_it_is_takes_no_name_from_a_model(disk):
+    disk.write("m/a.gguf", content=text_model())
+    disk.write("m/ae.gguf", "n/ae.gguf")
+    assert {name: names(each) for name, each in scan(disk).items()} == {
+        "m": ["a.gguf"],
+        "m/ae": ["ae.gguf"],
+        "n": ["ae.gguf"],
+    }
+
+
 def test_no_name_is_another_files_when_a_neighbour_comes(disk):
     disk.write("m/x-Q8_0.gguf")
     before = {name: each.files for each in scan(disk).values() for name in (each.id, *each.also)}
