@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
-from router.catalog.architectures import SERVED
+from router.catalog.architectures import DRAFTS, SERVED
 from router.catalog.header import Header
 from router.catalog.kinds import GgufFile, look_at
 from router.catalog.names import GgufName, choose_sibling, kinship
@@ -60,23 +60,25 @@ def sort_out(files: Sequence[GgufFile], *, root_is_shared: bool = False) -> Sort
     `root_is_shared` by unrelated models, a companion there belongs only to a model whose name it has and
     whose header it fits.
     """
-    files = [_beside_others(file, files) for file in files if file.name.index == 1]
+    whole = [file for file in files if file.kind == "model" and file.name.index == 1]
+    files = [_beside_others(file, whole) for file in files if file.name.index == 1]
     models = [file for file in files if file.kind == "model"]
-    owners: dict[str, list[GgufFile]] = {}
+    own: dict[str, list[GgufFile]] = {model.name.path: [] for model in models}
     unused = []
     for file in files:
         if file.kind in ("projector", "draft"):
-            owned, reason = _owners(file, models, root_is_shared=root_is_shared)
-            owners[file.name.path] = owned
-            if not owned:
+            owners, reason = _owners(file, models, root_is_shared=root_is_shared)
+            for model in owners:
+                own[model.name.path].append(file)
+            if not owners:
                 unused.append((file, reason))
-    beside = {}
-    for model in models:
-        own = [file for file in files if model in owners.get(file.name.path, ())]
-        beside[model.name.path] = Beside(
-            _nearest((file for file in own if file.kind == "projector"), model),
-            _nearest((file for file in own if file.kind == "draft"), model),
+    beside = {
+        model.name.path: Beside(
+            _nearest((file for file in own[model.name.path] if file.kind == "projector"), model),
+            _nearest((file for file in own[model.name.path] if file.kind == "draft"), model),
         )
+        for model in models
+    }
     return Sorted(tuple(models), beside, tuple(unused))
 
 
@@ -90,12 +92,14 @@ def mmproj_of(model: GgufName, names: Iterable[GgufName], folder: Path) -> Path 
     return found.path if found is not None else None
 
 
-def misfit(companion: Header, path: Path, model: Header, *, is_draft: bool = False) -> str | None:
+def misfit(companion: Header, model: Header, *, is_draft: bool = False) -> str | None:
     """Why llama-server could not run `model` with the projector or draft at `path`; None where it could, or
     where the headers do not say."""
     if is_draft:
         return _draft_misfit(companion, model)
-    widths = _projector_widths(companion, path)
+    if companion.architecture not in (None, "clip"):
+        return f"is no projector (architecture {companion.architecture})"
+    widths = companion.serves_n_embd
     if not widths or model.n_embd is None or model.n_embd in widths:
         return None
     return f"is made for embeddings of {widths[0]} dimensions, not {model.n_embd}"
@@ -124,7 +128,7 @@ def _owners(
     near = [model for model in models if _is_below(model, folder)]
     if not near:
         return [], "there is no model in its folder or below"
-    reasons = [misfit(file.header, file.path, model.header, is_draft=is_draft) for model in near]
+    reasons = [misfit(file.header, model.header, is_draft=is_draft) for model in near]
     fitting = [model for model, reason in zip(near, reasons, strict=True) if reason is None]
     if not fitting:
         return [], f"it {reasons[0]} of {near[0].name.path}"
@@ -156,18 +160,21 @@ def _nearest(files: Iterable[GgufFile], model: GgufFile) -> GgufFile | None:
 # --- whether it fits ---
 
 
-def _projector_widths(header: Header, path: Path) -> tuple[int, ...]:
+def with_true_width(header: Header, path: Path) -> Header:
+    """The header of a projector, with the width that its output has where old writers state another."""
     if header.projector in _OLD_PROJECTORS and (metadata := _read(path)) is not None:
         shapes = {tensor.name: tensor.shape for tensor in metadata.tensors}
         for name, dimension in _OLD_PROJECTORS[header.projector]:
             if dimension < len(shapes.get(name, ())):
-                return (shapes[name][dimension],)
-    return header.serves_n_embd
+                return replace(header, serves_n_embd=(shapes[name][dimension],))
+    return header
 
 
 def _draft_misfit(draft: Header, model: Header) -> str | None:
     """As llama.cpp checks it, or would fail without a check (common/speculative.cpp). Drafts of these kinds
     read the hidden state of their model; an ordinary one must only have its vocabulary."""
+    if draft.architecture is not None and draft.architecture not in SERVED | DRAFTS:
+        return f"is no draft that llama-server runs (architecture {draft.architecture})"
     widths = draft.serves_n_embd or ((draft.n_embd,) if draft.n_prediction_layers and draft.n_embd else ())
     if widths and model.n_embd is not None and model.n_embd not in widths:
         return f"is made for embeddings of {widths[0]} dimensions, not {model.n_embd}"
@@ -183,13 +190,15 @@ def _draft_misfit(draft: Header, model: Header) -> str | None:
 # --- what a file that may be a model is beside others ---
 
 
-def _beside_others(file: GgufFile, files: Sequence[GgufFile]) -> GgufFile:
-    """A file that has the header of a whole model, and the name of a draft: a draft where there is a model
-    that it can be for.
+def _beside_others(file: GgufFile, models: Sequence[GgufFile]) -> GgufFile:
+    """A file as it is to be taken beside `models`. A projector with its true width. A file that has the
+    header of a whole model, and the name of a draft: a draft where there is a model that it can be for.
     """
+    if file.kind == "projector":
+        return replace(file, header=with_true_width(file.header, file.path))
     if file.header.architecture not in SERVED:
         return file
-    words, models = file.name.all_words, [other for other in files if other.kind == "model"]
+    words = file.name.all_words
     if file.kind == "draft" and not any(_is_below(model, file.name.folder) for model in models):
         return replace(file, kind="model")
     if file.kind == "model" and "mtp" in words and _is_prediction_head(file):

@@ -45,7 +45,7 @@ def scan_models_dir(folder: Path, notes: Notes, elsewhere: Collection[str] = ())
     models = {file.name.path for file in parts.models}
     offered = [file for file in files if file.name.path in models or ruled_out(file.header) is not None]
     for file in files:
-        if file not in offered and (file.name.path in unused or file.kind == "other"):
+        if ruled_out(file.header) is None and (file.name.path in unused or file.kind == "other"):
             reason = unused.get(file.name.path, "its name is that of an importance matrix")
             notes.warnings.append(f"{file.path}: passed over as {_ARTICLES[file.kind]}: {reason}")
     named = _names_of(offered, models)

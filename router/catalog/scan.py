@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from router.catalog.candidate import Candidate, Stamp, examine, stamp_of
-from router.catalog.companions import adapter_misfit, misfit
+from router.catalog.companions import adapter_misfit, misfit, with_true_width
 from router.catalog.entry import CatalogEntry
 from router.catalog.header import Header, Unusable, glance
 from router.catalog.hf_cache import HfCache, hf_cache_dir, scan_hf_cache
@@ -271,7 +271,9 @@ def _misfit(what: str, file: Path, model: Header) -> str | None:
         return None
     if what == "adapter":
         return adapter_misfit(companion, model)
-    return misfit(companion, file, model, is_draft=what == "draft")
+    if what == "projector":
+        companion = with_true_width(companion, file)
+    return misfit(companion, model, is_draft=what == "draft")
 
 
 def _not_downloaded(hf_repo: str, hf_file: str | None) -> str:

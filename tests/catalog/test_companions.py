@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from router.catalog.companions import Sorted, adapter_misfit, misfit, mmproj_of, sort_out
+from router.catalog.companions import Sorted, adapter_misfit, misfit, mmproj_of, sort_out, with_true_width
 from router.catalog.header import Header, glance
 from router.catalog.kinds import look_at
 from router.catalog.names import parse_name
@@ -72,12 +72,18 @@ def test_an_audio_projector_fits_by_its_own_width(tmp_path):
     assert projectors(parts) == {"m-Q4": "mmproj-F16"}
 
 
+def test_a_file_of_another_architecture_is_no_projector_whatever_it_says():
+    other = Header("llama", kind="mmproj", n_embd=64)
+    assert misfit(other, Header("llama", n_embd=64)) == "is no projector (architecture llama)"
+
+
 def test_an_old_projector_fits_by_its_last_matrix_and_not_by_what_it_says(tmp_path):
     path = make_mmproj(tmp_path / "mmproj.gguf", projection=128)
     said = Header("clip", projector="mlp", serves_n_embd=(768,))
-    assert misfit(said, path, Header("llama", n_embd=128)) is None
+    assert misfit(with_true_width(said, path), Header("llama", n_embd=128)) is None
     assert (
-        misfit(said, path, Header("llama", n_embd=768)) == "is made for embeddings of 128 dimensions, not 768"
+        misfit(with_true_width(said, path), Header("llama", n_embd=768))
+        == "is made for embeddings of 128 dimensions, not 768"
     )
 
 
@@ -107,6 +113,8 @@ def test_an_old_projector_fits_by_its_last_matrix_and_not_by_what_it_says(tmp_pa
             Header("qwen35", n_embd=32),
             "is made for embeddings of 64 dimensions, not 32",
         ),
+        (Header("clip"), Header("llama"), "is no draft that llama-server runs (architecture clip)"),
+        (Header("wan"), Header("llama"), "is no draft that llama-server runs (architecture wan)"),
         (
             Header("gemma4-assistant", serves_n_embd=(64,)),
             Header("gemma3", n_embd=64),
@@ -114,8 +122,8 @@ def test_an_old_projector_fits_by_its_last_matrix_and_not_by_what_it_says(tmp_pa
         ),
     ],
 )
-def test_a_draft_fits_as_llama_cpp_demands(tmp_path, draft, model, reason):
-    assert misfit(draft, tmp_path, model, is_draft=True) == reason
+def test_a_draft_fits_as_llama_cpp_demands(draft, model, reason):
+    assert misfit(draft, model, is_draft=True) == reason
 
 
 @pytest.mark.parametrize(
