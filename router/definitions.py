@@ -234,6 +234,7 @@ def define(
 ) -> Definitions:
     """Read every header and place every model. A model that cannot be run is defined with its error, not
     left out. Raises OSError only where files have run out."""
+    config = _with_ids(config, catalog)
     budgets = _budgets(devices, infos, config)
     how = f"{_identity(binary)} {config.child} {tuple(extra_args)}"
     how += "" if config.memory.load_mode == "auto" else f" {config.memory.load_mode}"
@@ -248,6 +249,17 @@ def define(
         environ,
         tuple(extra_args),
     )
+
+
+def _with_ids(config: Config, catalog: Catalog) -> Config:
+    """With the ids of the models that scheduler.exclusive names. A shortened name that several models could
+    have stands for each of them: they are never loaded together then, which is safe.
+    """
+    groups = tuple(
+        tuple(model for name in members for model in catalog.meant_by(name))
+        for members in config.scheduler.exclusive
+    )
+    return replace(config, scheduler=replace(config.scheduler, exclusive=groups))
 
 
 # --- one model ---
@@ -356,7 +368,7 @@ def _model(
     preset = entry.preset
     groups = {f"preset:{group}" for group in preset.exclusive}
     for number, members in enumerate(config.scheduler.exclusive):
-        if {name, *entry.aliases} & set(members):
+        if name in members:
             groups.add(f"exclusive:{number}")
     return Model(
         name=name,

@@ -4,6 +4,7 @@
       InvalidRequest                  400 invalid_request_error
         ModelNotLoaded                400   autoload is off and the model is not running
         LoadedOtherwise               409   it runs with other settings than a load asks for
+        AmbiguousModel                409   the name could be that of several models, which it lists
       Unauthorized                    401 authentication_error
       Forbidden                       403 permission_error
       ModelNotFound                   404 not_found_error         names what exists and the nearest
@@ -30,8 +31,11 @@ The type names follow llama.cpp and OpenAI, so that their clients' handling work
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import ClassVar, Self
+from collections.abc import Mapping, Sequence
+from typing import ClassVar, Final, Self
+
+#: Of an ambiguous name. A repository has up to some thirty quantisations.
+MAX_CANDIDATES_SHOWN: Final = 40
 
 
 class RouterError(Exception):
@@ -91,6 +95,22 @@ class ModelNotLoaded(InvalidRequest):
 class LoadedOtherwise(InvalidRequest):
     status = 409
     code = "loaded_otherwise"
+
+
+class AmbiguousModel(InvalidRequest):
+    """A shortened name that several models could have. `candidates` are the names to choose from."""
+
+    status = 409
+    code = "model_ambiguous"
+
+    def __init__(self, name: str, candidates: Sequence[str]) -> None:
+        shown = ", ".join(candidates[:MAX_CANDIDATES_SHOWN])
+        more = len(candidates) - MAX_CANDIDATES_SHOWN
+        rest = f" and {more} more" if more > 0 else ""
+        super().__init__(
+            f"{name[:100]!r} could be {len(candidates)} models: {shown}{rest}; give the whole name of one",
+            details={"candidates": list(candidates[:MAX_CANDIDATES_SHOWN])},
+        )
 
 
 class Unauthorized(RouterError):

@@ -11,11 +11,10 @@ from aiohttp import web
 
 from router.api.answer import is_set, json_response
 from router.api.context import CONTEXT, Context
-from router.api.downloads import entry_of
 from router.api.route import Access, Query, Route
 from router.catalog import CatalogEntry
 from router.downloads.errors import InUse, NotRemovable
-from router.errors import InvalidRequest, ModelNotFound
+from router.errors import AmbiguousModel, InvalidRequest, ModelNotFound
 
 
 class Kept(msgspec.Struct, frozen=True):
@@ -40,10 +39,12 @@ async def delete_model(request: web.Request) -> web.Response:
     name = request.query.get("model", "")
     if not name:
         raise InvalidRequest("name a model: DELETE /models?model=NAME")
+    catalog = context.known.catalog
     jobs = [job for job in context.downloads.jobs() if name in (*job.models, job.model)]
-    entry = entry_of(context, name)
-    if entry is None and not jobs:
-        context.name_of(name)  # says which models there are
+    entry = catalog.literal(name)
+    if entry is None and not any(job.is_active for job in jobs):
+        # Not where a download has exactly this name: a model that it could be short for is another one.
+        entry = catalog.resolve(name)
     if entry is not None:
         _check_removable(context, entry)
     for job in jobs:
@@ -126,6 +127,6 @@ ROUTES = (
         summary="Delete a model from the Hugging Face cache",
         query=(Query("model", "Its name or alias", required=True), Query("force", "End its requests", bool)),
         answer=Deleted,
-        refusals=(ModelNotFound, NotRemovable, InUse),
+        refusals=(ModelNotFound, AmbiguousModel, NotRemovable, InUse),
     ),
 )

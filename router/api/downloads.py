@@ -8,7 +8,6 @@ from aiohttp import web
 from router.api.answer import is_set, json_response, read_json
 from router.api.context import CONTEXT, Context
 from router.api.route import Access, Query, Route
-from router.catalog import CatalogEntry
 from router.downloads import (
     Chosen,
     Job,
@@ -32,7 +31,7 @@ from router.downloads.errors import (
     NotWritable,
     RepoNotFound,
 )
-from router.errors import InvalidRequest, ModelNotFound
+from router.errors import AmbiguousModel, InvalidRequest
 
 # --- shapes ---
 
@@ -139,7 +138,8 @@ async def add_model(request: web.Request) -> web.Response:
     wish = msgspec.structs.replace(wish_of(context, DownloadRequest(asked.model)), name=asked.model)
 
     def check(_: Listing, chosen: Chosen) -> None:
-        there = [name for name in chosen.models if entry_of(context, name) is not None]
+        literal = context.known.catalog.literal
+        there = [name for name in chosen.models if literal(name) is not None]
         if there and len(there) == len(chosen.models):
             raise ModelExists(
                 f"{', '.join(there)} is there already; POST /models/download fetches what is new"
@@ -206,20 +206,13 @@ def wish_of(context: Context, asked: DownloadRequest) -> Wish:
     )
 
 
-def entry_of(context: Context, name: str) -> CatalogEntry | None:
-    try:
-        return context.known.catalog.resolve(name)
-    except ModelNotFound:
-        return None
-
-
 def check_name(context: Context, wish: Wish, listing: Listing, chosen: Chosen) -> None:
     """A model of another revision has the same name as that of main, which would hide it. Raises
     ModelExists."""
     if wish.revision == Wish("").revision:
         return
     for name in chosen.models:
-        entry = entry_of(context, name)
+        entry = context.known.catalog.literal(name)
         if entry is not None and entry.path is not None and listing.commit not in entry.path.parts:
             raise ModelExists(f"{name} is there already, from another revision: delete it first")
 
@@ -227,6 +220,7 @@ def check_name(context: Context, wish: Wish, listing: Listing, chosen: Chosen) -
 FETCH_REFUSALS = (
     BadSource,
     NothingToFetch,
+    AmbiguousModel,
     ModelExists,
     Gated,
     RepoNotFound,

@@ -9,7 +9,7 @@ from router.api.context import CONTEXT
 from router.api.route import Query, Route
 from router.api.shapes import Explained
 from router.core.views import Explanation
-from router.errors import InvalidRequest, ModelNotFound
+from router.errors import AmbiguousModel, InvalidRequest, ModelNotFound
 from router.planning import opinion_words
 
 
@@ -60,6 +60,6 @@ ROUTES = (
         ),
         answer=Explained,
         media=("application/json", "text/plain"),
-        refusals=(InvalidRequest, ModelNotFound),
+        refusals=(InvalidRequest, ModelNotFound, AmbiguousModel),
     ),
 )

@@ -11,7 +11,7 @@ from router.api.answer import is_set
 from router.api.context import CONTEXT, Context
 from router.api.route import Access, Query, Route
 from router.core.types import InstanceId, ModelName
-from router.errors import InvalidRequest, ModelNotFound, ModelNotLoaded, Unavailable
+from router.errors import AmbiguousModel, InvalidRequest, ModelNotFound, ModelNotLoaded, Unavailable
 from router.process import LogReader
 
 LINES: Final = 100
@@ -105,6 +105,6 @@ ROUTES = (
         ),
         answer=str,
         media=("text/plain",),
-        refusals=(ModelNotFound, ModelNotLoaded, Unavailable),
+        refusals=(ModelNotFound, AmbiguousModel, ModelNotLoaded, Unavailable),
     ),
 )

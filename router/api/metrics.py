@@ -13,7 +13,7 @@ from router.api.route import Query, Route
 from router.backends.llama_server import METRICS_PATH
 from router.core.types import ModelName
 from router.core.views import Snapshot
-from router.errors import ModelNotFound, ModelNotLoaded, UpstreamFailed
+from router.errors import AmbiguousModel, ModelNotFound, ModelNotLoaded, UpstreamFailed
 from router.metrics import Child, Seen, ask_children
 
 
@@ -62,6 +62,6 @@ ROUTES = (
         query=(Query("model", "Only what the llama-server of this loaded model tells"),),
         answer=str,
         media=("text/plain", "application/openmetrics-text"),
-        refusals=(ModelNotFound, ModelNotLoaded, UpstreamFailed),
+        refusals=(ModelNotFound, AmbiguousModel, ModelNotLoaded, UpstreamFailed),
     ),
 )

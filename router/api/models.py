@@ -20,6 +20,7 @@ from router.config import Context as ContextSize
 from router.config import Layers
 from router.core.types import Model, ModelName
 from router.errors import (
+    AmbiguousModel,
     Forbidden,
     LoadedOtherwise,
     LoadFailed,
@@ -161,7 +162,7 @@ async def unload_model(request: web.Request) -> web.Response:
     context = request.app[CONTEXT]
     wanted = await read_json(request, UnloadRequest)
     job = context.downloads.active().get(wanted.model)
-    if job is not None and wanted.model not in context.known.definitions.by_name:
+    if job is not None and context.known.catalog.literal(wanted.model) is None:
         await context.downloads.cancel(job.id)
         return json_response(_as_done(download_row(wanted.model, job, "unloaded")))
     model = context.name_of(wanted.model)
@@ -235,6 +236,7 @@ def _as_done(row: Row) -> Done:
 
 _LOAD_REFUSALS = (
     ModelNotFound,
+    AmbiguousModel,
     ModelUnusable,
     ModelTooLarge,
     LoadedOtherwise,
@@ -274,7 +276,10 @@ ROUTES = (
         show_model,
         summary="One model, by its name or alias",
         answer=Row,
-        refusals=(ModelNotFound,),
+        refusals=(
+            ModelNotFound,
+            AmbiguousModel,
+        ),
     ),
     Route(
         "POST",
@@ -295,7 +300,7 @@ ROUTES = (
         summary="Unload a model",
         body=UnloadRequest,
         answer=Done,
-        refusals=(ModelNotFound, ModelNotLoaded),
+        refusals=(ModelNotFound, AmbiguousModel, ModelNotLoaded),
     ),
     Route(
         "POST",
@@ -314,7 +319,10 @@ ROUTES = (
         summary="Keep a model loaded",
         body=PinRequest,
         answer=Done,
-        refusals=(ModelNotFound,),
+        refusals=(
+            ModelNotFound,
+            AmbiguousModel,
+        ),
     ),
     Route(
         "POST",
@@ -324,6 +332,9 @@ ROUTES = (
         summary="Let a model leave again",
         body=UnpinRequest,
         answer=Done,
-        refusals=(ModelNotFound,),
+        refusals=(
+            ModelNotFound,
+            AmbiguousModel,
+        ),
     ),
 )

@@ -18,6 +18,7 @@ from router.api.requests import CONVERSATION
 from router.api.route import Query, Route
 from router.api.streams import forward_to_its_end
 from router.errors import (
+    AmbiguousModel,
     LoadFailed,
     ModelNotFound,
     ModelNotLoaded,
@@ -66,8 +67,8 @@ FORM_PATHS: Final = ("/v1/audio/transcriptions", "/audio/transcriptions")
 
 #: What any request that needs a model may be answered instead.
 REFUSALS: Final = (
-    ModelNotFound, ModelNotLoaded, ModelUnusable, ModelTooLarge, QueueFull, NoRoom, WaitTimeout, LoadFailed,
-    Unloaded, UpstreamFailed,
+    ModelNotFound, AmbiguousModel, ModelNotLoaded, ModelUnusable, ModelTooLarge, QueueFull, NoRoom,
+    WaitTimeout, LoadFailed, Unloaded, UpstreamFailed,
 )  # fmt: skip
 #: For whom the body has no room for a name.
 MODEL: Final = Query("model", "The model's name or alias, where the body has none")

@@ -44,14 +44,15 @@ async def upstream(request: web.Request) -> web.StreamResponse:
 
 
 def _split(context: Context, rest: str) -> tuple[ModelName, str]:
-    """The model and the path that follows it. Raises ModelNotFound."""
+    """The model and the path that follows it. Raises ModelNotFound, AmbiguousModel."""
     catalog = context.known.catalog
     parts = rest.split("/")
     longest = 1 + max((name.count("/") for name in catalog.names()), default=0)
-    for count in range(min(longest, len(parts)), 0, -1):
-        entry = catalog.find(unquote("/".join(parts[:count])))
-        if entry is not None:
-            return entry.id, "/" + "/".join(parts[count:])
+    for find in (catalog.literal, catalog.find):  # a whole name before any that is shortened
+        for count in range(min(longest, len(parts)), 0, -1):
+            entry = find(unquote("/".join(parts[:count])))
+            if entry is not None:
+                return entry.id, "/" + "/".join(parts[count:])
     return context.name_of(unquote(parts[0])), "/"
 
 

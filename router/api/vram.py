@@ -15,7 +15,7 @@ from router.api.shapes import DeviceShares, LoadedModel, OneModel, Plan, Share, 
 from router.core.types import DeviceId, InstanceId
 from router.core.views import DeviceView, InstanceView, Snapshot
 from router.devices import DeviceInfo
-from router.errors import InvalidRequest, ModelNotFound, ModelUnusable
+from router.errors import AmbiguousModel, InvalidRequest, ModelNotFound, ModelUnusable
 from router.estimate.learning import Confidence, Standing
 from router.hosts import Measurement
 from router.planning import Seen
@@ -193,7 +193,7 @@ ROUTES = (
         summary="Who holds the memory of each device; or what a load of one model would need",
         query=(_MEASURE, Query("model", "Only what a load of this one would need"), _CTX_SIZE),
         answer=(Vram, OneModel),
-        refusals=(InvalidRequest, ModelNotFound, ModelUnusable),
+        refusals=(InvalidRequest, ModelNotFound, AmbiguousModel, ModelUnusable),
     ),
     Route(
         "GET",
@@ -202,6 +202,6 @@ ROUTES = (
         summary="Which models fit together",
         query=(_MEASURE, Query("model", "One of those that shall fit", list[str]), _CTX_SIZE),
         answer=Plan,
-        refusals=(InvalidRequest, ModelNotFound, ModelUnusable),
+        refusals=(InvalidRequest, ModelNotFound, AmbiguousModel, ModelUnusable),
     ),
 )

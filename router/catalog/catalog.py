@@ -11,23 +11,24 @@ from types import MappingProxyType
 from typing import Final
 
 from router.catalog.entry import CatalogEntry
-from router.catalog.names import canonical_id
 from router.catalog.notes import Notes
+from router.catalog.resolution import Names
 from router.catalog.scan import scan
 from router.config import Config
-from router.errors import ModelNotFound, Unavailable
+from router.errors import AmbiguousModel, ModelNotFound, Unavailable
 from router.presets import Presets, load_presets
 
 MAX_NAMES_SHOWN: Final = 20
 #: What a hub may have: ORG/REPO, or ORG/REPO:QUANTIZATION.
-_REPOSITORY: Final = re.compile(r"\w[\w.-]{0,95}/\w[\w.-]{0,95}(?::[\w.-]{1,64})?", re.ASCII)
+_REPOSITORY: Final = re.compile(r"\w[\w.-]{0,95}/\w[\w.-]{0,95}(?::\w[\w.-]{0,127})?", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
 class Catalog:
     """`entries` by id, in the order presets, folders, cache. `warnings` are for people. `unread` are places
     that could not be read and may hold models, `kept` what an earlier catalog knew of them. `gguf_files` is
-    how many GGUF files are in the folders and the cache, models or not.
+    how many GGUF files are in the folders and the cache, models or not. `paths` says by id where a file of
+    the Hugging Face cache lies in its repository.
     """
 
     entries: Mapping[str, CatalogEntry] = field(default_factory=lambda: MappingProxyType({}))
@@ -35,11 +36,15 @@ class Catalog:
     unread: tuple[Path, ...] = ()
     kept: frozenset[str] = frozenset()
     gguf_files: int = 0
+    paths: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}), repr=False)
     _ids: Mapping[str, str] = field(init=False, repr=False, compare=False)
+    _names: Names = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         ids = {alias: entry.id for entry in self.entries.values() for alias in entry.aliases}
-        object.__setattr__(self, "_ids", ids | {name: name for name in self.entries})
+        ids |= {name: name for name in self.entries}
+        object.__setattr__(self, "_ids", ids)
+        object.__setattr__(self, "_names", Names(ids, self.paths))
 
     @staticmethod
     def scan(config: Config, presets: Presets | None = None) -> Catalog:
@@ -50,14 +55,20 @@ class Catalog:
         """
         notes = Notes()
         try:
-            found = scan(config, presets if presets is not None else load_presets(config), notes)
+            found, paths = scan(config, presets if presets is not None else load_presets(config), notes)
             entries = MappingProxyType({entry.id: entry for entry in found})
         except OSError as error:
             raise Unavailable(
                 f"cannot look for models: {error.strerror}; allow the router more of them (ulimit -n)",
                 retry_after_seconds=1.0,
             ) from error
-        return Catalog(entries, tuple(notes.warnings), tuple(notes.unread), gguf_files=notes.gguf_files)
+        return Catalog(
+            entries,
+            tuple(notes.warnings),
+            tuple(notes.unread),
+            gguf_files=notes.gguf_files,
+            paths=MappingProxyType(paths),
+        )
 
     def keeping(self, former: Catalog) -> Catalog:
         """With the models of `former` that lie where nothing could be read this time, as they were there: a
@@ -74,7 +85,9 @@ class Catalog:
             return self
         warning = f"kept as they were, as they cannot be read now: {', '.join(kept)}"
         entries = MappingProxyType({**self.entries, **kept})
-        return Catalog(entries, (*self.warnings, warning), self.unread, frozenset(kept), self.gguf_files)
+        paths = MappingProxyType({**former.paths, **self.paths})
+        warnings = (*self.warnings, warning)
+        return Catalog(entries, warnings, self.unread, frozenset(kept), self.gguf_files, paths)
 
     @property
     def models(self) -> tuple[CatalogEntry, ...]:
@@ -82,13 +95,15 @@ class Catalog:
         return tuple(entry for entry in self.entries.values() if entry.is_model)
 
     def id_of(self, name: str) -> str:
-        """Of the model called `name`. Raises ModelNotFound."""
+        """Of the model called `name`. Raises ModelNotFound, AmbiguousModel."""
         return self._ids.get(name) or self.resolve(name).id
 
     def resolve(self, name: str) -> CatalogEntry:
-        """The model called `name`, by id or alias; the quantisation after a colon may be in small letters.
+        """The model called `name`: by id or alias; else a file of the cache by its id in other letter cases,
+        or by the end of its name (`org/repo:Q4_K_M`), where only one file has that.
 
-        An entry with an `error` is found like any other. Raises ModelNotFound, which says what there is.
+        An entry with an `error` is found like any other. Raises ModelNotFound, which says what there is, and
+        AmbiguousModel, which says which models the name could be.
         """
         found = self.find(name)
         if found is None:
@@ -96,9 +111,21 @@ class Catalog:
         return found
 
     def find(self, name: str) -> CatalogEntry | None:
-        """The same, for who has more names to try."""
-        found = self._ids.get(name) or self._ids.get(canonical_id(name))
-        return self.entries[found] if found is not None else None
+        """The same, where more names are to be tried. Raises AmbiguousModel."""
+        meant = self.meant_by(name)
+        if len(meant) > 1:
+            shown = [model for model in meant if not self.entries[model].hidden]
+            raise AmbiguousModel(name, shown or meant)
+        return self.entries[meant[0]] if meant else None
+
+    def meant_by(self, name: str) -> tuple[str, ...]:
+        """The ids of all models that `name` may mean: several where it is ambiguous."""
+        return self._names.meant_by(name)
+
+    def literal(self, name: str) -> CatalogEntry | None:
+        """The model that has exactly this id or alias."""
+        model = self._ids.get(name)
+        return self.entries[model] if model is not None else None
 
     def names(self) -> Collection[str]:
         """All that a model can be called by: ids and aliases."""

@@ -14,8 +14,10 @@ from types import MappingProxyType
 
 from router.catalog.candidate import Candidate
 from router.catalog.companions import mmproj_of
-from router.catalog.names import GgufName, choose_model, parse_name
+from router.catalog.hub_names import choose, labels, without_drafts
+from router.catalog.names import GgufName, parse_name
 from router.catalog.notes import Notes, is_there
+from router.errors import AmbiguousModel
 
 _COMMIT = re.compile(r"[0-9a-fA-F]{40}")
 _REPO = re.compile(r"(?=.{3,256}$)\w+(?:[.-]\w+)*/\w+(?:[.-]\w+)*", re.ASCII)
@@ -53,14 +55,18 @@ class Repository:
             name, "hf_cache", tuple(self.snapshot / part for part in model.shards), mmproj=mmproj
         )
 
+    def labelled(self) -> Mapping[str, tuple[Repository, GgufName]]:
+        """Every model by its label, with the commit that it is taken from: for a path that several commits
+        have, the first of them.
+        """
+        found = {name.path: (one, name) for one in (*reversed(self.others), self) for name in one.names}
+        named = labels(self.id, (name for _, name in sorted(found.values(), key=lambda each: each[1].path)))
+        return {label: found[name.path] for label, name in named.items()}
+
     def models(self) -> Iterator[Candidate]:
-        """`repo:TAG` for each quantisation; a file whose name tells none is left out, as llama.cpp does."""
-        seen = set()
-        for one in (self, *self.others):
-            for name in one.names:
-                if name.is_model and name.index == 1 and name.tag and name.tag not in seen:
-                    seen.add(name.tag)
-                    yield one.candidate(name, f"{self.id}:{name.tag}")
+        """One for each file or shard set, as `repo:LABEL`."""
+        for label, (one, name) in self.labelled().items():
+            yield one.candidate(name, f"{self.id}:{label}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,18 +77,38 @@ class HfCache:
         for repository in self.repositories.values():
             yield from repository.models()
 
+    def paths(self) -> dict[str, str]:
+        """By id: where each model lies in its repository, without ".gguf"."""
+        return {
+            f"{repository.id}:{label}": name.prefix
+            for repository in self.repositories.values()
+            for label, (_, name) in repository.labelled().items()
+        }
+
     def find(self, hf_repo: str, hf_file: str | None, name: str) -> Candidate | None:
-        """What `-hf hf_repo -hff hf_file` would run, if it has been downloaded."""
+        """What `-hf hf_repo -hff hf_file` would run, if it has been downloaded. Raises AmbiguousModel where
+        that could be one of several.
+        """
         repo, _, tag = hf_repo.partition(":")
         repository = self.repositories.get(repo)
-        for one in (repository, *repository.others) if repository is not None else ():
-            if hf_file is not None:
-                model = next((file for file in one.names if file.path == hf_file), None)
-            else:
-                model = choose_model(one.names, tag)
-            if model is not None:
-                return one.candidate(model, name)
-        return None
+        if repository is None:
+            return None
+        if hf_file is not None:
+            for one in (repository, *repository.others):
+                if model := next((file for file in one.names if file.path == hf_file), None):
+                    return one.candidate(model, name)
+            return None
+        labelled = repository.labelled()
+        named = {label: model for label, (_, model) in labelled.items()}
+        found = choose(named, tag)
+        if not tag and not found:  # which is there depends on what was fetched, so none of several is taken
+            found = list(without_drafts(named))
+        if len(found) > 1:
+            raise AmbiguousModel(hf_repo, [f"{repo}:{label}" for label in found])
+        if not found:
+            return None
+        one, model = labelled[found[0]]
+        return one.candidate(model, name)
 
 
 def scan_hf_cache(folder: Path, notes: Notes) -> HfCache:

@@ -16,7 +16,6 @@ DRAFT_PREFIXES: Final = ("mtp-", "dspark-", "dflash-", "eagle3-")
 MAX_SHARDS: Final = 1024
 _SHARD: Final = re.compile(r"(?P<prefix>.+)-(?P<index>\d{5})-of-(?P<count>\d{5})", re.DOTALL)
 _TAG: Final = re.compile(r"[-.]([A-Z0-9_]+)$", re.IGNORECASE | re.ASCII)
-_DEFAULT_TAGS: Final = ("Q4_K_M", "Q8_0")
 #: A draft by its name. Whole models with prediction layers have "MTP" inside their names: there it counts
 #: only as the first word.
 _DRAFT: Final = re.compile(
@@ -58,7 +57,7 @@ class GgufName:
 
     @property
     def is_draft(self) -> bool:
-        return _DRAFT.match(self.file[:-5]) is not None
+        return is_draft_name(self.path[:-5])
 
     @property
     def is_model(self) -> bool:
@@ -107,24 +106,9 @@ def parse_name(path: str) -> GgufName | None:
     return GgufName(path, prefix, tag[1].upper() if tag else "", index, count)
 
 
-def canonical_id(name: str) -> str:
-    """`org/repo:ud-q4_k_xl` -> `org/repo:Q4_K_XL`: a name of a cached model as the cache itself calls it."""
-    repo, colon, tag = name.rpartition(":")
-    if not colon:
-        return name
-    match = _TAG.search(tag)
-    return f"{repo}:{(match[1] if match else tag).upper()}"
-
-
-def choose_model(names: Iterable[GgufName], tag: str = "") -> GgufName | None:
-    """The file that `-hf repo:tag` means; without a tag Q4_K_M, else Q8_0, else the first."""
-    models = [name for name in names if name.is_model and name.index == 1]
-    models = [name for name in models if not name.is_draft] or models
-    for wanted in (tag,) if tag else _DEFAULT_TAGS:
-        pattern = re.compile(re.escape(wanted) + "[.-]", re.IGNORECASE)
-        if found := next((name for name in models if pattern.search(name.path)), None):
-            return found
-    return models[0] if models and not tag else None
+def is_draft_name(path: str) -> bool:
+    """Of a path without ".gguf"."""
+    return _DRAFT.match(path.rpartition("/")[2]) is not None
 
 
 def choose_sibling(candidates: Iterable[GgufName], model: GgufName) -> GgufName | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shlex
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Final
@@ -17,18 +17,21 @@ from router.catalog.header import Header, Unusable, glance
 from router.catalog.hf_cache import HfCache, hf_cache_dir, scan_hf_cache
 from router.catalog.kinds import ruled_out
 from router.catalog.models_dir import scan_models_dir
-from router.catalog.names import canonical_id, parse_name
+from router.catalog.names import parse_name
 from router.catalog.notes import Notes, is_there
+from router.catalog.resolution import Names
 from router.config import Config, models_dirs
 from router.config.nearest import nearest_of
+from router.errors import AmbiguousModel
 from router.presets import ModelPreset, Presets
 
 _NAME: Final = re.compile(r"(?!\s)[^\x00-\x1f\x7f\ud800-\udfff]{1,256}(?<!\s)")
 
 
-def scan(config: Config, presets: Presets, notes: Notes) -> Iterable[CatalogEntry]:
+def scan(config: Config, presets: Presets, notes: Notes) -> tuple[Iterable[CatalogEntry], dict[str, str]]:
     """The entries of a catalog: models with a section of their own, then those of folders, then the
-    cache's. Raises OSError only where files have run out.
+    cache's; and where each file of the cache lies in its repository, by id. Raises OSError only where files
+    have run out.
     """
     warnings = notes.warnings
     warnings.extend(presets.warnings)
@@ -41,17 +44,25 @@ def scan(config: Config, presets: Presets, notes: Notes) -> Iterable[CatalogEntr
     cache = scan_hf_cache(hf_cache_dir(), notes) if config.paths.hf_cache else HfCache()
     notes.gguf_files += sum(len(repository.names) for repository in cache.repositories.values())
     found.add(cache.models(), warnings)
+    paths = cache.paths()
     entries = _Entries(presets, cache, notes)
+    sections = _Sections(presets, Names(found.names, paths), found.by_id)
     for section in presets.names:
-        if is_name(section):
-            entries.add_section(section, found)
-        else:
+        if not is_name(section):
             warnings.append(f"{section!r}: left out: it cannot be the name of a model")
+        elif sections.names_a_file(section):
+            entries.add_section(section, None)
+        elif len(meant := sections.meant[section]) > 1:
+            warnings.append(f"[{section}] is left out: {AmbiguousModel(section, meant).message}")
+        elif (candidate := sections.candidate(section)) is not None:
+            entries.add_section(section, candidate)
+        else:
+            entries.add_section(section, None, problem=sections.problem(section))
     for candidate in found.by_id.values():
         entries.add_found(candidate)
     entries.drop_duplicates_of_the_cache()
     entries.note_what_is_not_offered()
-    return entries.with_aliases(warnings)
+    return entries.with_aliases(warnings), paths
 
 
 def is_name(name: str) -> bool:
@@ -79,10 +90,42 @@ class _Found:
                 self.by_id[names[0]] = replace(candidate, id=names[0], also=tuple(names[1:]))
                 self._also |= dict.fromkeys(names[1:], names[0])
 
-    def get(self, section: str) -> Candidate | None:
-        """The model that a section is about: by id, another name, or the cache's spelling of it."""
-        names = (section, self._also.get(section, ""), canonical_id(section))
-        return next((self.by_id[name] for name in names if name in self.by_id), None)
+    @property
+    def names(self) -> dict[str, str]:
+        return self._also | {name: name for name in self.by_id}
+
+
+class _Sections:
+    """Which model each section of the presets is about. A section with the exact name of a model comes before
+    one that has a shortened name, wherever they stand.
+    """
+
+    def __init__(self, presets: Presets, names: Names, found: Mapping[str, Candidate]) -> None:
+        self._presets = presets
+        self._found = found
+        self.meant = {section: names.meant_by(section) for section in presets.names}
+        self._owners: dict[str, str] = {}
+        for section in sorted(presets.names, key=lambda each: each not in found):
+            if len(meant := self.meant[section]) == 1 and not self.names_a_file(section):
+                self._owners.setdefault(meant[0], section)
+
+    def names_a_file(self, section: str) -> bool:
+        """Whether the settings say which file is run: then nothing is looked for by the section's name."""
+        preset = self._presets.for_model(section)
+        return preset.model is not None or preset.hf_repo is not None
+
+    def candidate(self, section: str) -> Candidate | None:
+        """The one model that the section is about, unless another section is."""
+        (model, *_) = self.meant[section] or ("",)
+        return self._found[model] if self._owners.get(model) == section else None
+
+    def problem(self, section: str) -> str:
+        """Why there is no candidate."""
+        for model in self.meant[section]:
+            return f"[{self._owners[model]}] has the settings of {model!r} already"
+        near = nearest_of(section, self._found.keys())
+        hint = f"did you mean {near!r}?" if near else "set model or hf_repo"
+        return f"no folder and no cache has a model called {section!r}; {hint}"
 
 
 class _Entries:
@@ -96,24 +139,18 @@ class _Entries:
         self._notes = notes
         self._sections: set[str] = set()
 
-    def add_section(self, section: str, found: _Found) -> None:
-        """A model with settings of its own. They may name its file; else it is one that was found."""
-        candidate = found.get(section)
+    def add_section(self, section: str, candidate: Candidate | None, problem: str | None = None) -> None:
+        """A model with settings of its own. They may name its file; else it is `candidate`, and without that
+        the `problem` says why.
+        """
         name = candidate.id if candidate else section
-        if name in self.by_id:  # another section has spelt the same quantisation differently
-            name, candidate = section, None
-        error = None
         preset = self._presets.for_model(name, section=section)
+        error = f"{preset.origin}: {problem}" if problem is not None else None
         if preset.model is not None:
             candidate, error = _from_path(name, preset.model)
         elif preset.hf_repo is not None:
-            in_cache = self._cache.find(preset.hf_repo, preset.hf_file, name)
+            in_cache, error = self._in_cache(preset.hf_repo, preset.hf_file, name)
             candidate = replace(in_cache, source="preset") if in_cache else None
-            error = None if candidate else _not_downloaded(preset.hf_repo, preset.hf_file)
-        elif candidate is None:
-            near = nearest_of(section, found.by_id.keys())
-            hint = f"did you mean {near!r}?" if near else "set model or hf_repo"
-            error = f"{preset.origin}: no folder and no cache has a model called {section!r}; {hint}"
         self._sections.add(name)
         self._names[name] = [section]
         if candidate is not None:
@@ -180,10 +217,10 @@ class _Entries:
         mmproj = preset.mmproj or (candidate.mmproj if preset.mmproj_auto else None)
         draft = preset.draft_model or candidate.draft
         if preset.draft_hf_repo is not None:
-            in_cache = self._cache.find(preset.draft_hf_repo, None, candidate.id)
+            in_cache, error = self._in_cache(preset.draft_hf_repo, None, candidate.id)
             draft = in_cache.files[0] if in_cache else None
-            if in_cache is None:
-                problems.append(f"its draft {_not_downloaded(preset.draft_hf_repo, None)}")
+            if error is not None:
+                problems.append(f"its draft {error}")
         stamps = []
         companions = [("projector", mmproj), ("draft", draft), *(("adapter", each) for each in preset.lora)]
         for what, file in companions:
@@ -199,6 +236,14 @@ class _Entries:
             else:
                 problems.append(f"its {what} {file} {misfit}")
         return replace(preset, model=candidate.files[0], mmproj=mmproj, draft_model=draft), stamps, problems
+
+    def _in_cache(self, hf_repo: str, hf_file: str | None, name: str) -> tuple[Candidate | None, str | None]:
+        """The model that a setting names by its repository, or why there is none."""
+        try:
+            found = self._cache.find(hf_repo, hf_file, name)
+        except AmbiguousModel as error:
+            return None, error.message
+        return found, None if found is not None else _not_downloaded(hf_repo, hf_file)
 
     def drop_duplicates_of_the_cache(self) -> None:
         """A file of the cache that a preset or a folder offers too is one model; the cache's id becomes an

@@ -6,14 +6,16 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
-from router.catalog.names import GgufName, choose_model, choose_sibling, parse_name
+from router.catalog import hub_names
+from router.catalog.names import GgufName, choose_sibling, parse_name
 from router.downloads.errors import HubMisbehaves, NothingToFetch
 from router.downloads.job import Listing, RemoteFile, Wish
+from router.errors import AmbiguousModel
 
 
 @dataclass(frozen=True, slots=True)
 class Chosen:
-    """`models` are the ids under which the files will be found; none where no name tells a quantisation."""
+    """`models` are the ids under which the files will be found."""
 
     files: tuple[RemoteFile, ...]
     models: tuple[str, ...]
@@ -25,7 +27,7 @@ class Chosen:
 
 @dataclass(frozen=True, slots=True)
 class Quantization:
-    """One that a repository offers. `size` is without a projector."""
+    """One model that a repository offers. `name` is its label, `size` is without a projector."""
 
     name: str
     model: str
@@ -37,19 +39,23 @@ class Quantization:
 def choose(listing: Listing, wish: Wish) -> Chosen:
     """The files to fetch, in their order: every part of a split model, and the projector that goes with it.
 
-    Raises NothingToFetch, which says what there is, and HubMisbehaves for a model whose parts are not all
-    there.
+    Raises NothingToFetch, which says what there is, AmbiguousModel where the quantisation is that of several
+    files, and HubMisbehaves for a model whose parts are not all there.
     """
     files = {file.path: file for file in listing.files}
+    named = hub_names.labels(listing.repo, _names(files))
     allowed = [path for path in files if not _matches(path, wish.exclude)]
     names = _names(allowed)
     if wish.include and not wish.quantization:
         wanted = [path for path in allowed if _matches(path, wish.include)]
         models = [name for name in _names(wanted) if name.is_model]
     else:
-        within = [name for name in names if not wish.include or _matches(name.path, wish.include)]
-        chosen = choose_model(within, wish.quantization)
-        wanted, models = [], [chosen] if chosen is not None else []
+        within = {
+            label: name
+            for label, name in named.items()
+            if name in names and (not wish.include or _matches(name.path, wish.include))
+        }
+        wanted, models = [], _chosen(listing.repo, within, wish.quantization)
     if not wanted and not models:
         raise NothingToFetch(_nothing(listing, wish))
     projectors = [name for name in names if name.is_mmproj]
@@ -61,28 +67,27 @@ def choose(listing: Listing, wish: Wish) -> Chosen:
         shown = ", ".join(missing[:3]) + (f" and {len(missing) - 3} more" if len(missing) > 3 else "")
         raise HubMisbehaves(f"{listing.repo} lacks parts of its own model: {shown}")
     ordered = tuple(files[path] for path in sorted(dict.fromkeys(wanted)))
-    return Chosen(ordered, tuple(dict.fromkeys(_model_ids(listing.repo, models))))
+    parts = {part for model in models for part in model.shards}
+    ids = tuple(f"{listing.repo}:{label}" for label, name in named.items() if name.path in parts)
+    return Chosen(ordered, ids)
 
 
 def quantizations(listing: Listing) -> tuple[Quantization, ...]:
-    """Every one the repository has, smallest first; of two files with the same one the first."""
+    """Every model the repository has, smallest first."""
     files = {file.path: file for file in listing.files}
-    names = _names(files)
-    default = choose_model(names)
-    found: dict[str, Quantization] = {}
-    for name in names:
-        parts = name.shards
-        if (
-            not name.is_model
-            or name.index > 1
-            or name.tag in found
-            or not all(part in files for part in parts)
-        ):
+    named = hub_names.labels(listing.repo, _names(files))
+    try:
+        default = _chosen(listing.repo, named, "")
+    except AmbiguousModel:
+        default = []
+    found = []
+    for label, name in named.items():
+        if not all(part in files for part in name.shards):
             continue
-        size = sum(files[part].size for part in parts)
-        model = f"{listing.repo}:{name.tag}" if name.tag else ""
-        found[name.tag] = Quantization(name.tag, model, parts, size, is_default=name == default)
-    return tuple(sorted(found.values(), key=lambda one: (one.size, one.name)))
+        size = sum(files[part].size for part in name.shards)
+        is_default = name in default
+        found.append(Quantization(label, f"{listing.repo}:{label}", name.shards, size, is_default))
+    return tuple(sorted(found, key=lambda one: (one.size, one.name)))
 
 
 def projectors(listing: Listing) -> Mapping[str, int]:
@@ -99,8 +104,18 @@ def _names(paths: Iterable[str]) -> list[GgufName]:
     return [name for path in sorted(paths) if (name := parse_name(path)) is not None]
 
 
-def _model_ids(repo: str, models: Iterable[GgufName]) -> Iterable[str]:
-    return (f"{repo}:{model.tag}" for model in models if model.tag)
+def _chosen(repo: str, named: Mapping[str, GgufName], quantization: str) -> list[GgufName]:
+    """The one that is meant, if any; without a quantisation Q4_K_M, Q8_0 or the first.
+
+    Raises AmbiguousModel.
+    """
+    found = hub_names.choose(named, quantization)
+    if len(found) > 1:
+        asked = f"{repo}:{quantization}" if quantization else repo
+        raise AmbiguousModel(asked, [f"{repo}:{label}" for label in found])
+    if not found and not quantization:
+        found = list(hub_names.without_drafts(named))[:1]
+    return [named[label] for label in found]
 
 
 def _matches(path: str, patterns: Iterable[str]) -> bool:
@@ -113,6 +128,6 @@ def _nothing(listing: Listing, wish: Wish) -> str:
     there = quantizations(listing)
     if not there:
         return f"{listing.repo} has no GGUF model; look for a repository whose name ends in GGUF"
-    names = ", ".join(one.name or one.files[0] for one in there)
+    names = ", ".join(one.name for one in there)
     what = f"no quantisation {wish.quantization}" if wish.quantization else "no file that the patterns match"
     return f"{listing.repo} has {what}; it has {names}"

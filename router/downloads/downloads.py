@@ -410,10 +410,7 @@ class Downloads:
     # --- how it ends ---
 
     async def _finish(self, live: _Live) -> None:
-        note = None if live.job.models else (
-            "no name of a file tells a quantisation, so that it is no model yet: give it one with"
-            f' [models.NAME] hf_repo = "{live.job.wish.repo}" and hf_file'
-        )  # fmt: skip
+        note = None if live.job.models else "none of these files is a model"
         try:
             await self._reload()
         except RouterError as error:

@@ -14,7 +14,7 @@ from router.downloads.layout import is_safe_path
 MAIN: Final = "main"
 _REPO: Final = re.compile(r"(?=.{3,96}$)\w+(?:[.-]\w+)*/\w+(?:[.-]\w+)*", re.ASCII)
 _REVISION: Final = re.compile(r"(?!.*(?:\.\.|//|/$|\.lock$))[A-Za-z0-9][A-Za-z0-9._/-]{0,127}", re.ASCII)
-_QUANTIZATION: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", re.ASCII)
+_QUANTIZATION: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}", re.ASCII)
 _HOSTS: Final = frozenset({"huggingface.co", "www.huggingface.co", "hf.co"})
 _OTHER_KINDS: Final = frozenset({"datasets", "spaces", "kernels", "buckets", "collections", "papers"})
 _FORMS: Final = "give ORG/REPO, ORG/REPO:QUANTIZATION, or the address of a repository or file on the hub"

@@ -8,7 +8,7 @@ from typing import Any
 
 from router.api import CONTEXT, Known
 from router.catalog import Catalog
-from router.config import ChildConfig, Config, PathsConfig
+from router.config import ChildConfig, Config, PathsConfig, SchedulerConfig
 from router.core.types import Device
 from router.definitions import define
 from tests.api.conftest import Api, info_of
@@ -30,12 +30,19 @@ def put(cache: Path, repo: str, path: str, model: Path, *, commit: str = COMMIT)
     return pointer
 
 
-def known_of(folder: Path, cache: Path, models: dict[str, Any], monkeypatch: Any) -> tuple[Config, Known]:
+def known_of(
+    folder: Path,
+    cache: Path,
+    models: dict[str, Any],
+    monkeypatch: Any,
+    scheduler: SchedulerConfig = SchedulerConfig(),  # noqa: B008 - frozen
+) -> tuple[Config, Known]:
     monkeypatch.setenv("LLAMA_CACHE", str(cache))
     config = Config(
         paths=PathsConfig(models_dirs=(folder,), hf_cache=True),
         models=models,
         child=ChildConfig(ctx_size=512),
+        scheduler=scheduler,
     )
     catalog = Catalog.scan(config)
     devices = [Device(GPU, 24 * GIB, GIB, "NVIDIA H200"), Device("local/host", 64 * GIB, GIB, "host")]

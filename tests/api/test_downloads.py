@@ -15,6 +15,7 @@ from router.api import CONTEXT
 from router.config import Config, DownloadsConfig, PathsConfig
 from router.downloads import Downloads, Nowhere
 from tests.api.conftest import Api
+from tests.api.hub_cache import OverCache, put
 from tests.hub_stub import HubStub
 
 MODEL = os.urandom(1 << 20)
@@ -166,3 +167,72 @@ async def test_a_model_that_there_is_not_is_refused_with_those_there_are(fetchin
 async def test_a_request_that_says_too_little_or_too_much_is_refused(fetching, body):
     answer = await fetching.post("/models/download", json=body)
     assert (answer.status, answer.error["code"]) == (400, "bad_source")
+
+
+# --- beside models that are there ---
+
+UD, PLAIN = "tiny-UD-Q4_K_XL.gguf", "tiny-Q4_K_XL.gguf"
+
+
+@pytest.fixture
+async def beside(
+    api: Api, hub: HubStub, tmp_path: Path, monkeypatch: Any, models_dir: Path
+) -> AsyncIterator[OverCache]:
+    """A router that downloads, and has UD, but not PLAIN, for which its name is short."""
+    over = OverCache(api, tmp_path, monkeypatch, {})
+    put(over.cache, REPO, UD, models_dir / "tiny.gguf")
+    await over.start()
+    hub.add(REPO, {UD: MODEL, PLAIN: MODEL + b"x"})
+    settings = DownloadsConfig(min_free_mib=0, retry_seconds=10.0)
+    environ = hub.environ(tmp_path)
+    async with Downloads(Nowhere(), over.cache, lambda: settings, over.reload, environ) as downloads:
+        api.app[CONTEXT].downloads = downloads
+        yield over
+
+
+@pytest.mark.parametrize("path", ["/models", "/models/download"])
+async def test_a_model_whose_name_another_was_short_for_is_fetched_and_has_its_name(beside, path):
+    api = beside.api
+    assert (await api.get(f"/v1/models/{REPO}:Q4_K_XL")).json()["id"] == f"{REPO}:UD-Q4_K_XL"
+    before = (await api.get(f"/v1/models/{REPO}:UD-Q4_K_XL")).json()["path"]
+    asked = {"model" if path == "/models" else "repo": f"{REPO}:Q4_K_XL"}
+    answer = (await api.post(path, json=asked)).json()
+    assert (await ended(api, answer.get("job") or answer["id"]))["models"] == [f"{REPO}:Q4_K_XL"]
+    assert await beside.names() == [f"{REPO}:Q4_K_XL", f"{REPO}:UD-Q4_K_XL"]
+    assert (await api.get(f"/v1/models/{REPO}:UD-Q4_K_XL")).json()["path"] == before
+    assert (await api.get(f"/v1/models/{REPO}:q4_k_xl")).json()["path"].endswith(f"/{PLAIN}")
+    again = await api.post("/models", json={"model": f"{REPO}:Q4_K_XL"})
+    assert (again.status, again.error["code"]) == (400, "model_exists")
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body"),
+    [
+        ("DELETE", f"/models?model={REPO}:Q4_K_XL", None),
+        ("POST", "/models/unload", {"model": f"{REPO}:Q4_K_XL"}),
+    ],
+)
+async def test_what_ends_a_download_leaves_the_model_that_its_name_is_short_for(
+    beside, hub, method, path, body
+):
+    api = beside.api
+    await api.post("/models/load?wait=1", json={"model": f"{REPO}:UD-Q4_K_XL"})
+    hub.faults.hold_after = 300_000
+    job = (await api.post("/models", json={"model": f"{REPO}:Q4_K_XL"})).json()["job"]
+    await hub.faults.holding.wait()
+    answer = await api.call(method, path, json=body) if body else await api.call(method, path)
+    assert answer.status == 200
+    assert not any(one.is_active for one in api.app[CONTEXT].downloads.jobs()), job
+    assert await beside.names() == [f"{REPO}:UD-Q4_K_XL"] and api.pool.unloads == []
+
+
+@pytest.mark.parametrize("path", ["/models", "/models/download", "/models/verify-repo"])
+async def test_a_quantisation_of_several_files_is_not_fetched(fetching, hub, path):
+    hub.add(REPO, {"base-Q4_K_M.gguf": MODEL, "instruct-Q4_K_M.gguf": MODEL})
+    for repo in (f"{REPO}:Q4_K_M", REPO):
+        body = (await fetching.post(path, json={"model" if path == "/models" else "repo": repo})).json()
+        problem = body["problem"] if path == "/models/verify-repo" else body["error"]
+        assert problem["code"] == "model_ambiguous"
+        assert f"{REPO}:base-Q4_K_M, {REPO}:instruct-Q4_K_M" in problem["message"]
+    assert (await fetching.get("/models/downloads")).json()["data"] == []
+    assert hub.content_requests() == []

@@ -7,7 +7,7 @@ import pytest
 from router.catalog import Catalog, CatalogEntry
 from router.catalog.catalog import MAX_NAMES_SHOWN
 from router.config import Config, PathsConfig
-from router.errors import ConfigError, ModelNotFound
+from router.errors import AmbiguousModel, ConfigError, ModelNotFound
 from router.presets import ModelPreset, load_presets
 
 
@@ -34,6 +34,35 @@ def refusal(catalog: Catalog, name: str) -> str:
 def test_a_model_is_found_by_id_alias_and_spelling_of_the_quantisation(name):
     catalog = catalog_of("o/r:Q4_K_M", "b", aliases=("chat", "other"))
     assert catalog.resolve(name).id == "o/r:Q4_K_M"
+
+
+def test_an_exact_name_goes_before_any_shortened_one_and_an_ambiguous_one_is_refused(disk):
+    disk.download("o/r", "r-Q4_K_XL.gguf", "r-UD-Q4_K_XL.gguf", "base-Q8_0.gguf", "instruct-Q8_0.gguf")
+    catalog = Catalog.scan(disk.config)
+    assert catalog.id_of("o/r:Q4_K_XL") == catalog.id_of("o/r:q4_k_xl") == "o/r:Q4_K_XL"
+    assert catalog.id_of("o/r:ud-q4_k_xl") == "o/r:UD-Q4_K_XL"
+    with pytest.raises(AmbiguousModel) as refused:
+        catalog.resolve("o/r:q8_0")
+    assert refused.value.details == {"candidates": ["o/r:base-Q8_0", "o/r:instruct-Q8_0"]}
+    assert catalog.literal("o/r:q4_k_xl") is None
+
+
+def test_an_alias_of_a_file_of_the_cache_counts_as_its_name(disk):
+    disk.download("o/r", "r-UD-Q4_K_XL.gguf", "r-Q4_0.gguf")
+    catalog = Catalog.scan(disk.with_models({"chat": {"hf_repo": "o/r:UD-Q4_K_XL"}}))
+    assert {catalog.id_of(name) for name in ("chat", "o/r:UD-Q4_K_XL", "o/r:Q4_K_XL")} == {"chat"}
+
+
+def test_a_later_download_never_puts_another_file_under_an_id(disk):
+    for file in ("r-I-Compact.gguf", "r-UD-Q4_K_XL.gguf", "instruct-Q4_K_M.gguf", "small/r-Q8_0.gguf"):
+        disk.download("o/r", file)
+    before = Catalog.scan(disk.config)
+    for file in ("r-Compact.gguf", "r-Q4_K_XL.gguf", "base-Q4_K_M.gguf", "large/r-Q8_0.gguf"):
+        disk.download("o/r", file)
+    after = Catalog.scan(disk.config)
+    assert len(before.entries) == 4 and len(after.entries) == 8
+    for model, entry in before.entries.items():
+        assert after.entries[model].files == entry.files
 
 
 def test_a_hidden_model_and_one_that_cannot_be_run_are_found(disk):

@@ -9,6 +9,7 @@ import pytest
 
 from router.catalog.hf_cache import HfCache, hf_cache_dir, scan_hf_cache
 from router.catalog.notes import Notes
+from router.errors import AmbiguousModel
 
 
 def scan(disk) -> HfCache:
@@ -40,11 +41,11 @@ def test_the_first_variable_that_is_set_says_where_the_cache_is(environ, folder)
 
 def test_each_quantisation_of_a_repository_is_a_model(disk):
     snapshot = disk.download(
-        "ggml-org/gemma-3-4b-it-GGUF", "gemma-Q4_K_M.gguf", "gemma-Q8_0.gguf", "README.md"
+        "ggml-org/gemma-3-4b-it-GGUF", "gemma-3-4b-it-Q4_K_M.gguf", "gemma-3-4b-it-Q8_0.gguf", "README.md"
     )
     cache = scan(disk)
     assert ids(cache) == ["ggml-org/gemma-3-4b-it-GGUF:Q4_K_M", "ggml-org/gemma-3-4b-it-GGUF:Q8_0"]
-    assert next(cache.models()).files == (snapshot / "gemma-Q4_K_M.gguf",)
+    assert next(cache.models()).files == (snapshot / "gemma-3-4b-it-Q4_K_M.gguf",)
 
 
 def test_split_models_in_folders_and_projectors_are_put_together(disk):
@@ -58,38 +59,69 @@ def test_split_models_in_folders_and_projectors_are_put_together(disk):
     assert found.mmproj == snapshot / "mmproj-F16.gguf"
 
 
-def test_files_without_a_quantisation_and_later_parts_are_left_out(disk):
-    disk.download("o/r", "model.gguf", "x-Q4_0-00002-of-00002.gguf", "imatrix-Q4_0.gguf")
+def test_what_is_no_model_and_later_parts_are_left_out(disk):
+    disk.download("o/r", "mmproj.gguf", "r-Q4_0-00002-of-00002.gguf", "imatrix-Q4_0.gguf")
     assert ids(scan(disk)) == []
 
 
-def test_of_two_files_with_the_same_quantisation_the_first_is_the_model(disk):
+def test_a_file_without_a_quantisation_is_called_by_its_name(disk):
+    snapshot = disk.download("o/r", "model.gguf")
+    assert [(each.id, each.files) for each in scan(disk).models()] == [
+        ("o/r:model", (snapshot / "model.gguf",))
+    ]
+
+
+def test_two_files_with_the_same_quantisation_are_two_models(disk):
     snapshot = disk.download("o/r", "b-Q4_0.gguf", "a-Q4_0.gguf")
-    (found,) = scan(disk).models()
-    assert found.files == (snapshot / "a-Q4_0.gguf",)
+    assert {each.id: each.files for each in scan(disk).models()} == {
+        "o/r:a-Q4_0": (snapshot / "a-Q4_0.gguf",),
+        "o/r:b-Q4_0": (snapshot / "b-Q4_0.gguf",),
+    }
 
 
-def test_the_commit_that_main_names_is_the_one(disk):
-    disk.download("o/r", "old-Q4_0.gguf", commit="a" * 40)
-    snapshot = disk.download("o/r", "new-Q4_0.gguf", commit="b" * 40)
+def test_of_a_path_that_several_commits_have_that_of_main_is_the_one(disk):
+    old = disk.download("o/r", "r-Q4_0.gguf", "old-Q4_0.gguf", commit="a" * 40)
+    new = disk.download("o/r", "r-Q4_0.gguf", commit="b" * 40)
     disk.download("o/r", commit="a" * 40, branch="a-branch")
-    assert [each.files for each in scan(disk).models()] == [(snapshot / "new-Q4_0.gguf",)]
+    assert {each.id: each.files for each in scan(disk).models()} == {
+        "o/r:Q4_0": (new / "r-Q4_0.gguf",),
+        "o/r:old-Q4_0": (old / "old-Q4_0.gguf",),
+    }
+
+
+def test_what_hf_repo_could_mean_twice_is_refused_with_what_it_could_mean(disk):
+    snapshot = disk.download("o/r", "base-Q4_0.gguf", "instruct-Q4_0.gguf", "r-Q2_K.gguf")
+    cache = scan(disk)
+    for hf_repo in ("o/r:Q4_0", "o/r:q4_0"):
+        with pytest.raises(AmbiguousModel, match="could be 2 models: o/r:base-Q4_0, o/r:instruct-Q4_0;"):
+            cache.find(hf_repo, None, "mine")
+    with pytest.raises(AmbiguousModel, match="'o/r' could be 3 models"):
+        cache.find("o/r", None, "mine")
+    found = cache.find("o/r:base-q4_0", None, "mine")
+    assert found is not None and found.files == (snapshot / "base-Q4_0.gguf",)
+    assert cache.find("o/r:UD-Q4_0", None, "mine") is None
+
+
+def test_without_a_quantisation_hf_repo_means_the_only_model_there_is(disk):
+    snapshot = disk.download("o/r", "r-Q2_K.gguf")
+    found = scan(disk).find("o/r", None, "mine")
+    assert found is not None and found.files == (snapshot / "r-Q2_K.gguf",)
 
 
 def test_without_main_the_first_branch_is_taken(disk):
-    disk.download("o/r", "x-Q4_0.gguf", branch="release")
+    disk.download("o/r", "r-Q4_0.gguf", branch="release")
     assert ids(scan(disk)) == ["o/r:Q4_0"]
 
 
 @pytest.mark.parametrize("commit", ["", "not-a-commit", "../../../escape", "ab" * 19])
 def test_a_commit_that_is_none_leads_nowhere(disk, commit):
-    snapshot = disk.download("o/r", "x-Q4_0.gguf")
+    snapshot = disk.download("o/r", "r-Q4_0.gguf")
     outside = disk.cache / "models--o--r" / "snapshots" / commit
     if commit and not outside.exists():
         outside.mkdir(parents=True)
         (outside / "y-Q8_0.gguf").touch()
     (disk.cache / "models--o--r" / "refs" / "main").write_text(commit)
-    assert [each.files for each in scan(disk).models()] == [(snapshot / "x-Q4_0.gguf",)]
+    assert [each.files for each in scan(disk).models()] == [(snapshot / "r-Q4_0.gguf",)]
 
 
 @pytest.mark.parametrize(
@@ -97,7 +129,7 @@ def test_a_commit_that_is_none_leads_nowhere(disk, commit):
     ["datasets--o--r", "models--norepo", "models--a--b--c", "models--..--..", "models--o--.r", "models--"],
 )
 def test_what_is_no_repository_is_left_out(disk, folder):
-    disk.download("o/r", "x-Q4_0.gguf")
+    disk.download("o/r", "r-Q4_0.gguf")
     (disk.cache / "models--o--r").rename(disk.cache / folder)
     assert ids(scan(disk)) == []
 
@@ -105,12 +137,12 @@ def test_what_is_no_repository_is_left_out(disk, folder):
 def test_a_tree_of_real_files_does_too(disk):
     snapshot = disk.download("o/r")
     snapshot.mkdir(parents=True)
-    (snapshot / "x-Q4_0.gguf").write_bytes(b"")
+    (snapshot / "r-Q4_0.gguf").write_bytes(b"")
     assert ids(scan(disk)) == ["o/r:Q4_0"]
 
 
 def test_links_to_folders_are_not_followed(disk):
-    snapshot = disk.download("o/r", "x-Q4_0.gguf")
+    snapshot = disk.download("o/r", "r-Q4_0.gguf")
     (snapshot / "again").symlink_to(".")
     assert ids(scan(disk)) == ["o/r:Q4_0"]
 
@@ -131,10 +163,10 @@ def test_a_cache_that_is_no_folder_is_a_warning(tmp_path):
 @pytest.mark.parametrize(
     ("hf_repo", "hf_file", "found"),
     [
-        ("o/r", None, "x-Q4_K_M.gguf"),
-        ("o/r:q8_0", None, "x-Q8_0.gguf"),
+        ("o/r", None, "r-Q4_K_M.gguf"),
+        ("o/r:q8_0", None, "r-Q8_0.gguf"),
         ("o/r:Q2_K", None, None),
-        ("o/r", "x-Q8_0.gguf", "x-Q8_0.gguf"),
+        ("o/r", "r-Q8_0.gguf", "r-Q8_0.gguf"),
         ("o/r:Q8_0", "mmproj-F16.gguf", "mmproj-F16.gguf"),
         ("o/r", "gone.gguf", None),
         ("o/r", "../../escape.gguf", None),
@@ -142,7 +174,7 @@ def test_a_cache_that_is_no_folder_is_a_warning(tmp_path):
     ],
 )
 def test_what_hf_repo_means_is_found(disk, hf_repo, hf_file, found):
-    disk.download("o/r", "x-Q4_K_M.gguf", "x-Q8_0.gguf", "mmproj-F16.gguf")
+    disk.download("o/r", "r-Q4_K_M.gguf", "r-Q8_0.gguf", "mmproj-F16.gguf")
     candidate = scan(disk).find(hf_repo, hf_file, "mine")
     assert (candidate.files[0].name if candidate else None) == found
     if candidate is not None:
@@ -152,25 +184,25 @@ def test_what_hf_repo_means_is_found(disk, hf_repo, hf_file, found):
 def test_names_are_those_huggingface_hub_gives_the_folders(disk):
     from huggingface_hub.file_download import repo_folder_name
 
-    disk.download("bartowski/Llama-3.2-1B-Instruct-GGUF", "x-Q4_0.gguf")
+    disk.download("bartowski/Llama-3.2-1B-Instruct-GGUF", "r-Q4_0.gguf")
     assert os.listdir(disk.cache) == [  # noqa: PTH208
         repo_folder_name(repo_id="bartowski/Llama-3.2-1B-Instruct-GGUF", repo_type="model")
     ]
 
 
 def test_a_model_that_main_has_left_behind_is_still_there(disk):
-    old = disk.download("o/r", "x-Q4_0.gguf", "x-Q8_0.gguf", "mmproj-F16.gguf", commit="a" * 40)
-    new = disk.download("o/r", "x-Q8_0.gguf", commit="b" * 40)
+    old = disk.download("o/r", "r-Q4_0.gguf", "r-Q8_0.gguf", "mmproj-F16.gguf", commit="a" * 40)
+    new = disk.download("o/r", "r-Q8_0.gguf", commit="b" * 40)
     cache = scan(disk)
     found = {each.id: each for each in cache.models()}
-    assert found["o/r:Q8_0"].files == (new / "x-Q8_0.gguf",) and found["o/r:Q8_0"].mmproj is None
-    assert found["o/r:Q4_0"].files == (old / "x-Q4_0.gguf",)
+    assert found["o/r:Q8_0"].files == (new / "r-Q8_0.gguf",) and found["o/r:Q8_0"].mmproj is None
+    assert found["o/r:Q4_0"].files == (old / "r-Q4_0.gguf",)
     assert found["o/r:Q4_0"].mmproj == old / "mmproj-F16.gguf"
     found_by_tag = cache.find("o/r:q4_0", None, "name")
-    assert found_by_tag is not None and found_by_tag.files == (old / "x-Q4_0.gguf",)
+    assert found_by_tag is not None and found_by_tag.files == (old / "r-Q4_0.gguf",)
 
 
 def test_what_was_fetched_by_its_commit_is_found(disk):
-    snapshot = disk.download("o/r", "x-Q4_0.gguf", commit="a" * 40)
+    snapshot = disk.download("o/r", "r-Q4_0.gguf", commit="a" * 40)
     (snapshot.parents[1] / "refs" / "main").unlink()
-    assert [each.files for each in scan(disk).models()] == [(snapshot / "x-Q4_0.gguf",)]
+    assert [each.files for each in scan(disk).models()] == [(snapshot / "r-Q4_0.gguf",)]

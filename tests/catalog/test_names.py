@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from router.catalog.names import GgufName, canonical_id, choose_model, choose_sibling, parse_name
+from router.catalog.names import GgufName, choose_sibling, parse_name
 
 
 def name(path: str) -> GgufName:
@@ -95,51 +95,6 @@ def test_companions_are_not_models(path, is_model):
 )
 def test_a_draft_is_known_by_a_word_in_any_position_and_case(path, is_draft):
     assert name(path).is_draft is is_draft
-
-
-def test_a_repository_of_drafts_alone_has_its_drafts_and_else_its_models():
-    drafts = paths("Zeta-DFlash-Q4_K_M.gguf", "Zeta-DFlash-Q8_0.gguf")
-    assert choose_model(drafts) == drafts[0]
-    assert choose_model([*drafts, name("Zeta-Q8_0.gguf")]) == name("Zeta-Q8_0.gguf")
-
-
-@pytest.mark.parametrize(
-    ("given_id", "canonical"),
-    [
-        ("o/r:q4_k_m", "o/r:Q4_K_M"),
-        ("o/r:UD-Q4_K_XL", "o/r:Q4_K_XL"),
-        ("o/r:Q8_0", "o/r:Q8_0"),
-        ("qwen", "qwen"),
-        ("a:b:c", "a:b:C"),
-    ],
-)
-def test_the_cache_writes_quantisations_in_one_way(given_id, canonical):
-    assert canonical_id(given_id) == canonical
-
-
-@pytest.mark.parametrize(
-    ("tag", "chosen"),
-    [
-        ("", "m-Q4_K_M.gguf"),
-        ("q8_0", "m-Q8_0.gguf"),
-        ("F16", "m-F16-00001-of-00002.gguf"),
-        ("Q2_K", None),
-    ],
-)
-def test_a_repository_and_a_quantisation_name_a_file(tag, chosen):
-    files = paths("m-F16-00001-of-00002.gguf", "m-F16-00002-of-00002.gguf", "m-Q4_K_M.gguf", "m-Q8_0.gguf",
-                  "mmproj-Q2_K.gguf")  # fmt: skip
-    found = choose_model(files, tag)
-    assert (found.path if found else None) == chosen
-
-
-def test_without_the_usual_quantisations_the_first_file_is_taken():
-    assert choose_model(paths("mmproj-F16.gguf", "m-Q2_K.gguf", "m-Q3_K.gguf")) == name("m-Q2_K.gguf")
-    assert choose_model(paths("mmproj-F16.gguf")) is None
-
-
-def test_a_quantisation_is_a_text_and_not_a_pattern():
-    assert choose_model(paths("m-Q4_0.gguf"), "Q.*") is None
 
 
 def test_the_projector_nearest_in_folder_and_in_bits_is_taken():

@@ -45,7 +45,7 @@ def ids(catalog: Catalog) -> list[str]:
 
 def test_when_files_run_out_at_any_moment_all_models_are_told_or_the_look_has_failed(disk):
     disk.write("a.gguf", "b/c.gguf", "d/e/f.gguf")
-    disk.download("o/r", "x-Q4_0.gguf")
+    disk.download("o/r", "r-Q4_0.gguf")
     *without, whole = at_each_moment(lambda: Catalog.scan(disk.config))
     assert ids(Catalog.scan(disk.config)) == ["a", "b", "d/e", "o/r:Q4_0"]
     assert whole == Catalog.scan(disk.config)
@@ -81,8 +81,8 @@ def test_so_is_a_model_whose_file_cannot_be_read(disk, fails):
 
 @pytest.mark.parametrize("part", ["refs", f"snapshots/{COMMIT}", ""])
 def test_so_is_a_repository_of_the_cache(disk, fails, part):
-    disk.download("o/r", "x-Q4_0.gguf")
-    disk.download("o/s", "x-Q4_0.gguf")
+    disk.download("o/r", "r-Q4_0.gguf")
+    disk.download("o/s", "s-Q4_0.gguf")
     before = Catalog.scan(disk.config)
     fails(disk.cache / "models--o--r" / part, errno.EIO)
     now = Catalog.scan(disk.config)
@@ -93,7 +93,7 @@ def test_so_is_a_repository_of_the_cache(disk, fails, part):
 
 def test_so_is_everything_in_a_cache_or_a_folder_that_cannot_be_read_as_a_whole(disk, fails):
     disk.write("a.gguf")
-    disk.download("o/r", "x-Q4_0.gguf")
+    disk.download("o/r", "r-Q4_0.gguf")
     before = Catalog.scan(disk.config)
     fails(disk.models, errno.EIO)
     fails(disk.cache, errno.EIO)
@@ -104,12 +104,12 @@ def test_so_is_everything_in_a_cache_or_a_folder_that_cannot_be_read_as_a_whole(
 
 def test_what_is_really_gone_is_gone(disk):
     disk.write("a.gguf", "b/c.gguf", "d.gguf")
-    snapshot = disk.download("o/r", "x-Q4_0.gguf")
+    snapshot = disk.download("o/r", "r-Q4_0.gguf")
     before = Catalog.scan(disk.config)
     (disk.models / "a.gguf").unlink()
     (disk.models / "b/c.gguf").unlink()
     (disk.models / "b").rmdir()
-    (snapshot / "x-Q4_0.gguf").unlink()
+    (snapshot / "r-Q4_0.gguf").unlink()
     now = Catalog.scan(disk.config)
     assert now.unread == ()
     assert ids(now.keeping(before)) == ["d"]
@@ -129,7 +129,7 @@ def test_a_default_folder_that_may_not_be_read_does_not_end_the_look(disk, fails
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
     folder = tmp_path / "data/llama-router/models"
     folder.mkdir(parents=True)
-    disk.download("o/r", "x-Q4_0.gguf")
+    disk.download("o/r", "r-Q4_0.gguf")
     config = replace(Config(), paths=PathsConfig())
     fails(folder, errno.EACCES)
     catalog = Catalog.scan(config)

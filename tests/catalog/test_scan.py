@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from router.catalog import Catalog, CatalogEntry
 from router.catalog.scan import is_name
 from router.config import Config, PathsConfig
+from router.errors import AmbiguousModel, ModelNotFound
 from tests.catalog.conftest import gguf
 
 
@@ -26,7 +27,7 @@ def scan(config: Config) -> dict[str, CatalogEntry]:
 
 def test_models_come_from_folders_the_cache_and_presets(disk):
     disk.write("mine.gguf", content=gguf(general__architecture="llama", general__name="Mine 8B"))
-    snapshot = disk.download("o/r", "x-Q4_0.gguf", "mmproj-F16.gguf")
+    snapshot = disk.download("o/r", "r-Q4_0.gguf", "mmproj-F16.gguf")
     entries = scan(disk.with_models({"chat": {"model": str(disk.models / "mine.gguf")}}))
     assert list(entries) == ["chat", "mine", "o/r:Q4_0"]
     assert [entry.source for entry in entries.values()] == ["preset", "models_dir", "hf_cache"]
@@ -46,7 +47,7 @@ def test_models_come_from_folders_the_cache_and_presets(disk):
 
 
 def test_the_cache_can_be_left_out(disk):
-    disk.download("o/r", "x-Q4_0.gguf")
+    disk.download("o/r", "r-Q4_0.gguf")
     assert scan(replace(disk.config, paths=replace(disk.config.paths, hf_cache=False))) == {}
 
 
@@ -83,30 +84,96 @@ def test_a_section_may_use_llama_cpps_name_of_a_split_model(disk):
 
 
 def test_a_section_may_spell_the_quantisation_differently(disk):
-    disk.download("o/r", "x-UD-Q4_K_XL.gguf")
+    disk.download("o/r", "r-UD-Q4_K_XL.gguf")
     (entry,) = scan(disk.with_models({"o/r:ud-q4_k_xl": {"ctx_size": 5}})).values()
-    assert (entry.id, entry.aliases, entry.preset.ctx_size) == ("o/r:Q4_K_XL", ("o/r:ud-q4_k_xl",), 5)
+    assert (entry.id, entry.aliases, entry.preset.ctx_size) == ("o/r:UD-Q4_K_XL", ("o/r:ud-q4_k_xl",), 5)
     assert entry.source == "hf_cache"
     assert entry.removable
 
 
 def test_two_sections_about_one_quantisation_are_a_mistake_of_the_second(disk):
-    disk.download("o/r", "x-Q4_0.gguf")
+    disk.download("o/r", "r-Q4_0.gguf")
     entries = scan(disk.with_models({"o/r:Q4_0": {}, "o/r:q4_0": {}}))
     assert entries["o/r:Q4_0"].error is None
     assert entries["o/r:q4_0"].error is not None
 
 
+def test_the_section_with_the_exact_name_goes_first_wherever_it_stands(disk):
+    disk.download("o/r", "r-UD-Q4_K_XL.gguf")
+    entries = scan(disk.with_models({"o/r:Q4_K_XL": {"ctx_size": 5}, "o/r:UD-Q4_K_XL": {"ctx_size": 6}}))
+    assert (entries["o/r:UD-Q4_K_XL"].preset.ctx_size, entries["o/r:UD-Q4_K_XL"].error) == (6, None)
+    error = "[o/r:UD-Q4_K_XL] has the settings of 'o/r:UD-Q4_K_XL' already"
+    assert error in (entries["o/r:Q4_K_XL"].error or "")
+
+
+@pytest.mark.parametrize(
+    ("files", "section"),
+    [
+        (["r-UD-Q4_K_XL.gguf", "r-Q4_K_XL.gguf"], "o/r:Q4_K_XL"),
+        (["r-UD-Q4_K_XL.gguf", "r-Q4_K_XL.gguf"], "o/r:UD-Q4_K_XL"),
+        (["r-Compact.gguf", "r-I-Compact.gguf"], "o/r:I-Compact"),
+        (["base-Q4_K_M.gguf", "instruct-Q4_K_M.gguf"], "o/r:instruct-Q4_K_M"),
+        (["small/r-Q8_0.gguf", "large/r-Q8_0.gguf"], "o/r:large-Q8_0"),
+    ],
+)
+def test_a_section_and_its_aliases_belong_to_the_file_of_its_name_alone(disk, files, section):
+    disk.download("o/r", *files)
+    entries = scan(disk.with_models({section: {"ctx_size": 5, "aliases": ["mine"]}}))
+    having = [entry for entry in entries.values() if entry.preset.ctx_size == 5]
+    assert [entry.id.casefold() for entry in having] == [section.casefold()] and "mine" in having[0].aliases
+    assert len(entries) == 2
+    assert all("mine" not in entry.aliases for entry in entries.values() if entry not in having)
+
+
+@pytest.mark.parametrize("section", ["o/r:UD-Q4_K_XL", "o/r:I-Compact", "o/r:base-Q4_0"])
+def test_a_section_of_a_file_that_is_not_there_belongs_to_no_other(disk, section):
+    disk.download("o/r", "r-Q4_K_XL.gguf", "r-Compact.gguf", "r-Q4_0.gguf")
+    entries = scan(disk.with_models({section: {"ctx_size": 5, "aliases": ["mine"]}}))
+    assert "no cache has a model called" in (entries.pop(section).error or "")
+    assert all(entry.preset.ctx_size != 5 and entry.aliases == () for entry in entries.values())
+
+
+def test_a_section_that_could_be_about_two_files_is_about_neither(disk):
+    disk.download("o/r", "base-Q4_K_M.gguf", "instruct-Q4_K_M.gguf")
+    catalog = Catalog.scan(disk.with_models({"o/r:Q4_K_M": {"ctx_size": 5, "aliases": ["mine"]}}))
+    assert list(catalog.entries) == ["o/r:base-Q4_K_M", "o/r:instruct-Q4_K_M"]
+    (warning,) = catalog.warnings
+    assert warning.startswith("[o/r:Q4_K_M] is left out: 'o/r:Q4_K_M' could be 2 models: o/r:base-Q4_K_M, ")
+    for name in ("o/r:Q4_K_M", "o/r:q4_k_m"):
+        with pytest.raises(AmbiguousModel):
+            catalog.resolve(name)
+    with pytest.raises(ModelNotFound):
+        catalog.resolve("mine")
+
+
+def test_a_section_with_a_file_of_its_own_keeps_its_name_beside_a_file_of_the_cache(disk):
+    disk.write("mine.gguf")
+    disk.download("o/r", "r-UD-Q4_K_XL.gguf")
+    entries = scan(disk.with_models({"o/r:Q4_K_XL": {"model": str(disk.models / "mine.gguf")}}))
+    assert entries["o/r:Q4_K_XL"].path == disk.models / "mine.gguf"
+    assert entries["o/r:UD-Q4_K_XL"].source == "hf_cache"
+
+
+def test_a_repository_and_quantisation_that_could_be_two_files_is_an_error_of_its_section(disk):
+    disk.download("o/r", "base-Q4_K_M.gguf", "instruct-Q4_K_M.gguf")
+    disk.write("n.gguf")
+    catalog = Catalog.scan(
+        disk.with_models({"chat": {"hf_repo": "o/r:Q4_K_M"}, "n": {"draft_hf_repo": "o/r:Q4_K_M"}})
+    )
+    for name in ("chat", "n"):
+        assert "could be 2 models: o/r:base-Q4_K_M, o/r:instruct" in (catalog.entries[name].error or "")
+
+
 def test_a_section_may_name_a_repository_of_the_cache(disk):
-    snapshot = disk.download("o/r", "x-Q4_0.gguf", "x-Q8_0.gguf", "mmproj-F16.gguf")
+    snapshot = disk.download("o/r", "r-Q4_0.gguf", "r-Q8_0.gguf", "mmproj-F16.gguf")
     entries = scan(disk.with_models({
         "chat": {"hf_repo": "o/r:q8_0", "mmproj_auto": False},
-        "file": {"hf_repo": "o/r", "hf_file": "x-Q4_0.gguf"},
+        "file": {"hf_repo": "o/r", "hf_file": "r-Q4_0.gguf"},
     }))  # fmt: skip
-    assert entries["chat"].path == snapshot / "x-Q8_0.gguf"
+    assert entries["chat"].path == snapshot / "r-Q8_0.gguf"
     assert entries["chat"].mmproj is None
     assert entries["chat"].source == "preset"
-    assert entries["file"].path == snapshot / "x-Q4_0.gguf"
+    assert entries["file"].path == snapshot / "r-Q4_0.gguf"
     assert entries["file"].mmproj == snapshot / "mmproj-F16.gguf"
 
 
@@ -124,18 +191,18 @@ def test_the_same_file_may_be_several_models(disk):
 
 
 def test_a_file_of_the_cache_that_a_preset_has_is_listed_once(disk):
-    snapshot = disk.download("o/r", "x-Q4_0.gguf", "x-Q8_0.gguf")
+    snapshot = disk.download("o/r", "r-Q4_0.gguf", "r-Q8_0.gguf")
     entries = scan(
         disk.with_models({"chat": {"hf_repo": "o/r:Q4_0"}, "o/r:Q8_0": {}, "b": {"hf_repo": "o/r:Q8_0"}})
     )
     assert entries["chat"].aliases == ("o/r:Q4_0",)
     assert list(entries) == ["chat", "o/r:Q8_0", "b"], "one with a section of its own stays"
-    assert entries["chat"].path == snapshot / "x-Q4_0.gguf"
+    assert entries["chat"].path == snapshot / "r-Q4_0.gguf"
 
 
 def test_a_file_of_the_cache_that_a_folder_links_to_is_listed_once(disk):
-    snapshot = disk.download("o/r", "x-Q4_0.gguf")
-    (disk.models / "nice-name.gguf").symlink_to(snapshot / "x-Q4_0.gguf")
+    snapshot = disk.download("o/r", "r-Q4_0.gguf")
+    (disk.models / "nice-name.gguf").symlink_to(snapshot / "r-Q4_0.gguf")
     (entry,) = scan(disk.config).values()
     assert (entry.id, entry.aliases) == ("nice-name", ("o/r:Q4_0",))
 
@@ -189,8 +256,8 @@ def test_what_the_header_rules_out_is_an_entry_with_its_reason_and_no_model(disk
     disk.write("m/m.gguf", content=gguf(general__architecture="llama"))
     disk.write("m/style.gguf", content=gguf(general__architecture="llama", general__type="adapter"))
     disk.write("flux1.gguf", content=gguf(general__architecture="flux"))
-    snapshot = disk.download("o/r", "x-Q4_0.gguf")
-    (snapshot / "x-Q4_0.gguf").resolve().write_bytes(gguf(general__architecture="clip"))
+    snapshot = disk.download("o/r", "r-Q4_0.gguf")
+    (snapshot / "r-Q4_0.gguf").resolve().write_bytes(gguf(general__architecture="clip"))
     catalog = Catalog.scan(disk.config)
     assert {name for name, entry in catalog.entries.items() if entry.is_model} == {"m"}
     for name, words in (("m/style", "LoRA"), ("flux1", "image"), ("o/r:Q4_0", "projector")):
@@ -304,11 +371,11 @@ def test_a_section_like_no_model_is_told_the_nearest(disk):
 
 
 def test_an_unfinished_download_is_listed_with_the_reason(disk):
-    disk.download("o/r", "x-Q4_0.gguf")
+    disk.download("o/r", "r-Q4_0.gguf")
     next((disk.cache / "models--o--r" / "blobs").iterdir()).unlink()
     (entry,) = scan(disk.config).values()
     assert entry.id == "o/r:Q4_0"
-    assert (entry.error or "").endswith("x-Q4_0.gguf is gone")
+    assert (entry.error or "").endswith("r-Q4_0.gguf is gone")
 
 
 # --- aliases and names ---

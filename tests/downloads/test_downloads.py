@@ -254,11 +254,16 @@ async def test_asked_for_again_a_failed_download_takes_the_place_of_the_first(ki
     assert len(kit.downloads.jobs()) == 1
 
 
-async def test_a_file_whose_name_tells_no_quantisation_is_fetched_with_a_word_about_it(kit):
+async def test_a_file_whose_name_tells_no_quantisation_becomes_a_model_of_its_name(kit):
     kit.hub.add(REPO, {"model.gguf": MODEL})
     job = await kit.fetch(REPO)
-    assert job.state == "finished" and job.models == ()
-    assert f'hf_repo = "{REPO}"' in job.note
+    assert (job.state, job.models, job.note) == ("finished", (f"{REPO}:model",), None)
+
+
+async def test_what_is_no_model_is_fetched_with_a_note(kit):
+    kit.hub.add(REPO, {"tiny-Q8_0.gguf": MODEL, "README.md": b"read"})
+    job = await kit.fetch(REPO, include=("*.md",))
+    assert (job.state, job.models, job.note) == ("finished", (), "none of these files is a model")
 
 
 # --- the router's end ---
