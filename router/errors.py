@@ -104,6 +104,7 @@ class AmbiguousModel(InvalidRequest):
     code = "model_ambiguous"
 
     def __init__(self, name: str, candidates: Sequence[str]) -> None:
+        self.candidates = tuple(candidates)
         shown = ", ".join(candidates[:MAX_CANDIDATES_SHOWN])
         more = len(candidates) - MAX_CANDIDATES_SHOWN
         rest = f" and {more} more" if more > 0 else ""

@@ -277,6 +277,17 @@ async def test_a_broken_configuration_changes_nothing(router: Start):
         assert len(up.children()) == 1
 
 
+async def test_alias_patterns_of_two_models_that_share_a_name_are_refused_by_a_reload(router: Start):
+    async with router(config='[models."tiny"]\naliases = ["gpt-*"]\n') as up:
+        assert (await up.chat("gpt-4o-2024"))[0] == 200
+        up.config.write_text('[models."tiny"]\naliases = ["gpt-*"]\n[models.other]\naliases = ["*-mini"]\n')
+        up.send(signal.SIGHUP)
+        await up.until(lambda: "not reloaded" in up.output, "it has refused")
+        assert "both match 'gpt-mini'" in up.output
+        assert (await up.chat("gpt-5-mini"))[0] == 200
+        assert len(up.children()) == 1
+
+
 async def test_what_needs_a_new_start_says_so(router: Start):
     async with router() as up:
         up.config.write_text("[scheduler]\nmodels_max = 1\n")

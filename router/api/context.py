@@ -92,8 +92,18 @@ class Context:
         return None if card is None else cast(Mapping[str, Any], msgspec.to_builtins(card))
 
     def name_of(self, name: str) -> ModelName:
-        """The canonical name of a model or alias. Raises ModelNotFound, which tells the names there are."""
+        """The canonical name of a model or alias. Raises ModelNotFound, which tells the names there are, and
+        AmbiguousModel.
+        """
         return self.known.catalog.id_of(name)
+
+    def name_or_default(self, name: str | None) -> ModelName:
+        """The same of a request for inference, which may name no model. Raises InvalidRequest then, where
+        there is no default either.
+        """
+        if name:
+            return self.name_of(name)
+        return self.known.catalog.default(self.config.server.default_model).id
 
 
 CONTEXT = web.AppKey("context", Context)

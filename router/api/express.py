@@ -105,7 +105,7 @@ class Express:
                 self._keys.check(head.presented, Access.INFERENCE)
             fields = read_fields(body)
             context = self._context
-            model = context.name_of(fields.model)
+            model = context.name_or_default(fields.model)
         except RouterError:
             return None  # it is told there
         said = b"%b%d\r\n\r\n%b" % (head.said, len(body), body)

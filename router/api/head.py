@@ -46,20 +46,20 @@ HEAD_FIELDS: Final = frozenset(_Body.__struct_fields__)
 
 
 class Head(msgspec.Struct, frozen=True):
-    """`size` is what the answer may have in tokens, None where nothing bounds it; `keep_alive` is in
-    seconds."""
+    """`model` is None where the request names none. `size` is what the answer may have in tokens, None where
+    nothing bounds it; `keep_alive` is in seconds."""
 
-    model: str
+    model: str | None
     stream: bool = False
     keep_alive: float | None = None
     size: float | None = None
     priority: Priority | None = None
 
 
-def read_head(request: web.Request, body: bytes) -> Head:
+def read_head(request: web.Request, body: bytes, *, is_object: bool = True) -> Head:
     """Raises InvalidRequest that says what is accepted. Headers and `?model=` count where the body has
-    nothing."""
-    fields = _fields(request, body)
+    nothing. Not `is_object`: the body may be an array, or empty."""
+    fields = _fields(request, body, is_object=is_object)
     keep_alive = fields.keep_alive
     if keep_alive is None:
         keep_alive = request.headers.get("X-Router-Keep-Alive")
@@ -78,8 +78,8 @@ def read_fields(body: bytes) -> Head:
         fields = _decoder.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise InvalidRequest("no JSON object") from error
-    if not isinstance(fields.model, str) or not fields.model:
-        raise InvalidRequest("no model")
+    if not isinstance(fields.model, str | None):
+        raise InvalidRequest("model is no string")
     return Head(
         fields.model,
         fields.stream is True,
@@ -141,14 +141,14 @@ def _shown(value: object) -> str:
     return text if len(text) <= 80 else f"{text[:77]}... ({len(text)} characters)"
 
 
-def _fields(request: web.Request, body: bytes) -> _Body:
+def _fields(request: web.Request, body: bytes, *, is_object: bool) -> _Body:
     try:
         return read_json_body(_decoder, body)
     except InvalidRequest as error:
         if _OUT_OF_RANGE in error.message:  # msgspec's own bound: a float of 64 bits, 4,300 digits
             bounds = f"keep_alive is at most {LONGEST_SECONDS:.0f} s, a number of tokens {MOST_TOKENS}"
             raise InvalidRequest(f"{error.message}; {bounds}") from error
-        if "model" in request.query:  # a body that has no room for a model: an array, a form
+        if "model" in request.query or not is_object:  # a body that has no room for a model: an array, a form
             return _Body()
         kind = request.content_type
         if kind not in ("application/json", "application/octet-stream"):
@@ -156,14 +156,14 @@ def _fields(request: web.Request, body: bytes) -> _Body:
         raise
 
 
-def _model(request: web.Request, model: object) -> str:
+def _model(request: web.Request, model: object) -> str | None:
     if model is None:
         model = request.query.get("model")
     match model:
         case str() if model:
             return model
         case None | "":
-            raise InvalidRequest('name a model: {"model": "..."}; GET /v1/models lists them')
+            return None
         case _:
             raise InvalidRequest(f"model is a string, not {_shown(model)}")
 

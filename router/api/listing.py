@@ -107,7 +107,7 @@ class Instance(msgspec.Struct, frozen=True):
 
 
 class Card(msgspec.Struct, frozen=True):
-    """What does not change until the next reload."""
+    """What does not change until the next reload. `alias_patterns` are aliases in which `*` is any text."""
 
     id: ModelName
     aliases: tuple[str, ...]
@@ -120,6 +120,7 @@ class Card(msgspec.Struct, frozen=True):
     meta: Meta | None = None
     object: str = "model"
     owned_by: str = "llamacpp"
+    alias_patterns: tuple[str, ...] = ()
 
 
 class Row(Card, frozen=True, kw_only=True):
@@ -221,6 +222,7 @@ def _card(definition: Definition) -> Card:
         architecture=Architecture(("text", *_further_inputs(definition)), ("text",)),
         can_remove=entry.removable,
         meta=_meta(definition, definition.metadata) if definition.metadata is not None else None,
+        alias_patterns=entry.alias_patterns,
     )
 
 

@@ -35,17 +35,14 @@ CHANGES: Final = {
 }
 #: llama-server reads an integer of 32 bits.
 SLOT_DIGITS: Final = 9
-_MODEL: Final = Query("model", "The model's name or alias", required=True)
+_MODEL: Final = Query("model", "The model's name or alias; none: the default one")
 _LOADING_SECONDS: Final = 1.0
 
 
 async def look(request: web.Request) -> web.StreamResponse:
     """As llama-server answers it, from a model that is loaded."""
     context = request.app[CONTEXT]
-    name = request.query.get("model", "")
-    if not name:
-        raise InvalidRequest(f"name a model: {request.path}?model=NAME")
-    model = context.name_of(name)
+    model = context.name_or_default(request.query.get("model"))
     if is_set(request, "autoload"):
         return await context.proxy.forward(request, await read_body(request), Ask(model))
     child = next(children(context, model), None)
@@ -78,12 +75,13 @@ async def props(request: web.Request) -> web.StreamResponse:
 
 
 async def change(request: web.Request) -> web.StreamResponse:
-    """As llama-server takes it. The model is named in the query, or in the body where that is an object."""
+    """As llama-server takes it. The model is named in the query, or in the body where that is an object; else
+    it is the default one."""
     context = request.app[CONTEXT]
     _check_slot(request)
     body = await read_body(request)
-    head = read_head(request, body.joined())
-    model = context.name_of(head.model)
+    head = read_head(request, body.joined(), is_object=False)
+    model = context.name_or_default(head.model)
     require_loadable(request, context, model)
     return await context.proxy.forward(request, body, Ask(model, head.priority, head.keep_alive))
 

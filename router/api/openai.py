@@ -77,7 +77,7 @@ MODEL: Final = Query("model", "The model's name or alias, where the body has non
 class Named(msgspec.Struct, frozen=True):
     """What the router itself reads of a body; the rest is llama-server's."""
 
-    model: str
+    model: str = ""
     stream: bool = False
     keep_alive: float | str | None = None
 
@@ -88,7 +88,7 @@ async def infer(request: web.Request) -> web.StreamResponse:
     fields = JsonFields(HEAD_FIELDS)
     body = await read_body(request, fields.feed)
     head = read_head(request, fields.text(body))
-    model = context.name_of(head.model)
+    model = context.name_or_default(head.model)
     require_loadable(request, context, model)
     ask = Ask(model, head.priority, head.keep_alive, head.size, dialect_of(request), head.stream)
     if head.stream and (conversation := request.headers.get(CONVERSATION)):
@@ -104,7 +104,7 @@ async def infer_from_form(request: web.Request) -> web.StreamResponse:
     fields = FormFields.of(request.headers["Content-Type"], ("model", "stream", "keep_alive"))
     body = await read_body(request, fields.feed)
     head = read_form_head(request, fields)
-    model = context.name_of(head.model)
+    model = context.name_or_default(head.model)
     require_loadable(request, context, model)
     ask = Ask(model, head.priority, head.keep_alive, stream=head.stream)
     return await context.proxy.forward(request, body, ask)

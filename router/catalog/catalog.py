@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Final
@@ -15,8 +15,9 @@ from router.catalog.notes import Notes
 from router.catalog.resolution import Names
 from router.catalog.scan import scan
 from router.config import Config
-from router.errors import AmbiguousModel, ModelNotFound, Unavailable
+from router.errors import AmbiguousModel, InvalidRequest, ModelNotFound, Unavailable
 from router.presets import Presets, load_presets
+from router.presets.alias_patterns import matches
 
 MAX_NAMES_SHOWN: Final = 20
 #: What a hub may have: ORG/REPO, or ORG/REPO:QUANTIZATION.
@@ -62,13 +63,20 @@ class Catalog:
                 f"cannot look for models: {error.strerror}; allow the router more of them (ulimit -n)",
                 retry_after_seconds=1.0,
             ) from error
-        return Catalog(
+        made = Catalog(
             entries,
             tuple(notes.warnings),
             tuple(notes.unread),
             gguf_files=notes.gguf_files,
             paths=MappingProxyType(paths),
         )
+        try:
+            made.default(config.server.default_model)
+        except (ModelNotFound, AmbiguousModel) as error:
+            return replace(made, warnings=(*made.warnings, error.message))
+        except InvalidRequest:
+            pass  # none is configured, which is fine
+        return made
 
     def keeping(self, former: Catalog) -> Catalog:
         """With the models of `former` that lie where nothing could be read this time, as they were there: a
@@ -100,23 +108,55 @@ class Catalog:
 
     def resolve(self, name: str) -> CatalogEntry:
         """The model called `name`: by id or alias; else a file of the cache by its id in other letter cases,
-        or by the end of its name (`org/repo:Q4_K_M`), where only one file has that.
+        or by the end of its name (`org/repo:Q4_K_M`), where only one file has that; else by a pattern among
+        the aliases.
 
         An entry with an `error` is found like any other. Raises ModelNotFound, which says what there is, and
         AmbiguousModel, which says which models the name could be.
         """
-        found = self.find(name)
+        found = self.find(name) or self._by_pattern(name)
         if found is None:
             raise ModelNotFound(self._not_found(name))
         return found
 
     def find(self, name: str) -> CatalogEntry | None:
-        """The same, where more names are to be tried. Raises AmbiguousModel."""
+        """The same without patterns, where more names are to be tried. Raises AmbiguousModel."""
         meant = self.meant_by(name)
         if len(meant) > 1:
             shown = [model for model in meant if not self.entries[model].hidden]
             raise AmbiguousModel(name, shown or meant)
         return self.entries[meant[0]] if meant else None
+
+    def _by_pattern(self, name: str) -> CatalogEntry | None:
+        # The patterns of two models have no name in common (router.presets.load).
+        return next(
+            (
+                entry
+                for entry in self.entries.values()
+                if any(matches(pattern, name) for pattern in entry.alias_patterns)
+            ),
+            None,
+        )
+
+    def default(self, configured: str) -> CatalogEntry:
+        """The model of a request that names none: `configured` (server.default_model), else the only one that
+        is not hidden. Raises InvalidRequest where there are several, and ModelNotFound or AmbiguousModel
+        where the configured one is wrong.
+        """
+        if configured:
+            try:
+                return self.resolve(configured)
+            except AmbiguousModel as error:
+                raise AmbiguousModel(f"server.default_model {configured}", error.candidates) from None
+            except ModelNotFound as error:
+                raise ModelNotFound(f"server.default_model: {error.message}") from None
+        visible = [entry for entry in self.models if not entry.hidden]
+        if len(visible) == 1:
+            return visible[0]
+        there = f"there are: {_listed(visible)}" if visible else "there are no models yet"
+        raise InvalidRequest(
+            f'name a model: {{"model": "..."}}; {there}; server.default_model sets one for requests without'
+        )
 
     def meant_by(self, name: str) -> tuple[str, ...]:
         """The ids of all models that `name` may mean: several where it is ambiguous."""
@@ -154,5 +194,11 @@ class Catalog:
         by_folded = {known.casefold(): known for known in (*aliases, *names)}
         near = difflib.get_close_matches(shown.casefold(), by_folded, n=1)
         suggestion = f"; did you mean {by_folded[near[0]]!r}?" if near else fetch
-        more = f" and {len(names) - MAX_NAMES_SHOWN} more" if len(names) > MAX_NAMES_SHOWN else ""
-        return f"model {shown!r} not found{suggestion}; there are: {', '.join(names[:MAX_NAMES_SHOWN])}{more}"
+        return f"model {shown!r} not found{suggestion}; there are: {_listed(visible)}"
+
+
+def _listed(entries: Sequence[CatalogEntry]) -> str:
+    """Their ids, not more than a message should have."""
+    more = len(entries) - MAX_NAMES_SHOWN
+    shown = ", ".join(entry.id for entry in entries[:MAX_NAMES_SHOWN])
+    return f"{shown} and {more} more" if more > 0 else shown

@@ -26,18 +26,19 @@ _NOT_THE_CHILDS: Final = frozenset(
 class CatalogEntry:
     """A model that can be asked for, or that says in `error` why it cannot be run.
 
-    `path` is the first of `files`, which are all its parts; None when no file is known. `mmproj` and the
-    paths in `preset` (draft_model, lora) are what is to be used, whether they were configured or found
-    beside the model. `removable`: it is in the Hugging Face cache and may be deleted. `architecture` and
-    `gguf_name` are what the file says. It is no model (`is_model`) where its header rules that out and it has
-    no section of its own; `error` says why. `stamps` are real path, size and time of change of every file,
-    when the catalog was made.
+    `alias_patterns` are further names with `*` in them. `path` is the first of `files`, which are all its
+    parts; None when no file is known. `mmproj` and the paths in `preset` (draft_model, lora) are what is to
+    be used, whether they were configured or found beside the model. `removable`: it is in the Hugging Face
+    cache and may be deleted. `architecture` and `gguf_name` are what the file says. It is no model
+    (`is_model`) where its header rules that out and it has no section of its own; `error` says why. `stamps`
+    are real path, size and time of change of every file, when the catalog was made.
     """
 
     id: str
     source: Source
     preset: ModelPreset
     aliases: tuple[str, ...] = ()
+    alias_patterns: tuple[str, ...] = ()
     path: Path | None = None
     files: tuple[Path, ...] = ()
     mmproj: Path | None = None

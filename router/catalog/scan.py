@@ -24,6 +24,7 @@ from router.config import Config, models_dirs
 from router.config.nearest import nearest_of
 from router.errors import AmbiguousModel
 from router.presets import ModelPreset, Presets
+from router.presets.alias_patterns import is_pattern
 
 _NAME: Final = re.compile(r"(?!\s)[^\x00-\x1f\x7f\ud800-\udfff]{1,256}(?<!\s)")
 
@@ -274,7 +275,7 @@ class _Entries:
         """A name is one model's: an alias that is taken is left out, whoever comes later."""
         taken: dict[str, str] = {}
         for entry in self.by_id.values():
-            aliases = []
+            aliases, patterns = [], []
             for alias in dict.fromkeys((*entry.preset.aliases, *self._names.get(entry.id, ()))):
                 if alias == entry.id or taken.get(alias) == entry.id:
                     continue
@@ -283,9 +284,12 @@ class _Entries:
                     reason = f"{owner!r} has that name" if owner is not None else "it cannot be a name"
                     warnings.append(f"{entry.id}: alias {alias!r} is left out: {reason}")
                     continue
+                if is_pattern(alias) and alias in entry.preset.aliases:
+                    patterns.append(alias)
+                    continue
                 taken[alias] = entry.id
                 aliases.append(alias)
-            yield replace(entry, aliases=tuple(aliases))
+            yield replace(entry, aliases=tuple(aliases), alias_patterns=tuple(patterns))
 
 
 def _may_be_there(folder: Path) -> bool:

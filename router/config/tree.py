@@ -39,6 +39,7 @@ class ServerConfig:
     api_keys: tuple[str, ...] = field(default=(), repr=False)
     admin_keys: tuple[str, ...] = field(default=(), repr=False)
     cors_origins: tuple[str, ...] = ()
+    default_model: str = ""
     max_body_mib: Positive = 128
     connections_max: Count = 4096
     request_head_seconds: PositiveSeconds = 30.0

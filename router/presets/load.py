@@ -5,11 +5,13 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from itertools import combinations
 from pathlib import Path
 from types import MappingProxyType
 
 from router.config import Config
 from router.errors import ConfigError
+from router.presets.alias_patterns import common_name, is_pattern
 from router.presets.family import Family
 from router.presets.files import inline_presets, read_preset_file
 from router.presets.layer import Layer, LayerReader, merge
@@ -81,7 +83,8 @@ def load_presets(config: Config, shipped_dir: Path | None = None) -> Presets:
 
     A section of a model that is wrong disables that model alone: its preset has an `error`. Raises
     ConfigError, with a line per problem, for what concerns more than one model: a file that cannot be
-    read, settings for all models, settings outside of any section, [child] args.
+    read, settings for all models, settings outside of any section, [child] args, alias patterns of two
+    models that a name could match both of.
     """
     files = [read_preset_file(path) for path in config.paths.presets]
     shipped = [
@@ -96,6 +99,8 @@ def load_presets(config: Config, shipped_dir: Path | None = None) -> Presets:
     for file in with_inline:
         for name, layer in file.models.items():
             models[name] = (*models.get(name, ()), layer)
+    if clashes := list(_clashes(models)):
+        raise ConfigError("\n".join(clashes))
     layers = [child, *(layer for file in with_inline for layer in file.layers)]
     return Presets(
         child=child,
@@ -105,6 +110,23 @@ def load_presets(config: Config, shipped_dir: Path | None = None) -> Presets:
         models=MappingProxyType(models),
         warnings=tuple(warning for layer in layers for warning in layer.warnings),
     )
+
+
+def _clashes(models: Mapping[str, tuple[Layer, ...]]) -> Iterator[str]:
+    """Alias patterns of two models that some name matches both of: either model could answer to it."""
+    merged = ((name, merge(layers)) for name, layers in models.items())
+    patterns = [
+        (alias, name, own.origin)
+        for name, own in merged
+        for alias in own.fields.get("aliases", ())
+        if is_pattern(alias)
+    ]
+    for (one, its, origin), (other, theirs, other_origin) in combinations(patterns, 2):
+        if its != theirs and (shared := common_name(one, other)) is not None:
+            yield (
+                f"{other_origin}: alias {other!r} of {theirs!r} and alias {one!r} of {its!r} ({origin}) both "
+                f"match {shared!r}; change one of them"
+            )
 
 
 def shipped_presets_dir() -> Path:

@@ -121,6 +121,109 @@ async def test_what_is_not_there_is_not_answered_by_a_file_of_a_shorter_name(rou
     assert len(await router.names()) == len(FILES) - 1
 
 
+# --- requests that name no model ---
+
+WITHOUT: list[tuple[str, str, bytes, str]] = [
+    *(("POST", path, b'{"input":"x" ,  "n":1}', "application/json") for path in INFERENCE_PATHS),
+    ("POST", "/v1/chat/completions", b'{"model":null,"input":"x"}', "application/json"),
+    ("POST", "/v1/chat/completions", b'{"model":"" }', "application/json"),
+    ("POST", "/v1/chat/completions?model=", b"{ }", "application/json"),
+    ("POST", "/v1/audio/transcriptions", FORM.replace('"model"', '"n"').encode(),
+     "multipart/form-data; boundary=b"),
+    ("POST", "/lora-adapters", b"[ ]", "application/json"),
+    ("POST", "/slots/0?action=erase", b"", "application/json"),
+    ("POST", "/props", b"{}", "application/json"),
+]  # fmt: skip
+
+
+def over_two(api: Api, tmp_path: Path, monkeypatch: Any, models_dir: Path) -> OverCache:
+    """`chat`, and `other`, which is hidden."""
+    over = OverCache(api, tmp_path, monkeypatch, {"other": {"hidden": True}})
+    for name in ("chat", "other"):
+        (over.folder / f"{name}.gguf").write_bytes((models_dir / "tiny.gguf").read_bytes())
+    return over
+
+
+async def ask_without(api: Api, request: tuple[str, str, bytes, str]) -> Any:
+    method, path, body, kind = request
+    return await api.call(method, path, data=body, headers={"Content-Type": kind})
+
+
+@pytest.mark.parametrize("request_", WITHOUT, ids=lambda each: f"{each[1]} {each[2]!r:.30}")
+async def test_a_request_that_names_no_model_gets_the_only_one_and_passes_as_it_is(
+    api: Api, tmp_path: Path, monkeypatch: Any, models_dir: Path, request_
+):
+    await over_two(api, tmp_path, monkeypatch, models_dir).start()
+    for _ in range(2):  # the second takes the fast path
+        answer = await ask_without(api, request_)
+        assert (answer.status, answer.body) == (200, request_[2])
+    assert {each.model for each in api.pool.acquired} <= {"chat"}
+    assert list({one.model for one in api.pool.instances.values()}) == ["chat"]
+
+
+@pytest.mark.parametrize("path", ["/slots", "/lora-adapters", "/slots?model="])
+async def test_so_does_a_look_that_names_none(
+    api: Api, tmp_path: Path, monkeypatch: Any, models_dir: Path, path
+):
+    await over_two(api, tmp_path, monkeypatch, models_dir).start()
+    refused = await api.get(path)
+    assert refused.error["code"] == "model_not_loaded" and "chat is not loaded" in refused.error["message"]
+
+
+@pytest.mark.parametrize("request_", WITHOUT, ids=lambda each: f"{each[1]} {each[2]!r:.30}")
+async def test_of_several_models_none_is_guessed(api: Api, request_):
+    await api.start()
+    error = (answer := await ask_without(api, request_)).json()["error"]
+    assert (answer.status, error["code"]) == (400, "invalid_request")
+    assert "name a model" in error["message"] and "there are: tiny, " in error["message"]
+    assert "hidden" not in error["message"] and not api.pool.acquired
+
+
+@pytest.mark.parametrize("request_", WITHOUT, ids=lambda each: f"{each[1]} {each[2]!r:.30}")
+async def test_of_several_models_the_configured_one_is_taken(api: Api, request_):
+    await api.start(default_model="small")
+    answer = await ask_without(api, request_)
+    assert (answer.status, answer.body) == (200, request_[2])
+    assert [each.model for each in api.pool.acquired] == ["tiny"]
+
+
+async def test_a_default_that_there_is_not_is_told_as_that(api: Api):
+    await api.start(default_model="gone")
+    answer = await api.post("/v1/chat/completions", json={})
+    assert (answer.status, answer.error["code"]) == (404, "model_not_found")
+    assert answer.error["message"].startswith("server.default_model: model 'gone' not found")
+    assert (await api.post("/v1/chat/completions", json={"model": "tiny"})).status == 200
+
+
+# --- patterns ---
+
+
+async def test_a_pattern_is_a_name_in_every_operation_and_listed_as_a_pattern(
+    api: Api, tmp_path: Path, monkeypatch: Any, models_dir: Path
+):
+    over = OverCache(api, tmp_path, monkeypatch, {
+        "chat": {"aliases": ["claude-sonnet-*", "fast"]}, "other": {"aliases": ["claude-sonnet-4"]},
+    })  # fmt: skip
+    for name in ("chat", "other"):
+        (over.folder / f"{name}.gguf").write_bytes((models_dir / "tiny.gguf").read_bytes())
+    await over.start()
+    for name, model in (("claude-sonnet-4-20250514", "chat"), ("claude-sonnet-4", "other")):
+        answer = await api.post("/v1/chat/completions", json={"model": name})
+        assert (answer.status, answer.json()) == (200, {"model": name})
+        assert api.pool.acquired[-1].model == model
+        assert (await api.get(f"/v1/models/{name}")).json()["id"] == model
+        await api.get(f"/explain?model={name}")
+        assert api.pool.explained[-1][0] == model
+        assert (await api.post(f"/upstream/{name}/tokenize", json={})).status == 200
+        assert api.pool.acquired[-1].model == model
+    rows = (await api.get("/v1/models")).json()["data"]
+    assert [(row["id"], row["aliases"], row["alias_patterns"]) for row in rows] == [
+        ("chat", ["fast"], ["claude-sonnet-*"]), ("other", ["claude-sonnet-4"], []),
+    ]  # fmt: skip
+    refused = await api.post("/v1/chat/completions", json={"model": "claude-opus-4"})
+    assert (refused.status, refused.error["code"]) == (404, "model_not_found")
+
+
 async def test_groups_of_models_that_exclude_each_other_take_names_as_requests_do(
     tmp_path: Path, monkeypatch: Any, models_dir: Path
 ):

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from router.catalog import Catalog, CatalogEntry
 from router.catalog.catalog import MAX_NAMES_SHOWN
-from router.config import Config, PathsConfig
-from router.errors import AmbiguousModel, ConfigError, ModelNotFound
+from router.config import Config, PathsConfig, ServerConfig
+from router.errors import AmbiguousModel, ConfigError, InvalidRequest, ModelNotFound
 from router.presets import ModelPreset, load_presets
 
 
@@ -63,6 +65,50 @@ def test_a_later_download_never_puts_another_file_under_an_id(disk):
     assert len(before.entries) == 4 and len(after.entries) == 8
     for model, entry in before.entries.items():
         assert after.entries[model].files == entry.files
+
+
+def test_a_pattern_is_the_last_thing_that_a_name_may_mean(disk):
+    disk.write("a.gguf", "b.gguf")
+    disk.download("o/r", "r-UD-Q4_0.gguf", "base-Q8_0.gguf", "instruct-Q8_0.gguf")
+    catalog = Catalog.scan(disk.with_models({"a": {"aliases": ["*"]}, "b": {"aliases": ["bee"]}}))
+    assert (catalog.entries["a"].aliases, catalog.entries["a"].alias_patterns) == ((), ("*",))
+    names = ("a", "b", "bee", "o/r:ud-q4_0", "o/r:Q4_0", "anything", "o/r:Q2_K")
+    assert [catalog.id_of(name) for name in names] == ["a", "b", "b", *["o/r:UD-Q4_0"] * 2, "a", "a"]
+    with pytest.raises(AmbiguousModel):
+        catalog.id_of("o/r:Q8_0")
+    assert "*" not in catalog.names() and catalog.find("anything") is None
+
+
+def test_a_pattern_that_cannot_be_a_name_is_left_out_with_a_warning(disk):
+    disk.write("a.gguf")
+    catalog = Catalog.scan(disk.with_models({"a": {"aliases": ["../*", "x*", "x*"]}}))
+    assert catalog.entries["a"].alias_patterns == ("x*",)
+    assert catalog.warnings == ("a: alias '../*' is left out: it cannot be a name",)
+
+
+@pytest.mark.parametrize(
+    ("default", "warning"),
+    [
+        ("", None),
+        ("o/r:base-q8_0", None),
+        ("gone", "server.default_model: model 'gone' not found"),
+        ("o/r:Q8_0", "'server.default_model o/r:Q8_0' could be 2 models: o/r:base-Q8_0, "),
+    ],
+)
+def test_a_default_that_is_no_model_is_a_warning(disk, default, warning):
+    disk.download("o/r", "base-Q8_0.gguf", "instruct-Q8_0.gguf")
+    warnings = Catalog.scan(replace(disk.config, server=ServerConfig(default_model=default))).warnings
+    assert [text.startswith(warning or "?") for text in warnings] == [True] * (warning is not None)
+
+
+def test_the_default_is_the_configured_model_else_the_only_one_that_is_not_hidden(disk):
+    catalog = catalog_of("a", "my-secret", hidden="my-secret")
+    assert (catalog.default("").id, catalog.default("my-secret").id) == ("a", "my-secret")
+    with pytest.raises(InvalidRequest, match="name a model: .*; there are: a, b; server.default_model sets"):
+        catalog_of("a", "b").default("")
+    with pytest.raises(InvalidRequest, match="name a model: .*; there are no models yet"):
+        Catalog().default("")
+    assert Catalog.scan(disk.with_models({"broken": {}})).default("").error, "it says what is wrong with it"
 
 
 def test_a_hidden_model_and_one_that_cannot_be_run_are_found(disk):

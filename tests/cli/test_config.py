@@ -76,3 +76,15 @@ def test_as_json_it_is_data(folder: Path):
     told = json.loads(check(folder, "[server]\nport = 9\n", "--json").stdout)
     assert told["differs"]["server.port"] == 9
     assert (told["models"], told["broken"], told["warnings"]) == (["tiny"], {}, [])
+
+
+def test_a_default_model_that_there_is_not_is_a_warning(folder: Path):
+    result = check(folder, '[server]\ndefault_model = "tinyy"\n')
+    assert result.exit_code == 0
+    assert "! server.default_model: model 'tinyy' not found; did you mean 'tiny'?" in result.stderr
+
+
+def test_alias_patterns_of_two_models_that_share_a_name_are_a_mistake(folder: Path):
+    result = check(folder, '[models.tiny]\naliases = ["gpt-*"]\n[models.b]\naliases = ["*-mini"]\n')
+    assert result.exit_code == 2
+    assert "both match 'gpt-mini'" in result.stderr and "config.toml:6" in result.stderr

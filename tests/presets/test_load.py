@@ -220,3 +220,32 @@ def test_an_encoder_takes_long_inputs_and_a_reranker_does_not_embed():
     reranker = presets.for_model("bge-reranker-v2-m3", architecture="bert")
     assert (reranker.embedding, reranker.reranking, reranker.ubatch_size) == (False, True, 2048)
     assert presets.for_model("nomic-embed-text-v1.5", architecture="nomic-bert").embedding
+
+
+# --- alias patterns ---
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "name"),
+    [
+        ("claude-*", "claude-sonnet-*", "claude-sonnet-"),
+        ("claude-*", "*-sonnet", "claude-sonnet"),
+        ("a*c", "*b*", "abc"),
+        ("*", "gpt-*", "gpt-"),
+        ("x-*", "x-*", "x-"),
+    ],
+)
+def test_patterns_of_two_models_that_a_name_could_match_both_of_are_refused(load, one, other, name):
+    with pytest.raises(ConfigError) as refused:
+        load(p_ini=f"[a]\nalias = {one}\n", config_toml=f'[models.b]\naliases = ["fast", "{other}"]\n')
+    message = refused.value.message
+    assert f"alias '{other}' of 'b' and alias '{one}' of 'a'" in message and f"match '{name}'" in message
+    assert "config.toml:1" in message and "p.ini:1" in message
+
+
+def test_patterns_that_share_no_name_or_are_of_one_model_are_accepted(load):
+    presets = load(
+        p_ini="[a]\nalias = claude-sonnet-*,claude-*-4\n",
+        config_toml='[models.b]\naliases = ["claude-opus-*-5", "claude-sonnet-4"]\n',
+    )
+    assert presets.for_model("a").aliases == ("claude-sonnet-*", "claude-*-4")

@@ -23,7 +23,7 @@ _MORE: Final = re.compile(r"\s+# (?P<about>.*)")
 
 #: What a setting of a model does, where no option of llama-server says so.
 _ABOUT: Final[Mapping[str, str]] = {
-    "aliases": "further names that it answers to",
+    "aliases": "further names that it answers to; `*` in one stands for any text (`claude-sonnet-*`)",
     "tags": "words that /v1/models shows",
     "hidden": "left out of lists; who knows the name may use it",
     "description": "a sentence for people",
