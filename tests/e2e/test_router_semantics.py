@@ -306,6 +306,47 @@ async def test_a_cached_file_that_a_preset_names_is_listed_once(
         assert (await router.chat("mine")).status == 200
 
 
+async def test_files_with_like_names_are_served_each_under_its_own_and_deleted_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the path that each llama-server says it has loaded."""
+    snapshot = tmp_path / "hf" / "models--org--Flash-GGUF" / "snapshots" / ("a" * 40)
+    (snapshot.parents[1] / "refs").mkdir(parents=True)
+    (snapshot.parents[1] / "refs" / "main").write_text("a" * 40)
+    files = {
+        "Compact": "Flash-Compact.gguf",
+        "I-Compact": "Flash-I-Compact.gguf",
+        "UD-Q4_K_XL": "Flash-UD-Q4_K_XL.gguf",
+        "base-Q4_K_M": "base-Q4_K_M.gguf",
+        "instruct-Q4_K_M": "instruct-Q4_K_M.gguf",
+        "small/Flash-Q8_0": "small/Flash-Q8_0.gguf",
+        "large/Flash-Q8_0": "large/Flash-Q8_0.gguf",
+    }
+    for number, file in enumerate(files.values()):
+        (snapshot / file).parent.mkdir(parents=True, exist_ok=True)
+        make_llama(snapshot / file, name=f"m{number}", seed=number)
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hf"))
+    async with running(tmp_path, [], hf_cache=True) as router:
+        for label, file in files.items():
+            name = f"org/Flash-GGUF:{label}"
+            assert (await router.chat(name)).status == 200
+            async with router.session.get("/props", params={"model": name}) as answer:
+                assert (await answer.json())["model_path"] == str(snapshot / file)
+        loaded = len(llama_servers())
+        for label in ("Q4_K_M", "Q8_0"):
+            params = {"model": f"org/Flash-GGUF:{label}"}
+            assert (await router.chat(params["model"])).status == 409
+            async with router.session.delete("/models", params=params) as answer:
+                assert answer.status == 409, await answer.text()
+        async with router.session.delete("/models", params={"model": "org/Flash-GGUF:i-compact"}) as answer:
+            assert answer.status == 200, await answer.text()
+        assert {path.name for path in snapshot.rglob("*.gguf")} == {
+            Path(file).name for label, file in files.items() if label != "I-Compact"
+        }
+        assert len(llama_servers()) == loaded - 1
+        assert (await router.chat("org/Flash-GGUF:I-Compact")).status == 404
+
+
 # --- fetched and deleted ---
 
 
