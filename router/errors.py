@@ -109,7 +109,7 @@ class AmbiguousModel(InvalidRequest):
         more = len(candidates) - MAX_CANDIDATES_SHOWN
         rest = f" and {more} more" if more > 0 else ""
         super().__init__(
-            f"{name[:100]!r} could be {len(candidates)} models: {shown}{rest}; give the whole name of one",
+            f"{name[:100]!r} could be several models: {shown}{rest}; give the whole name of one",
             details={"candidates": list(candidates[:MAX_CANDIDATES_SHOWN])},
         )
 

@@ -120,12 +120,16 @@ class Catalog:
         return found
 
     def find(self, name: str) -> CatalogEntry | None:
-        """The same without patterns, where more names are to be tried. Raises AmbiguousModel."""
+        """The same without patterns, where more names are to be tried; None where there is none. Raises
+        AmbiguousModel, and ModelNotFound where the models that the name could be are hidden ones.
+        """
         meant = self.meant_by(name)
-        if len(meant) > 1:
-            shown = [model for model in meant if not self.entries[model].hidden]
-            raise AmbiguousModel(name, shown or meant)
-        return self.entries[meant[0]] if meant else None
+        if len(meant) <= 1:
+            return self.entries[meant[0]] if meant else None
+        visible = [model for model in meant if not self.entries[model].hidden]
+        if not visible:
+            raise ModelNotFound(self._not_found(name))
+        raise AmbiguousModel(name, visible)
 
     def _by_pattern(self, name: str) -> CatalogEntry | None:
         # The patterns of two models have no name in common (router.presets.load).

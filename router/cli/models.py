@@ -29,7 +29,8 @@ def models(url: str, api_key: str | None, as_json: bool, reload: bool, with_othe
 
 def _row(model: dict[str, Any]) -> tuple[str, ...]:
     status = model["status"]
-    aliases = f"also {', '.join(model['aliases'])}" if model["aliases"] else ""
+    names = [*model["aliases"], *model.get("alias_patterns", ())]
+    aliases = f"also {', '.join(names)}" if names else ""
     return (
         model["id"],
         "failed" if status.get("failed") else status["value"],

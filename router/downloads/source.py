@@ -14,7 +14,8 @@ from router.downloads.layout import is_safe_path
 MAIN: Final = "main"
 _REPO: Final = re.compile(r"(?=.{3,96}$)\w+(?:[.-]\w+)*/\w+(?:[.-]\w+)*", re.ASCII)
 _REVISION: Final = re.compile(r"(?!.*(?:\.\.|//|/$|\.lock$))[A-Za-z0-9][A-Za-z0-9._/-]{0,127}", re.ASCII)
-_QUANTIZATION: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}", re.ASCII)
+#: What may stand behind the colon of a model's id: much of what a file may be called, but no folder.
+_QUANTIZATION: Final = re.compile(r"\w[\w.+,()\[\] -]{0,199}")
 _HOSTS: Final = frozenset({"huggingface.co", "www.huggingface.co", "hf.co"})
 _OTHER_KINDS: Final = frozenset({"datasets", "spaces", "kernels", "buckets", "collections", "papers"})
 _FORMS: Final = "give ORG/REPO, ORG/REPO:QUANTIZATION, or the address of a repository or file on the hub"

@@ -25,7 +25,7 @@ CacheType: TypeAlias = Literal["f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "iq
 HfRepo: TypeAlias = Annotated[
     str,
     Meta(
-        pattern=r"^[A-Za-z0-9_.-]+/[A-Za-z0-9_.-]+(:[A-Za-z0-9_.-]+)?$",
+        pattern=r"^[A-Za-z0-9_.-]+/[A-Za-z0-9_.-]+(:[^\x00-\x1f\x7f:]+)?$",
         description="user/repo or user/repo:QUANTISATION",
     ),
 ]

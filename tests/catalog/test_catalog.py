@@ -49,6 +49,16 @@ def test_an_exact_name_goes_before_any_shortened_one_and_an_ambiguous_one_is_ref
     assert catalog.literal("o/r:q4_k_xl") is None
 
 
+def test_hidden_models_are_not_given_away_by_a_name_that_they_could_have(disk):
+    disk.download("o/r", "base-Q8_0.gguf", "instruct-Q8_0.gguf")
+    models = {"o/r:base-Q8_0": {"hidden": True}}
+    with pytest.raises(AmbiguousModel) as refused:
+        Catalog.scan(disk.with_models(models)).resolve("o/r:Q8_0")
+    assert "base" not in refused.value.message
+    models["o/r:instruct-Q8_0"] = {"hidden": True}
+    assert "base" not in refusal(Catalog.scan(disk.with_models(models)), "o/r:Q8_0")
+
+
 def test_an_alias_of_a_file_of_the_cache_counts_as_its_name(disk):
     disk.download("o/r", "r-UD-Q4_K_XL.gguf", "r-Q4_0.gguf")
     catalog = Catalog.scan(disk.with_models({"chat": {"hf_repo": "o/r:UD-Q4_K_XL"}}))
@@ -92,7 +102,7 @@ def test_a_pattern_that_cannot_be_a_name_is_left_out_with_a_warning(disk):
         ("", None),
         ("o/r:base-q8_0", None),
         ("gone", "server.default_model: model 'gone' not found"),
-        ("o/r:Q8_0", "'server.default_model o/r:Q8_0' could be 2 models: o/r:base-Q8_0, "),
+        ("o/r:Q8_0", "'server.default_model o/r:Q8_0' could be several models: o/r:base-Q8_0, "),
     ],
 )
 def test_a_default_that_is_no_model_is_a_warning(disk, default, warning):

@@ -138,7 +138,9 @@ def test_a_section_that_could_be_about_two_files_is_about_neither(disk):
     catalog = Catalog.scan(disk.with_models({"o/r:Q4_K_M": {"ctx_size": 5, "aliases": ["mine"]}}))
     assert list(catalog.entries) == ["o/r:base-Q4_K_M", "o/r:instruct-Q4_K_M"]
     (warning,) = catalog.warnings
-    assert warning.startswith("[o/r:Q4_K_M] is left out: 'o/r:Q4_K_M' could be 2 models: o/r:base-Q4_K_M, ")
+    assert warning.startswith(
+        "[o/r:Q4_K_M] is left out: 'o/r:Q4_K_M' could be several models: o/r:base-Q4_K_M, "
+    )
     for name in ("o/r:Q4_K_M", "o/r:q4_k_m"):
         with pytest.raises(AmbiguousModel):
             catalog.resolve(name)
@@ -161,7 +163,7 @@ def test_a_repository_and_quantisation_that_could_be_two_files_is_an_error_of_it
         disk.with_models({"chat": {"hf_repo": "o/r:Q4_K_M"}, "n": {"draft_hf_repo": "o/r:Q4_K_M"}})
     )
     for name in ("chat", "n"):
-        assert "could be 2 models: o/r:base-Q4_K_M, o/r:instruct" in (catalog.entries[name].error or "")
+        assert "could be several models: o/r:base-Q4_K_M, o/r:instruct" in (catalog.entries[name].error or "")
 
 
 def test_a_section_may_name_a_repository_of_the_cache(disk):

@@ -106,7 +106,7 @@ def test_the_file_of_exactly_that_name_is_fetched(quantization, path):
 
 @pytest.mark.parametrize("quantization", ["Q4_K_M", "q8_0", ""])
 def test_a_quantisation_of_several_files_is_refused_with_their_names(quantization):
-    with pytest.raises(AmbiguousModel, match="could be 2 models: o/tiny-GGUF:"):
+    with pytest.raises(AmbiguousModel, match="could be several models: o/tiny-GGUF:"):
         choose(listing(*SIBLINGS), Wish("o/tiny-GGUF", quantization=quantization))
 
 

@@ -17,6 +17,7 @@ HUB = "https://huggingface.co"
         (" org/repo\n", Source("org/repo")),
         ("org/repo:Q4_K_M", Source("org/repo", quantization="Q4_K_M")),
         ("Qwen/Qwen3-0.6B-GGUF:ud-q4_k_xl", Source("Qwen/Qwen3-0.6B-GGUF", quantization="ud-q4_k_xl")),
+        ("org/repo:My model (v2) Q4_0", Source("org/repo", quantization="My model (v2) Q4_0")),
         ("hf.co/org/repo:Q8_0", Source("org/repo", quantization="Q8_0")),
         ("huggingface.co/org/repo", Source("org/repo")),
         ("https://huggingface.co/org/repo", Source("org/repo")),
