@@ -148,7 +148,8 @@ def _fields(request: web.Request, body: bytes, *, is_object: bool) -> _Body:
         if _OUT_OF_RANGE in error.message:  # msgspec's own bound: a float of 64 bits, 4,300 digits
             bounds = f"keep_alive is at most {LONGEST_SECONDS:.0f} s, a number of tokens {MOST_TOKENS}"
             raise InvalidRequest(f"{error.message}; {bounds}") from error
-        if "model" in request.query or not is_object:  # a body that has no room for a model: an array, a form
+        has_no_room = not is_object and body.strip()[:1] in (b"", b"[")
+        if "model" in request.query or has_no_room:  # for a model: an array, a form
             return _Body()
         kind = request.content_type
         if kind not in ("application/json", "application/octet-stream"):

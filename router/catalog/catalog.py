@@ -124,6 +124,8 @@ class Catalog:
         AmbiguousModel, and ModelNotFound where the models that the name could be are hidden ones.
         """
         meant = self.meant_by(name)
+        if len(meant) > 1:  # what is no model is meant only by its whole name
+            meant = tuple(model for model in meant if self.entries[model].is_model) or meant
         if len(meant) <= 1:
             return self.entries[meant[0]] if meant else None
         visible = [model for model in meant if not self.entries[model].hidden]

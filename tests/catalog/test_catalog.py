@@ -11,6 +11,7 @@ from router.catalog.catalog import MAX_NAMES_SHOWN
 from router.config import Config, PathsConfig, ServerConfig
 from router.errors import AmbiguousModel, ConfigError, InvalidRequest, ModelNotFound
 from router.presets import ModelPreset, load_presets
+from tests.catalog.conftest import gguf
 
 
 def catalog_of(*names: str, hidden: str = "", aliases: tuple[str, ...] = ()) -> Catalog:
@@ -47,6 +48,15 @@ def test_an_exact_name_goes_before_any_shortened_one_and_an_ambiguous_one_is_ref
         catalog.resolve("o/r:q8_0")
     assert refused.value.details == {"candidates": ["o/r:base-Q8_0", "o/r:instruct-Q8_0"]}
     assert catalog.literal("o/r:q4_k_xl") is None
+
+
+def test_a_file_that_is_no_model_makes_no_name_ambiguous(disk):
+    snapshot = disk.download("o/r", "base-Q8_0.gguf", "eyes-Q8_0.gguf")
+    (snapshot / "eyes-Q8_0.gguf").resolve().write_bytes(gguf(general__architecture="clip"))
+    catalog = Catalog.scan(disk.config)
+    assert catalog.id_of("o/r:Q8_0") == "o/r:base-Q8_0"
+    assert catalog.resolve("o/r:eyes-Q8_0").error
+    assert catalog.default("").id == "o/r:base-Q8_0"
 
 
 def test_hidden_models_are_not_given_away_by_a_name_that_they_could_have(disk):
