@@ -10,6 +10,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Final, Literal
 
+import msgspec
+
 from router.backends import Launch
 from router.backends.llama_binary import INHERITED, find_binary, list_devices, version
 from router.config import ChildConfig
@@ -42,6 +44,7 @@ __all__ = [
     "find_binary",
     "launch",
     "list_devices",
+    "restated",
     "version",
 ]
 
@@ -233,6 +236,36 @@ def _refuse(name: str, args: Sequence[str]) -> None:
             raise ModelUnusable(
                 f"{name}: {arg} cannot stand in args: the router counts its memory; set it as a key"
             )
+
+
+# --- what it answers --------------------------------------------------------------------------------------
+
+#: The status of an answer that `restated` may change; such an answer is never longer than this.
+RESTATED_STATUS: Final = 500
+RESTATED_BYTES: Final = 4096
+#: tools/server/server-context.cpp: an input that cannot be split and is longer than -ub.
+_TOO_LONG: Final = re.compile(
+    rb"input \((\d+) tokens\) is too large to process. increase the physical batch size "
+    rb"\(current batch size: (\d+)\)"
+)
+
+
+def restated(status: int, body: bytes) -> tuple[int, bytes]:
+    """Return the status and body for the client of an answer of llama-server.
+
+    llama-server refuses an embedding or rerank input that is too long for one step with 500. Here it is 400,
+    in the shape of llama-server's refusal of a prompt beyond the context. All other answers stay as they are.
+    """
+    found = _TOO_LONG.search(body) if status == RESTATED_STATUS else None
+    if found is None:
+        return status, body
+    n_tokens, most = int(found[1]), int(found[2])
+    message = (
+        f"the input has {n_tokens} tokens; this model takes an input in one step, of at most {most} tokens "
+        "(its context per request, or its ubatch_size or batch_size where one is set)"
+    )
+    error = {"code": 400, "message": message, "type": "exceed_context_size_error"}
+    return 400, msgspec.json.encode({"error": {**error, "n_prompt_tokens": n_tokens, "n_ctx": most}})
 
 
 # --- devices and environment ------------------------------------------------------------------------------

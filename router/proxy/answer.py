@@ -9,10 +9,11 @@ from typing import Final
 
 import msgspec
 
+from router.backends.llama_server import RESTATED_BYTES, RESTATED_STATUS, restated
 from router.proxy.ask import Account
 from router.proxy.client import Client
 from router.proxy.framing import Chunked, Counted, Framing, Malformed, Spans, UntilClosed
-from router.proxy.heads import END_OF_HEAD, HEAD_LIMIT, Head, read_head
+from router.proxy.heads import END_OF_HEAD, HEAD_LIMIT, Head, changed, read_head
 from router.proxy.upstream import HungUp, Upstream
 from router.proxy.usage import Ends
 from router.stall import Flow
@@ -53,6 +54,7 @@ class Answer(msgspec.Struct, eq=False):
     _chunks: Chunked | None = None  # the framing, where chunks can pass as they are
     _ends: Ends = _NOTHING
     _last: bytes = b""
+    _failure: bytearray | None = None  # the body of an answer that may have to be restated, and its head
     _is_held: bool = False
     _is_settled: bool = False
 
@@ -146,6 +148,11 @@ class Answer(msgspec.Struct, eq=False):
             for start, end in spans:
                 self.rejection += data[start : min(end, start + REJECTION_BYTES - len(self.rejection))]
             return
+        if self._failure is not None:
+            self._failure += b"".join([data[start:end] for start, end in spans])
+            if framing.is_over:
+                self._restate(self._failure)
+            return
         client = self._client
         is_fit = framing.is_verbatim and client.takes_chunks
         body = data if is_fit else client.framed(data, spans, framing)
@@ -179,10 +186,20 @@ class Answer(msgspec.Struct, eq=False):
         self.head = head
         self._account.first_byte_seconds = monotonic() - self._asked_at
         if not self._client.is_early:
+            if head.status == RESTATED_STATUS and 0 < (head.counted_bytes or 0) <= RESTATED_BYTES:
+                self._failure = bytearray()
+                return b""
             return self._client.head(head)
         if head.status != 200 or not head.is_event_stream or head.is_encoded:
             self.rejection = bytearray()
         return b""
+
+    def _restate(self, body: bytearray) -> None:
+        assert self.head is not None, "its body has been read"
+        status, said = restated(self.head.status, bytes(body))
+        head = self.head if status == self.head.status else changed(self.head, status, len(said))
+        self._failure = None
+        self._client.write_last(self._client.head(head) + said)
 
     def _frame(self, head: Head) -> None:
         framing: Framing
@@ -205,6 +222,9 @@ class Answer(msgspec.Struct, eq=False):
 
     def _fail(self, error: Exception) -> None:
         self.error = error
+        if self._failure is not None and self.head is not None:
+            self._client.write(self._client.head(self.head) + bytes(self._failure))
+            self._failure = None
         self._upstream.close()
         self._settle()
 

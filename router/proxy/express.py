@@ -14,6 +14,7 @@ from typing import ClassVar, Final, Protocol
 
 import msgspec
 
+from router.backends.llama_server import RESTATED_STATUS
 from router.errors import RouterError
 from router.pool import Lease, Pool
 from router.proxy.answer import Answer
@@ -179,7 +180,8 @@ class Exchange(msgspec.Struct, eq=False):
         except Malformed:
             head = None  # it is told there
         size = len(data) - body_at
-        if head is None or head.counted_bytes != size or not self._keeps_alive:
+        is_usual = head is not None and head.counted_bytes == size and head.status != RESTATED_STATUS
+        if head is None or not is_usual or not self._keeps_alive:
             self._read(upstream, head, data, body_at)
             return
         now, account, lane, body = monotonic(), self.account, self._lane, data[body_at:]

@@ -11,6 +11,7 @@ from time import monotonic
 
 from aiohttp import web
 
+from router.backends.llama_server import restated
 from router.errors import LoadFailed, RouterError, UpstreamFailed
 from router.pool import HandedOver, Lease, Pool
 from router.proxy.answer import Answer
@@ -205,7 +206,8 @@ class Proxy:
             upstream.close()
         if answer.rejection is not None and answer.head is not None:
             call.account.error = "upstream_refused"
-            call.client.say(rejection_event(answer.head.status, bytes(answer.rejection), call.ask.dialect))
+            status, body = restated(answer.head.status, bytes(answer.rejection))
+            call.client.say(rejection_event(status, body, call.ask.dialect))
             call.client.end()
 
     async def _failure(self, lease: Lease, answer: Answer, error: Exception) -> Exception:

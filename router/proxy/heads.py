@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
+from http import HTTPStatus
 from typing import Final
 
 import httptools
@@ -93,6 +94,12 @@ def read_head(block: bytes) -> Head:
     if status == 101:
         raise Malformed("it changes the protocol, which nobody asked it for")
     return reader.head(status, parser.should_keep_alive())
+
+
+def changed(head: Head, status: int, length: int) -> Head:
+    """The same head with another status and length of the body."""
+    reason = HTTPStatus(status).phrase.encode()
+    return read_head(b"HTTP/1.1 %d %b\r\n%bContent-Length: %d\r\n\r\n" % (status, reason, head.lines, length))
 
 
 class _Reader:

@@ -626,3 +626,26 @@ async def test_an_unusual_body_takes_the_long_way_and_passes_as_it_is(api: Api, 
         answer = await caller.ask(said(asked))
         assert (answer.status, answer.body) == (200, asked)
         assert not caller.is_short()
+
+
+async def test_an_input_that_is_too_long_for_one_step_is_refused_with_400(api: Api):
+    message = (
+        "input (9 tokens) is too large to process. increase the physical batch size (current batch size: 8)"
+    )
+    body = json.dumps({"error": {"code": 500, "message": message}}).encode()
+
+    async def script(received: Received, connection: Connection) -> None:
+        if b"input" not in received.body:
+            await connection.answer(b"{}")
+            return
+        await connection.send(
+            b"HTTP/1.1 500 Internal Server Error\r\nContent-Length: %d\r\n\r\n" % len(body) + body
+        )
+
+    await api.start(script=script)
+    async with calling(api) as caller:
+        for _ in range(2):
+            refused = await caller.ask(said({"model": "tiny", "input": "a b"}, path="/v1/embeddings"))
+            assert caller.is_short()
+            assert " 400 " in refused.start and b'"exceed_context_size_error"' in refused.body
+            assert refused.get("X-Router-Action") == "already_loaded"

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from router.backends.llama_server import LlamaServerSettings, find_binary, launch
+from router.backends.llama_server import LlamaServerSettings, find_binary, launch, restated
 from router.config import ChildConfig
 from router.devices import DeviceInfo
 from router.errors import LoadFailed, ModelUnusable, StartupError
@@ -220,6 +220,33 @@ def test_times_and_bounds_come_from_the_configuration():
     assert (made.health_poll_seconds, made.health_timeout_seconds) == (0.007, 0.5)
     assert (made.stall_seconds, made.timeout_seconds, made.log_max_bytes) == (9.0, 1800.0, 3 << 20)
     assert "out of memory" in made.out_of_memory_texts
+
+
+# --- what it answers --------------------------------------------------------------------------------------
+
+
+def test_an_input_that_is_too_long_for_one_step_is_the_mistake_of_the_client():
+    message = "input (600 tokens) is too large to process. increase the physical batch size "
+    message += "(current batch size: 512)"
+    told = json.dumps({"error": {"code": 500, "message": message, "type": "server_error"}}).encode()
+    status, body = restated(500, told)
+    error = json.loads(body)["error"]
+    assert status == error["code"] == 400
+    assert (error["type"], error["n_prompt_tokens"], error["n_ctx"]) == (
+        "exceed_context_size_error",
+        600,
+        512,
+    )
+    assert "600 tokens" in error["message"] and "512 tokens" in error["message"]
+    assert "ubatch_size" in error["message"], "what to do where it is set"
+
+
+@pytest.mark.parametrize(
+    ("status", "body"),
+    [(500, b'{"error":{"code":500,"message":"failed to decode"}}'), (500, b""), (400, b"{}")],
+)
+def test_all_other_answers_stay_as_they_are(status, body):
+    assert restated(status, body) == (status, body)
 
 
 # --- against the real one ---------------------------------------------------------------------------------

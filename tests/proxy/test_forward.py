@@ -445,3 +445,64 @@ async def test_a_refusal_of_the_pool_is_the_answer(bench: Bench):
             "code": "no_room",
             "param": None,
         }
+
+
+# --- an input that is too long for one step ---
+
+TOO_LONG = (
+    b'{"error":{"code":500,"message":"input (600 tokens) is too large to process. '
+    b'increase the physical batch size (current batch size: 512)","type":"server_error"}}'
+)
+
+
+def refusing(body: bytes, *, pieces: int = 1, framing: str = "length"):
+    async def script(_: Received, connection: Connection) -> None:
+        size = -(-len(body) // pieces)
+        parts = [body[at : at + size] for at in range(0, len(body), size)]
+        head = "Content-Type: application/json\r\n"
+        head += "Transfer-Encoding: chunked" if framing == "chunked" else f"Content-Length: {len(body)}"
+        await connection.send(f"HTTP/1.1 500 Internal Server Error\r\n{head}\r\n\r\n".encode())
+        for part in parts:
+            await (connection.chunk(part) if framing == "chunked" else connection.send(part))
+        if framing == "chunked":
+            await connection.end_stream()
+
+    return script
+
+
+@pytest.mark.parametrize("pieces", [1, 7])
+async def test_it_is_refused_with_400_though_llama_server_says_500(bench: Bench, pieces: int):
+    await bench.child(refusing(TOO_LONG, pieces=pieces))
+    for _ in range(2):  # the connections are used again
+        async with bench.post() as answer:
+            assert answer.status == 400
+            error = (await answer.json())["error"]
+            assert (error["code"], error["type"]) == (400, "exceed_context_size_error")
+            assert answer.headers["Content-Type"] == "application/json"
+
+
+@pytest.mark.parametrize("framing", ["length", "chunked"])
+async def test_another_failure_of_llama_server_passes_unchanged(bench: Bench, framing: str):
+    body = b'{"error":{"code":500,"message":"failed to decode","type":"server_error"}}'
+    await bench.child(refusing(body, pieces=3, framing=framing))
+    async with bench.post() as answer:
+        assert (answer.status, await answer.read()) == (500, body)
+
+
+async def test_a_long_failure_is_not_kept(bench: Bench):
+    body = b"x" * 100_000
+    await bench.child(refusing(body, pieces=3))
+    async with bench.post() as answer:
+        assert (answer.status, await answer.read()) == (500, body)
+
+
+async def test_a_failure_that_breaks_off_is_no_complete_answer(bench: Bench):
+    async def script(_: Received, connection: Connection) -> None:
+        await connection.send(b"HTTP/1.1 500 Internal Server Error\r\nContent-Length: 100\r\n\r\nhalf")
+        connection.die()
+
+    await bench.child(script)
+    with pytest.raises(aiohttp.ClientError):
+        async with bench.post() as answer:
+            assert answer.status == 500
+            await answer.read()

@@ -108,6 +108,20 @@ async def test_a_refusal_of_the_child_is_told_as_an_event_too(waiting: Bench):
     assert (error["message"], error["type"], error["n_ctx"]) == ("too long", "exceed_context_size_error", 512)
 
 
+async def test_an_input_that_is_too_long_for_one_step_is_told_as_an_event_with_400(waiting: Bench):
+    async def refuse(_: Received, connection: Connection) -> None:
+        message = "input (9 tokens) is too large to process. increase the physical batch size "
+        body = json.dumps({"error": {"code": 500, "message": f"{message}(current batch size: 8)"}}).encode()
+        await connection.send(b"HTTP/1.1 500 Oh\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
+
+    await waiting.child(refuse)
+    async with asyncio.timeout(DEADLINE), waiting.post() as answer:
+        go_on(waiting)
+        last = (await answer.read()).rstrip(b"\n").split(b"\n\n")[-1]
+    error = json.loads(last.removeprefix(b"data: "))["error"]
+    assert (error["code"], error["type"], error["n_ctx"]) == (400, "exceed_context_size_error", 8)
+
+
 async def test_a_stream_that_its_child_counts_or_ends_by_closing_is_framed_anew(waiting: Bench):
     async def closing(_: Received, connection: Connection) -> None:
         await connection.send(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\ndata: 1\n\n")
