@@ -24,7 +24,9 @@ from router.core.types import Device, DeviceId, Model, ModelName, Placement, Pri
 from router.descriptors import is_out_of_files
 from router.devices import DeviceInfo
 from router.errors import ModelUnusable, RouterError
-from router.estimate.placing import placements
+from router.estimate.context import takes_input_whole
+from router.estimate.placing import Preference, placements
+from router.estimate.shape import read_shape
 from router.estimate.values import (
     Companions,
     DeviceBudget,
@@ -52,6 +54,8 @@ ATTEMPT_SHARE = 0.8
 #: Weights that stay on the host are few where they are those of the input alone.
 HOST_WEIGHTS_BYTES = 1 << 30
 NEARLY_ALL = 0.95
+#: Inputs of encoders are cut into passages of this size, in tokens, since BERT.
+LEAST_WHOLE_CONTEXT = 512
 
 
 @dataclass(frozen=True, slots=True)
@@ -330,6 +334,8 @@ def _placed(
     settings, preference = _load_settings(preset, context, budgets), config.scheduler.placement
     pools = tuple(budget for budget, _ in budgets)
     found = placements(metadata, settings, pools, preference, companions=companions)
+    if not found and preset.ctx_size == config.child.ctx_size:
+        found = _with_shorter_inputs(metadata, settings, pools, preference, companions)
     fast = tuple(place for place in found if place.tier < FIRST_SLOW_TIER)
     if fast and fast[0].n_gpu_layers:
         best: Tier = "gpu" if len(fast[0].devices) == 1 else "split"
@@ -340,6 +346,25 @@ def _placed(
     # Too large for this machine: the scheduler refuses it, with the numbers of what it would take.
     large = placements(metadata, settings, pools, preference, companions=companions, must_fit=False)
     return tuple(replace(place, attempt=_attempt(place, pools)) for place in large)
+
+
+def _with_shorter_inputs(
+    metadata: GgufMetadata,
+    settings: LoadSettings,
+    pools: Sequence[DeviceBudget],
+    preference: Preference,
+    companions: Companions,
+) -> tuple[EstimatedPlacement, ...]:
+    """With the largest part of a context that nobody set for this model: the step of a model that takes an
+    input whole grows with it, by gigabytes where the vocabulary is large. Nothing for other models."""
+    shape, context = read_shape(metadata), settings.ctx_size
+    if shape is None or not isinstance(context, int) or not takes_input_whole(shape, settings):
+        return ()
+    while (context := context // 2) >= LEAST_WHOLE_CONTEXT:
+        shorter = replace(settings, ctx_size=context)
+        if found := placements(metadata, shorter, pools, preference, companions=companions):
+            return found
+    return ()
 
 
 def _attempt(place: EstimatedPlacement, pools: Sequence[DeviceBudget]) -> Mapping[DeviceId, int] | None:
@@ -390,6 +415,8 @@ def _placement(place: EstimatedPlacement) -> Placement:
     args = ["-c", str(place.ctx_size), "-ngl", str(place.n_gpu_layers)]
     if place.tensor_split:
         args += ["-ts", ",".join(str(layers) for layers in place.tensor_split)]
+    if place.batch:
+        args += ["-b", str(place.batch), "-ub", str(place.batch)]
     if place.ctx_checkpoints:
         args += ["-ctxcp", str(place.ctx_checkpoints)]
     host = place.devices[0].partition("/")[0]
@@ -454,11 +481,12 @@ def _load_settings(
         cache_type_k=preset.cache_type_k or plain.cache_type_k,
         cache_type_v=preset.cache_type_v or plain.cache_type_v,
         flash_attn=preset.flash_attn or plain.flash_attn,
-        batch=preset.batch_size or plain.batch,
-        ubatch=preset.ubatch_size or plain.ubatch,
+        batch=preset.batch_size,
+        ubatch=preset.ubatch_size,
         swa_full=bool(preset.swa_full),
         kv_offload=preset.kv_offload is not False,
         embedding=preset.embedding or preset.reranking,
+        pooling=preset.pooling or ("rank" if preset.reranking else None),
         cache_ram_bytes=max(0, preset.cache_ram_mib or 0) * MIB,
         ctx_checkpoints=_checkpoints(preset),
         devices=_chosen(preset, budgets),

@@ -30,6 +30,9 @@ WEIGHT_TYPES: Mapping[str, GGMLQuantizationType] = {
 FILE_TYPES: Mapping[str, int] = {"f32": 0, "f16": 1, "q4_0": 2, "q8_0": 7, "bf16": 32}
 """`general.file_type` (llama_ftype) of a file whose matrices have that type."""
 
+MEAN, CLS, LAST, RANK = 1, 2, 3, 4
+"""`pooling_type` of a file."""
+
 CHAT_TEMPLATE = (
     "{% for message in messages %}{{ message['role'] }}: {{ message['content'] }}\n{% endfor %}"
     "{% if add_generation_prompt %}assistant:{% endif %}"
@@ -143,10 +146,11 @@ def make_gemma3(
     n_swa: int = 512,
     weight_type: str = "f32",
     sparse: bool = False,
+    architecture: str = "gemma3",
     extra: Mapping[str, KvValue] | None = None,
 ) -> Path:
     """Tied embeddings and sliding-window attention: every sixth layer is full, the others see `n_swa`
-    tokens."""
+    tokens. The encoder "gemma-embedding" has the same tensors."""
     tensors = _embedding_tensors(n_embd, n_vocab, True, weight_type)
     for i in range(n_layers):
         tensors += _attention(i, n_embd, n_heads * head, n_heads_kv * head, weight_type)
@@ -154,15 +158,14 @@ def make_gemma3(
         tensors += [Tensor(f"blk.{i}.post_attention_norm.weight", (n_embd,), fill="ones")]
         tensors += _feed_forward(i, n_embd, n_ff, weight_type)
         tensors += [Tensor(f"blk.{i}.post_ffw_norm.weight", (n_embd,), fill="ones")]
-    kv = _common("gemma3", name, n_layers, n_embd, n_ff, n_heads, n_heads_kv, n_ctx_train, weight_type)
+    kv = _common(architecture, name, n_layers, n_embd, n_ff, n_heads, n_heads_kv, n_ctx_train, weight_type)
     kv |= {
-        "gemma3.attention.key_length": head,
-        "gemma3.attention.value_length": head,
-        "gemma3.attention.sliding_window": n_swa,
+        f"{architecture}.attention.key_length": head,
+        f"{architecture}.attention.value_length": head,
+        f"{architecture}.attention.sliding_window": n_swa,
     }
-    return write_gguf(
-        path, "gemma3", kv | spm_vocabulary(n_vocab) | dict(extra or {}), tensors, seed=seed, sparse=sparse
-    )
+    kv |= spm_vocabulary(n_vocab) | dict(extra or {})
+    return write_gguf(path, architecture, kv, tensors, seed=seed, sparse=sparse)
 
 
 def make_qwen3(
@@ -475,8 +478,10 @@ def make_bert(
     n_vocab: int = 256,
     weight_type: str = "f32",
     sparse: bool = False,
+    pooling: int = MEAN,
 ) -> Path:
-    """An embedding model without a KV cache (start the server with --embedding), pooling by mean."""
+    """An embedding model without a KV cache (start the server with --embedding); with `pooling` RANK it has
+    the classifier of a reranker."""
     words = [word.lstrip("▁") for word in _WORDS if len(word) > 2]
     tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
     # llama.cpp's WordPiece marks the start of a word with ▁ and its continuation with nothing.
@@ -504,11 +509,13 @@ def make_bert(
         for part in ("attn_output_norm", "layer_output_norm"):
             tensors.append(Tensor(f"blk.{i}.{part}.weight", (n_embd,), fill="ones"))
             tensors.append(Tensor(f"blk.{i}.{part}.bias", (n_embd,), fill="zeros"))
+    if pooling == RANK:
+        tensors += [Tensor("cls.output.weight", (n_embd, 1)), Tensor("cls.output.bias", (1,), fill="zeros")]
     kv = _common("bert", name, n_layers, n_embd, n_ff, n_heads, n_heads, n_ctx_train, weight_type)
     kv |= {
         "bert.attention.layer_norm_epsilon": 1e-12,
         "bert.attention.causal": False,
-        "bert.pooling_type": 1,
+        "bert.pooling_type": pooling,
         "tokenizer.ggml.model": "bert",
         "tokenizer.ggml.pre": "jina-v2-en",
         "tokenizer.ggml.tokens": tokens,

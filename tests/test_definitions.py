@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from router.devices import DeviceInfo
 from router.errors import ModelUnusable
 from router.gguf import read_gguf
 from router.presets import Overrides
-from tests.make_gguf import KvValue, Tensor, make_gemma3, make_llama, write_gguf
+from tests.make_gguf import KvValue, Tensor, make_bert, make_gemma3, make_llama, write_gguf
 from tests.scarcity import at_each_moment
 
 GIB = 1 << 30
@@ -110,6 +111,62 @@ def test_context_is_8192_or_the_training_context_and_a_preset_may_say_otherwise(
         return args[args.index("-c") + 1]
 
     assert [context(name) for name in ("long", "short", "tiny", "other")] == ["8192", "2048", "512", "4096"]
+
+
+def batches(definitions: Definitions, name: str) -> tuple[str | None, str | None]:
+    """-b and -ub as it is launched."""
+    argv = definitions.launch(name, definitions.models[name].placements[0]).argv
+    assert argv.count("-b") <= 1 and argv.count("-ub") <= 1, "said once"
+    pairs = dict(itertools.pairwise(argv))
+    return pairs.get("-b"), pairs.get("-ub")
+
+
+def test_a_model_that_takes_an_input_whole_is_launched_with_a_batch_as_long_as_its_context(
+    models: Path,
+) -> None:
+    make_bert(models / "bert.gguf", n_ctx_train=4096)
+    make_bert(models / "slots.gguf", n_ctx_train=8192)
+    make_llama(models / "mean.gguf", n_ctx_train=65536)
+    make_llama(models / "plain.gguf", n_ctx_train=65536)
+    text = "[models.slots]\nctx_size = 16384\nparallel = 4\nkv_unified = false\n"
+    text += '[models.mean]\nctx_size = 3000\nembedding = true\npooling = "mean"\n'
+    definitions = defined(models, machine(host=32), text)
+    assert batches(definitions, "bert") == ("4096", "4096")
+    assert batches(definitions, "slots") == ("4096", "4096")
+    assert batches(definitions, "mean") == ("3072", "3072"), "the cells that llama-server makes of 3000"
+    assert batches(definitions, "plain") == (None, None)
+
+
+def test_a_batch_that_is_set_for_it_is_kept(models: Path) -> None:
+    for name in ("small", "large", "both", "args"):
+        make_bert(models / f"{name}.gguf", n_ctx_train=4096)
+    text = "[models.small]\nubatch_size = 512\n[models.large]\nubatch_size = 4096\n"
+    text += "[models.both]\nbatch_size = 1024\nubatch_size = 2048\n"
+    text += '[models.args]\nargs = ["-ub", "256"]\n'
+    definitions = defined(models, machine(host=32), text)
+    assert batches(definitions, "small") == ("512", "512")
+    assert batches(definitions, "large") == ("4096", "4096"), "with llama-server's own -b it would be 2048"
+    assert batches(definitions, "both") == ("1024", "1024")
+    assert batches(definitions, "args") == ("256", "256")
+
+
+def test_an_embedding_model_that_can_split_an_input_has_the_batch_of_llama_server(models: Path) -> None:
+    make_llama(models / "last.gguf", n_ctx_train=65536)
+    text = '[models.last]\nembedding = true\npooling = "last"\n'
+    assert batches(defined(models, machine(host=32), text), "last") == (None, None)
+
+
+def test_an_encoder_that_fits_only_with_shorter_inputs_gets_them_unless_a_context_is_set(
+    models: Path,
+) -> None:
+    make_bert(models / "bert.gguf", n_ctx_train=8192, n_vocab=300_000)  # 9 GiB of outputs with 8192 tokens
+    make_bert(models / "set.gguf", n_ctx_train=8192, n_vocab=300_000)
+    text = "[memory]\nmargin_mib = 512\n[models.set]\nctx_size = 8191\n"
+    definitions = defined(models, machine(host=6), text)
+    assert batches(definitions, "bert") == ("4096", "4096")
+    assert definitions.models["bert"].placements[0].args[:2] == ("-c", "4096")
+    assert definitions.models["set"].placements[0].args[:2] == ("-c", "8191")
+    assert definitions.models["set"].placements[0].footprint[HOST] > 9 * GIB, "refused with what it takes"
 
 
 def test_what_the_scheduler_alone_uses_does_not_change_the_definition_and_what_the_child_sees_does(

@@ -27,7 +27,7 @@ def compute_terms(
 ) -> Iterator[Term]:
     """The compute buffer of every device that takes part, and the output buffer on the host."""
     devices = layer_devices(layout, shape.n_layers_all)
-    n_tokens = ubatch(settings, layout.ctx_size)
+    n_tokens = ubatch(shape, settings, layout.ctx_size)
     block = _block_bytes(shape, settings, layout, n_tokens)
     output = _output_bytes(shape, settings, layout, n_tokens)
     masks = _mask_bytes(shape, settings, layout, n_tokens)
@@ -52,10 +52,11 @@ def compute_terms(
             what += f", {_PIPELINE_COPIES} copies of its inputs (pipeline over {len(layout.gpus)} GPUs)"
         yield Term(device, "compute", size, what)
     yield from _op_offload_terms(settings, layout, plan, devices)
-    width = shape.n_vocab + (shape.n_embd if settings.embedding else 0)
-    yield Term(
-        host, "output", 4 * settings.n_slots * width, f"{settings.n_slots} rows of {width} outputs, F32"
-    )
+    # For an embedding every token of a step is an output, with a row of logits that nobody reads.
+    is_pooled = settings.embedding or not shape.has_cache
+    rows = max(settings.n_slots, n_tokens if is_pooled else 0)
+    width = shape.n_vocab + (shape.n_embd if is_pooled else 0)
+    yield Term(host, "output", 4 * rows * width, f"{rows} rows of {width} outputs, F32")
 
 
 def _block_bytes(shape: ModelShape, settings: LoadSettings, layout: Layout, n_tokens: int) -> int:
@@ -100,9 +101,10 @@ def _state_space_bytes(shape: ModelShape, settings: LoadSettings, n_tokens: int)
 
 
 def _output_bytes(shape: ModelShape, settings: LoadSettings, layout: Layout, n_tokens: int) -> int:
-    """The end of the graph: logits of as many tokens as are asked for, beside what leads to them."""
+    """The end of the graph: logits of as many tokens as are asked for, beside what leads to them. A decoder
+    computes them for embeddings too, where every token is an output; an encoder has none."""
     n_out = n_tokens if settings.embedding else min(settings.n_slots, n_tokens)
-    logits = 0 if settings.embedding else 4 * n_out * shape.n_vocab
+    logits = 4 * n_out * shape.n_vocab if shape.has_cache else 0
     return logits + 24 * n_tokens * shape.n_embd + _mask_bytes(shape, settings, layout, n_tokens)
 
 
@@ -118,10 +120,10 @@ def _mask_bytes(shape: ModelShape, settings: LoadSettings, layout: Layout, n_tok
 
 
 def _cells_seen(shape: ModelShape, settings: LoadSettings, layout: Layout) -> list[int]:
-    """How many cells a token may attend to, for each kind of cache;
+    """How many cells a token may attend to, for each kind of attention (full, sliding window);
     without a cache the tokens of its step."""
     if not shape.has_cache:
-        return [ubatch(settings, layout.ctx_size)]
+        return [ubatch(shape, settings, layout.ctx_size)] * (2 if shape.n_swa else 1)
     size = cells(shape, settings, layout.ctx_size)
     kinds = {layer.is_swa for layer in shape.layers if layer.has_kv}
     return [size.swa if is_swa else size.full for is_swa in kinds] or [0]

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from router.estimate import architectures as arch
 from router.estimate.layout import Layout, layer_devices
 from router.estimate.shape import Layer, ModelShape
-from router.estimate.values import DEFAULT_CTX_SIZE, MIB, LoadSettings, Term
+from router.estimate.values import BATCH, DEFAULT_CTX_SIZE, MIB, UBATCH, LoadSettings, Term
 
 CACHE_TYPES: Mapping[str, tuple[int, int]] = {
     # Name of a --cache-type: (bytes of a block, values in it).
@@ -52,14 +52,42 @@ def cells(shape: ModelShape, settings: LoadSettings, ctx_size: int) -> Cells:
     divided among them unless the cache is unified."""
     n_slots = settings.n_slots
     full = _pad256(ctx_size) if settings.is_unified else _pad256(_pad256(ctx_size) // n_slots)
-    window = shape.n_swa * (n_slots if settings.is_unified else 1) + ubatch(settings, ctx_size)
+    window = shape.n_swa * (n_slots if settings.is_unified else 1) + ubatch(shape, settings, ctx_size)
     swa = full if settings.swa_full else _pad256(min(full, window))
     return Cells(full, swa, 1 if settings.is_unified else n_slots)
 
 
-def ubatch(settings: LoadSettings, ctx_size: int) -> int:
-    """Tokens of one step: no more than a batch, nor than the context."""
-    return max(1, min(settings.ubatch, settings.batch, _pad256(ctx_size)))
+def takes_input_whole(shape: ModelShape, settings: LoadSettings) -> bool:
+    """Whether an input must fit one step (-ub), because llama-server cannot split it.
+
+    The rule of `can_split` in tools/server/server-context.cpp: without a cache nothing can be split; with
+    one, an embedding only where the last token alone is read. Attention that is not causal is added: an
+    early part that is computed alone does not see the later ones.
+    """
+    if not shape.has_cache:
+        return True
+    if not settings.embedding:
+        return False
+    pooling = settings.pooling or shape.pooling
+    return not shape.is_causal or pooling not in ("last", "rank")
+
+
+def slot_context(shape: ModelShape, settings: LoadSettings, ctx_size: int) -> int:
+    """The longest input of one slot, in tokens: `n_ctx_slot` of tools/server/server-context.cpp."""
+    padded = _pad256(ctx_size)
+    own = padded if settings.is_unified else _pad256(padded // settings.n_slots)
+    return min(own, shape.n_ctx_train)
+
+
+def ubatch(shape: ModelShape, settings: LoadSettings, ctx_size: int) -> int:
+    """Tokens of one step: no more than a batch, nor than the context; all of the longest input where that
+    cannot be split and neither number is set."""
+    said = [number for number in (settings.batch, settings.ubatch) if number is not None]
+    if takes_input_whole(shape, settings):
+        step = min(said, default=slot_context(shape, settings, ctx_size))
+    else:
+        step = min(settings.batch or BATCH, settings.ubatch or UBATCH)
+    return max(1, min(step, _pad256(ctx_size)))
 
 
 def uses_flash_attention(shape: ModelShape, settings: LoadSettings) -> bool:

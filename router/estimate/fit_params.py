@@ -164,7 +164,7 @@ def _surplus_logits(prepared: Prepared, layout: Layout) -> dict[str, int]:
     """It reserves logits for a whole step, on the device of the output; the server a row per slot."""
     if prepared.shape is None or prepared.settings.embedding:
         return {}
-    n_tokens = ubatch(prepared.settings, layout.ctx_size)
+    n_tokens = ubatch(prepared.shape, prepared.settings, layout.ctx_size)
     rows = max(0, n_tokens - prepared.settings.n_slots)
     return {layer_devices(layout, prepared.shape.n_layers_all)[-1]: 4 * rows * prepared.shape.n_vocab}
 

@@ -49,7 +49,7 @@ FORGET_SECONDS: Final = 90 * 86400.0
 
 #: Terms that are filled only with use: that a measurement does not show them says nothing. Weights that are
 #: mapped into the host's memory come and go with use, too.
-_GROWING: Final = ("cache", "checkpoints", "mmproj")
+_GROWING: Final = ("cache", "checkpoints", "mmproj", "output")
 _GROWING_ON_HOST: Final = (*_GROWING, "weights")
 
 

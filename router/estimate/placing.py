@@ -13,7 +13,7 @@ from itertools import combinations, islice
 from typing import Literal
 
 from router.estimate import fit_params
-from router.estimate.context import checkpoints, default_ctx_size
+from router.estimate.context import checkpoints, default_ctx_size, takes_input_whole, ubatch
 from router.estimate.layout import Layout, layer_devices
 from router.estimate.splitting import capacity, divide_layers, proportional
 from router.estimate.total import Prepared, estimate
@@ -187,13 +187,19 @@ class _Finder:
         return [
             EstimatedPlacement(
                 tier, layout.device_ids, n_gpu_layers, counts, ctx_size, total.footprint, total, counted,
-                self._checkpoints(ctx_size),
+                self._checkpoints(ctx_size), self._batch(ctx_size),
             )
         ]  # fmt: skip
 
     def _checkpoints(self, ctx_size: int) -> int:
         shape = self._prepared.shape
         return checkpoints(shape, self._settings, ctx_size)[0] if shape is not None else 0
+
+    def _batch(self, ctx_size: int) -> int:
+        shape = self._prepared.shape
+        if shape is None or not takes_input_whole(shape, self._settings):
+            return 0
+        return ubatch(shape, self._settings, ctx_size)
 
     def _settle_context(self, layout: Layout) -> tuple[int, Estimate]:
         shape = self._prepared.shape

@@ -44,6 +44,9 @@ class ModelShape:
     mla_key_length: int
     """Keys per head before compression, with multi-head latent attention; else 0."""
     has_cache: bool
+    pooling: str | None
+    """How the file says that the outputs of an input become one: mean, cls, last, rank or none."""
+    is_causal: bool
     is_gated: bool
     """The feed-forward layer multiplies by a gate, as nearly all do but BERT and its time."""
     n_expert_used: int
@@ -95,6 +98,7 @@ def read_shape(metadata: GgufMetadata) -> ModelShape | None:
     conv_state, recurrent_state = _state_sizes(keys, n_embd, layers)
     inner = keys.integer("ssm.inner_size")
     conv = inner + 2 * keys.integer("ssm.group_count") * keys.integer("ssm.state_size")
+    has_cache = metadata.architecture not in arch.NO_CACHE
     shape = ModelShape(
         architecture=metadata.architecture,
         layers=layers,
@@ -102,9 +106,11 @@ def read_shape(metadata: GgufMetadata) -> ModelShape | None:
         n_ctx_train=n_ctx_train,
         n_embd=n_embd,
         n_vocab=metadata.n_vocab or 0,
-        n_swa=_window(keys) if any(layer.is_swa for layer in layers) else 0,
+        n_swa=_window(keys) if not has_cache or any(layer.is_swa for layer in layers) else 0,
         mla_key_length=mla_key,
-        has_cache=metadata.architecture not in arch.NO_CACHE,
+        has_cache=has_cache,
+        pooling=metadata.pooling,
+        is_causal=keys.value("attention.causal") is not False,
         is_gated=_is_gated(metadata, layers),
         n_expert_used=n_used,
         n_ff_expert=n_ff_expert or (max(layer.n_ff for layer in layers) if n_used else 0),

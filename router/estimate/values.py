@@ -14,6 +14,9 @@ MIB = 1 << 20
 GIB = 1 << 30
 
 DEFAULT_CTX_SIZE = 8192
+BATCH = 2048
+UBATCH = 512
+"""llama-server's own -b and -ub, in tokens."""
 GPU_CONTEXT_BYTES = 600 * MIB
 """What a process takes on every GPU it touches before its first buffer, until it is learned for the card:
 CUDA's primary context is 120 to 550 MiB (llama.cpp pull request 20595), lazily loaded kernels and cuBLAS add
@@ -49,13 +52,17 @@ class LoadSettings:
     cache_type_k: str = "f16"
     cache_type_v: str = "f16"
     flash_attn: Literal["auto", "on", "off"] = "auto"
-    batch: int = 2048
-    ubatch: int = 512
+    batch: int | None = None
+    """-b. None: llama-server's own `BATCH`, or all of an input that cannot be split."""
+    ubatch: int | None = None
+    """-ub. None: llama-server's own `UBATCH`, or all of an input that cannot be split."""
     swa_full: bool = False
     kv_offload: bool = True
     op_offload: bool = True
     repack: bool = True
     embedding: bool = False
+    pooling: str | None = None
+    """--pooling, "rank" with --reranking. None: what the file says."""
     cache_ram_bytes: int = 0
     """-cram, which llama-router always passes; llama-server alone would take 8192 MiB."""
     ctx_checkpoints: int | None = None
@@ -198,6 +205,8 @@ class EstimatedPlacement:
     """For a second opinion: on `devices` and then on the host."""
     ctx_checkpoints: int = 0
     """-ctxcp; 0 where there is nothing to say."""
+    batch: int = 0
+    """-b and -ub of a model that takes an input whole; 0 where the settings decide."""
     is_resort: bool = False
     attempt: Mapping[str, int] | None = field(default=None, hash=False)
 

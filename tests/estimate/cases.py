@@ -9,6 +9,7 @@ from pathlib import Path
 from router.estimate import Companions, DeviceBudget, Estimate, Layout, LoadSettings, Prepared, estimate
 from router.gguf import read_gguf
 from tests.make_gguf import (
+    MEAN,
     make_bert,
     make_deepseek2,
     make_gemma3,
@@ -145,6 +146,26 @@ def _bert(path: Path) -> Path:
     return make_bert(path, n_layers=6, n_embd=512, n_ff=2048, n_heads=8, n_vocab=8192, sparse=True)
 
 
+def _long_bert(path: Path) -> Path:
+    return make_bert(
+        path, n_layers=4, n_embd=512, n_ff=2048, n_heads=8, n_ctx_train=8192, n_vocab=8192, sparse=True
+    )
+
+
+def _windowed_encoder(path: Path) -> Path:
+    return make_gemma3(
+        path, architecture="gemma-embedding", n_layers=12, n_embd=640, n_ff=2048, n_heads=4, n_heads_kv=1,
+        head=256, n_vocab=8192, n_ctx_train=32768, weight_type="q8_0", sparse=True,
+        extra={"gemma-embedding.pooling_type": MEAN},
+    )  # fmt: skip
+
+
+def _embeds(name: str, make: Make, ctx_size: int, step: int, *args: str, **changes: object) -> Case:
+    """An embedding model that takes an input whole."""
+    flags = ("--embedding", "-b", str(step), "-ub", str(step), *args)
+    return Case(name, make, ctx_size, _settings(embedding=True, **changes), flags)
+
+
 def _split(path: Path) -> Path:
     return _dense(path, shards=3)
 
@@ -199,7 +220,19 @@ CASES: tuple[Case, ...] = (
     Case("short windows, experts", _short_windows, 8192, _settings()),
     Case("short windows, 2 slots", _short_windows, 8192, _settings(parallel=2), ("-np", "2")),
     Case("embedding model", _bert, 512, _settings(embedding=True), ("--embedding",)),
-    Case("embeddings by a decoder", _qwen, 2048, _settings(embedding=True), ("--embedding",)),
+    _embeds("embeddings by a decoder", _qwen, 2048, 2048),
+    _embeds("encoder, long inputs", _long_bert, 8192, 8192, "-np", "1", parallel=1),
+    _embeds("encoder, 4 slots", _long_bert, 8192, 2048, "-np", "4", "-no-kvu", parallel=4),
+    _embeds("encoder, no flash", _long_bert, 2048, 2048, "-fa", "off", flash_attn="off"),
+    _embeds("encoder with windows", _windowed_encoder, 4096, 4096, "-np", "1", parallel=1),
+    _embeds("decoder, windows, mean", _gemma, 4096, 4096, "--pooling", "mean", pooling="mean"),
+    Case(
+        "decoder, last token",
+        _gemma,
+        4096,
+        _settings(embedding=True, pooling="last"),
+        ("--embedding", "--pooling", "last"),
+    ),
     Case("three shards", _split, 4096, _settings()),
     Case("with a projector", make_llama, 2048, _settings(), make_mmproj=make_mmproj),
     Case("with a larger projector", make_llama, 2048, _settings(), make_mmproj=_projector),

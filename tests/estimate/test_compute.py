@@ -66,3 +66,35 @@ def test_experts_on_the_host_are_borrowed_too() -> None:
     stack = 1024 * 4096 * 8 * 2 / MIB
     kept = compute(on_gpus(A), model, cpu_moe=True)[A.id]
     assert kept > compute(on_gpus(A), model)[A.id] + stack
+
+
+def output(ctx_size: int, model: GgufMetadata, **settings: object) -> int:
+    found = estimate(Prepared.of(model, LoadSettings(**settings)), on_host(ctx_size))  # type: ignore[arg-type]
+    return found.bytes_of("output")
+
+
+def test_every_token_of_an_input_that_is_embedded_has_a_row_of_logits_beside_its_embedding() -> None:
+    bert = llama(architecture="bert", n_vocab=250_000, n_ctx_train=8192)
+    assert output(8192, bert, embedding=True) == 4 * 8192 * (250_000 + 1024)
+    assert output(8192, bert, embedding=True, ubatch=512) == 4 * 512 * (250_000 + 1024)
+    last = llama(n_vocab=32_000, pooling_type=3)
+    assert output(8192, last, embedding=True) == 4 * 512 * (32_000 + 1024)
+    assert output(8192, llama(n_vocab=32_000), parallel=2) == 4 * 2 * 32_000
+
+
+def test_the_buffer_of_an_encoder_grows_with_its_context() -> None:
+    bert = llama(architecture="bert", n_ctx_train=32_768)
+    assert compute(on_host(8192), bert)[HOST.id] > 4 * compute(on_host(2048), bert)[HOST.id]
+
+
+def test_an_encoder_with_windows_has_a_mask_for_each_kind_of_attention() -> None:
+    plain = compute(on_host(8192), llama(architecture="modern-bert"))[HOST.id]
+    windows = compute(on_host(8192), llama(architecture="modern-bert", attention__sliding_window=128))[
+        HOST.id
+    ]
+    assert windows == plain + 2 * 8192 * 8192 / MIB
+
+
+def test_a_decoder_computes_logits_of_every_token_that_it_embeds() -> None:
+    model = llama(n_vocab=250_000, pooling_type=3)
+    assert compute(on_host(8192), model, embedding=True)[HOST.id] > 4 * 512 * 250_000 / MIB

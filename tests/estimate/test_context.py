@@ -12,6 +12,9 @@ from router.estimate.context import (
     checkpoints,
     context_terms,
     row_bytes,
+    slot_context,
+    takes_input_whole,
+    ubatch,
 )
 from router.estimate.shape import ModelShape, read_shape
 from router.gguf import GgufMetadata, KvValue
@@ -135,3 +138,69 @@ def test_as_many_checkpoints_are_reserved_as_the_server_is_told_to_keep() -> Non
     assert mib(metadata("mamba2", MAMBA), 8192, LoadSettings(parallel=3), "checkpoints") > 3 * 160
     tiny = llama(architecture="gemma3", attention__sliding_window=256)
     assert checkpoints(shape_of(tiny), LoadSettings(parallel=1), 8192)[0] == MOST_CHECKPOINTS
+
+
+# --- inputs that cannot be split ---
+
+
+@pytest.mark.parametrize(
+    "architecture",
+    ["bert", "modern-bert", "nomic-bert", "nomic-bert-moe", "neo-bert", "jina-bert-v2", "jina-bert-v3",
+     "eurobert", "gemma-embedding", "t5encoder"],
+)  # fmt: skip
+def test_an_encoder_takes_an_input_whole_whatever_its_pooling(architecture: str) -> None:
+    for pooling in (None, "none", "mean", "cls", "last", "rank"):
+        shape = shape_of(llama(architecture=architecture))
+        assert takes_input_whole(shape, LoadSettings(embedding=True, pooling=pooling))
+
+
+@pytest.mark.parametrize(
+    ("of_file", "of_preset", "is_whole"),
+    [
+        (None, None, True),  # the server's own default is none
+        (0, None, True),
+        (1, None, True),
+        (2, None, True),
+        (3, None, False),
+        (4, None, False),
+        (3, "mean", True),
+        (1, "last", False),
+        (None, "rank", False),
+    ],
+)
+def test_a_decoder_splits_an_input_where_the_last_token_alone_is_read(of_file, of_preset, is_whole) -> None:
+    keys = {} if of_file is None else {"pooling_type": of_file}
+    shape = shape_of(llama(**keys))
+    assert takes_input_whole(shape, LoadSettings(embedding=True, pooling=of_preset)) is is_whole
+    assert not takes_input_whole(shape, LoadSettings(pooling=of_preset)), "it does not embed"
+
+
+def test_a_decoder_whose_attention_is_not_causal_takes_an_input_whole() -> None:
+    shape = shape_of(llama(attention__causal=False, pooling_type=3))
+    assert takes_input_whole(shape, LoadSettings(embedding=True))
+
+
+def test_the_step_of_such_a_model_is_the_longest_input_of_a_slot() -> None:
+    def step(ctx_size: int, n_ctx_train: int = 8192, **settings: object) -> int:
+        shape = shape_of(llama(architecture="bert", n_ctx_train=n_ctx_train))
+        return ubatch(shape, LoadSettings(embedding=True, **settings), ctx_size)  # type: ignore[arg-type]
+
+    assert step(8192) == 8192
+    assert step(8192, parallel=4) == 2048
+    assert step(8192, parallel=4, kv_unified=True) == 8192
+    assert step(3000, parallel=3) == 1024, "as llama-server rounds"
+    assert step(8192, n_ctx_train=514) == 514, "no input is longer than what it was trained on"
+    assert slot_context(shape_of(llama(n_ctx_train=514)), LoadSettings(parallel=1), 300) == 512
+
+
+def test_a_step_that_is_set_is_kept_and_needs_no_batch_beside_it() -> None:
+    shape = shape_of(llama(architecture="bert"))
+    for settings, expected in (
+        (LoadSettings(ubatch=512), 512),
+        (LoadSettings(ubatch=4096), 4096),
+        (LoadSettings(batch=4096), 4096),
+        (LoadSettings(batch=1024, ubatch=4096), 1024),
+    ):
+        assert ubatch(shape, settings, 8192) == expected
+    decoder = shape_of(llama())
+    assert ubatch(decoder, LoadSettings(ubatch=4096), 8192) == 2048, "llama-server's own batch bounds it"
