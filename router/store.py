@@ -255,6 +255,10 @@ class Store:
         rows = await self._read("SELECT definition, seconds, count FROM load_times")
         return {row[0]: LoadTime(row[1], row[2]) for row in rows}
 
+    async def forget_load_times(self, *, older_than: float) -> None:
+        """Drop those of definitions that were not loaded since that Unix time."""
+        await self._write("DELETE FROM load_times WHERE updated_at < ?", (older_than,))
+
     async def put_load_seconds(self, key: str, state: str, mode: str, found: LoadSeconds) -> None:
         """Replace what is known of loads of `key` (files, binary, devices) in this way."""
         row = (key, state, mode, found.seconds, found.count, found.updated_at)

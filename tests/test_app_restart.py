@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import re
 import signal
 import socket
 import tempfile
@@ -371,3 +372,36 @@ def _arguments(process: psutil.Process) -> list[str]:
         return process.cmdline() if process.status() != psutil.STATUS_ZOMBIE else []
     except psutil.Error:
         return []
+
+
+#: Of the slow one; the file is expected to be read in 1 s.
+LOAD_SECONDS = 1.5
+SLOW = f"""
+[models.tiny]
+env = {{ FAKE_LLAMA_LOAD_SECONDS = "{LOAD_SECONDS}" }}
+"""
+
+
+async def expected_load_seconds(up: RouterProcess) -> dict[str, float]:
+    async with up.client.get("/metrics") as response:
+        text = await response.text()
+    found = re.findall(r'^llama_router_expected_load_seconds\{model="(\w+)"\} (\S+)$', text, re.MULTILINE)
+    return {model: float(seconds) for model, seconds in found}
+
+
+async def test_how_long_a_model_takes_to_load_is_known_after_a_stop_and_after_a_restart(router: Start):
+    async with router(config=SLOW) as up:
+        at_first = await expected_load_seconds(up)
+        assert at_first["tiny"] < LOAD_SECONDS
+        assert (await up.chat("tiny"))[0] == 200
+        measured = (await expected_load_seconds(up))["tiny"]
+        assert measured >= LOAD_SECONDS
+        await up.stop()
+        await up.start_again()
+        again = await expected_load_seconds(up)
+        assert again["tiny"] >= LOAD_SECONDS
+        assert again["other"] == at_first["other"], "it was never loaded"
+        await up.restart()
+        await up.client.close()
+        async with aiohttp.ClientSession(up.url) as up.client:
+            assert (await expected_load_seconds(up))["tiny"] >= LOAD_SECONDS

@@ -11,6 +11,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -76,6 +77,10 @@ async def test_load_times_follow_what_is_measured_now(path):
             await store.put_load_time("d", 2.0)
         assert (await store.load_times())["d"].seconds == pytest.approx(2.0, abs=0.1)
         assert (await store.load_times())["d"].count == 22
+        await store.forget_load_times(older_than=time.time() - 60)
+        assert (await store.load_times())["d"].count == 22
+        await store.forget_load_times(older_than=time.time() + 60)
+        assert not await store.load_times()
 
 
 async def test_seconds_of_loads_are_known_by_key_state_and_mode_also_where_one_does_not_work(path):

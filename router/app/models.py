@@ -21,6 +21,7 @@ from router.hosts.local import LocalHost
 from router.learning import Learning, predictions, predictions_of
 from router.presets import Overrides
 from router.presets.overrides import read
+from router.store import Store
 
 log = logging.getLogger("router.app")
 
@@ -29,18 +30,25 @@ class Models:
     """Finds out what there is: reads the configuration, looks at the disk, asks the host for its devices."""
 
     def __init__(
-        self, read_config: Callable[[], Config], host: LocalHost, binary: Path, learning: Learning
+        self,
+        read_config: Callable[[], Config],
+        host: LocalHost,
+        binary: Path,
+        learning: Learning,
+        store: Store,
     ) -> None:
         self._read_config = read_config
         self._host = host
         self._binary = binary
         self._learning = learning
+        self._store = store
         self._reloading = asyncio.Lock()
 
     async def define(
         self, config: Config, catalog: Catalog, former: Known | None = None
     ) -> tuple[Known, Mapping[ModelName, Model], tuple[Device, ...]]:
-        """What there is, and the models as the scheduler shall know them: with what was learned of each.
+        """What there is, and the models as the scheduler shall know them: with what was learned of each, and
+        how long its loads took.
         `former` has the definitions of those that the catalog has kept. Raises RouterError.
         """
         devices = await self._host.devices()
@@ -51,7 +59,14 @@ class Models:
                 f"cannot look at the models: {error}; allow the router more files (ulimit -n)",
                 retry_after_seconds=1.0,
             ) from error
-        return known, self._learning.define(known.definitions.models, predicted, devices), devices
+        times = await self._store.load_times()
+        models = {
+            name: replace(model, measured_load_seconds=times[model.definition].seconds)
+            if model.definition in times
+            else model
+            for name, model in known.definitions.models.items()
+        }
+        return known, self._learning.define(models, predicted, devices), devices
 
     async def vary(self, known: Known, name: ModelName, overrides: Overrides) -> Model:
         """The model as one load with other settings gets it. Raises RouterError for what it cannot have."""

@@ -113,7 +113,7 @@ async def _host(app: web.Application) -> AsyncIterator[None]:
     setup = app[SETUP]
     grace = setup.config.child.stop_grace_seconds
     host = LocalHost(app[DEVICES], app[STORE], setup.paths, setup.config.memory, stop_grace_seconds=grace)
-    models = app[MODELS] = Models(setup.read_config, host, setup.binary, app[LEARNING])
+    models = app[MODELS] = Models(setup.read_config, host, setup.binary, app[LEARNING], app[STORE])
     # Before anything of an earlier router is touched: if this fails, that one serves on.
     app[DEFINED] = Defined(*await models.define(setup.config, setup.catalog))
     left = await setup.predecessor.let_go() if setup.predecessor is not None else Heritage()

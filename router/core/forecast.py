@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from math import exp2, log
 from typing import Final
 
+from router.core.types import Model
+
 #: Weight of the newest sample in the moving averages.
 NEWEST: Final = 0.3
 OLDER: Final = 1 - NEWEST
@@ -23,9 +25,11 @@ RATE_HALF_LIFE_SECONDS: Final = 600.0
 
 @dataclass(slots=True)
 class Forecast:
-    """All in seconds of the scheduler's clock. `load_seconds` starts as the definition's expectation."""
+    """All in seconds of the scheduler's clock. `load_seconds` starts as the definition's expectation, or as
+    what earlier loads of it took, and then `is_measured`. `loads` are those since this router began."""
 
     load_seconds: float
+    is_measured: bool = False
     loads: int = 0
     _hold: float | None = None
     _hold_per_size: float | None = None
@@ -34,8 +38,20 @@ class Forecast:
     _weighed_at: float = 0.0
     _idle_since: float | None = None  # None also before it was asked for at all
 
+    @classmethod
+    def of(cls, model: Model) -> Forecast:
+        forecast = cls(model.load_seconds)
+        forecast.recall(model)
+        return forecast
+
+    def recall(self, model: Model) -> None:
+        """Take the measured load time of this definition; without one, what is expected stays."""
+        if model.measured_load_seconds is not None:
+            self.load_seconds, self.is_measured = model.measured_load_seconds, True
+
     def loaded(self, seconds: float) -> None:
-        self.load_seconds = seconds if self.loads == 0 else _blend(self.load_seconds, seconds)
+        self.load_seconds = _blend(self.load_seconds if self.is_measured else None, seconds)
+        self.is_measured = True
         self.loads += 1
 
     def held(self, seconds: float, size: float | None) -> None:

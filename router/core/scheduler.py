@@ -78,7 +78,7 @@ class Scheduler:
         ledger = Ledger({d.id: d for d in devices}, settings.recovery)
         self._books = Books(ledger, policy, settings)
         for model in models.values():
-            self._books.records[model.name] = Record(model, Forecast(model.load_seconds))
+            self._books.records[model.name] = Record(model, Forecast.of(model))
         self._now = 0.0
         self._order = 0
         self._ids: dict[ModelName, int] = {}
@@ -355,9 +355,7 @@ class Scheduler:
         if record is None:
             # It is ours to end, so it is ours to count until it has ended.
             model = Model(event.model, (event.placement,), event.definition)
-            record = self._books.records[event.model] = Record(
-                model, Forecast(model.load_seconds), vanished=True
-            )
+            record = self._books.records[event.model] = Record(model, Forecast.of(model), vanished=True)
         order = self._next_order()
         model = record.model
         if as_preset(event.definition) != event.definition:
@@ -427,6 +425,7 @@ class Scheduler:
                 self._refuse_all(record, refusals.unknown(name, event.models))
             elif new.definition != record.model.definition:
                 record.failures, record.retry_at, record.last_error = 0, None, None
+                record.forecast.recall(new)
             if new is None or new.definition != record.model.definition or record.vanished:
                 for one in list(record.instances.values()):
                     self._retire(one, Cause.RELOADED)
@@ -437,7 +436,7 @@ class Scheduler:
             self._forget_vanished(record)
         for name, model in event.models.items():
             if name not in self._books.records:
-                self._books.records[name] = Record(model, Forecast(model.load_seconds))
+                self._books.records[name] = Record(model, Forecast.of(model))
         self._note_replicated()
 
     def _closed(self) -> None:

@@ -87,7 +87,8 @@ class Model:
     `ttl`: seconds of idleness after which it leaves; None = the policy's, negative = never, 0 = as soon as
     idle. `replicas` are loaded together (the first is owed, further ones only into free room), up to
     `replica_max` as load grows; an instance with `target_inflight` leases counts as full (0 = never).
-    `error`: why it cannot be loaded at all. `load_seconds` is the expectation until a load was measured.
+    `error`: why it cannot be loaded at all. `load_seconds` is the expectation until a load was measured;
+    `measured_load_seconds` what loads of this definition took under earlier routers, None if there were none.
     """
 
     name: ModelName
@@ -101,6 +102,7 @@ class Model:
     target_inflight: int = 0
     exclusive: frozenset[str] = frozenset()
     load_seconds: float = 5.0
+    measured_load_seconds: float | None = None
     error: RouterError | None = None
 
 

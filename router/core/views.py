@@ -85,7 +85,7 @@ class DeviceView:
 @dataclass(frozen=True, slots=True)
 class ModelView:
     """What is known of a model beyond its definition. `exit_code` is that of the failure `error`: negative
-    for a signal.
+    for a signal. `is_load_measured`: `load_seconds` is no assumption, also where an earlier router measured.
     """
 
     name: ModelName
@@ -99,6 +99,7 @@ class ModelView:
     last_evicted_for: ModelName | None
     pinned: bool = False
     exit_code: int | None = None
+    is_load_measured: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -122,6 +122,7 @@ class LoadModes:
 
     async def __aenter__(self) -> Self:
         await self._store.forget_load_seconds(older_than=self._now() - FORGET_SECONDS)
+        await self._store.forget_load_times(older_than=self._now() - FORGET_SECONDS)
         self._known = dict(await self._store.load_seconds())
         return self
 

@@ -7,6 +7,7 @@ import errno
 import io
 import os
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -70,7 +71,7 @@ class Host:
 async def test_a_model_whose_file_does_not_answer_keeps_its_definition(config: Config, monkeypatch):
     folder = config.paths.models_dirs[0]
     async with Store(None) as store, Learning(store) as learning:
-        models = Models(lambda: config, cast(Any, Host()), Path("/bin/true"), learning)
+        models = Models(lambda: config, cast(Any, Host()), Path("/bin/true"), learning, store)
         before, defined, _ = await models.define(config, Catalog.scan(config))
         with monkeypatch.context() as patched:
             whole = io.open
@@ -116,7 +117,7 @@ class GrowingHost(Host):
 async def placed_on(config: Config, host: GrowingHost):
     """`(look, where)`: what looks again, and where the model `tiny` could go."""
     async with Store(None) as store, Learning(store) as learning:
-        models = Models(lambda: config, cast(Any, host), Path("/bin/true"), learning)
+        models = Models(lambda: config, cast(Any, host), Path("/bin/true"), learning, store)
         known, _, _ = await models.define(config, Catalog.scan(config))
         told: list[Any] = []
 
@@ -169,7 +170,7 @@ async def test_a_gpu_with_memory_of_its_own_that_is_lost_changes_no_plan(config:
 
 async def test_a_reload_for_which_no_files_are_left_leaves_all_as_it_was(config: Config):
     async with Store(None) as store, Learning(store) as learning:
-        models = Models(lambda: config, cast(Any, Host()), Path("/bin/true"), learning)
+        models = Models(lambda: config, cast(Any, Host()), Path("/bin/true"), learning, store)
         known, _, _ = await models.define(config, Catalog.scan(config))
         context = cast(Any, SimpleNamespace(config=config, known=known))
         with few_descriptors(0), pytest.raises(Unavailable, match="ulimit -n"):
@@ -177,3 +178,17 @@ async def test_a_reload_for_which_no_files_are_left_leaves_all_as_it_was(config:
         with few_descriptors(0), pytest.raises(Unavailable, match="ulimit -n"):
             await models.define(config, known.catalog)
     assert context.known is known
+
+
+async def test_the_scheduler_is_told_how_long_loads_of_each_definition_took(config: Config):
+    async with Store(None) as store, Learning(store) as learning:
+        models = Models(lambda: config, cast(Any, Host()), Path("/bin/true"), learning, store)
+        _, before, _ = await models.define(config, Catalog.scan(config))
+        assert before["tiny"].measured_load_seconds is None
+        await store.put_load_time(before["tiny"].definition, 42.0)
+        _, after, _ = await models.define(config, Catalog.scan(config))
+        assert (after["tiny"].measured_load_seconds, after["other"].measured_load_seconds) == (42.0, None)
+        assert after["tiny"].load_seconds == before["tiny"].load_seconds
+        changed = replace(config, child=replace(config.child, ctx_size=512))
+        _, other, _ = await models.define(changed, Catalog.scan(changed))
+        assert other["tiny"].measured_load_seconds is None, "it was measured with other settings"

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from router.core.forecast import RATE_HALF_LIFE_SECONDS, UNMEASURED_HOLD_SECONDS, Forecast
+from router.core.types import Model
 
 
 def test_the_first_measured_load_replaces_the_assumption_and_later_ones_blend() -> None:
@@ -13,6 +16,16 @@ def test_the_first_measured_load_replaces_the_assumption_and_later_ones_blend() 
     assert forecast.load_seconds == 2.0
     forecast.loaded(4.0)
     assert 2.0 < forecast.load_seconds < 4.0
+
+
+def test_loads_that_an_earlier_router_measured_count_like_a_first_one_of_this() -> None:
+    known = Model("a", (), load_seconds=60.0, measured_load_seconds=2.0)
+    forecast = Forecast.of(known)
+    assert (forecast.load_seconds, forecast.is_measured, forecast.loads) == (2.0, True, 0)
+    forecast.loaded(4.0)
+    assert 2.0 < forecast.load_seconds < 4.0
+    plain = Forecast.of(replace(known, measured_load_seconds=None))
+    assert (plain.load_seconds, plain.is_measured) == (60.0, False)
 
 
 def test_a_request_with_a_known_size_is_predicted_by_it_but_never_above_the_usual() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from router.core.types import Measured, Priority
+from router.core.types import Measured, Priority, Reloaded, State
 from tests.core.playbook import GIB, Table, device, model, on
 
 #: A resident is expected to serve for 1 s, a newcomer to load for 1 s: eight times that is its quantum.
@@ -528,3 +528,50 @@ def test_who_has_waited_much_longer_goes_before_the_more_urgent() -> None:
     table.asks("r3", "c", priority=Priority.HIGH)
     table.wait(1.0)
     assert table.ends("r1") == ["stop a: evicted for b"]
+
+
+# --- load times that an earlier router measured ---
+
+
+def test_they_decide_from_the_start_how_long_a_challenger_waits() -> None:
+    for measured, has_waited_enough in ((None, True), (10.0, False)):
+        known = [model("a", on(gpu=6)), model("b", on(gpu=6), measured_load_seconds=measured)]
+        table = Table(gpu=10, models=known)
+        table.serves("a")
+        table.wait(100.0)
+        table.asks("r1", "a")
+        table.asks("r2", "b")
+        table.wait(2 * QUANTUM)
+        (resident,) = table.scheduler.snapshot(table.now).of_model("a")
+        assert (resident.state is State.DRAINING) is has_waited_enough
+
+
+def test_they_decide_from_the_start_whom_the_policy_cost_evicts() -> None:
+    for slow, victim in (("a", "b"), ("b", "a")):
+        known = [
+            model(name, on(gpu=5), load=1.0, measured_load_seconds=60.0 if name == slow else 2.0)
+            for name in ("a", "b", "c")
+        ]
+        table = Table(gpu=10, models=known, policy="cost")
+        table.serves("a")
+        table.serves("b")
+        table.wait(100.0)
+        assert table.asks("r", "c")[0] == f"stop {victim}: evicted for c"
+
+
+def test_a_reload_with_another_definition_brings_the_time_of_that_one() -> None:
+    table = Table(gpu=10, models=[model("a", on(gpu=6), measured_load_seconds=2.0)])
+
+    def expected() -> float:
+        return table.scheduler.snapshot(table.now).models[0].load_seconds
+
+    def reload(definition: str, seconds: float | None) -> None:
+        known = model("a", on(gpu=6), definition=definition, measured_load_seconds=seconds)
+        table.tell(Reloaded({"a": known}))
+
+    reload("1", 9.0)
+    assert expected() == 2.0, "the same definition keeps what this router knows of it"
+    reload("2", None)
+    assert expected() == 2.0, "nothing better is known"
+    reload("3", 30.0)
+    assert expected() == 30.0

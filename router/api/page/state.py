@@ -133,7 +133,7 @@ def _shown(
         progress=round(status.progress.value, 1) if status.progress is not None else None,
         requests=counted.requests if counted is not None else 0,
         hits=counted.hits if counted is not None else 0,
-        load_seconds=round(view.load_seconds, 2) if view is not None and view.loads else None,
+        load_seconds=round(view.load_seconds, 2) if view is not None and view.is_load_measured else None,
         error=status.error,
         last=last.text if last is not None else None,
         last_at=last.at if last is not None else None,
