@@ -35,11 +35,11 @@ def waits_for(books: Books, record: Record, wait: Wait | None) -> str:
     """What the waiters of a model wait for, in words."""
     for one in record.instances.values():
         if one.state is State.STARTING:
-            return "its llama-server is loading"
+            return "its llama-server, which is loading"
         if one.state is State.PLANNED:
             leavers = [books.instances[v] for v in sorted(one.victims) if v in books.instances]
             return (
-                "room, until " + _and(_leaving_words(v) for v in leavers)
+                "room: " + _and(_leaving_words(v) for v in leavers)
                 if leavers
                 else "memory that is on its way back"
             )
@@ -73,9 +73,10 @@ def explain(books: Books, record: Record, wait: Wait | None, now: float) -> Expl
     would: Literal["start", "wait", "refuse"] | None = None
     refusal: RouterError | None = None
     if record.waiting:
-        sentences.append(f"{record.waiting} requests wait for {waits_for(books, record, wait)}.")
+        verb = "waits" if record.waiting == 1 else "wait"
+        sentences.append(f"{_requests(record.waiting)} {verb} for {waits_for(books, record, wait)}.")
     if record.model.error is not None:
-        sentences.append(f"It cannot be loaded: {record.model.error.message}.")
+        sentences.append(_unusable(name, record.model.error.message))
     elif not record.has_coming():
         match planner.plan(Situation(books, now), record):
             case Plan(place, stop, drain):
@@ -83,25 +84,23 @@ def explain(books: Books, record: Record, wait: Wait | None, now: float) -> Expl
                 where = _and(
                     books.ledger.devices[d].label or d for d in place.footprint if d in books.ledger.devices
                 )
-                cost = (
-                    f"{_and(_name(books, v) for v in evict)} would leave for it"
-                    if evict
-                    else "nobody has to leave for it"
-                )
-                sentences.append(f"A load would go to {where}; {cost}.")
+                actions = [f"{verb} {_and(_name(books, v) for v in some)}"
+                           for verb, some in (("stops", stop), ("drains", drain)) if some]  # fmt: skip
+                sentences.append(f"A load would go to {where}; it {_and(actions) or 'evicts nothing'}.")
             case Reject(error):
                 would, refusal = "refuse", error
-                sentences.append(f"A request for it is refused now: {error.message}")
+                sentences.append(_sentence(f"A request for it is refused now: {error.message}"))
             case Wait(_, place_, _, blockers, missing):
                 would, placement, evict, short = "wait", place_, blockers, missing
-                way = _and(_name(books, b) for b in blockers) or "nobody"
+                way = _and(_name(books, b) for b in blockers) or "no model of this router"
                 short_words = _short_words(books, missing)
                 sentences.append(f"A request for it would wait: {short_words}; in the way: {way}.")
     elif any(one.state is State.PLANNED for one in record.instances.values()):
         plan = next(one for one in record.instances.values() if one.state is State.PLANNED)
         placement, evict = plan.placement, tuple(sorted(plan.victims))
     if record.last_error is not None:
-        sentences.append(f"It failed {record.failures} times in a row, last: {record.last_error.message}.")
+        times = "once" if record.failures == 1 else f"{record.failures} times in a row"
+        sentences.append(_sentence(f"Its load failed {times}, last: {record.last_error.message}"))
     if record.evicted_at is not None:
         for_whom = f" for {record.evicted_for}" if record.evicted_for else ""
         sentences.append(f"It was last evicted {now - record.evicted_at:.0f} s ago{for_whom}.")
@@ -274,25 +273,46 @@ def _state_of(record: Record) -> str:
 def _residence(record: Record, now: float) -> str:
     parts = []
     for one in record.instances.values():
-        leases = len(one.leases)
         match one.state:
-            case State.READY if leases:
-                parts.append(f"{one.id} is loaded and serves {leases} requests")
+            case State.PLANNED:
+                parts.append(f"{one.id} is started as soon as there is room for it")
+            case State.STARTING:
+                parts.append(f"{one.id} has been loading for {now - (one.started_at or one.since):.0f} s")
+            case State.READY if one.leases:
+                parts.append(f"{one.id} is loaded and serves {_requests(len(one.leases))}")
             case State.READY:
                 parts.append(f"{one.id} is loaded and idle for {now - one.last_used:.0f} s")
             case State.DRAINING | State.STOPPING:
                 parts.append(_leaving_words(one))
-            case _:
-                parts.append(f"{one.id} is {one.state.value}")
     return (_and(parts) if parts else f"{record.model.name} is not loaded") + "."
 
 
 def _leaving_words(one: Instance) -> str:
-    why = f" for {one.for_model}" if one.for_model else ""
-    cause = one.cause.value if one.cause is not None else "told to leave"
-    if one.state is State.DRAINING:
-        return f"{one.id} ends its {len(one.leases)} requests ({cause}{why})"
-    return f"{one.id} is gone ({cause}{why})"
+    """What is still to happen until an instance that drains or is stopped is gone, and why it goes."""
+    assert one.cause is not None, f"{one.id} is {one.state.value} for no cause"
+    why = one.cause.value + (f" for {one.for_model}" if one.for_model else "")
+    running = _requests(len(one.leases))
+    if one.state is not State.DRAINING:
+        still = f", with {running} running" if one.leases else ""
+        return f"{one.id} is being stopped{still} ({why})"
+    if not one.leases:
+        return f"{one.id} takes no new requests and is stopped next ({why})"
+    ends = "has ended" if len(one.leases) == 1 else "have ended"
+    return f"{one.id} takes no new requests and is stopped when its {running} {ends} ({why})"
+
+
+def _requests(count: int) -> str:
+    return "1 request" if count == 1 else f"{count} requests"
+
+
+def _unusable(name: ModelName, message: str) -> str:
+    """Most messages begin with the same words."""
+    begun = f"{name} cannot be loaded: "
+    return _sentence(f"It cannot be loaded: {message.removeprefix(begun)}")
+
+
+def _sentence(text: str) -> str:
+    return text if text.endswith((".", "!", "?")) else f"{text}."
 
 
 def _short_words(books: Books, short: Footprint) -> str:
