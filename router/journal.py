@@ -21,12 +21,10 @@ import msgspec
 from router.core.types import (
     Acquire,
     Adopted,
-    Closed,
     Command,
     Event,
     Exited,
     Grant,
-    HostLost,
     Learned,
     Measured,
     ModelName,
@@ -34,7 +32,6 @@ from router.core.types import (
     Ready,
     Refuse,
     Release,
-    Reloaded,
     Start,
     Stop,
     Tick,
@@ -119,6 +116,14 @@ class Journal:
         kept = heapq.merge(self._entries, self._passing, key=attrgetter("id"))
         return tuple(entry for entry in kept if entry.id > after)
 
+    def complete(self) -> tuple[Entry, ...]:
+        """The newest of the kept entries, oldest first, as far as none between them has been dropped."""
+        kept = self.entries()
+        first = len(kept)
+        while first and (first == len(kept) or kept[first - 1].id == kept[first].id - 1):
+            first -= 1
+        return kept[first:]
+
     @contextmanager
     def subscribe(self) -> Iterator[AsyncIterator[Entry]]:
         """Every entry from now on, as an asynchronous iterator that ends only with its reader."""
@@ -185,45 +190,45 @@ def command_words(command: Command) -> str:
             return f"refuse {lease}: {error.message}"
 
 
-def event_fields(event: Event) -> dict[str, object]:  # noqa: C901 - a case per event
-    """An event as plain data for JSON lines: `event` is its name; what only the process knows is left out."""
-    name = type(event).__name__
-    match event:
+def entry_lines(entry: Entry) -> Iterator[dict[str, object]]:
+    """An entry as plain data for JSON lines: one for the event, one for each command.
+
+    For other eyes than the operator's: no message of an error (it may hold paths, or lines of a child's log),
+    no settings and no device ids. `simulate --trace` reads it.
+    """
+    common = {"id": entry.id, "at": entry.at, "now": entry.now}
+    for told in (entry.event, *entry.commands):
+        yield {**common, "event": type(told).__name__, **_fields(told)}
+
+
+def _fields(told: Event | Command) -> dict[str, object]:  # noqa: C901 - a case per event
+    match told:
         case Acquire(lease, model, priority, keep_alive, size, _):
             urgency = priority.value if priority is not None else None
-            return {
-                "event": name,
-                "lease": lease,
-                "model": model,
-                "priority": urgency,
-                "keep_alive": keep_alive,
-                "size": size,
-            }
+            fields = {"lease": lease, "model": model, "priority": urgency, "keep_alive": keep_alive}
+            return {**fields, "size": size}
+        case Grant(lease, instance, action):
+            return {"lease": lease, "instance": instance, "action": action}
+        case Refuse(lease, error):
+            return {"lease": lease, "code": error.code}
         case Release(lease):
-            return {"event": name, "lease": lease}
+            return {"lease": lease}
+        case Start(instance, model, _, evicted):
+            return {"instance": instance, "model": model, "evicted": evicted}
+        case Stop(instance, cause, for_model):
+            return {"instance": instance, "cause": cause.value, "for_model": for_model}
         case Ready(instance):
-            return {"event": name, "instance": instance}
-        case Exited(instance, error, no_room):
-            return {"event": name, "instance": instance, "error": error and error.message, "no_room": no_room}
+            return {"instance": instance}
+        case Exited(instance, error, no_room, out_of_memory):
+            code = error.code if error is not None else None
+            return {"instance": instance, "code": code, "no_room": no_room, "out_of_memory": out_of_memory}
         case Adopted(instance, model):
-            return {"event": name, "instance": instance, "model": model}
-        case Measured(free):
-            return {"event": name, "free": dict(free)}
+            return {"instance": instance, "model": model}
         case Unload(model, force):
-            return {"event": name, "model": model, "force": force}
+            return {"model": model, "force": force}
         case Pinned(model, pinned):
-            return {"event": name, "model": model, "pinned": pinned}
-        case HostLost(host):
-            return {"event": name, "host": host}
-        case Reloaded(models):
-            return {"event": name, "models": sorted(models)}
+            return {"model": model, "pinned": pinned}
         case Learned(model):
-            return {"event": name, "model": model.name}
-        case Closed() | Tick():
-            return {"event": name}
-
-
-def entry_fields(entry: Entry) -> dict[str, object]:
-    """An entry as plain data: what `simulate` reads back, one JSON object a line."""
-    words = [command_words(command) for command in entry.commands]
-    return {"id": entry.id, "at": entry.at, "now": entry.now, **event_fields(entry.event), "commands": words}
+            return {"model": model.name}
+        case _:
+            return {}

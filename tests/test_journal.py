@@ -38,9 +38,9 @@ from router.core.types import (
     Unload,
 )
 from router.core.views import Snapshot
-from router.errors import NoRoom
+from router.errors import LoadFailed, NoRoom
 from router.events import Feed
-from router.journal import Entry, Journal, Kind, command_words, entry_fields
+from router.journal import Entry, Journal, Kind, command_words, entry_lines
 from router.metrics.decisions import DecisionMetrics
 from router.stats import Stats
 
@@ -222,11 +222,39 @@ async def test_a_reader_sees_all_from_its_begin_on_and_a_slow_one_sees_the_gap_i
 
 
 @pytest.mark.parametrize("event", EVENTS)
-def test_every_event_is_plain_data_that_names_itself(event: Event) -> None:
-    entry = Journal().record(1.5, event, [Grant("r1", "a#1")])
+def test_every_event_and_command_is_plain_data_that_names_itself(event: Event) -> None:
+    commands: list[Command] = [
+        Grant("r1", "a#1"),
+        Start("b#1", "b", PLACE, ("a#1",)),
+        Stop("a#1", Cause.EVICTED, "b"),
+    ]
+    entry = Journal().record(1.5, event, commands)
     assert entry is not None
-    fields = json.loads(json.dumps(entry_fields(entry)))
-    assert (fields["event"], fields["now"]) == (type(event).__name__, 1.5)
+    lines = json.loads(json.dumps(list(entry_lines(entry))))
+    assert [line["event"] for line in lines] == [type(event).__name__, "Grant", "Start", "Stop"]
+    assert {(line["id"], line["now"]) for line in lines} == {(entry.id, 1.5)}
+
+
+def test_what_is_exported_has_no_text_of_an_error_no_settings_and_no_device_id() -> None:
+    error = LoadFailed("llama-server said: /home/me/secret.gguf", details={"log": ["my prompt"]})
+    varied = Start("a#1", "a", PLACE, (), '3f {"ctx_size":512}')
+    entry = Journal().record(1.0, Exited("a#1", error), [Refuse("r1", error), varied])
+    assert entry is not None
+    text = json.dumps(list(entry_lines(entry)))
+    for private in ("secret", "prompt", "ctx_size", "cuda"):
+        assert private not in text
+    assert text.count('"code": "load_failed"') == 2
+
+
+def test_the_complete_part_begins_behind_the_last_entry_that_was_dropped() -> None:
+    journal = Journal(size=10, passing=3)
+    assert journal.complete() == ()
+    journal.record(0.0, Unload("early"), [])
+    for number in range(5):
+        journal.given_back(1.0, Release(f"r{number}"))
+    journal.record(2.0, Unload("late"), [])
+    assert [entry.id for entry in journal.entries()] == [1, 4, 5, 6, 7]
+    assert [entry.id for entry in journal.complete()] == [4, 5, 6, 7]
 
 
 def test_commands_read_as_one_line_each() -> None:

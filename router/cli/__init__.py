@@ -37,6 +37,7 @@ COMMANDS: Final[Mapping[str, str]] = {
     "import": "router.cli.migrate:import_",
     "completion": "router.cli.completion:completion",
     "reference": "router.cli.reference:reference",
+    "journal": "router.cli.journal:journal",
     "simulate": "router.cli.simulate:simulate",
 }
 

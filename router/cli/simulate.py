@@ -17,7 +17,8 @@ from router.errors import StartupError
 @click.command()
 @click.option(
     "--trace", "name", default="home", metavar="NAME|FILE",
-    help=f"A named trace ({', '.join(sim.TRACES)}), a trace or a router's journal as JSONL.  [default: home]",
+    help=f"A named trace ({', '.join(sim.TRACES)}), or a file: a trace, or what `journal --export` prints."
+    "  [default: home]",
 )  # fmt: skip
 @click.option("--seed", default=1, show_default=True, help="Seed of a named trace.")
 @click.option("--seeds", metavar="1,2,3", help="Several seeds: the table shows their mean.")

@@ -16,13 +16,14 @@ HOST: Final = "sim"
 @dataclass(frozen=True, slots=True)
 class Spec:
     """What the simulation knows of a model. Rates are tokens per second of one slot; beyond `slots`
-    requests queue inside."""
+    requests queue inside. `load_seconds` where it was measured; else it follows from the size."""
 
     name: ModelName
     size_bytes: int
     prefill_rate: float
     decode_rate: float
     slots: int = 4
+    load_seconds: float | None = None
 
     @classmethod
     def of_size(cls, name: ModelName, gib: float, slots: int = 4) -> Spec:
@@ -63,6 +64,8 @@ class Machine:
         return {spec.name: spec for spec in self.specs}
 
     def load_seconds(self, spec: Spec) -> float:
+        if spec.load_seconds is not None:
+            return spec.load_seconds
         return self.startup_seconds + spec.size_bytes / self.load_rate
 
     def models(self) -> Mapping[ModelName, Model]:

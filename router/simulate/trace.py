@@ -4,7 +4,7 @@ One line per request, with the fields of the Mooncake traces (`timestamp` and `d
 `output_length`, `session_id`) plus ours (`model`, `client`, `kind`, `id`, `after`, `cancel`, `patience`). A
 line with `after` is sent `delay` ms after the request of that id ended: that is how closed loops are
 written; its `timestamp` is what it would be on an idle machine. Lines with `device` or `gib` describe the
-machine. Lines with `event` are a router's journal.
+machine. Lines with `event` are a router's journal, as `llama-router journal --export` writes it.
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ from router.simulate.machine import GIB, MACHINES, Machine, Spec, card
 DEFAULT_MACHINE: Final = "home"
 JOURNAL_INPUT_TOKENS: Final = 600
 JOURNAL_OUTPUT_TOKENS: Final = 250
+#: The codes with which a router refuses what it could not load on an empty machine either.
+_NEVER_LOADED: Final = frozenset(("model_not_found", "model_unusable", "model_too_large", "invalid_request"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +98,7 @@ class ModelLine(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     slots: int = 4
     prefill_rate: float | None = None
     decode_rate: float | None = None
+    load_seconds: float | None = None
 
 
 class JournalLine(msgspec.Struct, frozen=True):
@@ -107,6 +110,18 @@ class JournalLine(msgspec.Struct, frozen=True):
     model: str = ""
     lease: str = ""
     size: float | None = None
+    code: str | None = None
+
+
+@dataclass(slots=True)
+class _Journaled:
+    """One request of a journal: when it was asked, granted and over, and why it was refused, as far as the
+    journal says."""
+
+    line: JournalLine
+    granted: float | None = None
+    released: float | None = None
+    refused: str | None = None
 
 
 def write_trace(trace: Trace, path: Path) -> None:
@@ -115,7 +130,7 @@ def write_trace(trace: Trace, path: Path) -> None:
         DeviceLine(d.id.partition("/")[2], d.total / GIB, d.margin / GIB) for d in trace.machine.devices
     ]
     lines += [
-        ModelLine(s.name, s.size_bytes / GIB, s.slots, s.prefill_rate, s.decode_rate)
+        ModelLine(s.name, s.size_bytes / GIB, s.slots, s.prefill_rate, s.decode_rate, s.load_seconds)
         for s in trace.machine.specs
     ]
     lines += [_to_line(request) for request in trace.requests]
@@ -133,6 +148,7 @@ def read_trace(path: Path, minutes: float | None = None) -> Trace:
     devices: list[DeviceLine] = []
     models: list[ModelLine] = []
     requests: list[Request] = []
+    journal: dict[str, _Journaled] = {}
     for number, line in _read_lines(path):
         match line:
             case DeviceLine():
@@ -141,13 +157,13 @@ def read_trace(path: Path, minutes: float | None = None) -> Trace:
                 models.append(line)
             case RequestLine():
                 requests.append(_from_line(line, requests, f"{path}:{number}"))
-            case JournalLine(event="Acquire"):
-                requests.append(_from_journal(line, requests))
-            case _:
-                continue
-    if not requests:
+            case JournalLine():
+                _note(line, journal)
+    journaled = [one for one in journal.values() if one.refused not in _NEVER_LOADED]
+    if not requests and not journaled:
         raise StartupError(f"{path}: no requests: neither trace lines nor Acquire events of a journal")
-    machine = _machine(devices, models)
+    machine = _machine(devices, models, path)
+    requests += _from_journal(journaled, machine, len(requests))
     start = min(request.timestamp for request in requests)
     shifted = [replace(request, timestamp=request.timestamp - start) for request in requests]
     seconds = max(request.timestamp for request in shifted) + 1.0
@@ -236,16 +252,49 @@ def _from_line(line: RequestLine, before: list[Request], where: str) -> Request:
     )
 
 
-def _from_journal(line: JournalLine, before: list[Request]) -> Request:
-    """A journal knows who asked for what, and when; lengths it knows at most from `size`. It replays as
-    an open loop."""
-    output = JOURNAL_OUTPUT_TOKENS if not line.size else max(1, round(line.size))
-    return Request(
-        len(before), line.lease, line.model, line.now, JOURNAL_INPUT_TOKENS, output, kind="journal"
-    )
+def _note(line: JournalLine, journal: dict[str, _Journaled]) -> None:
+    known = journal.get(line.lease)
+    match line.event:
+        case "Acquire":
+            journal[line.lease] = _Journaled(line)
+        case "Grant" if known is not None:
+            known.granted = line.now
+        case "Refuse" if known is not None:
+            known.refused = line.code
+        case "Release" if known is not None:
+            known.released = line.now
 
 
-def _machine(devices: Iterable[DeviceLine], models: Iterable[ModelLine]) -> Machine:
+def _from_journal(journal: Iterable[_Journaled], machine: Machine, first_id: int) -> Iterator[Request]:
+    """A journal knows which model was asked for and when, and how long each answer took; it replays as an
+    open loop.
+
+    1 answered: as many tokens as take that long, 2 its client gave up before it was granted: it is as patient
+    again, 3 still running or refused: as long as `size` says, or as usual.
+    """
+    specs = machine.by_name()
+    for number, one in enumerate(journal, first_id):
+        line = one.line
+        made = Request(number, line.lease, line.model, line.now, JOURNAL_INPUT_TOKENS, JOURNAL_OUTPUT_TOKENS,
+                       kind="journal")  # fmt: skip
+        if one.granted is not None and one.released is not None:
+            # A stranger plays a part of this machine: its time is taken at the speed of the first one.
+            spec = specs.get(line.model, machine.specs[0])
+            yield _lasting(made, one.released - one.granted, spec)  # 1
+        elif one.released is not None and one.refused is None:
+            yield replace(made, patience=one.released - line.now)  # 2
+        else:
+            yield replace(made, output_length=max(1, round(line.size))) if line.size else made  # 3
+
+
+def _lasting(request: Request, seconds: float, spec: Spec) -> Request:
+    """With lengths that take so long: most of the time is decoding, unless it is too short for the prompt."""
+    prompt = min(JOURNAL_INPUT_TOKENS, max(1, int(seconds * spec.prefill_rate)))
+    rest = max(0.0, seconds - spec.prefill_seconds(prompt))
+    return replace(request, input_length=prompt, output_length=max(1, round(rest * spec.decode_rate)))
+
+
+def _machine(devices: Iterable[DeviceLine], models: Iterable[ModelLine], path: Path) -> Machine:
     machine = MACHINES[DEFAULT_MACHINE]
     cards = tuple(card(d.device, d.gib, d.margin_gib) for d in devices)
     specs = tuple(_spec(line) for line in models)
@@ -253,6 +302,10 @@ def _machine(devices: Iterable[DeviceLine], models: Iterable[ModelLine]) -> Mach
         machine = replace(machine, devices=cards)
     if specs:
         machine = replace(machine, specs=specs)
+    try:
+        machine.models()
+    except ValueError as error:
+        raise StartupError(f"{path}: {error}") from error
     return machine
 
 
@@ -262,6 +315,7 @@ def _spec(line: ModelLine) -> Spec:
         spec,
         prefill_rate=line.prefill_rate or spec.prefill_rate,
         decode_rate=line.decode_rate or spec.decode_rate,
+        load_seconds=line.load_seconds,
     )
 
 

@@ -391,9 +391,10 @@ class World:
         self.children[child.id] = child
         self.tally.loads += 1
         self._count_loading(child, 1)
-        loading = machine.load_seconds(spec) - machine.startup_seconds
+        total = machine.load_seconds(spec)
+        startup = min(machine.startup_seconds, total)
         for step in range(1, machine.load_steps + 1):
-            at = self.now + machine.startup_seconds + loading * step / machine.load_steps
+            at = self.now + startup + (total - startup) * step / machine.load_steps
             self._push(at, _TAKE, step, child.id)
 
     def _stop(self, command: Stop) -> None:

@@ -6,9 +6,9 @@ import json
 
 import pytest
 
-from router.core.types import Acquire, Event, Measured, Release
+from router.core.types import Acquire, Grant, Unload
 from router.errors import StartupError
-from router.journal import event_fields
+from router.journal import Journal, entry_lines
 from router.simulate.clients import generate
 from router.simulate.trace import read_trace, write_trace
 from tests.simulate.build import ask, machine, trace
@@ -73,13 +73,61 @@ def test_mooncake_rows_are_read_and_a_session_follows_itself(tmp_path):
     assert (third.after, third.delay, third.client) == (1, 0.5, "s")
 
 
-def test_a_journal_is_replayed_by_its_acquire_events_alone(tmp_path):
+def test_an_answer_of_a_journal_lasts_as_long_in_the_replay(tmp_path):
+    path = write(
+        tmp_path / "journal.jsonl",
+        {"device": "cuda:0", "gib": 24, "margin_gib": 1},
+        {"model": "qwen", "gib": 6, "slots": 2, "load_seconds": 0.7},
+        {"now": 0.0, "event": "Acquire", "model": "qwen", "lease": "long"},
+        {"now": 1.0, "event": "Grant", "lease": "long", "instance": "qwen#1"},
+        {"now": 2.0, "event": "Acquire", "model": "qwen", "lease": "short"},
+        {"now": 2.0, "event": "Grant", "lease": "short", "instance": "qwen#1"},
+        {"now": 2.02, "event": "Release", "lease": "short"},
+        {"now": 13.0, "event": "Release", "lease": "long"},
+    )
+    read = read_trace(path)
+    spec = read.machine.spec("qwen")
+    assert (spec.slots, read.machine.load_seconds(spec)) == (2, 0.7)
+    for request, seconds in zip(read.requests, (12.0, 0.02), strict=True):
+        took = spec.prefill_seconds(request.input_length) + spec.decode_seconds(request.output_length)
+        assert took == pytest.approx(seconds, abs=1.1 / spec.decode_rate)
+
+
+def test_a_client_of_a_journal_that_gave_up_is_as_patient_in_the_replay(tmp_path):
+    path = write(
+        tmp_path / "journal.jsonl",
+        {"now": 1.0, "event": "Acquire", "model": "qwen", "lease": "l1"},
+        {"now": 6.0, "event": "Release", "lease": "l1"},
+    )
+    (request,) = read_trace(path).requests
+    assert request.patience == 5.0
+
+
+def test_what_a_router_could_never_load_is_not_replayed(tmp_path):
+    path = write(
+        tmp_path / "journal.jsonl",
+        {"now": 1.0, "event": "Acquire", "model": "huge", "lease": "l1"},
+        {"now": 1.0, "event": "Refuse", "lease": "l1", "code": "model_too_large"},
+        {"now": 2.0, "event": "Acquire", "model": "qwen", "lease": "l2"},
+        {"now": 2.0, "event": "Refuse", "lease": "l2", "code": "no_room"},
+    )
+    assert [request.client for request in read_trace(path).requests] == ["l2"]
+
+
+def test_a_model_that_fits_no_machine_of_the_file_is_named(tmp_path):
+    path = write(
+        tmp_path / "t", {"device": "d", "gib": 4}, {"model": "m", "gib": 8}, {"timestamp": 0, "model": "m"}
+    )
+    with pytest.raises(StartupError, match=r"m \(8.0 GiB\) fits no placement"):
+        read_trace(path)
+
+
+def test_requests_that_a_journal_has_no_end_of_are_as_long_as_their_size_says(tmp_path):
     path = write(
         tmp_path / "journal.jsonl",
         {"now": 1000.0, "event": "Acquire", "model": "qwen", "lease": "l1", "size": 64, "priority": "high"},
         {"now": 1000.1, "event": "Grant", "lease": "l1", "instance": "qwen#1"},
         {"now": 1002.5, "event": "Acquire", "model": "qwen", "lease": "l2", "size": None},
-        {"now": 1003.0, "event": "Release", "lease": "l1"},
         {"now": 1004.0, "event": "Acquire", "model": "gemma", "lease": "l3"},
     )
     requests = read_trace(path).requests
@@ -91,8 +139,10 @@ def test_a_journal_is_replayed_by_its_acquire_events_alone(tmp_path):
 
 
 def test_what_the_router_journals_is_what_is_read(tmp_path):
-    told: list[Event] = [Acquire("l1", "qwen", size=64.0), Measured({"local/cuda:0": None}), Release("l1")]
-    rows = [{"id": n, "now": 5.0 + n, **event_fields(event)} for n, event in enumerate(told)]
+    journal = Journal()
+    journal.record(5.0, Acquire("l1", "qwen", size=64.0), [Grant("l1", "qwen#1")])
+    journal.record(6.0, Unload("qwen"), [])
+    rows = [line for entry in journal.complete() for line in entry_lines(entry)]
     (request,) = read_trace(write(tmp_path / "journal.jsonl", *rows)).requests
     assert (request.client, request.output_length, request.kind) == ("l1", 64, "journal")
 
