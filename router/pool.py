@@ -32,6 +32,7 @@ from router.core.state import Held
 from router.core.types import (
     Acquire,
     Adopted,
+    Cause,
     Closed,
     Command,
     Device,
@@ -127,15 +128,28 @@ class HandedOver(Exception):
     """Another process has the children from now on, and serves: ask there."""
 
 
+@dataclass(slots=True, eq=False)
+class Ending:
+    """How one instance ends. `cause` is set when the router stops it, and stays None where it exits by
+    itself; `over` is set when the scheduler has been told of its exit. `log_tail` is for its last lines from
+    then on: all requests that failed with it quote them.
+    """
+
+    cause: Cause | None = None
+    log_tail: tuple[str, ...] | None = None
+    over: asyncio.Event = field(default_factory=asyncio.Event)
+
+
 class Lease(msgspec.Struct, frozen=True, gc=False):
     """A granted request. `queue_seconds` passed before its model's load began, `load_seconds` until it was
-    ready.
+    ready. `ending` is that of its instance.
     """
 
     id: LeaseId
     model: ModelName
     instance: InstanceId
     address: Address
+    ending: Ending
     action: str = "already_loaded"
     queue_seconds: float = 0.0
     load_seconds: float = 0.0
@@ -145,7 +159,7 @@ class Lease(msgspec.Struct, frozen=True, gc=False):
 
 @dataclass(slots=True, eq=False)
 class _Child:
-    """One Start carried out. `ended` is set when its Exited has been told."""
+    """One Start carried out."""
 
     start: Start
     started_at: float
@@ -154,7 +168,7 @@ class _Child:
     stop_wanted: bool = False
     begun: bool = False
     error: RouterError | None = None
-    ended: asyncio.Event = field(default_factory=asyncio.Event)
+    ending: Ending = field(default_factory=Ending)
 
 
 class _Granted(msgspec.Struct, frozen=True):
@@ -229,7 +243,7 @@ class Pool:
             self._timer.cancel()
         self.tell(Closed())
         children = list(self._children.values()) if self._on_lease_end is None else []
-        await asyncio.gather(*(child.ended.wait() for child in children))
+        await asyncio.gather(*(child.ending.over.wait() for child in children))
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -297,13 +311,14 @@ class Pool:
             return self._take_with_news(event, now) if self._scheduler.is_open(model) else None
         assert held.instance is not None, "it is there"
         instance = held.instance.id
-        address = self._children[instance].address
+        child = self._children[instance]
+        address = child.address
         assert address is not None, f"{instance} was granted before it was ready"
         grant = Grant(name, instance)
         self.journal.taken(now, event, grant)
         if self._is_debugging:
             log.debug("%s", command_words(grant))
-        return Lease(name, model, instance, address, held=held)
+        return Lease(name, model, instance, address, child.ending, held=held)
 
     def _take_with_news(self, event: Acquire, now: float) -> Lease:
         """More comes of it than the lease."""
@@ -351,7 +366,7 @@ class Pool:
         planned = any(i.state is State.PLANNED for i in self.snapshot().of_model(model))
         self.tell(Unload(model, force, deadline))
         for child in running:
-            await child.ended.wait()
+            await child.ending.over.wait()
         if self._on_lease_end is not None:
             raise HandedOver  # it has ended for this process only
         return bool(running) or planned
@@ -413,7 +428,7 @@ class Pool:
         loading = [child for child in self._children.values() if child.address is None]
         for child in loading:
             self._begin_stop(child)
-        await asyncio.gather(*(child.ended.wait() for child in loading))
+        await asyncio.gather(*(child.ending.over.wait() for child in loading))
         if self._learner is not None:
             await self._learner.hand_over()
         return self._left
@@ -506,8 +521,10 @@ class Pool:
                 self._newest[command.model] = command.instance
                 child.task = self._spawn(self._live(child), command.instance)
                 self._measure_soon.set()  # with nothing loaded, nothing was measured, and no time was set to
-            case Stop(instance):
-                self._begin_stop(self._children[instance])
+            case Stop(instance, cause):
+                child = self._children[instance]
+                child.ending.cause = cause
+                self._begin_stop(child)
             case Refuse(lease, error):
                 future = self._futures[lease]
                 if not future.done():
@@ -558,7 +575,7 @@ class Pool:
                 del self._children[instance]
             child.error = event.error
             self.tell(event)
-            child.ended.set()
+            child.ending.over.set()
             self._see_return(host)
 
     async def _start(self, child: _Child, host: Host) -> Address:
@@ -705,7 +722,7 @@ class Pool:
     def _lease(self, granted: _Granted, model: ModelName, begun: float) -> Lease:
         grant, child = granted.grant, granted.child
         assert child.address is not None, f"{grant.instance} was granted before it was ready"
-        if child.ended.is_set():
+        if child.ending.over.is_set():
             if child.error is not None:
                 raise child.error.anew()
             raise LoadFailed(f"{model} ended in the moment in which it was ready")
@@ -716,6 +733,7 @@ class Pool:
             model=model,
             instance=grant.instance,
             address=child.address,
+            ending=child.ending,
             action=grant.action,
             queue_seconds=queue,
             load_seconds=max(0.0, self._loop.time() - begun - queue) if waited else 0.0,

@@ -375,6 +375,25 @@ async def test_unload_drains_and_returns_when_the_model_is_gone() -> None:
         assert not host.children
 
 
+async def test_a_lease_tells_why_the_router_stopped_its_instance() -> None:
+    host = FakeHost()
+    async with pool_of(host, model("a", 8)) as pool, asyncio.timeout(5):
+        await pool.load("a")
+        taken = pool.take("a")
+        assert taken is not None
+        async with pool.lease("a") as lease:
+            assert lease.ending is taken.ending
+            assert (lease.ending.cause, lease.ending.over.is_set()) == (None, False)
+            await pool.unload("a", force=True)
+            assert (lease.ending.cause, lease.ending.over.is_set()) == (Cause.UNLOADED, True)
+        pool.give_back(taken)
+        async with pool.lease("a") as another:
+            assert another.ending.cause is None, "it is another instance"
+            host.crash(another.instance)
+            await another.ending.over.wait()
+            assert another.ending.cause is None, "nothing has stopped it"
+
+
 async def test_shutting_down_refuses_those_who_wait_and_stops_loads_and_residents() -> None:
     host = FakeHost()
     async with pool_of(host, model("a", 8), model("b", 8), model("c", 20)) as pool:

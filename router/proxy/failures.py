@@ -8,7 +8,7 @@ import errno
 import logging
 from typing import Final
 
-from router.core.types import Cause, InstanceId, State, Stop, Unload
+from router.core.types import Cause, State, Unload
 from router.errors import RouterError, ShuttingDown, Unavailable, Unloaded, UpstreamFailed
 from router.pool import Lease, Pool
 from router.proxy.framing import Malformed
@@ -19,7 +19,6 @@ log = logging.getLogger("router.proxy")
 
 #: A child's death is seen on its connections a moment before the pool is told of it.
 EXIT_NOTICE_SECONDS = 1.0
-EXIT_POLL_SECONDS = 0.01
 
 _OUT_OF_FILES: Final = "the router has as many files and connections open as it may (ulimit -n)"
 #: What else keeps one from connecting passes: a queue that is full, no file left.
@@ -46,8 +45,8 @@ class Failures:
         """Nothing was sent yet."""
         if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
             return Broken(Unavailable(_OUT_OF_FILES, retry_after_seconds=1.0), may_retry=False)
-        is_gone = await self._is_gone(lease.instance)
-        is_own_death = self._stopped_for(lease.instance) is None and self._verdict(lease) is None
+        is_gone = await _is_gone(lease)
+        is_own_death = lease.ending.cause is None and self._verdict(lease) is None
         failure = self._failure(lease, _words(error, was_connected), "before its answer began")
         if not is_gone and not was_connected and isinstance(error, _NOBODY_LISTENS):
             self._retire(lease)
@@ -64,30 +63,12 @@ class Failures:
 
     async def within_answer(self, lease: Lease, error: Exception) -> RouterError:
         """Its status was sent: what is left of it is a line in the log."""
-        await self._is_gone(lease.instance)
+        await _is_gone(lease)
         is_cut = isinstance(error, HungUp | ConnectionError)
         words = "its connection broke off" if is_cut else _words(error, was_connected=True)
         failure = self._failure(lease, words, "in the middle of its answer")
         log.warning("%s", failure.message)
         return failure
-
-    async def _is_gone(self, instance: InstanceId) -> bool:
-        """Wait a moment for the pool to be told of the child's exit; False: it still lives."""
-        loop = asyncio.get_running_loop()
-        deadline = loop.time() + EXIT_NOTICE_SECONDS
-        while any(one.id == instance for one in self._pool.snapshot().instances):
-            if loop.time() >= deadline:
-                return False
-            await asyncio.sleep(EXIT_POLL_SECONDS)
-        return True
-
-    def _stopped_for(self, instance: InstanceId) -> Cause | None:
-        """Why the router itself stopped the instance, if it did."""
-        for entry in reversed(self._pool.journal.entries()):
-            for command in entry.commands:
-                if isinstance(command, Stop) and command.instance == instance:
-                    return command.cause
-        return None
 
     def _verdict(self, lease: Lease) -> str | None:
         """Why the instance was given up as stuck, if it was. Its next request loads it anew; this one is not
@@ -97,9 +78,9 @@ class Failures:
         return flow.verdict if flow is not None else None
 
     def _failure(self, lease: Lease, words: str, when: str) -> RouterError:
-        match self._stopped_for(lease.instance):
+        match lease.ending.cause:
             case None:
-                tail = self._pool.log_tail(lease.instance)
+                tail = self._log_tail(lease)
                 last = f"; its last line: {tail[-1]}" if tail else ""
                 return UpstreamFailed(
                     f"the llama-server of {lease.model} failed {when}: {self._verdict(lease) or words}{last}",
@@ -109,6 +90,25 @@ class Failures:
                 return ShuttingDown(f"the router shut down {when}", retry_after_seconds=5.0)
             case cause:
                 return Unloaded(f"{lease.model} was stopped {when}: {cause.value}", retry_after_seconds=1.0)
+
+    def _log_tail(self, lease: Lease) -> tuple[str, ...]:
+        """Read once of a child that is gone: the file is read in the loop, 0.2 ms each time."""
+        ending = lease.ending
+        if not ending.over.is_set():
+            return self._pool.log_tail(lease.instance)
+        if ending.log_tail is None:
+            ending.log_tail = self._pool.log_tail(lease.instance)
+        return ending.log_tail
+
+
+async def _is_gone(lease: Lease) -> bool:
+    """Wait a moment for the pool to be told of the child's exit; False: it still lives."""
+    try:
+        async with asyncio.timeout(EXIT_NOTICE_SECONDS):
+            await lease.ending.over.wait()
+    except TimeoutError:
+        return False
+    return True
 
 
 def _words(error: Exception, was_connected: bool) -> str:

@@ -11,13 +11,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from router.core.types import Cause, Device, Event, Model, Placement, Priority, State, Stop, Unload
+from router.core.types import Cause, Device, Event, Model, Placement, Priority, State
 from router.core.views import DeviceView, Explanation, InstanceView, ModelView, QueueView, Snapshot
 from router.errors import ModelNotFound, RouterError
 from router.estimate.learning import Standing
 from router.hosts import Address, Measurement
 from router.journal import Journal
-from router.pool import Lease
+from router.pool import Ending, Lease
 
 GIB = 2**30
 GPU = "local/cuda:GPU-5f3c"
@@ -42,6 +42,7 @@ class Instance:
     leases: list[str] = field(default_factory=list)
     cause: Cause | None = None
     definition: str = ""
+    ending: Ending = field(default_factory=Ending)
 
 
 class FakePool:
@@ -98,6 +99,7 @@ class FakePool:
             model=model,
             instance=instance.id,
             address=Address(instance.socket),
+            ending=instance.ending,
             action="already_loaded" if running else "loaded",
             queue_seconds=0.0,
             load_seconds=0.0 if running else 1.25,
@@ -117,7 +119,7 @@ class FakePool:
         del self.refusals[:1]
         self.acquired.append(Acquired(model, None, keep_alive, size))
         address = Address(instance.socket)
-        lease = Lease(f"r{next(self._ids)}", model, instance.id, address, "already_loaded", 0.0, 0.0)
+        lease = Lease(f"r{next(self._ids)}", model, instance.id, address, instance.ending)
         instance.leases.append(lease.id)
         self.granted.append(lease)
         return lease
@@ -192,12 +194,16 @@ class FakePool:
 
     def exit(self, instance: str) -> None:
         """The child is gone and the pool has been told."""
-        self.instances.pop(instance, None)
+        if (one := self.instances.pop(instance, None)) is not None:
+            one.ending.over.set()
+
+    def exit_all(self) -> None:
+        for instance in list(self.instances):
+            self.exit(instance)
 
     def stop(self, instance: str, cause: Cause) -> None:
-        """The router itself ends the instance, and says so in its journal."""
-        event = Unload(self.instances[instance].model, force=True)
-        self.journal.record(100.0, event, [Stop(instance, cause)])
+        """The router itself ends the instance."""
+        self.instances[instance].ending.cause = cause
         self.exit(instance)
 
     @property

@@ -363,7 +363,7 @@ async def test_a_child_that_dies_before_its_answer_is_replaced_once(api: Api):
         asked.append(received.line)
         if len(asked) == 2:  # the one after the load
             (one,) = api.pool.instances.values()
-            del api.pool.instances[one.id]
+            api.pool.exit(one.id)
             connection.die()
             return
         await connection.answer(received.body)
@@ -387,7 +387,7 @@ async def test_it_ends_whatever_fails_in_telling_why(api: Api, monkeypatch: pyte
 
     await api.start(script=script)
     async with calling(api) as caller:
-        monkeypatch.setattr(api.app_context.proxy.lane.failures, "_is_gone", fail)
+        monkeypatch.setattr(api.app_context.proxy.lane.failures, "_verdict", fail)
         caller.writer.write(said({"model": "tiny", "stream": True}))
         async with asyncio.timeout(5):
             assert await caller.reader.read() == b""
@@ -402,7 +402,7 @@ async def test_who_is_tried_again_is_told_to_wait_by_one_clock(api: Api):
     async def script(received: Received, connection: Connection) -> None:
         asked.append(received.line)
         if len(asked) == 2:
-            api.pool.instances.clear()
+            api.pool.exit_all()
             connection.die()
             return
         await connection.answer(received.body)
@@ -423,7 +423,7 @@ async def test_a_request_that_kills_each_child_is_not_tried_a_third_time(api: Ap
         asked.append(received.line)
         if b"poison" in received.body:
             (one,) = api.pool.instances.values()
-            del api.pool.instances[one.id]
+            api.pool.exit(one.id)
             connection.die()
             return
         await connection.answer(received.body)
@@ -460,7 +460,7 @@ async def test_an_answer_that_breaks_off_ends_with_an_error_event(api: Api):
             return
         await connection.begin_stream()
         await connection.chunk(b'data: {"n": 1}\n\n')
-        del api.pool.instances["tiny#1"]
+        api.pool.exit("tiny#1")
         connection.die()
 
     await api.start(script=script)
@@ -578,7 +578,7 @@ async def test_what_is_no_chunk_from_its_first_byte_on_is_told_behind_the_head(a
             return
         head = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
         await connection.send(head + b"never a size\r\n")
-        api.pool.instances.clear()
+        api.pool.exit_all()
 
     await api.start(script=script)
     async with calling(api) as caller:
