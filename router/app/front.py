@@ -19,7 +19,7 @@ from router.api.express import Coming, Express
 from router.api.target import encode_line, tidy
 from router.app.connections import Connection, Limits, Server
 from router.proxy.client import HELD_BYTES
-from router.proxy.express import Exchange
+from router.proxy.express import TRIED, Exchange
 from router.proxy.failures import Broken
 from router.proxy.heads import END_OF_HEAD
 from router.proxy.plain import split
@@ -35,7 +35,7 @@ class Front(Connection):
 
     __slots__ = (
         "_body_timer", "_coming", "_exchange", "_has_passed_on", "_held", "_is_in_line", "_is_paused",
-        "_is_strange", "_over", "_owed", "_server", "on_taken", "peer", "tried",
+        "_is_strange", "_over", "_owed", "_server", "_tried", "on_taken", "peer",
     )  # fmt: skip
 
     def __init__(self, server: FrontServer, limits: Limits, **options: Any) -> None:
@@ -53,7 +53,7 @@ class Front(Connection):
         self._over: asyncio.Future[None] | None = None
         self.peer: str | None = None
         self.on_taken: Callable[[], object] | None = None
-        self.tried: Broken | None = None
+        self._tried: Broken | None = None  # of the request that aiohttp's server makes next
 
     # --- from the client ---
 
@@ -196,9 +196,14 @@ class Front(Connection):
     def give_up(self, asked: bytes, tried: Broken) -> None:
         self._let_go()
         if self.transport is not None and not self.transport.is_closing():
-            self.tried = tried
+            self._tried = tried
             self._pass_on(asked)
             self._go_on()
+
+    def take_tried(self) -> Broken | None:
+        """The attempt that was made at the request that is made now; once."""
+        tried, self._tried = self._tried, None
+        return tried
 
     def _let_go(self) -> None:
         """The exchange is over."""
@@ -236,8 +241,25 @@ class FrontServer(Server):
 
     express: Express | None = None
 
+    def __init__(self, handler: Any, *, request_factory: Any, **options: Any) -> None:
+        super().__init__(handler, request_factory=partial(_make_request, request_factory), **options)
+
     def __call__(self) -> web.RequestHandler:
         return Front(self, self.limits, loop=self._loop, **self._kwargs)
+
+
+def _make_request(
+    make: Callable[..., web.Request], message: Any, payload: Any, front: Front, *more: Any
+) -> web.Request:
+    """A failed attempt belongs to one request, however that is answered, also before it reaches the proxy.
+    aiohttp's server was between two requests when it was given that one (`Front.data_received`), so that it
+    is the one that is made next.
+    """
+    request = make(message, payload, front, *more)
+    tried = front.take_tried()
+    if tried is not None:
+        request[TRIED] = tried
+    return request
 
 
 class Runner(web.AppRunner):

@@ -13,6 +13,7 @@ from time import monotonic, time
 from typing import ClassVar, Final, Protocol
 
 import msgspec
+from aiohttp import web
 
 from router.backends.llama_server import RESTATED_STATUS
 from router.errors import RouterError
@@ -50,19 +51,11 @@ class Front(Connected, Protocol):
         """The answer is complete as far as it goes; without `keeps_alive` the connection is to be closed."""
 
     def give_up(self, asked: bytes, tried: Broken) -> None:
-        """What was `asked` is to be read by aiohttp's server; whoever answers it there finds what was
-        `tried_before`.
-        """
+        """What was `asked` is to be read by aiohttp's server, as a request that has `tried` under TRIED."""
 
 
-def tried_before(connection: object) -> Broken | None:
-    """The attempt that was made at the request that this connection of aiohttp's server brings, once."""
-    tried = getattr(connection, "tried", None)
-    if tried is None:
-        return None
-    assert isinstance(tried, Broken), "of our own connections"
-    connection.tried = None  # type: ignore[attr-defined]
-    return tried
+#: Of a request that aiohttp's server has read: the attempt that was made at it before.
+TRIED: Final = web.RequestKey("tried", Broken)
 
 
 class Lane:

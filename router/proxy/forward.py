@@ -18,7 +18,7 @@ from router.proxy.answer import Answer
 from router.proxy.ask import ACCOUNT, Account, Ask, Dialect
 from router.proxy.body import Body
 from router.proxy.client import BehindServer, Passed
-from router.proxy.express import Lane, tried_before
+from router.proxy.express import TRIED, Lane
 from router.proxy.failures import Broken, Failures
 from router.proxy.heads import request_head
 from router.proxy.idle import Idle
@@ -99,7 +99,7 @@ class Proxy:
             request.method, target or request.rel_url.raw_path_qs, request.raw_headers, held.size
         )
         with Waiting(self._pictures, self._patience(), client, ask, account) as waiting:
-            call = _Call(head, held, ask, account, client, waiting, tried_before(request.protocol))
+            call = _Call(head, held, ask, account, client, waiting, request.get(TRIED))
             try:
                 await self._answer(call)
             except RouterError as error:

@@ -10,13 +10,13 @@ import json
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import cast
 
 import pytest
 
 from router.app.front import Front
-from router.core.types import State
+from router.core.types import Cause, State
 from router.proxy.answer import Answer
 from router.proxy.express import Exchange
 from router.proxy.upstream import Upstream
@@ -373,6 +373,62 @@ async def test_a_child_that_dies_before_its_answer_is_replaced_once(api: Api):
         answer = await caller.ask(said())
         assert (answer.status, answer.get("X-Router-Action")) == (200, "loaded")
     assert len(asked) == 3
+
+
+@pytest.mark.parametrize("is_pipelined", [False, True])
+async def test_a_failed_attempt_is_told_to_its_own_request_only(api: Api, is_pipelined: bool):
+    """Also where that is answered before it reaches the proxy: its model is gone, and nothing loads it."""
+    later = said(ASKED | {"n": 2}, path=PATH + "?autoload=1")
+
+    async def script(received: Received, connection: Connection) -> None:
+        if b"fatal" not in received.body:
+            await connection.answer(received.body)
+            return
+        if is_pipelined:
+            caller.writer.write(later)
+            (front,) = [one for one in api.runner.front.connections if cast(Front, one)._exchange is not None]
+            await until(lambda: cast(Front, front)._held, "the next request is not held")
+        api.pool.stop(next(iter(api.pool.instances)), Cause.UNLOADED)
+        connection.die()
+
+    await api.start(script=script)
+    async with calling(api) as caller:
+        off = replace(api.app_context.config.scheduler, autoload=False)
+        api.app_context.config = replace(api.app_context.config, scheduler=off)
+        caller.writer.write(said({"model": "tiny", "fatal": True}))
+        failed = await caller.answer()
+        assert (failed.status, json.loads(failed.body)["error"]["code"]) == (400, "model_not_loaded")
+        if not is_pipelined:
+            caller.writer.write(later)
+        answer = await caller.answer()
+        assert (answer.status, answer.get("X-Router-Action")) == (200, "loaded")
+        assert json.loads(answer.body)["n"] == 2
+
+
+@pytest.mark.parametrize("is_pipelined", [False, True])
+async def test_a_failed_attempt_is_told_to_its_request_where_that_reaches_the_proxy(
+    api: Api, is_pipelined: bool
+):
+    async def script(received: Received, connection: Connection) -> None:
+        if b"fatal" not in received.body:
+            await connection.answer(received.body)
+            return
+        if is_pipelined:
+            caller.writer.write(said(ASKED | {"n": 2}))
+            (front,) = [one for one in api.runner.front.connections if cast(Front, one)._exchange is not None]
+            await until(lambda: cast(Front, front)._held, "the next request is not held")
+        api.pool.stop(next(iter(api.pool.instances)), Cause.UNLOADED)
+        connection.die()
+
+    await api.start(script=script)
+    async with calling(api) as caller:
+        caller.writer.write(said({"model": "tiny", "fatal": True}))
+        failed = await caller.answer()
+        assert (failed.status, json.loads(failed.body)["error"]["code"]) == (503, "unloaded")
+        if not is_pipelined:
+            caller.writer.write(said(ASKED | {"n": 2}))
+        answer = await caller.answer()
+        assert (answer.status, json.loads(answer.body)["n"]) == (200, 2)
 
 
 async def test_it_ends_whatever_fails_in_telling_why(api: Api, monkeypatch: pytest.MonkeyPatch):
