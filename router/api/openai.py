@@ -3,6 +3,7 @@ through."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, Final
 
 import msgspec
@@ -92,7 +93,8 @@ async def infer(request: web.Request) -> web.StreamResponse:
     require_loadable(request, context, model)
     ask = Ask(model, head.priority, head.keep_alive, head.size, dialect_of(request), head.stream)
     if head.stream and (conversation := request.headers.get(CONVERSATION)):
-        return await forward_to_its_end(context, request, body, ask, conversation)
+        lasting = replace(ask, outlives_client=True)
+        return await forward_to_its_end(context, request, body, lasting, conversation)
     return await context.proxy.forward(request, body, ask)
 
 

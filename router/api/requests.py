@@ -39,8 +39,9 @@ class RequestEnded(RouterError):
 
 
 class RequestRow(msgspec.Struct, frozen=True):
-    """One request in flight. `state` is "waiting" until its model is ready, then "answering"; `action` what
-    it took to get there; `since` Unix time; `bytes` those of its answer that have been sent."""
+    """One request in flight. `state` is "waiting" until its model is ready, then "answering", and "ending"
+    when its client is gone and llama-server still works on it; `action` what it took to get there; `since`
+    Unix time; `bytes` those of its answer that have been sent."""
 
     id: str
     model: ModelName
@@ -144,7 +145,12 @@ class InFlight:
         return self.tickets.get(int(id_)) if is_one else None
 
     def leave(self, flight: Flight) -> None:
-        del self.tickets[flight.id]
+        """Its client has its answer, or is gone; it stays for as long as its child still works on it."""
+        account = flight.account
+        if account is None or account.ending is None:
+            del self.tickets[flight.id]
+        else:
+            account.ending.add_done_callback(lambda _: self.tickets.pop(flight.id))
 
 
 IN_FLIGHT: Final = web.AppKey("in_flight", InFlight)
@@ -189,6 +195,12 @@ async def end_request(request: web.Request) -> web.Response:
     return json_response(EndedRequest(id_))
 
 
+def _state(account: Account) -> str:
+    if account.instance is None:
+        return "waiting"
+    return "answering" if account.ending is None else "ending"
+
+
 def _row(ticket: Flight, account: Account, now: float) -> RequestRow:
     return RequestRow(
         id=str(ticket.id),
@@ -197,7 +209,7 @@ def _row(ticket: Flight, account: Account, now: float) -> RequestRow:
         client=ticket.client,
         method=ticket.method,
         path=ticket.path,
-        state="waiting" if account.instance is None else "answering",
+        state=_state(account),
         action=None if account.instance is None else account.action,
         since=round(ticket.since, 3),
         age_seconds=round(max(0.0, now - ticket.since), 3),

@@ -134,7 +134,8 @@ async def _stop_accepting(runner: web.AppRunner) -> None:
 
 async def _finish(app: web.Application) -> None:
     """Another process serves. Clients that come again on their old connections are passed on for a moment:
-    one that is idle longer than that may be closed. Then only what runs is waited for.
+    one that is idle longer than that may be closed. Then only what runs is waited for, also what llama-server
+    works on after its client has left: the next router learns from this process when that has ended.
     """
     requests, grace = app[REQUESTS], app[SETUP].config.server.restart_grace_seconds
     requests.end_endless()
@@ -145,6 +146,7 @@ async def _finish(app: web.Application) -> None:
     with suppress(TimeoutError):
         async with asyncio.timeout(grace):
             await requests.settled.wait()
+            await app[CONTEXT].proxy.endings.settled()
     log.info("the last request of this process has ended")
 
 
@@ -167,6 +169,8 @@ def _heed_signals(app: web.Application, restart: Restart, notifier: Notifier) ->
     def on_stop() -> None:
         if stop.is_set() or restart.done.is_set():
             app[REQUESTS].settled.set()
+        if restart.done.is_set():
+            app[CONTEXT].proxy.endings.close()
         stop.set()
 
     async def reload() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass
 from enum import Enum
 
@@ -22,7 +23,8 @@ class Dialect(Enum):
 @dataclass(frozen=True, slots=True)
 class Ask:
     """What the scheduler is told of a request. `model` is the canonical name; `keep_alive` is in seconds;
-    `stream`: the client asked for server-sent events.
+    `stream`: the client asked for server-sent events. `outlives_client`: llama-server is meant to go on when
+    the client has left, and the caller of the proxy holds the model for that.
     """
 
     model: ModelName
@@ -31,6 +33,7 @@ class Ask:
     size: float | None = None
     dialect: Dialect = Dialect.OPENAI
     stream: bool = False
+    outlives_client: bool = False
 
 
 class Account(msgspec.Struct):
@@ -38,8 +41,9 @@ class Account(msgspec.Struct):
 
     `error` is the code of what it ended with, also where its status had been sent before. `sent_bytes` are
     those of the child's body. `ended_by` is set by an operator who ends the request, before its task is
-    cancelled. Tokens and their rates are what llama-server says itself at the end of an answer; None where it
-    does not say.
+    cancelled. `ending` is done when llama-server has ended a request that was abandoned; None where the
+    request was not abandoned, or had ended by then. Tokens and their rates are what llama-server says itself
+    at the end of an answer; None where it does not say.
     """
 
     model: ModelName
@@ -53,6 +57,7 @@ class Account(msgspec.Struct):
     error: str | None = None
     sent_bytes: int = 0
     ended_by: RouterError | None = None
+    ending: asyncio.Future[None] | None = None
     prompt_tokens: int | None = None
     cached_tokens: int | None = None
     completion_tokens: int | None = None

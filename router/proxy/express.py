@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
+from contextlib import AsyncExitStack
 from time import monotonic, time
 from typing import ClassVar, Final, Protocol
 
@@ -21,6 +22,7 @@ from router.pool import Lease, Pool
 from router.proxy.answer import Answer
 from router.proxy.ask import Account, Dialect
 from router.proxy.client import Client, Connected
+from router.proxy.endings import Endings
 from router.proxy.failures import Broken, Failures
 from router.proxy.framing import Malformed
 from router.proxy.heads import END_OF_HEAD, Head, read_head
@@ -61,11 +63,14 @@ TRIED: Final = web.RequestKey("tried", Broken)
 class Lane:
     """What all exchanges share."""
 
-    def __init__(self, pool: Pool, idle: Idle, traffic: Traffic, failures: Failures) -> None:
+    def __init__(
+        self, pool: Pool, idle: Idle, traffic: Traffic, failures: Failures, endings: Endings
+    ) -> None:
         self.pool = pool
         self.idle = idle
         self.traffic = traffic
         self.failures = failures
+        self.endings = endings
         self.outbox = Outbox()
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -129,6 +134,7 @@ class Exchange(msgspec.Struct, eq=False):
     _client: _InFront | None = None
     _answer: Answer | None = None
     _has_ended: bool = False
+    _is_ending: bool = False  # the lease is held until its child has ended the request
     _failing: asyncio.Task[None] | None = None
 
     @property
@@ -311,8 +317,9 @@ class Exchange(msgspec.Struct, eq=False):
         lane.outbox.requests -= 1
         if self._answer is not None:
             self._answer.end()
-        lane.traffic.leave(self._flow, lease.instance)
-        lane.pool.give_back(lease)
+        if not self._is_ending:
+            lane.traffic.leave(self._flow, lease.instance)
+            lane.pool.give_back(lease)
 
     def _let_go(self) -> None:
         if self._failing is not None:
@@ -321,5 +328,12 @@ class Exchange(msgspec.Struct, eq=False):
         if self._answer is not None:
             self._answer.end()
         if self._upstream is not None:
-            self._upstream.close()
-            self._upstream = None
+            upstream, self._upstream = self._upstream, None
+            self._abandon(upstream)
+
+    def _abandon(self, upstream: Upstream) -> None:
+        lane, lease, held = self._lane, self._lease, AsyncExitStack()
+        held.callback(lane.pool.give_back, lease)
+        held.callback(lane.traffic.leave, self._flow, lease.instance)
+        lane.endings.begin(upstream, lease, self._flow, self.account, held)
+        self._is_ending = self.account.ending is not None

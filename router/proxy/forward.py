@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from functools import partial
 from time import monotonic
@@ -18,6 +19,7 @@ from router.proxy.answer import Answer
 from router.proxy.ask import ACCOUNT, Account, Ask, Dialect
 from router.proxy.body import Body
 from router.proxy.client import BehindServer, Passed
+from router.proxy.endings import Endings
 from router.proxy.express import TRIED, Lane
 from router.proxy.failures import Broken, Failures
 from router.proxy.heads import request_head
@@ -74,11 +76,13 @@ class Proxy:
         self._idle = Idle()
         self.traffic = Traffic()
         self._failures = Failures(pool, self.traffic)
-        self.lane = Lane(pool, self._idle, self.traffic, self._failures)
+        self.endings = Endings()
+        self.lane = Lane(pool, self._idle, self.traffic, self._failures, self.endings)
 
     def close(self) -> None:
-        """Let go of the connections that wait for more requests."""
+        """Let go of the connections that wait for more requests, and of the requests that are ending."""
         self._idle.close()
+        self.endings.close()
 
     async def forward(
         self, request: web.Request, body: bytes | Body, ask: Ask, *, target: str | None = None
@@ -162,16 +166,20 @@ class Proxy:
     async def _attempt(self, call: _Call) -> None:
         ask, account = call.ask, call.account
         account.attempts += 1
-        async with self._pool.lease(
-            ask.model, priority=ask.priority, keep_alive=ask.keep_alive, size=ask.size
-        ) as lease:
+        async with AsyncExitStack() as held:
+            leasing = self._pool.lease(
+                ask.model, priority=ask.priority, keep_alive=ask.keep_alive, size=ask.size
+            )
+            lease = await held.enter_async_context(leasing)
             call.waiting.over()
             account.action, account.instance, account.evicted = lease.action, lease.instance, lease.evicted
             account.queue_seconds, account.load_seconds = lease.queue_seconds, lease.load_seconds
-            with self.traffic.passage(lease.instance) as flow:
-                await self._exchange(call, lease, flow)
+            flow = held.enter_context(self.traffic.passage(lease.instance))
+            await self._exchange(call, lease, flow, held)
 
-    async def _exchange(self, call: _Call, lease: Lease, flow: Flow) -> None:
+    async def _exchange(self, call: _Call, lease: Lease, flow: Flow, held: AsyncExitStack) -> None:
+        """`held` is what the request holds; a request that is abandoned keeps it until its child has ended
+        the work."""
         path = lease.address.socket
         upstream = self._idle.take(path, monotonic())
         while True:
@@ -188,8 +196,11 @@ class Proxy:
             try:
                 await upstream.send(call.head, call.body)
                 await over
-            except BaseException:
-                upstream.close()  # also of an answer that was complete in this very moment
+            except BaseException:  # also of an answer that was complete in this very moment
+                if call.ask.outlives_client:
+                    upstream.close()
+                else:
+                    self.endings.begin(upstream, lease, flow, call.account, held)
                 raise
             finally:
                 answer.end()

@@ -20,6 +20,9 @@ CONNECT_AGAIN_SECONDS: Final = 0.002
 _NO_WAITING: Final = socket.SOCK_STREAM | socket.SOCK_NONBLOCK
 #: A request up to this size is written with its head in one piece.
 ONE_WRITE_BYTES: Final = 1 << 16
+#: A child that sends more than this of an abandoned answer does not look whether its client is there: the
+#: connection is aborted, so that the next write fails.
+DISCARDED_BYTES: Final = 1 << 16
 
 
 class HungUp(Exception):
@@ -34,12 +37,33 @@ class Listener(Protocol):
         """Nothing more will come. None: the child ended the connection properly."""
 
 
+class _Abandoned:
+    """Discards the rest of an answer, and resolves `ended` when the child closes the connection."""
+
+    __slots__ = ("_discarded", "_ended", "_upstream")
+
+    def __init__(self, upstream: Upstream, ended: asyncio.Future[None]) -> None:
+        self._upstream = upstream
+        self._ended = ended
+        self._discarded = 0
+
+    def received(self, data: bytes) -> None:
+        self._discarded += len(data)
+        if self._discarded > DISCARDED_BYTES:
+            self._upstream.close()
+            self.lost(None)
+
+    def lost(self, error: Exception | None) -> None:
+        if not self._ended.done():
+            self._ended.set_result(None)
+
+
 class Upstream(asyncio.BufferedProtocol):
     """One connection. `served` counts its exchanges."""
 
     __slots__ = (
-        "_is_full", "_is_lost", "_is_unwanted", "_listener", "_look", "_room", "_socket", "_transport",
-        "_unsent", "served", "was_connected",
+        "_is_abandoned", "_is_full", "_is_lost", "_is_unwanted", "_listener", "_look", "_room", "_socket",
+        "_transport", "_unsent", "served", "was_connected",
     )  # fmt: skip
 
     def __init__(self, own: socket.socket | None = None) -> None:
@@ -47,7 +71,7 @@ class Upstream(asyncio.BufferedProtocol):
         self._socket = own
         self._look: select.poll | None = None
         self._unsent = b""
-        self._is_unwanted = self._is_lost = False
+        self._is_unwanted = self._is_lost = self._is_abandoned = False
         self.was_connected = False
         self._transport: asyncio.Transport | None = None
         self._listener: Listener | None = None
@@ -129,6 +153,32 @@ class Upstream(asyncio.BufferedProtocol):
         if self._transport is not None:
             self._transport.resume_reading()
 
+    def abandon(self) -> asyncio.Future[None] | None:
+        """End an exchange whose answer is not wanted any more. Returns a future that resolves when the child
+        has ended the request; None, with the connection closed, where the child does not work on one.
+
+        Only our half of the connection is closed. llama-server takes that for a client that has left (it
+        peeks for the end of what it is sent) and closes its half when its handler returns: after the work was
+        cancelled, or was completed, where nothing cancels it. An aborted connection would not show when.
+        """
+        transport = self._transport
+        has_all = not self._unsent and self._room is None  # of the request; else it has not begun it
+        if transport is not None:
+            has_all = has_all and not transport.is_closing() and not transport.get_write_buffer_size()
+        if self._is_lost or self._is_unwanted or not has_all:
+            self.close()
+            return None
+        ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._listener, self._is_abandoned = _Abandoned(self, ended), True
+        if transport is not None:
+            self._end_our_half(transport)
+        return ended
+
+    def _end_our_half(self, transport: asyncio.Transport) -> None:
+        if not transport.is_reading():
+            transport.resume_reading()
+        transport.write_eof()
+
     def close(self) -> None:
         """At once: what is not written yet is not wanted any more."""
         self._listener = None
@@ -163,6 +213,8 @@ class Upstream(asyncio.BufferedProtocol):
         self.was_connected = True
         if self._is_unwanted:
             self.close()
+        elif self._is_abandoned:
+            self._end_our_half(self._transport)
         else:
             self._write_unsent()
 

@@ -135,3 +135,60 @@ def test_who_begins_on_a_connection_that_is_lost_by_then_is_told_so(
         listening.listen()
         for turns in range(8):
             runner.run(ask(listening, turns))
+
+
+@LOOPS
+def test_an_abandoned_request_has_ended_when_its_child_closes(tmp_path: Path, loop_factory: LoopFactory):
+    async def abandon() -> None:
+        path, go_on, heard = str(tmp_path / "child.sock"), asyncio.Event(), bytearray()
+
+        async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            heard.extend(await reader.read())  # up to the end of what it is sent
+            await go_on.wait()
+            writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+            writer.close()
+
+        async with await asyncio.start_unix_server(serve, path), asyncio.timeout(DEADLINE):
+            upstream, hearing = await connect(path), Hearing()
+            upstream.begin(hearing)
+            await upstream.send(b"POST / HTTP/1.1\r\n\r\n", Body())
+            upstream.pause()  # as for a client that does not read
+            ended = upstream.abandon()
+            assert ended is not None
+            while not heard:
+                await asyncio.sleep(0)
+            assert not ended.done()
+            go_on.set()
+            await ended
+            upstream.close()
+            assert not hearing.heard and not hearing.over.is_set()
+
+    with asyncio.Runner(loop_factory=loop_factory) as runner:
+        runner.run(abandon())
+
+
+@LOOPS
+def test_a_request_that_its_child_has_not_got_whole_is_no_work_of_its(
+    tmp_path: Path, loop_factory: LoopFactory
+):
+    async def abandon() -> None:
+        path, lost = str(tmp_path / "child.sock"), asyncio.Event()
+
+        async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await lost.wait()
+            writer.close()
+
+        async with await asyncio.start_unix_server(serve, path), asyncio.timeout(DEADLINE):
+            upstream = await connect(path)
+            upstream.begin(Hearing())
+            body = Body.of(bytes(8 << 20))
+            sending = asyncio.get_running_loop().create_task(upstream.send(b"POST", body))
+            await asyncio.sleep(0)
+            assert not sending.done(), "it waits for the child"
+            assert upstream.abandon() is None
+            assert not upstream.is_open
+            await sending
+            lost.set()
+
+    with asyncio.Runner(loop_factory=loop_factory) as runner:
+        runner.run(abandon())

@@ -1,0 +1,121 @@
+"""Requests whose client is gone hold their lease until the child has ended them."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+
+from router.proxy import Ask
+from router.proxy.ask import ACCOUNT
+from tests.api.upstream import Connection, Received
+from tests.proxy.bench import DEADLINE, Bench, eventually
+
+
+class Child:
+    """Works on a plain request until `done`, whether its client is there or not; then `working` slots are
+    busy until `idle`.
+    """
+
+    def __init__(self, working: int = 0) -> None:
+        self.done, self.idle, self.saw_the_end = asyncio.Event(), asyncio.Event(), asyncio.Event()
+        self.working = working
+        self.asked_for_slots = 0
+
+    async def __call__(self, received: Received, connection: Connection) -> None:
+        if received.line.startswith("GET /slots "):
+            self.asked_for_slots += 1
+            busy = 0 if self.idle.is_set() else self.working
+            await connection.answer(json.dumps([{"is_processing": n < busy} for n in range(2)]).encode())
+            return
+        await connection.until_client_left()
+        self.saw_the_end.set()
+        await self.done.wait()
+
+
+async def abandon(bench: Bench, child: Child) -> None:
+    upstream = await bench.child(child)
+    _, writer = await bench.raw()
+    await eventually(lambda: upstream.requests)
+    writer.close()
+    async with asyncio.timeout(DEADLINE):
+        await child.saw_the_end.wait()
+
+
+async def test_a_request_that_is_abandoned_holds_its_lease_until_its_child_closes(bench: Bench):
+    child = Child()
+    await abandon(bench, child)
+    await eventually(bench.requests[0][1].done)
+    ((request, _),) = bench.requests
+    assert bench.pool.open_leases == 1
+    assert [flow.requests for flow in bench.proxy.traffic.flows.values()] == [1], "a stall is still seen"
+    assert request[ACCOUNT].ending is not None and not request[ACCOUNT].ending.done()
+    child.done.set()
+    await eventually(lambda: not bench.pool.open_leases)
+    assert not bench.proxy.traffic.flows
+    assert not len(bench.proxy.endings)
+
+
+async def test_its_lease_is_held_until_no_slot_works_on_it(bench: Bench):
+    """The child closes when the cancellation is asked for, which is carried out after the batch."""
+    child = Child(working=1)
+    await abandon(bench, child)
+    child.done.set()
+    await eventually(lambda: child.asked_for_slots > 2)
+    assert bench.pool.open_leases == 1
+    child.idle.set()
+    await eventually(lambda: not bench.pool.open_leases)
+
+
+async def test_slots_that_work_for_others_hold_nothing(bench: Bench):
+    child = Child(working=1)
+    await abandon(bench, child)
+    _, other = await bench.raw()
+    await eventually(lambda: len(bench.children[0].requests) == 2)
+    child.done.set()
+    await eventually(lambda: bench.pool.open_leases == 1)
+    child.idle.set()
+    other.close()
+
+
+async def test_a_child_that_is_gone_holds_nothing(bench: Bench):
+    child = Child(working=1)
+    await abandon(bench, child)
+    await bench.children[0].__aexit__()
+    await eventually(lambda: not bench.pool.open_leases)
+
+
+async def test_a_stream_whose_child_does_not_look_for_its_client_is_aborted(bench: Bench):
+    sent = 0
+
+    async def endless(_: Received, connection: Connection) -> None:
+        nonlocal sent
+        await connection.begin_stream()
+        while True:
+            await connection.chunk(b"data: " + b"x" * 4000 + b"\n\n")
+            sent += 1
+
+    await bench.child(endless)
+    reader, writer = await bench.raw()
+    await reader.readuntil(b"data: ")
+    writer.close()
+    await eventually(lambda: not bench.pool.open_leases)
+    await asyncio.sleep(0)
+    before = sent
+    await asyncio.sleep(0)
+    assert sent - before <= 1
+
+
+async def test_a_stream_that_is_to_outlive_its_client_is_held_by_whoever_asked_for_that(bench: Bench):
+    child = Child()
+    bench.ask = Ask("qwen", stream=True, outlives_client=True)
+    await abandon(bench, child)
+    await eventually(lambda: not bench.pool.open_leases)
+
+
+async def test_a_router_that_ends_counts_them_no_longer(bench: Bench):
+    child = Child()
+    await abandon(bench, child)
+    await eventually(lambda: len(bench.proxy.endings) == 1)
+    bench.proxy.close()
+    await bench.proxy.endings.settled()
+    assert not bench.pool.open_leases
