@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from time import monotonic
 from typing import Final
 
 from router.core.types import InstanceId
@@ -26,7 +27,8 @@ SPINNING_FACTOR: Final = 30.0
 class Flow:
     """The requests that are with one instance now; the proxy keeps it up to date. `moved_bytes` came from it
     to any of them so far; `held` of them wait for their client, not for the instance. `verdict` says why the
-    instance was given up, if it was.
+    instance was given up, if it was. `open` has the requests by number, oldest first, with the monotonic time
+    of their entry; `begun` is the number of the one that entered last.
     """
 
     requests: int = 0
@@ -34,6 +36,7 @@ class Flow:
     begun: int = 0
     moved_bytes: int = 0
     verdict: str | None = None
+    open: dict[int, float] = field(default_factory=dict)
 
 
 class Traffic:
@@ -50,22 +53,25 @@ class Traffic:
     def passage(self, instance: InstanceId) -> Iterator[Flow]:
         """For as long as a request is with the instance."""
         flow = self.enter(instance)
+        number = flow.begun
         try:
             yield flow
         finally:
-            self.leave(flow, instance)
+            self.leave(flow, instance, number)
 
     def enter(self, instance: InstanceId) -> Flow:
-        """The same for who is no block of code: `leave` once, and not `held`."""
+        """The same without a block: `leave` once, with the `begun` that the flow has now, and not `held`."""
         flow = self._flows.get(instance)
         if flow is None:
             flow = self._flows[instance] = Flow()
         flow.requests += 1
         flow.begun += 1
+        flow.open[flow.begun] = monotonic()
         return flow
 
-    def leave(self, flow: Flow, instance: InstanceId) -> None:
+    def leave(self, flow: Flow, instance: InstanceId, number: int) -> None:
         flow.requests -= 1
+        del flow.open[number]
         if not flow.requests:
             self._flows.pop(instance, None)
 

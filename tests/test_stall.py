@@ -85,9 +85,9 @@ def test_traffic_is_counted_as_long_as_requests_are_there():
     with traffic.passage("a#1") as one:
         with traffic.passage("a#1") as two, traffic.passage("b#1"):
             two.moved_bytes += 5
-            assert dataclasses.astuple(traffic.flows["a#1"]) == (2, 0, 2, 5, None)
+            assert dataclasses.astuple(traffic.flows["a#1"])[:5] == (2, 0, 2, 5, None)
             assert set(traffic.flows) == {"a#1", "b#1"}
-        assert dataclasses.astuple(traffic.flows["a#1"]) == (1, 0, 2, 5, None)
+        assert dataclasses.astuple(traffic.flows["a#1"])[:5] == (1, 0, 2, 5, None)
         one.verdict = "stuck"
         assert two.verdict == "stuck"
     assert not traffic.flows

@@ -78,7 +78,7 @@ class Context:
         self.pool.journal.follow(self.events.heard, *self.events.HEARD)
         self.stats = Stats(self.pool.journal.taken_so_far)
         self.pool.journal.follow(self.stats.heard, *self.stats.HEARD)
-        self.proxy = Proxy(self.pool, self._patience)
+        self.proxy = Proxy(self.pool, self._patience, self._slots)
         self.pool.journal.follow(self.metrics.decisions.heard, *self.metrics.decisions.HEARD)
         # Not entered: it lists what there is, nothing. `router.app` puts one in its place that also fetches.
         self.downloads = Downloads(Nowhere(), hf_cache_dir(), lambda: self.config.downloads, self.reload)
@@ -86,6 +86,10 @@ class Context:
     def _patience(self) -> Patience:
         server = self.config.server
         return Patience(server.stream_head_seconds, server.stream_heartbeat_seconds)
+
+    def _slots(self, model: ModelName) -> int | None:
+        definition = self.known.definitions.by_name.get(model)
+        return (definition.entry.preset.parallel or 1) if definition is not None else None
 
     def _info(self, model: ModelName) -> Mapping[str, Any] | None:
         card = self.known.cards.by_name.get(model)

@@ -16,7 +16,7 @@ from router.api.dialect import ANTHROPIC_PATHS
 from router.api.head import read_fields
 from router.api.json_fields import SMALL_BYTES
 from router.api.keys import Keys, presented
-from router.api.openai import INFERENCE_PATHS
+from router.api.openai import INFERENCE_PATHS, STREAMED_PATHS
 from router.api.requests import InFlight
 from router.api.route import Access
 from router.errors import RouterError
@@ -46,6 +46,7 @@ class _Head(msgspec.Struct, frozen=True):
     said: bytes  # as the child gets it, up to the length
     target: str
     dialect: Dialect
+    may_stream: bool
     presented: tuple[str, ...]  # to open the door with
     keeps_alive: bool
 
@@ -56,7 +57,8 @@ def _read(block: bytes) -> _Head | None:
     if head is None or head.target not in _DIALECTS:
         return None
     shown = tuple(presented(head.authorization, head.x_api_key))
-    return _Head(head.lines, head.target, _DIALECTS[head.target], shown, head.keeps_alive)
+    target = head.target
+    return _Head(head.lines, target, _DIALECTS[target], target in STREAMED_PATHS, shown, head.keeps_alive)
 
 
 class Coming(msgspec.Struct, frozen=True):
@@ -113,6 +115,7 @@ class Express:
         lease = context.pool.take(model, keep_alive=fields.keep_alive, size=fields.size)
         if lease is None:
             return None
+        flow = lane.traffic.enter(lease.instance)
         exchange = Exchange(
             lane,
             lease,
@@ -126,7 +129,9 @@ class Express:
             head.keeps_alive,
             monotonic(),
             self._ended,
-            lane.traffic.enter(lease.instance),
+            flow,
+            flow.begun,
+            fields.stream and head.may_stream,
         )
         self._counting.begun()
         self._in_flight.enter(exchange)

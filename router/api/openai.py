@@ -63,6 +63,12 @@ INFERENCE_PATHS: Final = (
     "/v1/responses/input_tokens",
     "/responses/input_tokens",
 )
+#: Of these, those whose answer llama-server streams where `stream` is true; elsewhere the field means
+#: nothing.
+STREAMED_PATHS: Final = frozenset(
+    {"/v1/chat/completions", "/chat/completions", "/v1/completions", "/completions", "/completion"}
+    | {"/v1/responses", "/responses", "/v1/messages", "/infill"}
+)
 #: POST paths whose form (multipart/form-data) names the model, beside the file it brings.
 FORM_PATHS: Final = ("/v1/audio/transcriptions", "/audio/transcriptions")
 
@@ -91,7 +97,8 @@ async def infer(request: web.Request) -> web.StreamResponse:
     head = read_head(request, fields.text(body))
     model = context.name_or_default(head.model)
     require_loadable(request, context, model)
-    ask = Ask(model, head.priority, head.keep_alive, head.size, dialect_of(request), head.stream)
+    is_stream = head.stream and request.path in STREAMED_PATHS
+    ask = Ask(model, head.priority, head.keep_alive, head.size, dialect_of(request), is_stream)
     if head.stream and (conversation := request.headers.get(CONVERSATION)):
         lasting = replace(ask, outlives_client=True)
         return await forward_to_its_end(context, request, body, lasting, conversation)

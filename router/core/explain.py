@@ -253,6 +253,7 @@ def _model_anew(record: Record) -> ModelView:
         pinned=record.model.pinned if record.pin is None else record.pin,
         exit_code=_exit_code(record.last_error),
         is_load_measured=record.forecast.is_measured,
+        hold_seconds=record.forecast.measured_hold_seconds,
     )
 
 

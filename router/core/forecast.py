@@ -78,6 +78,11 @@ class Forecast:
         weight = self._weight * exp2((self._weighed_at - now) / RATE_HALF_LIFE_SECONDS)
         return weight * log(2) / RATE_HALF_LIFE_SECONDS
 
+    @property
+    def measured_hold_seconds(self) -> float | None:
+        """How long a lease usually lasts; None until one was measured."""
+        return self._hold
+
     def hold_seconds(self, size: float | None = None) -> float:
         """How long a lease lasts; a request that says how much it may produce is never expected to take
         longer than that.

@@ -86,6 +86,7 @@ class DeviceView:
 class ModelView:
     """What is known of a model beyond its definition. `exit_code` is that of the failure `error`: negative
     for a signal. `is_load_measured`: `load_seconds` is no assumption, also where an earlier router measured.
+    `hold_seconds` is how long a request usually takes, None until one was measured.
     """
 
     name: ModelName
@@ -100,6 +101,7 @@ class ModelView:
     pinned: bool = False
     exit_code: int | None = None
     is_load_measured: bool = False
+    hold_seconds: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

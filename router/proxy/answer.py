@@ -63,6 +63,10 @@ class Answer(msgspec.Struct, eq=False):
         """Whether what passed last is whole: else more of ours would become a part of it."""
         return not self._last or self._last.endswith(_ENDS_OF_EVENTS)
 
+    def has_last(self, event: bytes) -> bool:
+        """Whether what passed last is this short event, of at most as many bytes as are kept."""
+        return self._last.endswith(event)
+
     def end(self) -> None:
         """Nobody waits for it any more."""
         self._is_settled = True

@@ -20,7 +20,7 @@ from router.backends.llama_server import RESTATED_STATUS
 from router.errors import RouterError
 from router.pool import Lease, Pool
 from router.proxy.answer import Answer
-from router.proxy.ask import Account, Dialect
+from router.proxy.ask import Account, Ask, Dialect
 from router.proxy.client import Client, Connected
 from router.proxy.endings import Endings
 from router.proxy.failures import Broken, Failures
@@ -28,9 +28,10 @@ from router.proxy.framing import Malformed
 from router.proxy.heads import END_OF_HEAD, Head, read_head
 from router.proxy.idle import Idle
 from router.proxy.outbox import FROM_REQUESTS, Outbox
-from router.proxy.telling import tell_within
+from router.proxy.telling import tell_rejection, tell_within
 from router.proxy.upstream import HungUp, Upstream, ask_now
 from router.proxy.usage import note_whole
+from router.proxy.waiting import Waiting
 from router.stall import Flow, Traffic
 
 log = logging.getLogger("router.proxy")
@@ -60,17 +61,45 @@ class Front(Connected, Protocol):
 TRIED: Final = web.RequestKey("tried", Broken)
 
 
+class Waited(msgspec.Struct, frozen=True):
+    """A request that has been with its child for `seconds`: `number` is its own in the flow."""
+
+    flow: Flow
+    number: int
+    answer: Answer | None
+    seconds: float
+
+
+class LongWay(Protocol):
+    """What can do everything (router.proxy.forward)."""
+
+    def head_seconds(self) -> float: ...
+    def keep_waiting(self, ask: Ask, client: Client, account: Account, at: Waited) -> Waiting: ...
+    async def try_again(
+        self, said: bytes, ask: Ask, client: Client, account: Account, tried: Broken
+    ) -> None: ...
+
+
 class Lane:
     """What all exchanges share."""
 
     def __init__(
-        self, pool: Pool, idle: Idle, traffic: Traffic, failures: Failures, endings: Endings
+        self,
+        pool: Pool,
+        idle: Idle,
+        traffic: Traffic,
+        failures: Failures,
+        endings: Endings,
+        long_way: LongWay,
     ) -> None:
         self.pool = pool
         self.idle = idle
         self.traffic = traffic
         self.failures = failures
         self.endings = endings
+        self.long_way = long_way
+        self._silent: dict[Exchange, float] = {}  # oldest first, with the time at which each is told to wait
+        self._sweep: asyncio.TimerHandle | None = None
         self.outbox = Outbox()
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -78,6 +107,29 @@ class Lane:
         """Hold it until it ends."""
         self._tasks.add(work)
         work.add_done_callback(self._tasks.discard)
+
+    def watch(self, exchange: Exchange, now: float) -> None:
+        """Have the exchange, of a stream, keep its client waiting if nothing of its answer comes for too
+        long. One timer for all: most have begun by then. `now` is monotonic time.
+        """
+        seconds = self.long_way.head_seconds()
+        if seconds:
+            self._silent[exchange] = now + seconds
+            if self._sweep is None:
+                self._sweep = asyncio.get_running_loop().call_later(seconds, self._look)
+
+    def forget(self, exchange: Exchange) -> None:
+        self._silent.pop(exchange, None)
+
+    def _look(self) -> None:
+        now, self._sweep = monotonic(), None
+        while self._silent:
+            exchange, due = next(iter(self._silent.items()))
+            if due > now:
+                self._sweep = asyncio.get_running_loop().call_later(due - now, self._look)
+                return
+            del self._silent[exchange]
+            exchange.keep_waiting()
 
 
 class _InFront(Client, kw_only=True):
@@ -88,7 +140,8 @@ class _InFront(Client, kw_only=True):
 
     def _begin(self, status: int) -> None:
         self.has_begun, self.status = True, status
-        self.front.begun()
+        if not self.is_early:  # else it may have to be said once more
+            self.front.begun()
 
     def write_last(self, data: bytes) -> None:
         if self.outbox.requests >= FROM_REQUESTS:
@@ -127,6 +180,8 @@ class Exchange(msgspec.Struct, eq=False):
     _begun_at: float
     _ended: Callable[[Exchange, int | None, float], object]
     _flow: Flow
+    _number: int
+    _is_stream: bool = False
     id: int = 0
     _upstream: Upstream | None = None
     _is_kept: bool = False
@@ -134,7 +189,8 @@ class Exchange(msgspec.Struct, eq=False):
     _client: _InFront | None = None
     _answer: Answer | None = None
     _has_ended: bool = False
-    _is_ending: bool = False  # the lease is held until its child has ended the request
+    _has_freed: bool = False  # what it holds; the lease may be held until its child has ended the request
+    _waiting: Waiting | None = None
     _failing: asyncio.Task[None] | None = None
 
     @property
@@ -149,6 +205,8 @@ class Exchange(msgspec.Struct, eq=False):
     def begin(self) -> None:
         lane, path = self._lane, self._lease.address.socket
         lane.outbox.requests += 1
+        if self._is_stream:
+            lane.watch(self, self._begun_at)
         upstream = lane.idle.take(path, self._begun_at)
         if upstream is None:
             self._upstream = ask_now(path, self._said, self)
@@ -180,7 +238,7 @@ class Exchange(msgspec.Struct, eq=False):
             head = None  # it is told there
         size = len(data) - body_at
         is_usual = head is not None and head.counted_bytes == size and head.status != RESTATED_STATUS
-        if head is None or not is_usual or not self._keeps_alive:
+        if head is None or not is_usual or not self._keeps_alive or self._client is not None:
             self._read(upstream, head, data, body_at)
             return
         now, account, lane, body = monotonic(), self.account, self._lane, data[body_at:]
@@ -204,10 +262,13 @@ class Exchange(msgspec.Struct, eq=False):
         answer = self._answer = Answer(
             upstream, self._answered(), self.account, self._flow, self._over, self._begun_at
         )
+        if self._waiting is not None:
+            self._waiting.answer = answer
         upstream.hand_on(answer)
         if head is None or head.status < 200:
             answer.received(data)
         else:
+            self.forget_request()
             answer.begin(head, data[body_at:])
 
     def _answered(self) -> _InFront:
@@ -223,6 +284,16 @@ class Exchange(msgspec.Struct, eq=False):
                 outbox=self._lane.outbox,
             )
         return client
+
+    def keep_waiting(self) -> None:
+        """Nothing of the stream has come for as long as a client is left without a word."""
+        if self.account.sent_bytes or self._has_ended:
+            return
+        waited = Waited(self._flow, self._number, self._answer, monotonic() - self._begun_at)
+        self._waiting = self._lane.long_way.keep_waiting(self._ask(), self._answered(), self.account, waited)
+
+    def _ask(self) -> Ask:
+        return Ask(self._lease.model, dialect=self._dialect, stream=True)
 
     def forget_request(self) -> None:
         """Its answer has begun, so it is not said again. A stream may last, and its prompt may be long."""
@@ -259,6 +330,7 @@ class Exchange(msgspec.Struct, eq=False):
         else:
             upstream.close()
         self._upstream = None
+        tell_rejection(client, answer, self.account, self._dialect)
         self._end(client.status, now, keeps_alive=client.keeps_alive)
 
     def _failed(self, error: Exception) -> None:
@@ -282,8 +354,16 @@ class Exchange(msgspec.Struct, eq=False):
         upstream = self._upstream
         was_connected = upstream is not None and upstream.was_connected
         broken = await self._lane.failures.before_answer(self._lease, error, was_connected=was_connected)
+        client = self._client
+        if client is None or not client.has_begun:
+            self._failing = None
+            self._give_up(broken)
+            return
+        # It has the head of its stream: aiohttp's server could not answer it any more.
+        self._free()
+        await self._lane.long_way.try_again(self._said, self._ask(), client, self.account, broken)
         self._failing = None
-        self._give_up(broken)
+        self._end(client.status, monotonic(), keeps_alive=client.keeps_alive)
 
     async def _cut_short(self, error: Exception) -> None:
         """In the middle of its answer."""
@@ -313,12 +393,19 @@ class Exchange(msgspec.Struct, eq=False):
 
     def _free(self) -> None:
         """What it holds, each once."""
+        if self._has_freed:
+            return
+        self._has_freed = True
         lane, lease = self._lane, self._lease
         lane.outbox.requests -= 1
+        if self._is_stream:
+            lane.forget(self)
+        if self._waiting is not None:
+            self._waiting.over()
         if self._answer is not None:
             self._answer.end()
-        if not self._is_ending:
-            lane.traffic.leave(self._flow, lease.instance)
+        if self.account.ending is None:
+            lane.traffic.leave(self._flow, lease.instance, self._number)
             lane.pool.give_back(lease)
 
     def _let_go(self) -> None:
@@ -334,6 +421,5 @@ class Exchange(msgspec.Struct, eq=False):
     def _abandon(self, upstream: Upstream) -> None:
         lane, lease, held = self._lane, self._lease, AsyncExitStack()
         held.callback(lane.pool.give_back, lease)
-        held.callback(lane.traffic.leave, self._flow, lease.instance)
+        held.callback(lane.traffic.leave, self._flow, lease.instance, self._number)
         lane.endings.begin(upstream, lease, self._flow, self.account, held)
-        self._is_ending = self.account.ending is not None

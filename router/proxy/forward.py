@@ -12,21 +12,21 @@ from time import monotonic
 
 from aiohttp import web
 
-from router.backends.llama_server import restated
-from router.errors import LoadFailed, RouterError, UpstreamFailed
+from router.core.types import ModelName
+from router.errors import LoadFailed, RouterError, ShuttingDown, UpstreamFailed
 from router.pool import HandedOver, Lease, Pool
 from router.proxy.answer import Answer
 from router.proxy.ask import ACCOUNT, Account, Ask, Dialect
 from router.proxy.body import Body
-from router.proxy.client import BehindServer, Passed
+from router.proxy.client import BehindServer, Client, Passed
 from router.proxy.endings import Endings
-from router.proxy.express import TRIED, Lane
+from router.proxy.express import TRIED, Lane, Waited
 from router.proxy.failures import Broken, Failures
 from router.proxy.heads import request_head
 from router.proxy.idle import Idle
-from router.proxy.telling import rejection_event, tell_within
+from router.proxy.telling import tell_rejection, tell_within
 from router.proxy.upstream import connect
-from router.proxy.waiting import Patience, Pictures, Waiting
+from router.proxy.waiting import Patience, Pictures, Serving, Waiting
 from router.stall import Flow, Traffic
 
 log = logging.getLogger("router.proxy")
@@ -44,7 +44,7 @@ class _Call:
     body: Body
     ask: Ask
     account: Account
-    client: BehindServer
+    client: Client
     waiting: Waiting
     tried: Broken | None = None
     answer: Answer | None = None
@@ -69,15 +69,24 @@ class Begun(HandedOver):
 class Proxy:
     """Passes requests to the instances of one pool. `traffic` tells what each of them moves."""
 
-    def __init__(self, pool: Pool, patience: Callable[[], Patience] = Patience) -> None:
+    def __init__(
+        self,
+        pool: Pool,
+        patience: Callable[[], Patience] = Patience,
+        slots: Callable[[ModelName], int | None] = lambda _: None,
+    ) -> None:
+        """`slots` tells how many requests an instance of the model serves at a time, None where that is not
+        known.
+        """
         self._pool = pool
         self._patience = patience
+        self._slots = slots
         self._pictures = Pictures(pool)
         self._idle = Idle()
         self.traffic = Traffic()
         self._failures = Failures(pool, self.traffic)
         self.endings = Endings()
-        self.lane = Lane(pool, self._idle, self.traffic, self._failures, self.endings)
+        self.lane = Lane(pool, self._idle, self.traffic, self._failures, self.endings, self)
 
     def close(self) -> None:
         """Let go of the connections that wait for more requests, and of the requests that are ending."""
@@ -122,6 +131,32 @@ class Proxy:
             await client.drain()
         response.sent(client.status, keeps_alive=client.keeps_alive)
         return response
+
+    # --- for the express lane ---
+
+    def head_seconds(self) -> float:
+        """After how long a stream of which nothing has come is begun; 0: never."""
+        return self._patience().head_seconds
+
+    def keep_waiting(self, ask: Ask, client: Client, account: Account, at: Waited) -> Waiting:
+        """Tell the client of a stream from now on what it waits for."""
+        waiting = Waiting(self._pictures, self._patience(), client, ask, account)
+        waiting.go_on(Serving(at.flow, at.number, self._slots(ask.model)), at.answer, at.seconds)
+        return waiting
+
+    async def try_again(self, said: bytes, ask: Ask, client: Client, account: Account, tried: Broken) -> None:
+        """Answer a request whose client has the head of its stream, where an attempt has ended before its
+        child answered. `said` is the request as a child gets it. What goes wrong is told in the stream.
+        """
+        account.attempts = 0
+        with Waiting(self._pictures, self._patience(), client, ask, account) as waiting:
+            call = _Call(said, Body(), ask, account, client, waiting, tried)
+            try:
+                await self._answer(call)
+            except RouterError as error:
+                self._tell(call, error)
+            except HandedOver:
+                self._tell(call, ShuttingDown("the router is being restarted", retry_after_seconds=1.0))
 
     async def _answer(self, call: _Call) -> None:
         begun = asyncio.get_running_loop().time()
@@ -171,10 +206,10 @@ class Proxy:
                 ask.model, priority=ask.priority, keep_alive=ask.keep_alive, size=ask.size
             )
             lease = await held.enter_async_context(leasing)
-            call.waiting.over()
             account.action, account.instance, account.evicted = lease.action, lease.instance, lease.evicted
             account.queue_seconds, account.load_seconds = lease.queue_seconds, lease.load_seconds
             flow = held.enter_context(self.traffic.passage(lease.instance))
+            call.waiting.served(Serving(flow, flow.begun, self._slots(ask.model)))
             await self._exchange(call, lease, flow, held)
 
     async def _exchange(self, call: _Call, lease: Lease, flow: Flow, held: AsyncExitStack) -> None:
@@ -191,7 +226,9 @@ class Proxy:
                     raise await self._failures.before_answer(lease, error, was_connected=False) from error
             over = asyncio.get_running_loop().create_future()
             told, asked_at = partial(_set, over), monotonic()
-            answer = call.answer = Answer(upstream, call.client, call.account, flow, told, asked_at)
+            answer = call.answer = call.waiting.answer = Answer(
+                upstream, call.client, call.account, flow, told, asked_at
+            )
             upstream.begin(answer)
             try:
                 await upstream.send(call.head, call.body)
@@ -215,11 +252,7 @@ class Proxy:
             self._idle.put(path, upstream, answer.head.promised_seconds, monotonic())
         else:
             upstream.close()
-        if answer.rejection is not None and answer.head is not None:
-            call.account.error = "upstream_refused"
-            status, body = restated(answer.head.status, bytes(answer.rejection))
-            call.client.say(rejection_event(status, body, call.ask.dialect))
-            call.client.end()
+        tell_rejection(call.client, answer, call.account, call.ask.dialect)
 
     async def _failure(self, lease: Lease, answer: Answer, error: Exception) -> Exception:
         """The answer ended before its end: what is to be raised. Broken, where the client has heard nothing

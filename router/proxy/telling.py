@@ -6,9 +6,10 @@ from typing import Any
 
 import msgspec
 
+from router.backends.llama_server import restated
 from router.errors import RouterError
 from router.proxy.answer import Answer
-from router.proxy.ask import Dialect
+from router.proxy.ask import Account, Dialect
 from router.proxy.client import Client
 
 
@@ -32,11 +33,17 @@ def error_event(error: RouterError, dialect: Dialect) -> bytes:
             )
 
 
-def tell_within(client: Client, answer: Answer | None, error: RouterError, dialect: Dialect) -> None:
-    """To who has heard the beginning of an answer: as an event, or by a cut."""
+def takes_events(client: Client, answer: Answer | None) -> bool:
+    """Whether what the client has of its answer is the beginning of a stream of events that may go on with
+    one of ours."""
     head = answer.head if answer is not None else None
     is_events = head is not None and head.is_event_stream and not head.is_encoded
-    if not (client.is_early or is_events) or not client.can_be_told:
+    return (client.is_early or is_events) and client.can_be_told
+
+
+def tell_within(client: Client, answer: Answer | None, error: RouterError, dialect: Dialect) -> None:
+    """To who has heard the beginning of an answer: as an event, or by a cut."""
+    if not takes_events(client, answer):
         client.cut()
         return
     # An event that was cut in half must be ended, or the error would become a part of it.
@@ -45,8 +52,17 @@ def tell_within(client: Client, answer: Answer | None, error: RouterError, diale
     client.end()
 
 
+def tell_rejection(client: Client, answer: Answer, account: Account, dialect: Dialect) -> None:
+    """Where the child has refused and the client was told that a stream begins: end that with an event."""
+    if answer.rejection is not None and answer.head is not None:
+        account.error = "upstream_refused"
+        client.say(rejection_event(answer.head.status, bytes(answer.rejection), dialect))
+        client.end()
+
+
 def rejection_event(status: int, body: bytes, dialect: Dialect) -> bytes:
     """The answer of a child that refuses, after its client was told that a stream begins."""
+    status, body = restated(status, body)
     try:
         told = msgspec.json.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError):

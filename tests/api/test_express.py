@@ -11,7 +11,7 @@ import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
-from typing import cast
+from typing import Any, cast
 
 import pytest
 
@@ -307,12 +307,22 @@ async def test_a_client_that_leaves_ends_it_at_the_child(api: Api, caplog: pytes
     assert (await api.get("/requests")).json()["data"] == []
 
 
-async def test_a_stream_does_not_hold_what_was_asked(api: Api):
-    await api.start(script=endless)
+@pytest.mark.parametrize("is_early", [False, True])
+async def test_a_stream_does_not_hold_what_was_asked(api: Api, is_early: bool):
+    gate = asyncio.Event()
+
+    async def script(received: Received, connection: Connection) -> None:
+        if is_early and b"stream" in received.body:
+            await gate.wait()
+        await endless(received, connection)
+
+    await api.start(script=script, stream_head_seconds=0.02 if is_early else 60.0)
     async with calling(api) as caller:
         asked = said({"model": "tiny", "stream": True, "x": "y" * 60_000})
         caller.writer.write(asked)
         async with asyncio.timeout(5):
+            await caller.reader.readuntil(b"\r\n\r\n")
+            gate.set()
             await caller.reader.readuntil(b'data: {"n": 1}\n\n')
         assert caller.is_short()
         (front,) = [one for one in api.runner.front.connections if cast(Front, one)._exchange is not None]
@@ -429,6 +439,152 @@ async def test_a_failed_attempt_is_told_to_its_request_where_that_reaches_the_pr
             caller.writer.write(said(ASKED | {"n": 2}))
         answer = await caller.answer()
         assert (answer.status, json.loads(answer.body)["n"]) == (200, 2)
+
+
+STREAMED = {"model": "tiny", "stream": True}
+SOON: dict[str, Any] = {"stream_head_seconds": 0.05, "stream_heartbeat_seconds": 0.02}
+
+
+@pytest.mark.parametrize(("path", "sign"), [(PATH, b": llama-router {"), ("/v1/messages", b"event: ping")])
+async def test_a_stream_that_hears_nothing_is_begun_and_told_its_place(api: Api, path: str, sign: bytes):
+    gate = asyncio.Event()
+
+    async def script(received: Received, connection: Connection) -> None:
+        if b"stream" in received.body:
+            await gate.wait()
+            await connection.begin_stream()
+            await connection.chunk(b"data: [DONE]\n\n")
+            await connection.end_stream()
+        else:
+            await connection.answer(b"{}")
+
+    await api.start(script=script, **SOON)
+    async with calling(api) as caller:
+        caller.writer.write(said(STREAMED, path=path))
+        async with asyncio.timeout(5):
+            head = await caller.reader.readuntil(b"\r\n\r\n")
+            assert head.startswith(b"HTTP/1.1 200 OK\r\n") and b"text/event-stream" in head
+            assert b"X-Router-Action: already_loaded" in head
+            for _ in range(2):
+                event = await caller.reader.readuntil(b"\n\n\r\n")
+                assert b'"state":"processing"' in event and sign in event
+            gate.set()
+            rest = await caller.reader.readuntil(b"0\r\n\r\n")
+            assert rest.endswith(b"e\r\ndata: [DONE]\n\n\r\n0\r\n\r\n")
+        assert caller.is_short()
+        assert (await caller.ask(said())).status == 200, "the connection goes on"
+    assert api.app_context.proxy.lane.outbox.requests == 0
+
+
+async def test_a_refusal_after_that_is_told_within_the_stream(api: Api):
+    gate = asyncio.Event()
+
+    async def script(received: Received, connection: Connection) -> None:
+        if b"stream" in received.body:
+            await gate.wait()
+            body = b'{"error":{"code":400,"message":"too long"}}'
+            await connection.send(b"HTTP/1.1 400 Bad\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
+        else:
+            await connection.answer(b"{}")
+
+    await api.start(script=script, **SOON)
+    async with calling(api) as caller:
+        caller.writer.write(said(STREAMED))
+        async with asyncio.timeout(5):
+            await caller.reader.readuntil(b"\r\n\r\n")
+            gate.set()
+            assert b'"message":"too long"' in await caller.reader.readuntil(b"0\r\n\r\n")
+        assert (await caller.ask(said())).status == 200
+
+
+@pytest.mark.parametrize("dies_again", [False, True])
+async def test_a_child_that_dies_after_that_is_replaced_once_too(api: Api, dies_again: bool):
+    gate, asked = asyncio.Event(), 0
+
+    async def script(received: Received, connection: Connection) -> None:
+        nonlocal asked
+        if b"stream" not in received.body:
+            await connection.answer(b"{}")
+            return
+        asked += 1
+        if asked == 1 or dies_again:
+            await gate.wait()
+            api.pool.instances.clear()
+            connection.die()
+            return
+        assert received.body == json.dumps(STREAMED).encode()
+        await connection.begin_stream()
+        await connection.chunk(b"data: [DONE]\n\n")
+        await connection.end_stream()
+
+    await api.start(script=script, **SOON)
+    async with calling(api) as caller:
+        caller.writer.write(said(STREAMED))
+        async with asyncio.timeout(5):
+            await caller.reader.readuntil(b"\r\n\r\n")
+            gate.set()
+            rest = await caller.reader.readuntil(b"0\r\n\r\n")
+        assert (b"upstream_failed" in rest) is dies_again
+        assert (b"data: [DONE]" in rest) is not dies_again
+        assert asked == 2
+        assert (await caller.ask(said())).status == 200
+    assert (await api.get("/requests")).json()["data"] == []
+
+
+@pytest.mark.parametrize(
+    ("path", "asked"), [(PATH, {"model": "tiny"}), ("/v1/embeddings", STREAMED), ("/tokenize", STREAMED)]
+)
+async def test_what_is_no_stream_hears_nothing_before_its_answer(api: Api, path: str, asked: object):
+    gate = asyncio.Event()
+
+    async def script(received: Received, connection: Connection) -> None:
+        if not received.line.startswith(f"POST {PATH} ") or b"messages" not in received.body:
+            await gate.wait()
+        await connection.answer(b"{}")
+
+    await api.start(script=script, **SOON)
+    for more in ((), ("X-Router-Priority: high",)):
+        gate.clear()
+        async with calling(api) as caller:
+            caller.writer.write(said(asked, *more, path=path))
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(0.2):
+                    await caller.reader.read(1)
+            gate.set()
+            answer = await caller.answer()
+            assert (answer.status, answer.body) == (200, b"{}")
+
+
+async def test_a_client_that_leaves_after_that_gives_its_lease_back(api: Api):
+    async def script(received: Received, connection: Connection) -> None:
+        if received.line.startswith("GET /slots") or b"stream" not in received.body:
+            await connection.answer(b"[]")
+            return
+        await connection.until_client_left()
+
+    await api.start(script=script, **SOON)
+    async with calling(api) as caller:
+        caller.writer.write(said(STREAMED))
+        async with asyncio.timeout(5):
+            await caller.reader.readuntil(b": llama-router")
+    await until(lambda: not api.pool.open_leases, "its lease is held")
+
+
+async def test_an_operator_who_ends_one_after_that_tells_it_within_the_stream(api: Api):
+    async def script(received: Received, connection: Connection) -> None:
+        if received.line.startswith("GET /slots") or b"stream" not in received.body:
+            await connection.answer(b"[]")
+            return
+        await connection.until_client_left()
+
+    await api.start(script=script, **SOON)
+    async with calling(api) as caller:
+        caller.writer.write(said(STREAMED))
+        async with asyncio.timeout(5):
+            await caller.reader.readuntil(b": llama-router")
+            (row,) = (await api.get("/requests")).json()["data"]
+            await api.call("DELETE", f"/requests/{row['id']}")
+            assert b"request_ended" in await caller.reader.readuntil(b"0\r\n\r\n")
 
 
 async def test_it_ends_whatever_fails_in_telling_why(api: Api, monkeypatch: pytest.MonkeyPatch):

@@ -35,7 +35,8 @@ class Bench:
         self.base = ""
         self.requests: list[tuple[web.Request, asyncio.Task[object]]] = []
         self.patience = Patience()
-        self.proxy = Proxy(cast(Pool, self.pool), lambda: self.patience)
+        self.slots: int | None = None
+        self.proxy = Proxy(cast(Pool, self.pool), lambda: self.patience, lambda _: self.slots)
 
     async def child(self, script: Script) -> Upstream:
         upstream = Upstream(self._folder / f"{len(self.children)}.sock", script)

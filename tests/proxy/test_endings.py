@@ -48,7 +48,8 @@ async def test_a_request_that_is_abandoned_holds_its_lease_until_its_child_close
     ((request, _),) = bench.requests
     assert bench.pool.open_leases == 1
     assert [flow.requests for flow in bench.proxy.traffic.flows.values()] == [1], "a stall is still seen"
-    assert request[ACCOUNT].ending is not None and not request[ACCOUNT].ending.done()
+    ending = request[ACCOUNT].ending
+    assert ending is not None and not ending.done()
     child.done.set()
     await eventually(lambda: not bench.pool.open_leases)
     assert not bench.proxy.traffic.flows

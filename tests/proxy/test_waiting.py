@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import json
 
+import aiohttp
 import pytest
 
-from router.core.views import QueueView, Snapshot
+from router.core.views import ModelView, QueueView, Snapshot
 from router.errors import LoadFailed, RouterError
 from router.proxy import Ask, Dialect, Patience
 from router.proxy.ask import ACCOUNT
@@ -208,3 +209,167 @@ async def test_all_who_wait_share_one_picture_of_the_scheduler(waiting: Bench):
         for reader in readers:
             assert b"llama-router" in await reader.readuntil(b"\n\n\r\n")
     assert taken < len(readers)
+
+
+# --- with its model there ---
+
+
+@pytest.fixture
+def busy(bench: Bench) -> Bench:
+    """The model is ready, and streams are asked for."""
+    bench.ask = Ask("qwen", stream=True)
+    bench.patience = SOON
+    return bench
+
+
+class Silent:
+    """Says nothing, then after `go_on` a head, and after `speak` the rest; `begun` requests are with it."""
+
+    def __init__(self) -> None:
+        self.begun = 0
+        self.go_on, self.speak = asyncio.Event(), asyncio.Event()
+
+    async def __call__(self, _: Received, connection: Connection) -> None:
+        self.begun += 1
+        await self.go_on.wait()
+        await connection.begin_stream()
+        await self.speak.wait()
+        await connection.chunk(b'data: {"n":1}\n\n')
+        await connection.chunk(b"data: [DONE]\n\n")
+        await connection.end_stream()
+
+
+async def beat(answer: aiohttp.ClientResponse) -> dict[str, object]:
+    told = await answer.content.readuntil(b"\n\n")
+    return dict(json.loads(told.removeprefix(b": llama-router ")))
+
+
+async def test_a_stream_without_a_slot_hears_its_place_and_then_that_its_prompt_is_processed(busy: Bench):
+    child = Silent()
+    await busy.child(child)
+    busy.slots = 1
+    busy.pool.views["qwen"] = model_view(hold_seconds=100.0)
+    async with asyncio.timeout(DEADLINE), busy.post() as first, busy.post() as second, busy.post() as third:
+        assert second.headers["X-Router-Action"] == "already_loaded"
+        assert second.content_type == "text/event-stream"
+        one, two, three = [await beat(answer) for answer in (first, second, third)]
+        assert one["state"] == "processing" and "position" not in one
+        assert (two["state"], two["position"]) == ("queued", 1)
+        assert (three["state"], three["position"]) == ("queued", 2)
+        assert 99.0 < float(str(two["expected_seconds"])) <= 100.0
+        assert 199.0 < float(str(three["expected_seconds"])) <= 200.0
+        assert "2 requests came before" in str(three["waits_for"])
+        child.go_on.set()
+        while (told := await beat(third))["state"] != "processing":
+            assert "position" in told
+        child.speak.set()
+        for answer in (first, second, third):
+            rest = await answer.read()
+            events = [event for event in rest.split(b"\n\n") if event and not event.startswith(b":")]
+            assert events == [b'data: {"n":1}', b"data: [DONE]"], "the child's own body, and nothing in it"
+
+
+async def test_nothing_is_expected_of_what_was_never_measured(busy: Bench):
+    child = Silent()
+    await busy.child(child)
+    busy.slots = 1
+    async with asyncio.timeout(DEADLINE), busy.post(), busy.post() as second:
+        told = await beat(second)
+        assert told["position"] == 1 and "expected_seconds" not in told
+        child.go_on.set()
+        child.speak.set()
+
+
+async def test_a_long_prompt_is_told_of_behind_the_head_of_the_child(busy: Bench):
+    child = Silent()
+    child.go_on.set()
+    await busy.child(child)
+    busy.patience = Patience(head_seconds=0.5, beat_seconds=0.02)
+    async with asyncio.timeout(DEADLINE), busy.post() as answer:
+        assert "Cache-Control" not in answer.headers, "the head is the child's"
+        told = [await beat(answer) for _ in range(2)]
+        assert {one["state"] for one in told} == {"processing"}
+        child.speak.set()
+        rest = await answer.read()
+    assert rest.endswith(b'data: {"n":1}\n\ndata: [DONE]\n\n')
+
+
+async def test_the_pings_of_the_child_itself_are_not_taken_for_its_answer(busy: Bench):
+    gate = asyncio.Event()
+
+    async def pinging(_: Received, connection: Connection) -> None:
+        await connection.begin_stream()
+        await connection.chunk(b":\n\n")
+        await gate.wait()
+        await connection.chunk(b'data: {"n":1}\n\n')
+        await connection.end_stream()
+
+    await busy.child(pinging)
+    busy.patience = Patience(head_seconds=0.05, beat_seconds=0.02)
+    async with asyncio.timeout(DEADLINE), busy.post() as answer:
+        assert await answer.content.readuntil(b"\n\n") == b":\n\n"
+        assert [(await beat(answer))["state"] for _ in range(2)] == ["processing"] * 2
+        gate.set()
+        rest = await answer.read()
+    assert rest.endswith(b'data: {"n":1}\n\n')
+
+
+async def test_anthropic_clients_are_pinged_while_they_wait_for_a_slot(busy: Bench):
+    child = Silent()
+    await busy.child(child)
+    busy.ask = Ask("qwen", dialect=Dialect.ANTHROPIC, stream=True)
+    async with asyncio.timeout(DEADLINE), busy.post() as answer:
+        comment, name, data = (await answer.content.readuntil(b"\n\n")).strip().split(b"\n")
+        child.go_on.set()
+        child.speak.set()
+    assert comment.startswith(b": llama-router ")
+    assert (name, data) == (b"event: ping", b'data: {"type": "ping"}')
+
+
+async def test_a_refusal_of_a_child_that_was_busy_is_told_as_an_event(busy: Bench):
+    gate = asyncio.Event()
+
+    async def refuse(_: Received, connection: Connection) -> None:
+        await gate.wait()
+        body = b'{"error":{"code":400,"message":"too long","type":"exceed_context_size_error"}}'
+        await connection.send(b"HTTP/1.1 400 Bad Request\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
+
+    await busy.child(refuse)
+    async with asyncio.timeout(DEADLINE), busy.post() as answer:
+        assert answer.status == 200
+        gate.set()
+        last = (await answer.read()).rstrip(b"\n").split(b"\n\n")[-1]
+    assert json.loads(last.removeprefix(b"data: "))["error"]["message"] == "too long"
+
+
+async def test_nothing_is_said_within_an_answer_that_is_no_stream_of_events(busy: Bench):
+    gate = asyncio.Event()
+
+    async def slow(_: Received, connection: Connection) -> None:
+        await connection.send(b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: 4\r\n\r\n")
+        await gate.wait()
+        await connection.send(b"text")
+
+    await busy.child(slow)
+    async with asyncio.timeout(DEADLINE), busy.post() as answer:
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(5 * SOON.beat_seconds):
+                await answer.content.readexactly(1)
+        gate.set()
+        assert await answer.read() == b"text"
+
+
+async def test_who_does_not_stream_hears_nothing_from_a_busy_child(busy: Bench):
+    child = Silent()
+    await busy.child(child)
+    busy.ask = Ask("qwen")
+    reader, _ = await busy.raw()
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(10 * SOON.beat_seconds):
+            await reader.read(1)
+    child.go_on.set()
+    child.speak.set()
+
+
+def model_view(hold_seconds: float) -> ModelView:
+    return ModelView("qwen", 1.0, 1, 0, 0, None, None, None, None, hold_seconds=hold_seconds)
