@@ -165,10 +165,10 @@ async def test_one_that_waited_for_a_slot_is_counted_and_the_model_is_not_evicte
 
 async def test_all_that_hang_up_at_once_are_counted_until_no_slot_works(router: Start):
     async with start(router) as up:
-        clients = [Abandoning(up) for _ in range(6)]
+        clients = [Abandoning(up) for _ in range(4)]  # llama-server has 6 threads for them and /slots
         for n, client in enumerate(clients):
             await client.ask("/completion", STREAM if n % 2 else LONG)
-        await until(up, "answering", 6)
+        await until(up, "answering", 4)
         await until_working(up, 2)
         for client in clients:
             await client.leave()
