@@ -509,7 +509,7 @@ async def test_a_child_that_dies_after_that_is_replaced_once_too(api: Api, dies_
         asked += 1
         if asked == 1 or dies_again:
             await gate.wait()
-            api.pool.instances.clear()
+            api.pool.exit_all()
             connection.die()
             return
         assert received.body == json.dumps(STREAMED).encode()

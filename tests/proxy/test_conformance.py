@@ -211,7 +211,7 @@ class Router:
         self.short = 0
         self.is_refusing = not is_short
         self.count = 0
-        self.name_of = str
+        self.name_or_default = str
 
     # Where the short way leads.
 
