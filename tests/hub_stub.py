@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import secrets
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -49,11 +49,29 @@ class Faults:
     holding: asyncio.Event = field(default_factory=asyncio.Event)
     api_status: int | None = None
     is_dumb: bool = False
+    #: A captive portal: what is asked (of "api", "head", "content") is answered with `page`, as
+    #: `page_type`; with `login` only after a redirection there.
+    portal: frozenset[str] = frozenset()
+    page: bytes = b"<!DOCTYPE html><html><body>Please log in</body></html>"
+    page_type: str = "text/html"
+    login: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Mirror:
+    """How a mirror differs from the hub: it sends content itself, with an `etag` of its own kind or none; its
+    list tells of a file only what is in `lists`; it may answer GET or HEAD without telling the length."""
+
+    etag: Callable[[bytes], str] | None = None
+    lists: frozenset[str] = frozenset({"size", "blobId", "lfs"})
+    tells_length: bool = True
+    head_length: bool = True
 
 
 @dataclass(slots=True)
 class StubRepo:
-    """`served` replaces what is sent for a path, against what is listed; `listed` adds names to the list."""
+    """`served` replaces what is sent for a path, against what is listed; `listed` adds names to the list, and
+    `unlisted` has contents of such."""
 
     files: dict[str, bytes]
     commit: str = field(default_factory=lambda: secrets.token_hex(20))
@@ -61,6 +79,8 @@ class StubRepo:
     needs_token: str | None = None
     served: dict[str, bytes] = field(default_factory=dict)
     listed: list[dict[str, Any]] = field(default_factory=list)
+    mirror: Mirror | None = None
+    unlisted: dict[str, bytes] = field(default_factory=dict)
 
 
 class HubStub:
@@ -71,6 +91,7 @@ class HubStub:
         self.faults = Faults()
         self.asked: list[Asked] = []
         self.url = ""
+        self.cdn_port = 0
         self._cdn = ""
 
     def add(self, name: str, files: Mapping[str, bytes], **more: Any) -> StubRepo:
@@ -106,8 +127,8 @@ class HubStub:
         try:
             for host in ("127.0.0.1", "127.0.0.2"):
                 await web.TCPSite(runner, host, 0).start()
-            (_, port), (_, cdn_port) = runner.addresses
-            self.url, self._cdn = f"http://127.0.0.1:{port}", f"http://127.0.0.2:{cdn_port}"
+            (_, port), (_, self.cdn_port) = runner.addresses
+            self.url, self._cdn = f"http://127.0.0.1:{port}", f"http://127.0.0.2:{self.cdn_port}"
             yield self
         finally:
             self.faults.go.set()
@@ -130,7 +151,19 @@ class HubStub:
         if self.faults.is_dumb:
             self.faults.holding.set()
             await self.faults.go.wait()
+        if request.path == "/login" or self._asks(request) in self.faults.portal:
+            return self._portal(request)
         return await handler(request)
+
+    def _asks(self, request: web.Request) -> str:
+        if request.path.startswith("/api/"):
+            return "api"
+        return "head" if request.method == "HEAD" else "content"
+
+    def _portal(self, request: web.Request) -> web.Response:
+        if self.faults.login is not None and request.path != "/login":
+            return web.Response(status=302, headers={"Location": self.faults.login})
+        return web.Response(body=self.faults.page, content_type=self.faults.page_type)
 
     def _repo(self, request: web.Request) -> tuple[str, StubRepo]:
         name = request.match_info["repo"]
@@ -148,6 +181,9 @@ class HubStub:
     async def _info(self, request: web.Request) -> web.Response:
         name, repo = self._repo(request)
         siblings = [_sibling(path, content) for path, content in sorted(repo.files.items())] + repo.listed
+        if repo.mirror is not None:
+            kept = {"rfilename", *repo.mirror.lists}
+            siblings = [{key: one[key] for key in one if key in kept} for one in siblings]
         return web.json_response(
             {
                 "id": name,
@@ -177,10 +213,13 @@ class HubStub:
         name, repo = self._repo(request)
         self._check_token(request, repo)
         path = request.match_info["path"]
-        if path not in repo.files:
+        content = repo.files.get(path, repo.unlisted.get(path))
+        if content is None:
             raise web.HTTPNotFound(headers={"X-Error-Code": "EntryNotFound"})
-        content = repo.files[path]
         headers = {"X-Repo-Commit": repo.commit}
+        if repo.mirror is not None:
+            headers |= {"ETag": repo.mirror.etag(content)} if repo.mirror.etag is not None else {}
+            return await self._send(request, repo, path, headers)
         if len(content) < LARGE_BYTES:
             return await self._send(request, repo, path, headers | {"ETag": f'"{_git_hash(content)}"'})
         headers |= {
@@ -200,7 +239,7 @@ class HubStub:
         self, request: web.Request, repo: StubRepo, path: str, headers: dict[str, str]
     ) -> web.StreamResponse:
         faults = self.faults
-        content = repo.served.get(path, repo.files[path])
+        content = repo.served.get(path) or repo.files.get(path) or repo.unlisted[path]
         if request.method == "GET" and faults.statuses:
             after = {"Retry-After": faults.retry_after} if faults.retry_after else {}
             return web.Response(status=faults.statuses.pop(0), headers=after)
@@ -213,7 +252,9 @@ class HubStub:
                 return web.Response(status=416)
             headers["Content-Range"] = f"bytes {begin}-{len(content) - 1}/{len(content)}"
         status = 206 if begin else 200
-        headers["Content-Length"] = str(len(content) - begin)
+        mirror = repo.mirror or Mirror()
+        if mirror.head_length if request.method == "HEAD" else mirror.tells_length:
+            headers["Content-Length"] = str(len(content) - begin)
         response = web.StreamResponse(status=status, headers=headers)
         await response.prepare(request)
         if request.method == "HEAD":

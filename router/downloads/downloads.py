@@ -32,7 +32,7 @@ from router.downloads.errors import (
 from router.downloads.job import DownloadEvent, Job, JobError, JobState, Listing, Wish
 from router.downloads.layout import RepoFolder
 from router.downloads.protocol import Failed, Fetch, Fetched, Listed, Look, Progress, Sweep, Swept
-from router.downloads.removal import Removed, discard, place_of, remove
+from router.downloads.removal import Removed, discard, place_of, remove, sweep
 from router.downloads.working import working
 from router.errors import RouterError
 
@@ -101,6 +101,7 @@ class _Live:
     rated_at: float = 0.0
     rated_bytes: int = 0
     corrupt: int = 0
+    unverified: tuple[str, ...] = ()
     pause_seconds: float = FIRST_RETRY_SECONDS
 
 
@@ -279,9 +280,10 @@ class Downloads:
         removed = await asyncio.to_thread(remove, places, frozenset(needed))
         if not removed.shared:
             return removed
-        sweep = Sweep(str(self.cache), tuple(map(str, removed.shared)))
-        async with working(sweep, self._environ, stall_seconds=LOOK_SECONDS) as said:
+        shared = Sweep(str(self.cache), tuple(map(str, removed.shared)))
+        async with working(shared, self._environ, stall_seconds=LOOK_SECONDS) as said:
             freed = [one.freed_bytes async for one in said if isinstance(one, Swept)]
+        await asyncio.to_thread(sweep, places[0].repo)
         return replace(removed, freed_bytes=removed.freed_bytes + sum(freed))
 
     def free_bytes(self) -> int:
@@ -373,6 +375,7 @@ class Downloads:
                     case Progress():
                         self._progress(live, one)
                     case Fetched():
+                        live.unverified = one.unverified
                         return None
                     case Failed():
                         return one
@@ -410,11 +413,19 @@ class Downloads:
     # --- how it ends ---
 
     async def _finish(self, live: _Live) -> None:
-        note = None if live.job.models else "none of these files is a model"
+        notes = [] if live.job.models else ["none of these files is a model"]
+        if live.unverified:
+            notes.append(
+                f"not verified: {self.endpoint} tells no hash of {', '.join(live.unverified)}; only the size"
+                " was compared"
+            )
         try:
             await self._reload()
         except RouterError as error:
-            note = f"it is not listed yet, as the router could not look for models anew: {error.message}"
+            notes.append(
+                f"it is not listed yet, as the router could not look for models anew: {error.message}"
+            )
+        note = "; ".join(notes) or None
         done = {file.path: file.size for file in live.job.files}
         live.job = _changed(live.job, state="finished", done=done, note=note, bytes_per_second=None)
         log.info("%s is there: %s", live.job.model, _size(live.job.total_bytes))

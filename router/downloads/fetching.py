@@ -1,28 +1,38 @@
 """Fetches files into the cache, each from where it was left. Runs in the worker.
 
 huggingface_hub's own `hf_hub_download` begins anew whenever it is interrupted (it writes to a file of a
-random name and deletes that), which is nothing for forty gigabytes. So the bytes come by its `http_get`, to
-a partial file that keeps its name; what is made of it is what the library itself would have made.
+random name and deletes that), which is nothing for forty gigabytes. So the bytes come by its session to a
+partial file that keeps its name; what is made of it is what the library itself would have made.
 """
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import os
+import re
+import shutil
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from time import sleep
-from typing import Any, BinaryIO, Final, cast
-from urllib.parse import urlsplit
+from typing import Any, Final
+from urllib.parse import urljoin, urlsplit
 
-from huggingface_hub import constants, hf_hub_download, hf_hub_url
-from huggingface_hub.file_download import get_hf_file_metadata, http_get
-from huggingface_hub.utils import build_hf_headers, tqdm  # type: ignore[attr-defined]
+import httpx2
+from huggingface_hub import (
+    get_hf_file_metadata,
+    get_session,
+    hf_hub_download,
+    hf_hub_url,
+    hf_raise_for_status,
+)
+from huggingface_hub.constants import HF_HUB_DOWNLOAD_TIMEOUT, MAX_HTTP_DOWNLOAD_SIZE
+from huggingface_hub.utils import tqdm  # type: ignore[attr-defined]
 
-from router.downloads.hub import HubProblem, endpoint, translated
+from router.downloads.hub import HubProblem, endpoint, no_hub, request_headers, translated
 from router.downloads.job import RemoteFile
 from router.downloads.layout import COMMIT, Outside, RepoFolder
 from router.downloads.protocol import Failed, Fetch, Fetched, Progress, Said
@@ -31,32 +41,48 @@ PROGRESS_SECONDS: Final = 0.1
 CHUNK_BYTES: Final = 1 << 18
 #: What is written reaches the disk this often, so that at the end nobody waits for gigabytes.
 SYNC_BYTES: Final = 256 << 20
+#: Connections without a byte, one after another, before the attempt has failed: as the library's `http_get`.
+CONNECTIONS: Final = 5
+CONNECTION_PAUSE_SECONDS: Final = 1.0
+#: huggingface.co is what mirrors send to: as the library, its own token is sent there from a mirror.
+HUB_ORIGIN: Final = ("https", "huggingface.co")
+GGUF_MAGIC: Final = b"GGUF"
+#: symlink(2): "The filesystem containing linkpath does not support the creation of symbolic links" is EPERM;
+#: FUSE, CIFS and 9p have the others.
+_NO_SYMLINKS: Final = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL})
+_NO_LOCKS: Final = frozenset({errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL})
+#: What the library takes for a yes in its variables.
+_YES: Final = frozenset({"1", "ON", "YES", "TRUE"})
+_RANGE: Final = re.compile(r"bytes (?P<begin>\d+)-\d+/(?P<total>\d+|\*)")
+_PAGE: Final = re.compile(rb"\s*(<!doctype html|<html)", re.IGNORECASE)
 
 
 def fetch(wanted: Fetch, say: Callable[[Said], None]) -> Fetched:
     """All files, then the links to them, then the revision that names them: nothing is seen by halves. Raises
     HubProblem."""
-    constants.DOWNLOAD_CHUNK_SIZE = CHUNK_BYTES  # the library's ten megabytes would be lost with a process
     repo = RepoFolder(Path(wanted.cache), wanted.repo)
     blobs: dict[str, Path] = {}
+    unverified: list[str] = []
     meter = _Meter(say)
     for file in wanted.files:
         try:
-            blobs[file.path] = _fetch_file(wanted, repo, file, meter)
+            blobs[file.path], is_verified = _fetch_file(wanted, repo, file, meter)
+            unverified += [] if is_verified else [file.path]
         except Outside as error:
             raise HubProblem(Failed("outside", str(error))) from error
         except Exception as error:
             raise translated(error, wanted.repo, wanted.revision, file.path) from error
         meter.tell(file.path, file.size)
     try:
+        shelf = _Snapshot(repo)
         for path, blob in blobs.items():
-            _link(repo, repo.pointer(wanted.commit, path), blob)
+            shelf.put(repo.pointer(wanted.commit, path), blob)
         _name_commit(repo, wanted.revision, wanted.commit)
     except Outside as error:
         raise HubProblem(Failed("outside", str(error))) from error
     except OSError as error:
         raise translated(error, wanted.repo, wanted.revision) from error
-    return Fetched()
+    return Fetched(tuple(unverified))
 
 
 class _Meter:
@@ -91,49 +117,89 @@ class _Meter:
             self._tell()
 
 
-def _fetch_file(wanted: Fetch, repo: RepoFolder, file: RemoteFile, meter: _Meter) -> Path:
-    """The blob, complete and checked."""
+def _fetch_file(wanted: Fetch, repo: RepoFolder, file: RemoteFile, meter: _Meter) -> tuple[Path, bool]:
+    """The blob, complete and checked; and whether its content was compared with a hash. One that is there
+    already counts as compared."""
     there = _already(wanted, repo, file)
     if there is not None:
-        return there
+        return there, True
     url = hf_hub_url(wanted.repo, file.path, revision=wanted.commit)
-    headers = build_hf_headers(library_name="llama-router")
+    headers = request_headers()
     about = get_hf_file_metadata(url, headers=headers)
-    etag = about.etag or ""
     size = file.size if about.size is None else about.size
-    if size != file.size or (file.sha256 is not None and etag != file.sha256):
-        raise HubProblem(Failed("misbehaves", f"{endpoint()} has listed another {file.path} than it sends"))
+    if size != file.size:
+        message = (
+            f"{endpoint()} has listed {file.path} with {file.size} bytes, and answers with {size} when asked"
+            " for it: a page of the network, or another version?"
+        )
+        raise HubProblem(Failed("misbehaves", message))
+    etag = file.etag or ""  # not the answer's, which of a mirror may be of any kind, and of any meaning
     blob = repo.blob(etag)
     repo.make(repo.blobs)
-    limit = constants.MAX_HTTP_DOWNLOAD_SIZE if wanted.http_max_bytes is None else wanted.http_max_bytes
+    limit = MAX_HTTP_DOWNLOAD_SIZE if wanted.http_max_bytes is None else wanted.http_max_bytes
     if size > limit:
-        return _by_the_library(wanted, file, meter)
-    if not _is_same_host(url, about.location):
+        return _by_the_library(wanted, file, meter), file.sha256 is not None
+    location = urljoin(url, about.location)
+    if not _may_see_token(url, location):
         headers.pop("authorization", None)  # the address itself is signed, and its host is not the hub
     with _opened(repo.partial(etag)) as fd:
-        if blob.exists():  # somebody else was faster, while this waited for the lock
-            return blob
-        partial = _Partial(fd, file, meter)
+        if blob.exists():  # another process was faster, while this one waited for the lock
+            return blob, True
+        partial = _Partial(fd, file, _Content(file, about.etag), meter)
         partial.take_up()
-        try:
-            http_get(
-                about.location,
-                cast(BinaryIO, partial),
-                resume_size=partial.tell(),
-                headers=headers,
-                expected_size=size,
-                displayed_filename=file.path,
-            )
-        except OSError as error:
-            # Without a number it is the library's word for a file of another size (its other errors are of
-            # classes of their own).
-            if type(error) is not OSError or error.errno is not None:
-                raise
-        if not partial.is_right():
-            raise HubProblem(partial.refused(file.path))
+        _receive(location, headers, partial)
+        is_verified = partial.check()
         os.fsync(fd)
         repo.partial(etag).rename(blob)
-    return blob
+    return blob, is_verified
+
+
+def _receive(url: str, headers: Mapping[str, str], partial: _Partial) -> None:
+    """All bytes that are not there yet, by as many connections as it takes."""
+    left = CONNECTIONS
+    while not partial.is_full():
+        before = partial.at
+        try:
+            _receive_some(url, headers, partial)
+            return
+        except (httpx2.NetworkError, httpx2.TimeoutException, httpx2.RemoteProtocolError):
+            left = CONNECTIONS if partial.at > before else left - 1
+            if left == 0:
+                raise
+        sleep(CONNECTION_PAUSE_SECONDS)
+
+
+def _receive_some(url: str, headers: Mapping[str, str], partial: _Partial) -> None:
+    """What one connection sends. Raises HubProblem for an answer that is not the file."""
+    # A proxy's compression would make lengths and ranges those of something else.
+    headers = {**headers, "Accept-Encoding": "identity"}
+    if partial.at:
+        headers["Range"] = f"bytes={partial.at}-"
+    timeout = HF_HUB_DOWNLOAD_TIMEOUT
+    with get_session().stream("GET", url, headers=headers, timeout=timeout) as response:
+        hf_raise_for_status(response)
+        begin, total = _extent(response, partial.at)
+        if begin not in (0, partial.at):
+            raise partial.unusable(f"bytes from {begin} on, where those from {partial.at} on were asked for")
+        if total is not None and total != partial.size:
+            is_page = response.headers.get("Content-Type", "").lower().startswith("text/html")
+            raise partial.unusable("a page for people") if is_page else partial.cut_at(total)
+        if begin < partial.at:  # the server does not send parts
+            partial.clear()
+        for chunk in response.iter_bytes(chunk_size=CHUNK_BYTES):
+            partial.write(chunk)
+
+
+def _extent(response: httpx2.Response, asked: int) -> tuple[int, int | None]:
+    """At which byte of the file the answer begins, and how many bytes the file has, if that is told."""
+    if response.status_code == 206:
+        found = _RANGE.fullmatch(response.headers.get("Content-Range", "").strip())
+        if found is None:
+            return asked, None
+        return int(found["begin"]), None if found["total"] == "*" else int(found["total"])
+    length = response.headers.get("Content-Length", "")
+    is_encoded = response.headers.get("Content-Encoding", "identity").lower() != "identity"
+    return 0, int(length) if length.isdecimal() and not is_encoded else None
 
 
 def _already(wanted: Fetch, repo: RepoFolder, file: RemoteFile) -> Path | None:
@@ -156,95 +222,141 @@ def _opened(path: Path) -> Iterator[int]:
         except BlockingIOError:
             message = f"another process is fetching {path.name}"
             raise HubProblem(Failed("busy", message, is_transient=True)) from None
+        except OSError as error:  # the hash tells whether two processes have written to it
+            if error.errno not in _NO_LOCKS:
+                raise
         yield fd
     finally:
         os.close(fd)
 
 
 class _Content:
-    """What the hub says of a content: a hash of it, if it says one."""
+    """What is known of a file's content before it has come. `etag` is that of the server that sends it, which
+    counts where the hub has listed no hash."""
 
-    def __init__(self, file: RemoteFile) -> None:
+    def __init__(self, file: RemoteFile, etag: str | None) -> None:
         self._size = file.size
-        self._is_large = file.sha256 is not None
-        self._digest = file.sha256 or file.blob
-        if not self._is_large and not COMMIT.fullmatch(self._digest or ""):
-            self._digest = None
+        self._sha256 = file.sha256
+        self._blob = file.blob if COMMIT.fullmatch(file.blob or "") else None
+        self._etag = etag
+        self.begin()
 
-    def begin(self) -> Any:
-        """A hash to be fed with all of it."""
-        if self._is_large:
-            return hashlib.sha256()
-        return hashlib.sha1(b"blob %d\0" % self._size, usedforsecurity=False)  # as git does
+    def begin(self) -> None:
+        """Nothing has been fed yet."""
+        self._hash = hashlib.sha256()
+        self._git = None if self._sha256 is not None else _git_hash(self._size)
 
-    def is_it(self, hashed: Any) -> bool:
-        return self._digest is None or hashed.hexdigest() == self._digest
+    def feed(self, chunk: bytes | memoryview) -> None:
+        self._hash.update(chunk)
+        if self._git is not None:
+            self._git.update(chunk)
+
+    def is_right(self) -> bool | None:
+        """Whether what was fed is what the hub has; None where it tells no hash that could be compared."""
+        sha256 = self._hash.hexdigest()
+        if self._sha256 is not None:
+            return sha256 == self._sha256
+        assert self._git is not None, "it is hashed where no sha256 is known"
+        if self._blob is not None:
+            return self._blob in (self._git.hexdigest(), self._pointer_hash(sha256))
+        return True if self._etag in (sha256, self._git.hexdigest()) else None
+
+    def _pointer_hash(self, sha256: str) -> str:
+        """Git's hash of what git-lfs keeps instead of the content: mirrors list it without saying so."""
+        pointer = f"version https://git-lfs.github.com/spec/v1\noid sha256:{sha256}\nsize {self._size}\n"
+        hashed = _git_hash(len(pointer))
+        hashed.update(pointer.encode())
+        return str(hashed.hexdigest())
+
+
+def _git_hash(size: int) -> Any:
+    """To be fed with a content of `size` bytes."""
+    return hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False)
 
 
 class _Partial:
-    """The file as `http_get` writes to it, which hashes and counts on the way."""
+    """The file while it comes: written, hashed and counted. `at` are the bytes that are there."""
 
-    def __init__(self, fd: int, file: RemoteFile, meter: _Meter) -> None:
+    def __init__(self, fd: int, file: RemoteFile, content: _Content, meter: _Meter) -> None:
+        self.at = 0
+        self.size = file.size
         self._fd = fd
         self._path = file.path
-        self._size = file.size
-        self._content = _Content(file)
-        self._hash = self._content.begin()
+        self._is_model = file.path.lower().endswith(".gguf")
+        self._has_hash = file.key is None
+        self._content = content
         self._meter = meter
-        self._at = 0
         self._synced = 0
 
     def take_up(self) -> None:
         """Read what is there already. More than there can be is worth nothing."""
         there = os.fstat(self._fd).st_size
-        if there > self._size:
+        if there > self.size:
             os.ftruncate(self._fd, 0)
-        while chunk := os.pread(self._fd, CHUNK_BYTES, self._at):
-            self._hash.update(chunk)
-            self._at += len(chunk)
+        while chunk := os.pread(self._fd, CHUNK_BYTES, self.at):
+            self._content.feed(chunk)
+            self.at += len(chunk)
             self._meter.at(self._path, there)  # nothing new, and yet a sign of life
-        self._synced = self._at
+        self._synced = self.at
 
-    def is_right(self) -> bool:
-        return self._at == self._size and self._content.is_it(self._hash)
+    def is_full(self) -> bool:
+        return self.at == self.size
 
-    def refused(self, path: str) -> Failed:
-        """What is wrong is not kept; what is only too short is."""
-        if self._at < self._size:
-            message = f"the hub has ended {path} after {self._at} of {self._size} bytes"
-            return Failed("misbehaves", message, is_transient=True)
-        os.ftruncate(self._fd, 0)
-        message = f"what has come as {path} is not what the hub has listed ({self._at} bytes)"
-        return Failed("corrupt", message, is_transient=True)
-
-    # --- what `http_get` calls ---
-
-    def tell(self) -> int:
-        return self._at
-
-    def write(self, chunk: bytes) -> int:
+    def write(self, chunk: bytes) -> None:
+        if self.at == 0:
+            self._check_head(chunk)
+        if self.at + len(chunk) > self.size:
+            self.clear()
+            raise self.unusable(f"more than {self.size} bytes")
         left = memoryview(chunk)
         while left:
-            written = os.pwrite(self._fd, left, self._at)
-            self._hash.update(left[:written])
-            self._at += written
+            written = os.pwrite(self._fd, left, self.at)
+            self._content.feed(left[:written])
+            self.at += written
             left = left[written:]
-        self._meter.at(self._path, self._at)
-        if self._at - self._synced >= SYNC_BYTES:
+        self._meter.at(self._path, self.at)
+        if self.at - self._synced >= SYNC_BYTES:
             os.fdatasync(self._fd)
-            self._synced = self._at
-        return len(chunk)
+            self._synced = self.at
 
-    def seek(self, offset: int) -> int:
-        """It goes back to the beginning when a server does not send the part it was asked for."""
-        assert offset == 0, "a whole file is fetched again, or none of it"
-        self._at = self._synced = 0
-        self._hash = self._content.begin()
-        return 0
+    def clear(self) -> None:
+        os.ftruncate(self._fd, 0)
+        self.at = self._synced = 0
+        self._content.begin()
 
-    def truncate(self) -> int:
-        os.ftruncate(self._fd, self._at)
-        return self._at
+    def check(self) -> bool:
+        """Whether the content was compared with a hash. Raises HubProblem: what is wrong is not kept, what is
+        only too short is."""
+        if not self.is_full():
+            raise self.cut_at(self.at)
+        is_right = self._content.is_right()
+        if is_right is False:
+            self.clear()
+            raise self.unusable(f"{self.size} bytes of another content")
+        return is_right is True
+
+    def cut_at(self, size: int) -> HubProblem:
+        if size > self.size:
+            return self.unusable(f"{size} bytes")
+        message = f"the hub has ended {self._path} after {size} of {self.size} bytes"
+        return HubProblem(Failed("misbehaves", message, is_transient=True))
+
+    def unusable(self, what: str) -> HubProblem:
+        """An answer that is not the file. Tried once more, and what has come before is kept."""
+        message = (
+            f"what has come as {self._path} is not what the hub has listed ({self.size} bytes): {what}."
+            f" {no_hub(self._path)}"
+        )
+        return HubProblem(Failed("corrupt", message, is_transient=True))
+
+    def _check_head(self, chunk: bytes) -> None:
+        """Refuse what cannot be the file by its first bytes: a page of the network, of which the rest of the
+        file would be fetched behind it; and anything but a GGUF file where no hash will tell."""
+        is_page = _PAGE.match(chunk) is not None and not self._path.lower().endswith((".html", ".htm"))
+        if is_page and (self._is_model or not self._has_hash):
+            raise self.unusable("a page for people")
+        if self._is_model and not self._has_hash and chunk[:4] != GGUF_MAGIC:
+            raise self.unusable("no GGUF file")
 
 
 def _target(pointer: Path) -> Path:
@@ -252,15 +364,54 @@ def _target(pointer: Path) -> Path:
     return Path(os.path.normpath(pointer.parent / pointer.readlink())) if pointer.is_symlink() else pointer
 
 
-def _link(repo: RepoFolder, pointer: Path, blob: Path) -> None:
-    repo.make(pointer.parent)
-    if os.path.lexists(pointer) and _target(pointer) == blob:
-        return
-    fresh = pointer.with_name(f".{pointer.name[:200]}.{os.getpid()}")
-    with suppress(FileNotFoundError):
-        fresh.unlink()
-    fresh.symlink_to(os.path.relpath(blob, pointer.parent))
-    fresh.replace(pointer)
+class _Snapshot:
+    """Puts content into snapshots: as links to its blobs, else, on a file system without symbolic links or
+    where HF_HUB_DISABLE_SYMLINKS is set, as the files themselves, as huggingface_hub does."""
+
+    def __init__(self, repo: RepoFolder) -> None:
+        self._repo = repo
+        self._has_links = os.environ.get("HF_HUB_DISABLE_SYMLINKS", "").upper() not in _YES
+        self._moved: dict[Path, Path] = {}
+
+    def put(self, pointer: Path, blob: Path) -> None:
+        self._repo.make(pointer.parent)
+        if os.path.lexists(pointer) and _target(pointer) == blob:
+            return
+        fresh = pointer.with_name(f".{pointer.name[:200]}.{os.getpid()}")
+        with suppress(FileNotFoundError):
+            fresh.unlink()
+        if self._has_links:
+            try:
+                fresh.symlink_to(self._way(pointer, blob))
+            except OSError as error:
+                if error.errno not in _NO_SYMLINKS:
+                    raise
+                self._has_links = False
+        if not self._has_links:
+            self._make(fresh, blob)
+        fresh.replace(pointer)
+        self._moved.setdefault(blob, pointer)
+
+    def _way(self, pointer: Path, blob: Path) -> str:
+        """From a link to its blob: relative, so that a cache can be moved, unless `..` leads elsewhere."""
+        is_elsewhere = self._repo.snapshots.is_symlink()
+        return os.path.abspath(blob) if is_elsewhere else os.path.relpath(blob, pointer.parent)  # noqa: PTH100
+
+    def _make(self, fresh: Path, blob: Path) -> None:
+        """Move the content, unless some snapshot may still link to it."""
+        source = self._moved.get(blob, blob) if not blob.exists() else blob
+        if source == blob and not blob.is_symlink() and not self._is_linked(blob):
+            blob.rename(fresh)
+            return
+        try:
+            shutil.copyfile(source, fresh)
+        except BaseException:
+            fresh.unlink(missing_ok=True)
+            raise
+
+    def _is_linked(self, blob: Path) -> bool:
+        found = (Path(root) / name for root, _, names in os.walk(self._repo.snapshots) for name in names)
+        return any(one.is_symlink() and _target(one) == blob for one in found)
 
 
 def _name_commit(repo: RepoFolder, revision: str, commit: str) -> None:
@@ -273,8 +424,10 @@ def _name_commit(repo: RepoFolder, revision: str, commit: str) -> None:
     fresh.replace(ref)
 
 
-def _is_same_host(url: str, other: str) -> bool:
-    return urlsplit(url)[:2] == urlsplit(other)[:2]
+def _may_see_token(url: str, location: str) -> bool:
+    """Whether `location` is at the hub that was asked, or at huggingface.co, to which mirrors send."""
+    origin = tuple(urlsplit(location)[:2])
+    return origin in (tuple(urlsplit(url)[:2]), HUB_ORIGIN)
 
 
 def _by_the_library(wanted: Fetch, file: RemoteFile, meter: _Meter) -> Path:

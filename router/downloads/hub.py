@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 import errno
+import hashlib
+import os
 import re
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Final
 
 import httpx2
-from huggingface_hub import HfApi, constants, get_token
+from huggingface_hub import (
+    DeleteCacheStrategy,
+    HfApi,
+    ModelInfo,
+    get_hf_file_metadata,
+    get_token,
+    hf_hub_url,
+)
 from huggingface_hub.errors import (
     EntryNotFoundError,
     GatedRepoError,
@@ -19,7 +30,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 from huggingface_hub.hf_api import RepoSibling
-from huggingface_hub.utils._shared_blobs import sweep_shared_blob
+from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
 
 from router.downloads.job import Listing, RemoteFile
 from router.downloads.layout import COMMIT, is_etag, is_safe_path
@@ -27,10 +38,14 @@ from router.downloads.protocol import Failed, Listed, Look, Sweep, Swept
 from router.downloads.source import is_repo
 
 LOOK_SECONDS: Final = 20.0
+#: Of a list without sizes: the router waits 30 s for all of it.
+MEASURED_FILES: Final = 64
+MEASURED_AT_A_TIME: Final = 8
+_MODEL_SUFFIX: Final = ".gguf"
 _SIGNED: Final = re.compile(r"(https?://[^\s?'\"]+)\?[^\s'\"]+")
 _LONGEST_MESSAGE: Final = 500
 _DISK_FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
-_NOT_WRITABLE: Final = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
+_NOT_WRITABLE: Final = frozenset({errno.EACCES, errno.EPERM, errno.EROFS, errno.EFBIG})
 
 
 class HubProblem(Exception):
@@ -48,39 +63,80 @@ def look(wanted: Look) -> Listed:
         info = api.model_info(
             wanted.repo, revision=wanted.revision, files_metadata=True, timeout=LOOK_SECONDS
         )
+        return Listed(_listing(api, info, wanted))
+    except HFValidationError as error:
+        raise translated(error, wanted.repo, wanted.revision) from error
+    except (ValueError, TypeError, LookupError, AttributeError) as error:
+        # The answer was no JSON, or other JSON than a hub's.
+        raise HubProblem(Failed("misbehaves", no_hub(wanted.repo))) from error
     except Exception as error:
         raise translated(error, wanted.repo, wanted.revision) from error
+
+
+def _listing(api: HfApi, info: ModelInfo, wanted: Look) -> Listing:
     # The hub answers with the name as it is spelt there, also after a renaming.
     repo = info.id if is_repo(info.id) else wanted.repo
-    if info.sha is None or not COMMIT.fullmatch(info.sha):
+    commit = info.sha
+    if commit is None or not COMMIT.fullmatch(commit):
         raise HubProblem(Failed("misbehaves", f"{endpoint()} names no commit of {repo}"))
     siblings = info.siblings or []
-    files = tuple(file for sibling in siblings if (file := _file(sibling)) is not None)
-    left_out = tuple(one.rfilename[:200] for one in siblings if not is_safe_path(one.rfilename))
+    unmeasured = [
+        one.rfilename
+        for one in siblings
+        if one.size is None and one.rfilename.endswith(_MODEL_SUFFIX) and is_safe_path(one.rfilename)
+    ]
+    sizes = _sizes(repo, commit, unmeasured[:MEASURED_FILES])
+    files = tuple(file for one in siblings if (file := _file(repo, commit, one, sizes)) is not None)
+    if unmeasured and not any(file.path.endswith(_MODEL_SUFFIX) for file in files):
+        raise HubProblem(Failed("misbehaves", f"{endpoint()} tells the size of no GGUF file of {repo}"))
+    left_out = tuple(_encodable(one.rfilename[:200]) for one in siblings if not is_safe_path(one.rfilename))
     gated = bool(info.gated)
-    return Listed(
-        Listing(
-            repo,
-            info.sha,
-            files,
-            gated=gated,
-            private=bool(info.private),
-            accessible=not gated or _is_accessible(api, repo),
-            left_out=left_out,
-        )
+    return Listing(
+        repo,
+        commit,
+        files,
+        gated=gated,
+        private=bool(info.private),
+        accessible=not gated or _is_accessible(api, repo),
+        left_out=left_out,
     )
 
 
 def sweep(wanted: Sweep) -> Swept:
-    """Newer versions keep content that several repositories have once, and know who still links to it."""
-    cache = Path(wanted.cache)
-    return Swept(sum(sweep_shared_blob(Path(content), cache_dir=cache) for content in wanted.contents))
+    """Newer versions keep content that several repositories have once, and know which still link to it."""
+    blobs = frozenset(map(Path, wanted.blobs))
+    shared = {Path(os.path.normpath(blob.parent / blob.readlink())) for blob in blobs if blob.is_symlink()}
+    sizes = {content: content.stat().st_size for content in shared if content.exists()}
+    nothing = frozenset[Path]()
+    DeleteCacheStrategy(
+        sum(sizes.values()),
+        blobs=blobs,
+        refs=nothing,
+        repos=nothing,
+        snapshots=nothing,
+        cache_dir=Path(wanted.cache),
+    ).execute()
+    return Swept(sum(size for content, size in sizes.items() if not content.exists()))
 
 
 def endpoint() -> str:
     """Without a name and password, should it have any."""
-    scheme, _, rest = constants.ENDPOINT.partition("://")
+    scheme, _, rest = HfApi().endpoint.partition("://")
     return f"{scheme}://{rest.rpartition('@')[2]}"
+
+
+def request_headers() -> dict[str, str]:
+    """With the token, where there is one."""
+    headers: dict[str, str] = build_hf_headers(library_name="llama-router")
+    return headers
+
+
+def no_hub(what: str) -> str:
+    """What is said of an answer that no hub gives."""
+    return (
+        f"{endpoint()} answers the question for {what} with something that no hub sends, such as a page for"
+        " people: does the network ask for a login, or a proxy stand in between? (HF_ENDPOINT, HTTPS_PROXY)"
+    )
 
 
 def scrubbed(text: str) -> str:
@@ -110,18 +166,28 @@ def translated(error: Exception, repo: str, revision: str, path: str = "") -> Hu
             failed = Failed("offline", "HF_HUB_OFFLINE is set: nothing is fetched from the hub")
         case HfHubHTTPError():
             failed = _from_status(error, what)
+        case httpx2.TooManyRedirects() | httpx2.DecodingError() | httpx2.UnsupportedProtocol():
+            failed = Failed("misbehaves", f"{no_hub(what)} ({scrubbed(str(error))})")
         case httpx2.HTTPError() | httpx2.InvalidURL():
             reason = scrubbed(str(error)) or type(error).__name__
             failed = Failed("unreachable", f"cannot fetch {what} from {hub}: {reason}", is_transient=True)
-        case OSError() if error.errno in _DISK_FULL:
-            failed = Failed("disk_full", f"{error.strerror}")
-        case OSError() if error.errno in _NOT_WRITABLE:
-            failed = Failed("not_writable", f"cannot write to {error.filename}: {error.strerror}")
+        case OSError():
+            failed = _from_os(error, what)
         case HFValidationError():
             failed = Failed("misbehaves", scrubbed(str(error)))
         case _:
             failed = Failed("unexpected", scrubbed(f"{what}: {type(error).__name__}: {error}"))
     return HubProblem(failed)
+
+
+def _from_os(error: OSError, what: str) -> Failed:
+    if error.errno is None:  # huggingface_hub raises it for an answer that it cannot use
+        return Failed("misbehaves", scrubbed(f"{what}: {error}"), is_transient=True)
+    if error.errno in _DISK_FULL:
+        return Failed("disk_full", f"{error.strerror}")
+    if error.errno in _NOT_WRITABLE:
+        return Failed("not_writable", f"cannot write {error.filename or what}: {error.strerror}")
+    return Failed("unexpected", scrubbed(f"{what}: {type(error).__name__}: {error}"))
 
 
 def _from_status(error: HfHubHTTPError, what: str) -> Failed:
@@ -155,11 +221,37 @@ def _is_accessible(api: HfApi, repo: str) -> bool:
     return True
 
 
-def _file(sibling: RepoSibling) -> RemoteFile | None:
+def _file(repo: str, commit: str, sibling: RepoSibling, sizes: Mapping[str, int]) -> RemoteFile | None:
     """None for one that would lead out of its folder, or of which the hub does not tell the size."""
-    size = sibling.size
+    path = sibling.rfilename
+    size = sibling.size if sibling.size is not None else sizes.get(path)
     sha256 = sibling.lfs.sha256 if sibling.lfs is not None else None
     etag = sha256 or sibling.blob_id
-    if not is_safe_path(sibling.rfilename) or size is None or size < 0 or (etag and not is_etag(etag)):
+    is_size = type(size) is int and size >= 0  # whatever JSON had there
+    if size is None or not is_size or not is_safe_path(path) or (etag and not is_etag(etag)):
         return None
-    return RemoteFile(sibling.rfilename, size, sha256, sibling.blob_id)
+    if etag:
+        return RemoteFile(path, size, sha256, sibling.blob_id)
+    # Its commit is part of the name: another commit may have another content of the same size.
+    named = hashlib.sha256(f"{repo}\n{commit}\n{path}".encode()).hexdigest()
+    return RemoteFile(path, size, key=f"unverified-{named[:40]}")
+
+
+def _sizes(repo: str, commit: str, paths: Sequence[str]) -> dict[str, int]:
+    """Bytes of files, asked for one by one: not every mirror's list tells them."""
+    with ThreadPoolExecutor(MEASURED_AT_A_TIME) as pool:
+        sizes = pool.map(lambda path: _size(repo, commit, path), paths)
+        return {path: size for path, size in zip(paths, sizes, strict=True) if size is not None}
+
+
+def _size(repo: str, commit: str, path: str) -> int | None:
+    url = hf_hub_url(repo, path, revision=commit)
+    try:
+        return get_hf_file_metadata(url, headers=request_headers()).size
+    except EntryNotFoundError:  # listed, and not there
+        return None
+
+
+def _encodable(text: str) -> str:
+    """Half of a surrogate pair cannot be sent as UTF-8."""
+    return text.encode("utf-8", "replace").decode()

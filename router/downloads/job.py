@@ -29,17 +29,19 @@ class Wish(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 class RemoteFile(msgspec.Struct, frozen=True):
     """A file of a repository. `sha256` is of its content, where the hub keeps it as a large file; else `blob`
-    is git's hash."""
+    is git's hash of the content, or of the pointer that git-lfs keeps instead. Where the hub (a mirror) tells
+    no hash, `key` names the content."""
 
     path: str
     size: int
     sha256: str | None = None
     blob: str | None = None
+    key: str | None = None
 
     @property
     def etag(self) -> str | None:
-        """What huggingface_hub names its content by."""
-        return self.sha256 or self.blob
+        """The name of its content in the cache: as huggingface_hub names it, where the hub tells a hash."""
+        return self.sha256 or self.blob or self.key
 
 
 class Listing(msgspec.Struct, frozen=True):

@@ -91,14 +91,18 @@ class RepoFolder:
         return self.refs / revision
 
     def make(self, folder: Path) -> None:
-        """Make a folder of this repository, unless a link in it leads elsewhere. Raises Outside, OSError."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        inner = folder.relative_to(self.folder)
+        """Create a folder of this repository. The repository's folder and its `blobs`, `snapshots` and `refs`
+        may be links to folders, as somebody makes them to use another disk; a link below them is refused.
+        Raises Outside, OSError."""
+        self.cache.mkdir(parents=True, exist_ok=True)
         step = self.folder
-        for name in ("", *inner.parts):
+        for depth, name in enumerate(("", *folder.relative_to(self.folder).parts)):
             step = step / name
             if step.is_symlink():
-                raise Outside(f"{step} is a link to {step.readlink()}: nothing is written through it")
+                if depth > 1:
+                    raise Outside(f"{step} is a link to {step.readlink()}: nothing is written through it")
+                if not step.is_dir():
+                    raise Outside(f"{step} is a link to {step.readlink()}, where there is no folder")
             step.mkdir(exist_ok=True)
 
     def size_of(self, commit: str, path: str) -> int | None:

@@ -51,10 +51,11 @@ class Fetch(msgspec.Struct, frozen=True, tag=True):
 
 
 class Sweep(msgspec.Struct, frozen=True, tag=True):
-    """Let go of shared content that no repository links to any more."""
+    """Delete `blobs` of repositories that are links to shared content, and the content that no repository
+    links to any more."""
 
     cache: str
-    contents: tuple[str, ...]
+    blobs: tuple[str, ...]
 
 
 class Listed(msgspec.Struct, frozen=True, tag=True):
@@ -69,7 +70,9 @@ class Progress(msgspec.Struct, frozen=True, tag=True):
 
 
 class Fetched(msgspec.Struct, frozen=True, tag=True):
-    pass
+    """`unverified` are paths of which the hub tells no hash: only their size was compared."""
+
+    unverified: tuple[str, ...] = ()
 
 
 class Swept(msgspec.Struct, frozen=True, tag=True):

@@ -31,8 +31,8 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class Removed:
-    """`kept` are files that could have gone and have not, each with the reason. `shared` is content that
-    repositories share and that the library has to look after."""
+    """`kept` are files that could have gone and have not, each with the reason. `shared` are blobs that are
+    links to content which repositories share: huggingface_hub has to delete them."""
 
     files: tuple[str, ...]
     freed_bytes: int
@@ -69,7 +69,7 @@ def remove(places: tuple[Place, ...], needed: frozenset[Path]) -> Removed:
         for pointer in _left_projectors(repo, commit):
             work.unlink(pointer)
     work.delete_blobs()
-    _sweep(repo)
+    sweep(repo)
     return Removed(tuple(work.gone), work.freed_bytes, tuple(work.kept), tuple(work.shared))
 
 
@@ -84,7 +84,7 @@ def discard(repo: RepoFolder, etags: Iterable[str]) -> int:
         freed += _delete(repo.partial(etag))
         if repo.blob(etag) not in linked and not repo.blob(etag).is_symlink():
             freed += _delete(repo.blob(etag))
-    _sweep(repo)
+    sweep(repo)
     return freed
 
 
@@ -115,7 +115,8 @@ class _Work:
                 self.kept.append((str(blob), "another snapshot or model uses it"))
                 continue
             if blob.is_symlink():  # repositories share its content, which goes with the last of them
-                self.shared.append(Path(os.path.normpath(blob.parent / blob.readlink())))
+                self.shared.append(blob)
+                continue
             self.freed_bytes += _delete(blob)
 
 
@@ -180,8 +181,8 @@ def _delete(file: Path) -> int:
     return status.st_size if status.st_nlink == 1 and stat.S_ISREG(status.st_mode) else 0
 
 
-def _sweep(repo: RepoFolder) -> None:
-    """Folders that are empty, and the names of snapshots that are gone."""
+def sweep(repo: RepoFolder) -> None:
+    """Delete folders that are empty, and the names of snapshots that are gone."""
     for root, _, _ in os.walk(repo.snapshots, topdown=False):
         with suppress(OSError):
             Path(root).rmdir()

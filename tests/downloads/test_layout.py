@@ -42,13 +42,35 @@ def test_a_commit_must_be_one(tmp_path):
         repo.ref("../../main")
 
 
-@pytest.mark.parametrize("link", ["models--org--repo", "models--org--repo/blobs"])
-def test_nothing_is_made_through_a_link(tmp_path, link):
+@pytest.mark.parametrize(
+    "link", ["models--org--repo/snapshots/commit", "models--org--repo/snapshots/commit/inner"]
+)
+def test_nothing_is_made_through_a_link_below_the_folders_of_a_repository(tmp_path, link):
     outside = tmp_path / "outside"
     outside.mkdir()
-    (tmp_path / link).parent.mkdir(exist_ok=True)
+    (tmp_path / link).parent.mkdir(parents=True)
     (tmp_path / link).symlink_to(outside)
     repo = RepoFolder(tmp_path, "org/repo")
     with pytest.raises(Outside, match="nothing is written through it"):
-        repo.make(repo.blobs / "deeper")
+        repo.make(repo.snapshots / "commit" / "inner" / "deeper")
     assert not list(outside.iterdir())
+
+
+@pytest.mark.parametrize("link", ["", "blobs", "snapshots", "refs"])
+def test_the_folders_of_a_repository_may_be_links_to_another_disk(tmp_path, link):
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    repo = RepoFolder(tmp_path / "hub", "org/repo")
+    (repo.folder / link).parent.mkdir(parents=True)
+    (repo.folder / link).symlink_to(outside)
+    repo.make(repo.folder / (link or "blobs") / "deeper")
+    assert [one.is_dir() for one in outside.rglob("deeper")] == [True]
+
+
+@pytest.mark.parametrize("link", ["", "blobs"])
+def test_a_folder_that_is_a_link_to_a_disk_that_is_not_mounted_is_told(tmp_path, link):
+    repo = RepoFolder(tmp_path / "hub", "org/repo")
+    (repo.folder / link).parent.mkdir(parents=True)
+    (repo.folder / link).symlink_to(tmp_path / "absent")
+    with pytest.raises(Outside, match="where there is no folder"):
+        repo.make(repo.blobs)
