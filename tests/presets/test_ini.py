@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -43,6 +44,48 @@ def test_json_is_kept_whole_and_may_be_followed_by_a_comment():
             "w": "{broken",
         }
     }
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ('"/x/a.gguf"', "/x/a.gguf"),
+        ("'/x/a b.gguf'", "/x/a b.gguf"),
+        ('"1024"', "1024"),
+        ('"1024" ; tokens', "1024"),
+        ("'1024'\t# tokens", "1024"),
+        ('"a ; b # c"', "a ; b # c"),
+        ("'a ; b # c' ; d", "a ; b # c"),
+        ('"a" ; see "b"', "a"),
+        ('"it\'s"', "it's"),
+        ("'say \"hi\" ; now'", 'say "hi" ; now'),
+        ("'it's ; mine' ; yes, it's", "it's ; mine"),
+        ('""', ""),
+        ("''", ""),
+        ('""twice""', '""twice""'),
+        ("\"'one pair'\"", "'one pair'"),
+        (r'"blk\.\d+\.ffn=CPU"', r"blk\.\d+\.ffn=CPU"),
+        (r'"{\"thinking\": \"a ; b\"}"', '{"thinking": "a ; b"}'),
+        ('"{"thinking": "a ; b"}"', '{"thinking": "a ; b"}'),
+        ("'{\"thinking\": false}'", '{"thinking": false}'),
+        ('"a ; x","b # y" ; both', '"a ; x","b # y"'),
+        ('say "a ; b" ; c', 'say "a ; b"'),
+        ("Bob's model ; it's his", "Bob's model"),
+        ('a 27" screen ; "wide"', 'a 27" screen'),
+        ('"never closed ; c', '"never closed'),
+        ("'never closed # c", "'never closed"),
+        ('"', '"'),
+        ('"ends in a blank "', "ends in a blank "),
+        ('"[not json" ; c', "[not json"),
+    ],
+)
+def test_one_pair_of_quotes_is_no_part_of_a_value_and_no_comment_begins_inside_of_any(text, value):
+    assert entries(f"[a]\nx = {text}\ny=1\n") == {"a": {"x": value, "y": "1"}}
+
+
+def test_a_long_line_of_quotes_is_read_in_no_time():
+    for text in ("'x" * 50_000, '"' * 50_000, '"\\' * 50_000, "' " * 50_000 + ";"):
+        assert "a" in entries(f"[a]\nx = {text}\n")
 
 
 def test_a_section_that_comes_again_continues():
@@ -92,7 +135,7 @@ names = st.text(
     min_size=1,
 )
 values = st.text(
-    st.characters(exclude_characters=";#\r\n{[", exclude_categories=["Cs", "Zs", "Cc", "Zl", "Zp"]),
+    st.characters(exclude_characters="\"';#\r\n{[", exclude_categories=["Cs", "Zs", "Cc", "Zl", "Zp"]),
     max_size=9,
 )
 
