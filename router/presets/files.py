@@ -11,6 +11,7 @@ import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Final
 
 from router.config import Config, toml_lines
@@ -18,9 +19,20 @@ from router.config.nearest import KeyPath, dotted, nearest_of
 from router.config.text_file import NotText, read_text_file
 from router.presets.family import Family
 from router.presets.ini import DEFAULTS, IniSection, parse_ini
-from router.presets.layer import FIELDS, Layer, LayerReader
+from router.presets.layer import FIELDS, Layer, LayerReader, options_of_field
 
-_NOT_FOR_ALL: Final = frozenset({"model", "hf_repo", "hf_file", "mmproj", "aliases", "description"})
+_WHICH: Final = "it names one model"
+_COMPANION: Final = "it fits the models that it was made for, and no others"
+#: What makes no sense for every model, and why. A family may share its companions.
+_NOT_FOR_ALL: Final[Mapping[str, str]] = MappingProxyType(
+    dict.fromkeys(("model", "hf_repo", "hf_file"), _WHICH)
+    | {"aliases": "a name belongs to one model", "description": "it tells of one model"}
+    | {"mmproj": _COMPANION}
+)
+_NOT_FOR_EVERY: Final[Mapping[str, str]] = MappingProxyType(
+    dict.fromkeys(("draft_model", "draft_hf_repo", "lora"), _COMPANION)
+)
+_ARGS_NOT_FOR_EVERY: Final = ("lora-scaled", "control-vector", "control-vector-scaled")
 _TABLES: Final = ("defaults", "families", "models")
 _MATCHING: Final = ("match", "architectures")
 
@@ -158,7 +170,7 @@ class _Tables:
                 value = []
             patterns[key] = tuple(value)
         layer = self.layer(path, settings if isinstance(table, Mapping) else table)
-        problems += [*layer.problems, *not_for_all(layer, f"{self.at(path)}: [{dotted(path)}]")]
+        problems += [*layer.problems, *not_for_family(layer, f"{self.at(path)}: [{dotted(path)}]")]
         if not any(patterns.values()):
             problems.append(
                 f"{self.at(path)}: [{dotted(path)}] matches nothing: it needs match or architectures"
@@ -174,6 +186,22 @@ class _Tables:
             reader.set_option(name, value, self.at((*path, "flags", name)))
 
 
+def not_for_family(layer: Layer, where: str) -> Iterator[str]:
+    """What is wrong with settings for models that look alike."""
+    for key in sorted(_NOT_FOR_ALL.keys() & layer.fields.keys()):
+        yield _for_one(where, key, _NOT_FOR_ALL[key])
+
+
 def not_for_all(layer: Layer, where: str) -> Iterator[str]:
-    for key in sorted(_NOT_FOR_ALL & layer.fields.keys()):
-        yield f"{where}: {key} can only be set for a single model"
+    """What is wrong with settings for every model."""
+    yield from not_for_family(layer, where)
+    for key in sorted(_NOT_FOR_EVERY.keys() & layer.fields.keys()):
+        yield _for_one(where, key, _NOT_FOR_EVERY[key])
+    for name in _ARGS_NOT_FOR_EVERY:
+        if name in layer.args:
+            yield _for_one(where, name, _COMPANION)
+
+
+def _for_one(where: str, key: str, why: str) -> str:
+    option = "".join(f" ({option})" for option in options_of_field(key)[:1])
+    return f"{where}: {key} can only be set for a single model{option}: {why}"

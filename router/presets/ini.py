@@ -1,9 +1,9 @@
 """llama.cpp's INI presets as text: sections of keys and values with their lines, whatever the keys mean.
 
 The grammar is that of llama.cpp (common/preset.cpp), without its traps: a `;` or `#` begins a comment only
-after a blank and never inside quotes or a JSON value, quotes around a whole value are no part of it, a section
-that comes again continues, its name is trimmed, a key may be indented, and a line that cannot be understood
-spoils its own section instead of the whole file.
+after a blank and never inside quotes or a JSON value, quotes around a whole value are no part of it, a
+section that comes again continues, its name is trimmed, a key may be indented, and a line that cannot be
+understood spoils its own section instead of the whole file.
 """
 
 from __future__ import annotations

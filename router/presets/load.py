@@ -13,7 +13,7 @@ from router.config import Config
 from router.errors import ConfigError
 from router.presets.alias_patterns import common_name, is_pattern
 from router.presets.family import Family
-from router.presets.files import inline_presets, read_preset_file
+from router.presets.files import inline_presets, not_for_all, read_preset_file
 from router.presets.layer import Layer, LayerReader, merge
 from router.presets.preset import ModelPreset
 
@@ -140,8 +140,9 @@ def shipped_presets_dir() -> Path:
 
 def _child(config: Config) -> Layer:
     child, line = config.child, config.lines.get(("child", "args"))
+    where = (f"{config.source}:{line}: " if line else "") + "child"
     reader = LayerReader((Path.cwd(),))
-    reader.set_args(child.args, (f"{config.source}:{line}: " if line else "") + "child")
+    reader.set_args(child.args, where)
     fields = {
         "ctx_size": child.ctx_size,
         "parallel": child.parallel,
@@ -152,7 +153,11 @@ def _child(config: Config) -> Layer:
         "env": child.env,
     }
     from_args = reader.layer()
-    return replace(from_args, fields=fields | dict(from_args.fields))
+    return replace(
+        from_args,
+        fields=fields | dict(from_args.fields),
+        problems=(*from_args.problems, *not_for_all(from_args, f"{where} args")),
+    )
 
 
 def _use(pooling: str | None) -> Layer:

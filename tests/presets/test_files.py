@@ -151,7 +151,7 @@ def test_an_unknown_key_for_all_models_is_a_problem_of_the_file(read, tmp_path):
         "p.ini:1: c stands before any section; settings for all models belong into [*]",
         "p.ini:5: 'broken' is not of the form key = value",
         "p.ini:3: tmep: llama-server has no such option; did you mean temp?",
-        "p.ini:2: [*]: model can only be set for a single model",
+        "p.ini:2: [*]: model can only be set for a single model (--model): it names one model",
     ]
 
 

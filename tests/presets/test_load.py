@@ -181,6 +181,44 @@ def test_memory_settings_in_child_args_are_fields_too():
     assert (preset.ctx_size, preset.args) == (99, ("--threads", "4"))
 
 
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        (
+            ["--alias", "x"],
+            "aliases can only be set for a single model (--alias): a name belongs to one model",
+        ),
+        (["-a", "x"], "--alias"),
+        (["--mmproj", "/p.gguf"], "mmproj can only be set for a single model (--mmproj): it fits the models"),
+        (["-hf", "org/repo"], "hf_repo can only be set for a single model (--hf-repo): it names one model"),
+        (["-hff", "a.gguf"], "--hf-file"),
+        (["--lora", "/l.gguf"], "lora can only be set"),
+        (["--lora-scaled", "/l.gguf:0.5"], "lora-scaled can only be set"),
+        (["--control-vector", "/c.gguf"], "control-vector can only be set"),
+        (["-md", "/d.gguf"], "draft_model can only be set"),
+        (["-hfd", "org/draft"], "draft_hf_repo can only be set"),
+        (["--port", "1"], "--port = '1': is not for presets: the router answers clients itself"),
+        (["--host", "::"], "the router answers clients itself"),
+        (["--api-key", "k"], "the router answers clients itself"),
+        (["--models-dir", "/m"], "it would make the child a router"),
+        (["--fit", "on"], "the router decides what fits where"),
+        (["-mu", "https://x/y.gguf"], "it downloads while loading"),
+        (["--log-file", "/l"], "the router keeps the log"),
+    ],
+)
+def test_what_makes_no_sense_for_every_model_is_refused_in_child_args_with_the_reason(args, says):
+    with pytest.raises(ConfigError, match="^child") as refused:
+        load_presets(Config(child=ChildConfig(args=tuple(args))), NO_SHIPPED)
+    assert says in str(refused.value)
+
+
+def test_a_family_may_share_a_draft_and_an_adapter_and_every_model_may_not(load, tmp_path):
+    shared = f"draft_model = '{tmp_path}/d.gguf'\nlora = ['{tmp_path}/l.gguf']\n"
+    load(a_toml=f"[families.q]\nmatch = ['q*']\n{shared}")
+    with pytest.raises(ConfigError, match=r"draft_model can only.*\n.*lora can only"):
+        load(a_toml=f"[defaults]\n{shared}")
+
+
 # --- what ships ---
 
 
