@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
 from router.errors import StartupError
-from router.process import output_of
+from router.process import Output, output_of
 
 _ASK_SECONDS: Final = 20.0
 
@@ -71,17 +71,29 @@ async def version(binary: Path) -> str:
     return found[1].strip()
 
 
+async def refused_args(binary: Path, args: Sequence[str]) -> str | None:
+    """Why the binary would not start with these arguments; None where it would. Nothing is loaded: it reads
+    its arguments in order, and ends at --version. Raises StartupError where it cannot be run."""
+    try:
+        said = await _run(binary, *args, "--version")
+    except (TimeoutError, OSError) as error:
+        raise StartupError(f"cannot run {binary}: {error}") from error
+    if said.status == 0:
+        return None
+    text = said.data.decode(errors="replace")
+    found = re.search(r"^error\b.*", text, re.MULTILINE)
+    # No GPU is shown to it, to spare seconds and memory: what it says of devices says nothing.
+    return found[0] if found is not None and "invalid device" not in found[0] else None
+
+
 async def list_devices(binary: Path) -> str:
     """What `--list-devices` prints. It touches every GPU: seconds, and some hundred MiB for that time."""
     return await _ask(binary, "--list-devices", visible=True)
 
 
 async def _ask(binary: Path, flag: str, *, visible: bool = False) -> str:
-    env = {name: value for name, value in os.environ.items() if INHERITED.fullmatch(name)}
-    if not visible:
-        env["CUDA_VISIBLE_DEVICES"] = ""
     try:
-        said = await output_of((binary, flag), env, timeout_seconds=_ASK_SECONDS, with_errors=True)
+        said = await _run(binary, flag, visible=visible)
     except TimeoutError:
         raise StartupError(f"{binary} {flag} gave no answer within {_ASK_SECONDS:.0f} s") from None
     except OSError as error:
@@ -90,3 +102,11 @@ async def _ask(binary: Path, flag: str, *, visible: bool = False) -> str:
     if said.status != 0:
         raise StartupError(f"{binary} {flag} ended with status {said.status}: {text.strip()[-500:]}")
     return text
+
+
+async def _run(binary: Path, *args: str, visible: bool = False) -> Output:
+    """To its end; with no GPU unless they are to be `visible`. Raises TimeoutError, OSError."""
+    env = {name: value for name, value in os.environ.items() if INHERITED.fullmatch(name)}
+    if not visible:
+        env["CUDA_VISIBLE_DEVICES"] = ""
+    return await output_of((binary, *args), env, timeout_seconds=_ASK_SECONDS, with_errors=True)

@@ -13,7 +13,7 @@ from typing import Final, Literal
 import msgspec
 
 from router.backends import Launch
-from router.backends.llama_binary import INHERITED, find_binary, list_devices, version
+from router.backends.llama_binary import INHERITED, find_binary, list_devices, refused_args, version
 from router.config import ChildConfig
 from router.devices import DeviceInfo
 from router.errors import ModelUnusable
@@ -44,6 +44,8 @@ __all__ = [
     "find_binary",
     "launch",
     "list_devices",
+    "refused_args",
+    "refused_variable",
     "restated",
     "version",
 ]
@@ -323,13 +325,17 @@ _REFUSALS: Final = {
 }
 
 
+def refused_variable(name: str) -> str | None:
+    """Why a model may not be given this variable; None where it may."""
+    refused = _REFUSED_VARIABLES.fullmatch(name)
+    return None if refused is None else _REFUSALS[refused.lastgroup or ""]
+
+
 def _environment(
     settings: LlamaServerSettings, environ: Mapping[str, str], masks: Mapping[str, str]
 ) -> dict[str, str]:
     for variable in settings.env:
-        refused = _REFUSED_VARIABLES.fullmatch(variable)
-        if refused is not None:
-            reason = _REFUSALS[refused.lastgroup or ""]
+        if (reason := refused_variable(variable)) is not None:
             raise ModelUnusable(f"{settings.name}: {variable} cannot be set for llama-server: {reason}")
     inherited = {
         name: value

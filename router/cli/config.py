@@ -26,12 +26,17 @@ def check(file: Path | None, as_json: bool) -> None:
     """Check FILE (else the one that `serve` would read), its presets and the models it finds.
 
     What differs from the defaults is printed. Mistakes are told with file, line and the nearest valid key;
-    the status is 2 then. Nothing is started, and no running router is asked.
+    the status is 2 then. Models of which every load would be refused on this machine are told with the
+    reason: a missing file, a device that is not there, an argument that llama-server does not take. Nothing
+    is loaded, and no running router is asked.
     """
+    # Here and not above: the other commands of the group need not wait for it to be imported.
+    from router.cli.offline import Offline
+
     read = load_config(file)
     catalog = Catalog.scan(read)
     source = read.source or find_config()
-    broken = {entry.id: entry.error for entry in catalog.models if entry.error is not None}
+    broken = Offline(read, catalog).refusals()
     if as_json:
         print_json(
             {

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, Final
 
 from router.api.plan import model_body, plan_body
-from router.backends.llama_server import find_binary, list_devices
+from router.backends.llama_server import find_binary, list_devices, refused_args
 from router.catalog import Catalog
-from router.config import Config, load_config
+from router.config import Config
 from router.core.policy import make_policy
 from router.core.scheduler import Scheduler, Settings
 from router.core.types import Measured
 from router.definitions import define
 from router.devices import Devices, Sample
-from router.errors import StartupError
+from router.errors import ModelUnusable, RouterError, StartupError
 from router.hosts.room import Room
 from router.planning import Seen
 
@@ -28,13 +28,12 @@ _HOST: Final = "local"
 class Offline:
     """The answers of /vram?model= and /vram/plan, without a router; what was learned is not looked up.
 
-    Reads headers and asks drivers: seconds. Raises StartupError where the configuration is wrong.
+    Reads headers and asks drivers: seconds.
     """
 
-    def __init__(self, config_path: Path | None, environ: Mapping[str, str] = os.environ) -> None:
-        config = load_config(config_path)
-        self._catalog = Catalog.scan(config)
-        binary = _binary(config)
+    def __init__(self, config: Config, catalog: Catalog, environ: Mapping[str, str] = os.environ) -> None:
+        self._catalog = catalog
+        self._binary = binary = _binary(config)
         sample = asyncio.run(_sample(binary))
         room = Room(_HOST, config.memory)
         devices = room.devices(sample)
@@ -66,6 +65,43 @@ class Offline:
         """Raises ModelNotFound, ModelUnusable."""
         resolved = tuple(dict.fromkeys(self._catalog.resolve(name).id for name in names))
         return dict(plan_body(self._seen, resolved, ctx_size))
+
+    def refusals(self) -> dict[str, str]:
+        """By model: why every load of it would be refused, whatever is loaded beside it."""
+        found = {name: reason for name in self._catalog.entries if (reason := self._refusal(name))}
+        return found | asyncio.run(self._refused_by_binary(found.keys()))
+
+    def _refusal(self, name: str) -> str | None:
+        definition = self._seen.definitions.by_name[name]
+        if (entry_error := definition.entry.error) is not None:
+            return entry_error
+        if definition.model.error is not None:
+            return definition.model.error.message
+        try:
+            for placement in definition.model.placements:
+                self._seen.definitions.launch(name, placement)
+        except RouterError as error:
+            return error.message
+        refusal = self._scheduler.explain(name, 0.0, definition.model).refusal
+        return refusal.message if isinstance(refusal, ModelUnusable) else None
+
+    async def _refused_by_binary(self, others: Collection[str]) -> dict[str, str]:
+        """By model: what llama-server itself says of its arguments, each list of them tried once."""
+        if self._binary is None:
+            return {}
+        by_args: dict[tuple[str, ...], list[str]] = {}
+        for name, entry in self._catalog.entries.items():
+            if name not in others and entry.preset.args:
+                by_args.setdefault(entry.preset.args, []).append(name)
+        refused: dict[str, str] = {}
+        for args, names in by_args.items():
+            try:
+                reason = await refused_args(self._binary, args)
+            except StartupError as error:
+                reason = error.message
+            if reason is not None:
+                refused |= dict.fromkeys(names, f"{self._binary} does not start with its args: {reason}")
+        return refused
 
 
 def _binary(config: Config) -> Path | None:

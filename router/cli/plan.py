@@ -72,9 +72,12 @@ def _online(client: Client, models: Sequence[str], ctx_size: int | None) -> Any:
 
 def _offline(config: Path | None, models: tuple[str, ...], ctx_size: int | None) -> dict[str, Any]:
     # Here and not above: a command that asks a router must not wait for all of this to be imported.
+    from router.catalog import Catalog
     from router.cli.offline import Offline
+    from router.config import load_config
 
-    seen = Offline(config)
+    read = load_config(config)
+    seen = Offline(read, Catalog.scan(read))
     return seen.model(models[0], ctx_size) if len(models) == 1 else seen.models(models, ctx_size)
 
 

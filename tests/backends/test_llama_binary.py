@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from router.backends.llama_binary import find_fit_params
-from router.backends.llama_server import find_binary, list_devices, version
+from router.backends.llama_server import find_binary, list_devices, refused_args, version
 from router.errors import StartupError
 from tests.fake_binary import make_fake_binary
 
@@ -119,3 +119,25 @@ def test_fit_params_stands_beside_the_server_or_beside_what_that_links_to(tmp_pa
     assert find_fit_params(tmp_path / "llama-server") == build / "llama-fit-params"
     (build / "llama-fit-params").chmod(0o644)
     assert find_fit_params(build / "llama-server") is None
+
+
+@pytest.mark.parametrize(
+    ("script", "reason"),
+    [
+        ("echo version: 1", None),
+        ('echo "error: invalid argument: $1"; echo usage; exit 1', "error: invalid argument: --x"),
+        (
+            "echo 'error while handling argument \"-t\": stoi' >&2; exit 1",
+            'error while handling argument "-t": stoi',
+        ),
+        ("echo 'error while handling argument \"-devd\": invalid device: CUDA0'; exit 1", None),
+        ("exit 3", None),
+    ],
+)
+async def test_a_binary_says_which_arguments_it_does_not_take(tmp_path, script, reason):
+    assert await refused_args(program(tmp_path / "server", script), ["--x", "1"]) == reason
+
+
+async def test_a_binary_that_cannot_be_run_is_an_error(tmp_path):
+    with pytest.raises(StartupError, match="cannot run"):
+        await refused_args(tmp_path / "none", ["--x"])

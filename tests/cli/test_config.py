@@ -72,6 +72,46 @@ def test_a_model_whose_settings_are_wrong_is_named_and_the_rest_is_fine(folder: 
     assert result.stdout.endswith("0 models can be used\n")
 
 
+MISSING = "[models.gone]\nmodel = '/nowhere/a.gguf'\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "reason"),
+    [
+        (MISSING, "gone", "/nowhere/a.gguf"),
+        ("[models.tiny]\ndevices = ['cuda:7']\n", "tiny", "device 'cuda:7' is not on this machine"),
+        ("[models.tiny]\nctx_size = 900000000\n", "tiny", "GiB"),
+        ("[models.tiny]\nlora = ['/nowhere/l.gguf']\n", "tiny", "/nowhere/l.gguf"),
+        ("[models.tiny]\nenv = { LLAMA_ARG_TOP_K = '1' }\n", "tiny", "LLAMA_ARG_TOP_K cannot be set"),
+        ("[models.tiny]\nenv = { CUDA_VISIBLE_DEVICES = '1' }\n", "tiny", "set the key `devices`"),
+        ("[child]\nenv = { LLAMA_API_KEY = 'x' }\n", "tiny", "LLAMA_API_KEY cannot be set"),
+        ("[models.tiny]\nargs = ['--refused', '1']\n", "tiny", "error: invalid argument: --refused"),
+        ("[child]\nargs = ['--refused', '1']\n", "tiny", "error: invalid argument: --refused"),
+        ("[models.tiny]\nmodel = 'models/tiny.gguf'\nhf_repo = 'org/repo'\n", "tiny", "name two models"),
+    ],
+)
+def test_a_model_of_which_every_load_would_be_refused_is_named_with_the_reason(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, text: str, name: str, reason: str
+):
+    server = folder / "llama-server"
+    server.write_text(
+        '#!/bin/sh\nfor a; do case $a in --refused) echo "error: invalid argument: $a"; exit 1;; esac; done\n'
+    )
+    server.chmod(0o755)
+    monkeypatch.setenv("LLAMA_SERVER", str(server))
+    result = check(folder, text)
+    assert result.exit_code == 0, result.output
+    (line,) = [line for line in result.stderr.splitlines() if line.startswith(f"! {name} cannot be used: ")]
+    assert reason in line
+    assert list(json.loads(check(folder, text, "--json").stdout)["broken"]) == [name]
+
+
+def test_without_a_llama_server_the_rest_is_checked(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("LLAMA_SERVER", str(folder / "none"))
+    result = check(folder, "[models.tiny]\nargs = ['--top-k', '1']\n")
+    assert result.exit_code == 0 and result.stdout.endswith("1 model can be used\n")
+
+
 def test_as_json_it_is_data(folder: Path):
     told = json.loads(check(folder, "[server]\nport = 9\n", "--json").stdout)
     assert told["differs"]["server.port"] == 9

@@ -6,11 +6,14 @@ import re
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import takewhile
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Final
 
-from router.presets.layer import LayerReader
-from router.presets.options import spelling_of_arg
+from router.backends.llama_server import refused_variable
+from router.presets.layer import Layer, LayerReader, merge
+from router.presets.options import spelling_of, spelling_of_arg
 
 #: Where it listens and what it is called is the router's business; these need no word in a report.
 _OURS: Final = frozenset({"host", "port", "alias", "metrics", "slots", "ui", "webui", "fit"})
@@ -21,6 +24,16 @@ _WITH_VALUE: Final = frozenset(
     | {"--shm-size", "-u", "--user", "--memory", "-m", "--cpus", "--runtime", "--entrypoint", "-w", "--mount"}
     | {"--security-opt", "--group-add", "--ulimit", "--label", "-l", "--restart", "--pull", "--add-host"}
 )
+
+
+#: llama-server's variables that stand for options.
+_VARIABLE: Final = "LLAMA_ARG_"
+#: What chooses the devices that a process sees, and how devices are called here.
+_DEVICES: Final[Mapping[str, str]] = MappingProxyType(
+    {"CUDA_VISIBLE_DEVICES": "cuda"}
+    | dict.fromkeys(("ROCR_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "GPU_DEVICE_ORDINAL"), "rocm")
+)
+_NUMBERED: Final = re.compile(r"(?:CUDA|ROCm)(\d{1,3})", re.IGNORECASE)
 
 
 class NotLlamaServer(Exception):
@@ -37,25 +50,27 @@ class Command:
     left_out: list[str] = field(default_factory=list)
 
 
-def read_command(text: str, folders: Sequence[Path]) -> Command:
-    """Relative paths are relative to the first of `folders` where they exist, else to the last. Raises
-    NotLlamaServer."""
-    tokens, env = _tokens(text), dict[str, str]()
+def read_command(text: str, folders: Sequence[Path], environ: Mapping[str, str]) -> Command:
+    """Relative paths are relative to the first of `folders` where they exist, else to the last. `environ` are
+    the variables that are set for it. Raises NotLlamaServer."""
+    tokens, env = _tokens(text), dict(environ)
     while tokens and (tokens[0] == "env" or re.fullmatch(r"[A-Za-z_]\w*=.*", tokens[0])):
         name, _, value = tokens.pop(0).partition("=")
         if name != "env":
             env[name] = value
     mounts: list[tuple[str, str]] = []
     if tokens and Path(tokens[0]).name in _CONTAINERS:
-        program, rest, mounts = "llama-server", *_of_container(tokens)
+        program, (rest, mounts, env) = "llama-server", _of_container(tokens)
     elif tokens:
         program, rest = tokens[0], tokens[1:]
     else:
         raise NotLlamaServer("the command is empty")
     if "llama-server" not in Path(program).name:
         raise NotLlamaServer(f"{Path(program).name} is not llama-server")
-    command = Command(program, env=env)
-    _settle(command, [_outside(token, mounts) for token in rest], folders)
+    command = Command(program)
+    below = _of_environment(command, env, folders)
+    _settle(command, below, [_outside(token, mounts) for token in rest], folders)
+    _place(command, env)
     return command
 
 
@@ -72,9 +87,10 @@ def _tokens(text: str) -> list[str]:
         raise NotLlamaServer(f"the command cannot be understood: {error}") from error
 
 
-def _of_container(tokens: list[str]) -> tuple[list[str], list[tuple[str, str]]]:
-    """The arguments behind the image of llama.cpp, and its volumes as (inside, outside)."""
+def _of_container(tokens: list[str]) -> tuple[list[str], list[tuple[str, str]], dict[str, str]]:
+    """The arguments behind the image of llama.cpp, its volumes as (inside, outside), and its variables."""
     mounts: list[tuple[str, str]] = []
+    env: dict[str, str] = {}
     rest = tokens[tokens.index("run") + 1 :] if "run" in tokens else []
     while rest:
         token = rest.pop(0)
@@ -85,10 +101,14 @@ def _of_container(tokens: list[str]) -> tuple[list[str], list[tuple[str, str]]]:
             if option in ("-v", "--volume"):
                 outside, _, inside = value.partition(":")
                 mounts.append((inside.partition(":")[0], outside))
+            if option in ("-e", "--env") and "=" in value:
+                name, _, env[name] = value.partition("=")
+            if option == "--gpus" and value.strip("\"'").startswith("device="):
+                env["CUDA_VISIBLE_DEVICES"] = value.strip("\"'").removeprefix("device=")
             continue
         if "llama.cpp" not in token and "llama-server" not in token:
             raise NotLlamaServer(f"{token} runs in a container")
-        return rest, mounts
+        return rest, mounts, {name: _outside(value, mounts) for name, value in env.items()}
     raise NotLlamaServer("it runs a container of which the image cannot be found")
 
 
@@ -99,17 +119,64 @@ def _outside(token: str, mounts: Sequence[tuple[str, str]]) -> str:
     return token
 
 
-def _settle(command: Command, tokens: list[str], folders: Sequence[Path]) -> None:
+def _settle(command: Command, below: Layer, tokens: list[str], folders: Sequence[Path]) -> None:
+    """As for llama-server, an argument goes before the variable that means the same."""
     wanted = list(_wanted(command, tokens))
     reader = LayerReader(folders)
     reader.set_args(wanted, "cmd")
-    layer = reader.layer()
-    command.settings |= layer.fields
+    layer = merge([below, reader.layer()])
+    command.settings |= {key: value for key, value in layer.fields.items() if key != "env"}
     args = [token for group in layer.args.values() for token in group]
     if args:
         command.settings["args"] = args
     command.left_out += layer.problems
     command.left_out += [warning for warning in layer.warnings if "passed on as it is" not in warning]
+
+
+def _of_environment(command: Command, env: Mapping[str, str], folders: Sequence[Path]) -> Layer:
+    """The settings that variables are; those that are none, and that a model may be given, become its own."""
+    reader = LayerReader(folders, is_ini=True)
+    for name, value in env.items():
+        spelling = spelling_of(name)
+        if name in _DEVICES:
+            continue
+        if name.startswith(_VARIABLE) or (spelling is not None and spelling.option.env == name):
+            if spelling is None or spelling.option.name not in _OURS:
+                reader.set_option(_option_of(name), value, name)
+        elif (reason := refused_variable(name)) is not None:
+            command.left_out.append(f"{name}: {reason}")
+        else:
+            command.env[name] = value
+    return reader.layer()
+
+
+def _option_of(variable: str) -> str:
+    """The variables of switches that llama-server has no more, LLAMA_ARG_NO_MMAP, go by the option's name."""
+    old = spelling_of(variable.removeprefix(_VARIABLE).lower())
+    is_old = spelling_of(variable) is None and old is not None and old.switch is not None
+    return variable.removeprefix(_VARIABLE).lower() if is_old else variable
+
+
+def _place(command: Command, env: Mapping[str, str]) -> None:
+    """The devices that a variable has chosen. llama-server numbers those that it sees: its CUDA0 is the first
+    of them."""
+    name = next((name for name in _DEVICES if name in env), None)
+    if name is None:
+        return
+    chosen = list(takewhile(_is_device, (one.strip() for one in env[name].split(","))))
+    if not chosen:
+        command.settings["n_gpu_layers"] = 0
+        command.settings.pop("devices", None)
+        return
+    devices = [f"{_DEVICES[name]}:{one}" if one.isdecimal() else one for one in chosen]
+    named = [_NUMBERED.fullmatch(one) for one in command.settings.get("devices", ())]
+    numbers = [int(found[1]) for found in named if found is not None and int(found[1]) < len(devices)]
+    command.settings["devices"] = [devices[number] for number in numbers] or devices
+
+
+def _is_device(name: str) -> bool:
+    """The first name that is none hides all behind it."""
+    return name not in ("", "-1", "none", "void", "NoDevFiles")
 
 
 def _wanted(command: Command, tokens: list[str]) -> Iterator[str]:
@@ -134,10 +201,3 @@ def _split(token: str) -> list[str]:
     option, equals, value = token.partition("=")
     is_option = bool(equals) and option.startswith("--") and spelling_of_arg(option) is not None
     return [option, value] if is_option else [token]
-
-
-def environment(lines: Mapping[str, str]) -> tuple[dict[str, str], tuple[str, ...]]:
-    """The variables that a model may be given, and the devices that CUDA_VISIBLE_DEVICES chose."""
-    kept = {name: value for name, value in lines.items() if name != "CUDA_VISIBLE_DEVICES"}
-    chosen = lines.get("CUDA_VISIBLE_DEVICES", "")
-    return kept, tuple(f"cuda:{one.strip()}" for one in chosen.split(",") if one.strip())

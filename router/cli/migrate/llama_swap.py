@@ -9,7 +9,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any, Final
 
-from router.cli.migrate.child_args import NotLlamaServer, environment, read_command, without_comments
+from router.cli.migrate.child_args import NotLlamaServer, read_command, without_comments
 from router.cli.migrate.macros import Unknown, expand
 from router.cli.migrate.toml_text import toml_text
 
@@ -116,13 +116,11 @@ def read_llama_swap(
 def _model(
     name: str, model: Mapping[str, Any], folders: Sequence[Path], report: list[str]
 ) -> tuple[dict[str, Any], str]:
-    command = read_command(str(model.get("cmd") or ""), folders)
+    variables = dict(str(line).partition("=")[::2] for line in model.get("env") or ())
+    command = read_command(str(model.get("cmd") or ""), folders, variables)
     settings = dict(command.settings)
-    lines = dict(line.partition("=")[::2] for line in model.get("env") or ())
-    env, devices = environment({**command.env, **lines})
-    settings |= {"env": env} if env else {}
-    if devices and "devices" not in settings:
-        settings["devices"] = devices
+    settings |= {"env": command.env} if command.env else {}
+    if devices := settings.get("devices"):
         report.append(f"{name}: keeps to {', '.join(devices)}; without `devices` it goes where there is room")
     filters = model.get("filters") or {}
     by_id = filters.get("setParamsByID") or {}

@@ -160,6 +160,82 @@ def test_options_that_the_router_settles_itself_are_left_out_with_the_reason(tmp
     assert "a: left out: --api-key: the router answers clients itself" in report_of(result)
 
 
+def model(tmp_path: Path, cmd: str, *env: str) -> tuple[dict[str, Any], str]:
+    """The settings of one model with these variables, and what is reported."""
+    result = one(tmp_path, json.dumps({"models": {"a": {"cmd": cmd, "env": list(env)}}}))
+    assert result.exit_code == 0, result.output
+    settings = config_of(result)["models"]["a"]
+    path = tmp_path / "made.toml"
+    path.write_text(json.loads(result.stdout)["config"])
+    assert load_presets(load_config(path)).for_model("a").error is None
+    return settings, report_of(result)
+
+
+RUN = "llama-server -m /a.gguf"
+
+
+@pytest.mark.parametrize(
+    ("cmd", "env", "settings"),
+    [
+        (RUN, ["LLAMA_ARG_CTX_SIZE=1024"], {"ctx_size": 1024}),
+        (RUN + " -c 512", ["LLAMA_ARG_CTX_SIZE=1024"], {"ctx_size": 512}),
+        ("env LLAMA_ARG_CTX_SIZE=1024 " + RUN, [], {"ctx_size": 1024}),
+        ("LLAMA_ARG_CTX_SIZE=1024 " + RUN, ["LLAMA_ARG_CTX_SIZE=2048"], {"ctx_size": 1024}),
+        (RUN, ["LLAMA_ARG_TOP_K=7", "LLAMA_ARG_N_PARALLEL=2"], {"args": ["--top-k", "7"], "parallel": 2}),
+        (RUN + " --top-k 9", ["LLAMA_ARG_TOP_K=7"], {"args": ["--top-k", "9"]}),
+        (RUN, ["LLAMA_ARG_FLASH_ATTN=on", "LLAMA_ARG_EMBEDDINGS=1"], {"flash_attn": "on", "embedding": True}),
+        (RUN, ["LLAMA_ARG_NO_KV_OFFLOAD=1"], {"kv_offload": False}),
+        (RUN, ["LLAMA_ARG_NO_MMAP=1"], {"args": ["--load-mode", "none"]}),
+        ("llama-server", ["LLAMA_ARG_MODEL=/a.gguf"], {}),
+        (RUN, ["LLAMA_ARG_HOST=0.0.0.0", "LLAMA_ARG_PORT=9", "LLAMA_ARG_ALIAS=x"], {}),
+        (RUN, ["GGML_CUDA_FORCE_MMQ=1", "OMP_NUM_THREADS=2=3"],
+         {"env": {"GGML_CUDA_FORCE_MMQ": "1", "OMP_NUM_THREADS": "2=3"}}),
+        (RUN, ["CUDA_VISIBLE_DEVICES=0,1"], {"devices": ["cuda:0", "cuda:1"]}),
+        (RUN, ["CUDA_VISIBLE_DEVICES=GPU-8e1,MIG-5"], {"devices": ["GPU-8e1", "MIG-5"]}),
+        (RUN, ["CUDA_VISIBLE_DEVICES=1,-1,2"], {"devices": ["cuda:1"]}),
+        (RUN + " -ngl 99", ["CUDA_VISIBLE_DEVICES="], {"n_gpu_layers": 0}),
+        (RUN + " -dev CUDA1", ["CUDA_VISIBLE_DEVICES=2,3"], {"devices": ["cuda:3"]}),
+        (RUN, ["ROCR_VISIBLE_DEVICES=1"], {"devices": ["rocm:1"]}),
+        (RUN, ["HIP_VISIBLE_DEVICES=0, 1"], {"devices": ["rocm:0", "rocm:1"]}),
+        (RUN, ["LLAMA_ARG_DEVICE=CUDA0"], {"devices": ["CUDA0"]}),
+    ],
+)  # fmt: skip
+def test_a_variable_that_means_a_setting_becomes_one(tmp_path: Path, cmd, env, settings):
+    found, _ = model(tmp_path, cmd, *env)
+    assert found == {"model": "/a.gguf", **settings}
+
+
+@pytest.mark.parametrize(
+    ("variable", "says"),
+    [
+        ("LLAMA_API_KEY=k", "api-key is left out: the router answers clients itself"),
+        ("LLAMA_ARG_MODELS_DIR=/m", "models-dir is left out: it would make the child a router"),
+        ("LLAMA_ARG_FIT_TARGET=1", "fit-target is left out: the router decides what fits where"),
+        ("LLAMA_ARG_NONSENSE=1", "LLAMA_ARG_NONSENSE: llama-server has no such option"),
+        ("LLAMA_ARG_CTX_SIZE=many", "expected a whole number"),
+        ("GGML_CUDA_ENABLE_UNIFIED_MEMORY=1", "cannot be counted"),
+        ("CUDA_DEVICE_ORDER=FASTEST_FIRST", "the router chooses the devices"),
+        ("LLAMA_SERVER_ROUTER_PORT=1", "it changes what llama-server listens to"),
+    ],
+)
+def test_a_variable_that_a_model_may_not_have_is_reported_and_left_out(tmp_path: Path, variable, says):
+    found, report = model(tmp_path, RUN, variable)
+    assert found == {"model": "/a.gguf"}
+    assert "a: left out: " in report and says in report
+
+
+def test_variables_and_devices_of_a_container_count_too(tmp_path: Path):
+    found, _ = model(
+        tmp_path,
+        "docker run --rm --gpus '\"device=1,2\"' -e LLAMA_ARG_CTX_SIZE=1024"
+        " --env=LLAMA_ARG_MODEL=/models/a.gguf -e HOME"
+        " -v /data:/models ghcr.io/ggml-org/llama.cpp:server -ngl 9",
+    )
+    assert found == {
+        "model": "/data/a.gguf", "ctx_size": 1024, "n_gpu_layers": 9, "devices": ["cuda:1", "cuda:2"],
+    }  # fmt: skip
+
+
 def test_the_time_to_live_of_all_becomes_a_policy(tmp_path: Path):
     result = one(tmp_path, "globalTTL: 600\nmodels: {}\n")
     assert config_of(result)["scheduler"] == {"policy": "lru-ttl", "ttl_seconds": 600.0}
