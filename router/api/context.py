@@ -11,6 +11,7 @@ import msgspec
 from aiohttp import web
 
 from router.api.listing import Cards, make_cards, visible
+from router.backends.llama_server import BuildInfo
 from router.catalog import Catalog, hf_cache_dir
 from router.config import Config
 from router.core.types import Model, ModelName
@@ -68,6 +69,7 @@ class Context:
     vary: Callable[[Known, ModelName, Overrides], Awaitable[Model]] = _no_vary
     proxy: Proxy = field(init=False)
     metrics: Page = field(default_factory=Page, init=False)
+    build_info: BuildInfo = field(default_factory=BuildInfo, init=False)
     planning: asyncio.Lock = field(default_factory=asyncio.Lock, init=False)
     downloads: Downloads = field(init=False)
     events: Feed = field(init=False)

@@ -58,7 +58,11 @@ async def props(request: web.Request) -> web.StreamResponse:
     """Without a model: what llama.cpp's router says there, so that its clients know that they talk to one."""
     if request.query.get("model"):
         return await look(request)
-    scheduler = request.app[CONTEXT].config.scheduler
+    context = request.app[CONTEXT]
+    scheduler = context.config.scheduler
+    # Clients read the build of llama.cpp off its beginning.
+    build = await context.build_info.of(context.known.definitions.binary)
+    own = f"llama-router {__version__}"
     return json_response(
         {
             "role": "router",
@@ -68,7 +72,7 @@ async def props(request: web.Request) -> web.StreamResponse:
             "model_path": "none",
             "default_generation_settings": {"params": None, "n_ctx": 0},
             "ui_settings": {},
-            "build_info": f"llama-router {__version__}",
+            "build_info": own if build is None else f"{build} ({own})",
             "cors_proxy_enabled": False,
         }
     )

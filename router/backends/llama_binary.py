@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
 import shutil
@@ -69,6 +70,32 @@ async def version(binary: Path) -> str:
     if found is None:
         raise StartupError(f"{binary} is no llama-server: --version says {said.strip()[:200]!r}")
     return found[1].strip()
+
+
+class BuildInfo:
+    """What a llama-server tells as its build_info ("b11434-unknown"), asked once for each binary there was."""
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[str, int, int], str] = {}
+        self._asking = asyncio.Lock()
+
+    async def of(self, binary: Path) -> str | None:
+        """None where it cannot be told."""
+        async with self._asking:
+            try:
+                status = await asyncio.to_thread(binary.stat)
+                key = (str(binary), status.st_size, status.st_mtime_ns)
+                if key not in self._known:
+                    self._known = {key: _build(await version(binary))}
+                return self._known[key] or None
+            except (StartupError, OSError):
+                return None
+
+
+def _build(version: str) -> str:
+    """`0.6.0-dev (build 11434, commit unknown)`, of older ones `6000 (abc1234)`; "" for anything else."""
+    found = re.search(r"\(build (\d+), commit (\S+)\)|^(\d+) \((\S+)\)", version)
+    return f"b{found[1] or found[3]}-{found[2] or found[4]}" if found is not None else ""
 
 
 async def refused_args(binary: Path, args: Sequence[str]) -> str | None:

@@ -13,7 +13,14 @@ from typing import Final, Literal
 import msgspec
 
 from router.backends import Launch
-from router.backends.llama_binary import INHERITED, find_binary, list_devices, refused_args, version
+from router.backends.llama_binary import (
+    INHERITED,
+    BuildInfo,
+    find_binary,
+    list_devices,
+    refused_args,
+    version,
+)
 from router.config import ChildConfig
 from router.devices import DeviceInfo
 from router.errors import ModelUnusable
@@ -40,6 +47,7 @@ __all__ = [
     "METRICS_PATH",
     "OUT_OF_MEMORY_TEXTS",
     "PROGRESS_PATH",
+    "BuildInfo",
     "LlamaServerSettings",
     "find_binary",
     "launch",

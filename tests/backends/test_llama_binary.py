@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from router.backends.llama_binary import find_fit_params
-from router.backends.llama_server import find_binary, list_devices, refused_args, version
+from router.backends.llama_server import BuildInfo, find_binary, list_devices, refused_args, version
 from router.errors import StartupError
 from tests.fake_binary import make_fake_binary
 
@@ -141,3 +141,28 @@ async def test_a_binary_says_which_arguments_it_does_not_take(tmp_path, script, 
 async def test_a_binary_that_cannot_be_run_is_an_error(tmp_path):
     with pytest.raises(StartupError, match="cannot run"):
         await refused_args(tmp_path / "none", ["--x"])
+
+
+@pytest.mark.parametrize(
+    ("says", "build"),
+    [
+        ("version: 0.6.0-dev (build 11434, commit unknown)", "b11434-unknown"),
+        ("version: 6000 (abc1234)", "b6000-abc1234"),
+        ("version: next", None),
+        ("nothing", None),
+    ],
+)
+async def test_the_build_is_told_as_llama_cpp_tells_it(tmp_path, says, build):
+    assert await BuildInfo().of(program(tmp_path / "server", f"echo '{says}'")) == build
+
+
+async def test_the_build_is_asked_for_once_and_again_when_the_binary_was_replaced(tmp_path):
+    asked = tmp_path / "asked"
+    info = BuildInfo()
+    script = f"echo >> {asked}; echo 'version: 1 (a)'"
+    server = program(tmp_path / "server", script)
+    assert [await info.of(server), await info.of(server)] == ["b1-a", "b1-a"]
+    assert asked.read_text() == "\n"
+    program(server, script.replace("1 (a)", "22 (b)"))
+    assert await info.of(server) == "b22-b"
+    assert await info.of(tmp_path / "none") is None
