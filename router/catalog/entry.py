@@ -17,7 +17,7 @@ _NOT_THE_CHILDS: Final = frozenset(
     {
         "aliases", "tags", "hidden", "description", "ttl_seconds", "pinned", "priority", "replicas",
         "replica_max", "target_inflight", "exclusive", "load_on_startup", "stop_grace_seconds", "origin",
-        "hf_repo", "hf_file", "draft_hf_repo", "mmproj_auto",
+        "hf_repo", "hf_file", "draft_hf_repo", "mmproj_auto", "dedup_cache_models",
     }
 )  # fmt: skip
 

@@ -63,6 +63,7 @@ def scan(config: Config, presets: Presets, notes: Notes) -> tuple[Iterable[Catal
         entries.add_found(candidate)
     entries.drop_duplicates_of_the_cache()
     entries.note_what_is_not_offered()
+    entries.hide_drafts_of_the_cache()
     return entries.with_aliases(warnings), paths
 
 
@@ -270,6 +271,20 @@ class _Entries:
         for entry in self.by_id.values():
             if not entry.is_model and entry.path not in in_use:
                 self._notes.warnings.append(f"not offered as a model: {entry.error}")
+
+    def hide_drafts_of_the_cache(self) -> None:
+        """`dedup-cache-models`, as llama.cpp has it: a model of the cache that a section uses as its draft is
+        listed no more, and can still be used."""
+        presets = [entry.preset for name, entry in self.by_id.items() if name in self._sections]
+        drafts = {
+            os.path.realpath(preset.draft_model)
+            for preset in presets
+            if preset.dedup_cache_models and preset.draft_model is not None
+        }
+        for name, entry in self.by_id.items():
+            is_own = entry.source == "hf_cache" and name not in self._sections
+            if is_own and entry.stamps and entry.stamps[0][0] in drafts:
+                self.by_id[name] = replace(entry, preset=replace(entry.preset, hidden=True))
 
     def with_aliases(self, warnings: list[str]) -> Iterator[CatalogEntry]:
         """A name is one model's: an alias that is taken is left out, whoever comes later."""

@@ -268,10 +268,6 @@ def _seconds(text: str) -> float:
         raise Wrong("expected a number of seconds") from None
 
 
-def _ignored(_text: str) -> Any:
-    return _NOT_SET
-
-
 def options_of_field(field: str) -> tuple[str, ...]:
     """How llama-server spells a setting on its command line; empty for one that is the router's own."""
     options = (name for name, (key, _) in _SETTERS.items() if key == field)
@@ -319,6 +315,6 @@ _SETTERS: Final[Mapping[str, tuple[str, Callable[[str], Any]]]] = MappingProxyTy
         "load-on-startup": ("load_on_startup", _boolean),
         "stop-timeout": ("stop_grace_seconds", _seconds),
         "sleep-idle-seconds": ("ttl_seconds", _seconds),  # what it is for, done without a sleeping child
-        "dedup-cache-models": ("", _ignored),  # always so: the catalog lists no file twice
+        "dedup-cache-models": ("dedup_cache_models", _boolean),
     }
 )

@@ -60,6 +60,7 @@ class ModelPreset:
     aliases: tuple[Name, ...] = ()
     tags: tuple[Name, ...] = ()
     hidden: bool = False
+    dedup_cache_models: bool = False
     description: str = ""
     # memory
     ctx_size: Context | None = None

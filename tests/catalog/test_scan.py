@@ -209,6 +209,29 @@ def test_a_file_of_the_cache_that_a_folder_links_to_is_listed_once(disk):
     assert (entry.id, entry.aliases) == ("nice-name", ("o/r:Q4_0",))
 
 
+@pytest.mark.parametrize("flag", [True, False])
+def test_a_draft_of_the_cache_is_left_out_of_lists_where_that_is_wanted_and_can_still_be_used(disk, flag):
+    disk.download("o/main", "m-Q4_0.gguf")
+    disk.download("o/draft", "d-Q4_0.gguf", "d-Q8_0.gguf")
+    entries = scan(
+        disk.with_models(
+            {"m": {"hf_repo": "o/main", "draft_hf_repo": "o/draft:Q4_0", "dedup_cache_models": flag}}
+        )
+    )
+    assert {name: entry.hidden for name, entry in entries.items()} == {
+        "m": False, "o/draft:Q4_0": flag, "o/draft:Q8_0": False,
+    }  # fmt: skip
+    assert entries["o/draft:Q4_0"].error is None
+
+
+def test_a_draft_that_has_a_section_of_its_own_is_listed(disk):
+    disk.download("o/draft", "d-Q4_0.gguf")
+    disk.download("o/main", "m-Q4_0.gguf")
+    section = {"hf_repo": "o/main", "draft_hf_repo": "o/draft", "dedup_cache_models": True}
+    entries = scan(disk.with_models({"m": section, "o/draft:Q4_0": {"ctx_size": 1}}))
+    assert not entries["o/draft:Q4_0"].hidden
+
+
 def test_companions_are_those_configured_else_those_found(disk, tmp_path):
     disk.write("m/m.gguf", "m/mmproj.gguf", "m/mtp-m.gguf", "n.gguf")
     draft = disk.download("o/draft", "d-Q4_0.gguf") / "d-Q4_0.gguf"

@@ -87,7 +87,7 @@ def test_an_empty_value_takes_back_what_a_layer_below_has_set(name, field):
     assert ini(**{name: ""}) == Layer({field: None})
 
 
-@pytest.mark.parametrize(("name", "text"), [("np", "-1"), ("dedup-cache-models", "1")])
+@pytest.mark.parametrize(("name", "text"), [("np", "-1"), ("parallel", "-1")])
 def test_what_leaves_the_choice_to_the_server_sets_nothing(name, text):
     assert ini(**{name: text}) == Layer()
 

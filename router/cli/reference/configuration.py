@@ -26,6 +26,7 @@ _ABOUT: Final[Mapping[str, str]] = {
     "aliases": "further names that it answers to; `*` in one stands for any text (`claude-sonnet-*`)",
     "tags": "words that /v1/models shows",
     "hidden": "left out of lists; who knows the name may use it",
+    "dedup_cache_models": "leave a model of the Hugging Face cache that is this one's draft out of lists",
     "description": "a sentence for people",
     "devices": 'the only devices it may use, by id, UUID or place ("cuda:0"); else wherever there is room',
     "env": "environment variables of its llama-server",
