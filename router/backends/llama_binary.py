@@ -73,7 +73,7 @@ async def version(binary: Path) -> str:
 
 
 class BuildInfo:
-    """What a llama-server tells as its build_info ("b11434-unknown"), asked once for each binary there was."""
+    """Ask a llama-server for its build_info ("b11434-unknown"), once for each binary there was."""
 
     def __init__(self) -> None:
         self._known: dict[tuple[str, int, int], str] = {}
@@ -93,7 +93,7 @@ class BuildInfo:
 
 
 def _build(version: str) -> str:
-    """`0.6.0-dev (build 11434, commit unknown)`, of older ones `6000 (abc1234)`; "" for anything else."""
+    """Of `0.6.0-dev (build 11434, commit unknown)`, or of older ones `6000 (abc1234)`; else ""."""
     found = re.search(r"\(build (\d+), commit (\S+)\)|^(\d+) \((\S+)\)", version)
     return f"b{found[1] or found[3]}-{found[2] or found[4]}" if found is not None else ""
 

@@ -18,6 +18,7 @@ from router.catalog.hub_names import choose, labels, without_drafts
 from router.catalog.names import GgufName, parse_name
 from router.catalog.notes import Notes, is_there
 from router.errors import AmbiguousModel
+from router.presets import HUB_PRESET
 
 _COMMIT = re.compile(r"[0-9a-fA-F]{40}")
 _REPO = re.compile(r"(?=.{3,256}$)\w+(?:[.-]\w+)*/\w+(?:[.-]\w+)*", re.ASCII)
@@ -71,7 +72,10 @@ class Repository:
 
 @dataclass(frozen=True, slots=True)
 class HfCache:
+    """`presets` are files preset.ini by the repositories that they are of."""
+
     repositories: Mapping[str, Repository] = field(default_factory=lambda: MappingProxyType({}))
+    presets: Mapping[str, Path] = field(default_factory=lambda: MappingProxyType({}))
 
     def models(self) -> Iterator[Candidate]:
         for repository in self.repositories.values():
@@ -116,6 +120,7 @@ def scan_hf_cache(folder: Path, notes: Notes) -> HfCache:
     only where files have run out.
     """
     repositories: dict[str, Repository] = {}
+    presets: dict[str, Path] = {}
     try:
         entries = sorted(entry.name for entry in folder.iterdir())
     except FileNotFoundError:
@@ -128,13 +133,15 @@ def scan_hf_cache(folder: Path, notes: Notes) -> HfCache:
         if not entry.startswith("models--") or not _REPO.fullmatch(repo):
             continue
         found = []
-        for commit in _commits(folder / entry, notes):
+        for number, commit in enumerate(_commits(folder / entry, notes)):
             snapshot = folder / entry / "snapshots" / commit
+            if number == 0 and (snapshot / HUB_PRESET).is_file():
+                presets[repo] = snapshot / HUB_PRESET
             if names := _gguf_names(snapshot, notes):
                 found.append(Repository(repo, snapshot, names))
         if found:
             repositories[repo] = replace(found[0], others=tuple(found[1:]))
-    return HfCache(MappingProxyType(repositories))
+    return HfCache(MappingProxyType(repositories), MappingProxyType(presets))
 
 
 def _commits(repository: Path, notes: Notes) -> list[str]:

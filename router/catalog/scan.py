@@ -23,7 +23,7 @@ from router.catalog.resolution import Names
 from router.config import Config, models_dirs
 from router.config.nearest import nearest_of
 from router.errors import AmbiguousModel
-from router.presets import ModelPreset, Presets
+from router.presets import ModelPreset, Presets, read_hub_preset
 from router.presets.alias_patterns import is_pattern
 
 _NAME: Final = re.compile(r"(?!\s)[^\x00-\x1f\x7f\ud800-\udfff]{1,256}(?<!\s)")
@@ -35,7 +35,6 @@ def scan(config: Config, presets: Presets, notes: Notes) -> tuple[Iterable[Catal
     have run out.
     """
     warnings = notes.warnings
-    warnings.extend(presets.warnings)
     found = _Found()
     folders = models_dirs(config)
     elsewhere = [os.path.realpath(folder) for folder in (*folders, hf_cache_dir())]
@@ -46,6 +45,9 @@ def scan(config: Config, presets: Presets, notes: Notes) -> tuple[Iterable[Catal
     notes.gguf_files += sum(len(repository.names) for repository in cache.repositories.values())
     found.add(cache.models(), warnings)
     paths = cache.paths()
+    for repo, path in cache.presets.items():
+        presets = presets.with_hub_preset(read_hub_preset(path, repo), found.by_id.keys())
+    warnings[:0] = presets.warnings
     entries = _Entries(presets, cache, notes)
     sections = _Sections(presets, Names(found.names, paths), found.by_id)
     for section in presets.names:

@@ -11,6 +11,7 @@ from router.catalog.names import GgufName, choose_sibling, parse_name
 from router.downloads.errors import HubMisbehaves, NothingToFetch
 from router.downloads.job import Listing, RemoteFile, Wish
 from router.errors import AmbiguousModel
+from router.presets import HUB_PRESET
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +38,8 @@ class Quantization:
 
 
 def choose(listing: Listing, wish: Wish) -> Chosen:
-    """The files to fetch, in their order: every part of a split model, and the projector that goes with it.
+    """The files to fetch, in their order: every part of a split model, and the projector that goes with it;
+    with the preset.ini that the repository may have.
 
     Raises NothingToFetch, which says what there is, AmbiguousModel where the quantisation is that of several
     files, and HubMisbehaves for a model whose parts are not all there.
@@ -45,6 +47,7 @@ def choose(listing: Listing, wish: Wish) -> Chosen:
     files = {file.path: file for file in listing.files}
     named = hub_names.labels(listing.repo, _names(files))
     allowed = [path for path in files if not _matches(path, wish.exclude)]
+    presets = [HUB_PRESET] if HUB_PRESET in allowed and not wish.quantization and not wish.include else []
     names = _names(allowed)
     if wish.include and not wish.quantization:
         wanted = [path for path in allowed if _matches(path, wish.include)]
@@ -56,6 +59,7 @@ def choose(listing: Listing, wish: Wish) -> Chosen:
             if name in names and (not wish.include or _matches(name.path, wish.include))
         }
         wanted, models = [], _chosen(listing.repo, within, wish.quantization)
+    wanted += presets
     if not wanted and not models:
         raise NothingToFetch(_nothing(listing, wish))
     projectors = [name for name in names if name.is_mmproj]

@@ -35,6 +35,7 @@ from router.downloads.protocol import Failed, Fetch, Fetched, Listed, Look, Prog
 from router.downloads.removal import Removed, discard, place_of, remove, sweep
 from router.downloads.working import working
 from router.errors import RouterError
+from router.presets import HUB_PRESET, HubPreset, read_hub_preset
 
 log = logging.getLogger("router.downloads")
 
@@ -413,7 +414,15 @@ class Downloads:
     # --- how it ends ---
 
     async def _finish(self, live: _Live) -> None:
-        notes = [] if live.job.models else ["none of these files is a model"]
+        notes = []
+        if preset := await asyncio.to_thread(self._preset_of, live.job):
+            live.job = _changed(live.job, models=(*live.job.models, *preset.models))
+            notes += [f"presets: {', '.join(preset.models) or 'none that can be used'}"]
+            notes += [
+                f"what they run is fetched with llama-router pull {repo}" for repo in preset.repositories
+            ]
+        elif not live.job.models:
+            notes.append("none of these files is a model")
         if live.unverified:
             notes.append(
                 f"not verified: {self.endpoint} tells no hash of {', '.join(live.unverified)}; only the size"
@@ -432,6 +441,13 @@ class Downloads:
         self.announce(live.job.model, "download_progress", self._progress_data(live.job))
         self.announce(live.job.model, "download_finished", {"job": live.job.id, "models": live.job.models})
         await self._save(live)
+
+    def _preset_of(self, job: Job) -> HubPreset | None:
+        """Blocks on the disk."""
+        if not any(file.path == HUB_PRESET for file in job.files):
+            return None
+        pointer = RepoFolder(self.cache, job.wish.repo).pointer(job.commit, HUB_PRESET)
+        return read_hub_preset(pointer, job.wish.repo)
 
     async def _fail(self, live: _Live, failed: Failed) -> None:
         live.corrupt += failed.problem == "corrupt"

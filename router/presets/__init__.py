@@ -7,8 +7,19 @@ preset = presets.for_model("qwen3-8b")   # complete; `preset.error` says why it 
 from __future__ import annotations
 
 from router.presets.family import Family
+from router.presets.hub_preset import HUB_PRESET, HubPreset, read_hub_preset
 from router.presets.load import Presets, load_presets, shipped_presets_dir
 from router.presets.overrides import Overrides
 from router.presets.preset import ModelPreset
 
-__all__ = ["Family", "ModelPreset", "Overrides", "Presets", "load_presets", "shipped_presets_dir"]
+__all__ = [
+    "HUB_PRESET",
+    "Family",
+    "HubPreset",
+    "ModelPreset",
+    "Overrides",
+    "Presets",
+    "load_presets",
+    "read_hub_preset",
+    "shipped_presets_dir",
+]

@@ -94,6 +94,9 @@ class LayerReader:
     def problem(self, where: str, text: str) -> None:
         self._problems.append(f"{where}: {text}")
 
+    def warn(self, where: str, text: str) -> None:
+        self._warnings.append(f"{where}: {text}")
+
     def set_field(self, key: str, value: Any, where: str) -> None:
         """A setting by the name of a field: `ctx_size = 8192`."""
         with self._noting(where, key, value):

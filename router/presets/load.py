@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import combinations
 from pathlib import Path
@@ -14,6 +14,7 @@ from router.errors import ConfigError
 from router.presets.alias_patterns import common_name, is_pattern
 from router.presets.family import Family
 from router.presets.files import inline_presets, not_for_all, read_preset_file
+from router.presets.hub_preset import HubPreset
 from router.presets.layer import Layer, LayerReader, merge
 from router.presets.preset import ModelPreset
 
@@ -37,6 +38,20 @@ class Presets:
     def names(self) -> tuple[str, ...]:
         """The models that have a section of their own."""
         return tuple(self.models)
+
+    def with_hub_preset(self, preset: HubPreset, taken: Collection[str]) -> Presets:
+        """With the models of a repository's preset.ini, but for those whose names are `taken`. A section of
+        ours that says nothing of which model it is stands above the repository's."""
+        models, warnings = dict(self.models), [*self.warnings, *preset.warnings]
+        for name, layer in preset.models.items():
+            own = models.get(name, ())
+            if name in taken or merge(own).fields.keys() & {"model", "hf_repo"}:
+                warnings.append(
+                    f"{layer.origin}: [{name}] is left out: there is a model of that name already"
+                )
+            else:
+                models[name] = (layer, *own)
+        return replace(self, models=MappingProxyType(models), warnings=tuple(warnings))
 
     def for_model(
         self,

@@ -232,6 +232,52 @@ def test_a_draft_that_has_a_section_of_its_own_is_listed(disk):
     assert not entries["o/draft:Q4_0"].hidden
 
 
+PRESET = """
+[*]
+top-k = 5
+[small]
+hf-repo = o/r:Q4_0
+ctx-size = 77
+[absent]
+hf-repo = o/absent
+[m]
+hf-repo = o/r:Q4_0
+[bad]
+hf-repo = o/r:Q4_0
+log-file = /tmp/x
+"""
+
+
+def test_a_preset_of_the_cache_is_served(disk):
+    disk.write("m.gguf")
+    snapshot = disk.download("o/r", "x-Q4_0.gguf")
+    disk.download("o/presets", "preset.ini", "old.gguf")
+    link = next((disk.cache / "models--o--presets" / "snapshots").glob("*/preset.ini"))
+    link.resolve().write_text(PRESET)
+    catalog = Catalog.scan(disk.config)
+    small, absent, bad = (catalog.entries[name] for name in ("small", "absent", "bad"))
+    assert (small.path, small.preset.ctx_size, small.error) == (snapshot / "x-Q4_0.gguf", 77, None)
+    assert small.preset.args == ("--top-k", "5")
+    assert absent.error is not None and "llama-router pull o/absent" in absent.error
+    assert bad.error is not None and "log-file may not be set by a repository of the hub" in bad.error
+    assert catalog.entries["m"].source == "models_dir", "a model of ours is not replaced"
+    assert any("[m] is left out" in warning for warning in catalog.warnings)
+    assert catalog.entries["m"].preset.args == ()
+
+
+@pytest.mark.parametrize("branch", ["main", "other"])
+def test_a_preset_of_the_cache_is_that_of_main_where_there_is_one(disk, branch):
+    disk.download("o/presets", "preset.ini", commit="a" * 40, branch="main")
+    disk.download("o/presets", "preset.ini", commit="b" * 40, branch="other")
+    for number, commit in enumerate("ab"):
+        link = disk.cache / "models--o--presets" / "snapshots" / (commit * 40) / "preset.ini"
+        link.unlink()
+        link.write_text(f"[p{number}]\nhf-repo = o/r\n")
+    if branch == "other":
+        (disk.cache / "models--o--presets" / "refs" / "main").unlink()
+    assert list(scan(disk.config)) == ["p0" if branch == "main" else "p1"]
+
+
 def test_companions_are_those_configured_else_those_found(disk, tmp_path):
     disk.write("m/m.gguf", "m/mmproj.gguf", "m/mtp-m.gguf", "n.gguf")
     draft = disk.download("o/draft", "d-Q4_0.gguf") / "d-Q4_0.gguf"

@@ -116,6 +116,16 @@ def test_every_file_is_listed_with_a_name_of_its_own():
     assert not any(one.is_default for one in found)
 
 
+def test_the_presets_of_a_repository_come_with_its_model_or_alone():
+    assert chosen(Wish("o/r"), "README.md", "preset.ini") == (["preset.ini"], ())
+    assert chosen(Wish("o/r"), "a-Q8_0.gguf", "preset.ini")[0] == ["a-Q8_0.gguf", "preset.ini"]
+    assert chosen(Wish("o/r", quantization="Q8_0"), "a-Q8_0.gguf", "preset.ini")[0] == ["a-Q8_0.gguf"]
+    with pytest.raises(NothingToFetch):
+        chosen(Wish("o/r", exclude=("*.ini",)), "README.md", "preset.ini")
+    with pytest.raises(NothingToFetch):
+        chosen(Wish("o/r"), "README.md", "inner/preset.ini")
+
+
 def test_what_is_not_there_is_told_with_what_is():
     with pytest.raises(NothingToFetch, match="no quantisation Q3_K; it has Q4_K_M, Q8_0, UD-Q2_K_XL, BF16"):
         choose(listing(*NAMES), Wish("o/tiny-GGUF", quantization="Q3_K"))
