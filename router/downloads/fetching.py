@@ -140,7 +140,7 @@ def _fetch_file(wanted: Fetch, repo: RepoFolder, file: RemoteFile, meter: _Meter
     if size > limit:
         return _by_the_library(wanted, file, meter), file.sha256 is not None
     location = urljoin(url, about.location)
-    if not _may_see_token(url, location):
+    if not may_see_token(url, location):
         headers.pop("authorization", None)  # the address itself is signed, and its host is not the hub
     with _opened(repo.partial(etag)) as fd:
         if blob.exists():  # another process was faster, while this one waited for the lock
@@ -424,7 +424,7 @@ def _name_commit(repo: RepoFolder, revision: str, commit: str) -> None:
     fresh.replace(ref)
 
 
-def _may_see_token(url: str, location: str) -> bool:
+def may_see_token(url: str, location: str) -> bool:
     """Whether `location` is at the hub that was asked, or at huggingface.co, to which mirrors send."""
     origin = tuple(urlsplit(location)[:2])
     return origin in (tuple(urlsplit(url)[:2]), HUB_ORIGIN)

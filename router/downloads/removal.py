@@ -74,17 +74,18 @@ def remove(places: tuple[Place, ...], needed: frozenset[Path]) -> Removed:
 
 
 def discard(repo: RepoFolder, etags: Iterable[str]) -> int:
-    """Delete what an unfinished download has left: partial files, and whole ones that no snapshot has yet.
-    Returns the bytes that are free by it. Raises InUse."""
-    if any(folder.is_symlink() for folder in (repo.folder, repo.blobs)):
-        return 0
+    """Delete what an unfinished download has left: partial files, and whole ones that no snapshot has yet;
+    through a link to another place the partial files alone, which nothing else makes. Returns the bytes that
+    are free by it. Raises InUse."""
+    is_link = any(folder.is_symlink() for folder in (repo.folder, repo.blobs))
     linked = {_blob_of(repo, pointer) for pointer in _all_pointers(repo)}
     freed = 0
     for etag in etags:
         freed += _delete(repo.partial(etag))
-        if repo.blob(etag) not in linked and not repo.blob(etag).is_symlink():
+        if not is_link and repo.blob(etag) not in linked and not repo.blob(etag).is_symlink():
             freed += _delete(repo.blob(etag))
-    sweep(repo)
+    if not is_link:
+        sweep(repo)
     return freed
 
 

@@ -8,6 +8,7 @@ import pytest
 
 from router.catalog.hf_cache import scan_hf_cache
 from router.catalog.notes import Notes
+from router.downloads import Wish
 
 MODEL = b"GGUF" + os.urandom(100_000)
 REPO = "org/tiny-GGUF"
@@ -101,6 +102,20 @@ async def test_a_folder_that_is_a_link_to_another_disk_is_written_to_and_read(ki
     assert model.files[0].read_bytes() == MODEL
     await kit.fetch(REPO)
     assert len(kit.hub.content_requests()) == 1
+
+
+@pytest.mark.parametrize("link", ["", "blobs"])
+async def test_what_a_cancelled_download_has_left_on_another_disk_is_cleaned_away(kit, tmp_path, link):
+    kit.hub.add(REPO, {Q4: MODEL * 6})
+    kit.hub.faults.hold_after = 500_000  # bytes reach the disk by 256 KiB
+    (tmp_path / "disk").mkdir()
+    (kit.repo(REPO) / link).parent.mkdir(parents=True)
+    (kit.repo(REPO) / link).symlink_to(tmp_path / "disk")
+    job = await kit.downloads.start(Wish(REPO))
+    await kit.until(lambda: kit.partial_bytes(REPO) > 0)
+    await kit.downloads.cancel(job.id, clean=True)
+    assert not [one for one in (tmp_path / "disk").rglob("*") if one.is_file()]
+    assert (kit.repo(REPO) / link).is_symlink()
 
 
 async def test_a_folder_that_is_a_link_to_a_disk_that_is_not_mounted_is_told(kit, tmp_path):

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from router.config import DownloadsConfig
+from router.downloads.fetching import may_see_token
 from tests.hub_stub import Mirror
 
 MIB = 1 << 20
@@ -126,6 +127,21 @@ async def test_what_came_from_a_mirror_is_there_for_huggingface_hub(kit):
     found = await asyncio.to_thread(subprocess.run, command, env=environ, check=True, capture_output=True)
     with open(found.stdout.decode().strip(), "rb") as file:
         assert file.read() == MODEL
+
+
+@pytest.mark.parametrize(
+    ("url", "location", "may"),
+    [
+        ("https://mirror/o/r", "https://mirror/cdn", True),
+        ("https://mirror/o/r", "https://huggingface.co/o/r", True),
+        ("https://mirror/o/r", "http://huggingface.co/o/r", False),
+        ("https://mirror/o/r", "https://huggingface.co.evil/o/r", False),
+        ("https://mirror/o/r", "https://mirror:8443/o/r", False),
+        ("https://huggingface.co/o/r", "https://cdn-lfs.hf.co/o/r", False),
+    ],
+)
+def test_a_token_goes_to_the_hub_that_is_asked_and_from_a_mirror_to_huggingface(url, location, may):
+    assert may_see_token(url, location) == may
 
 
 # --- a network that asks for a login ---
