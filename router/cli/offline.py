@@ -68,7 +68,7 @@ class Offline:
 
     def refusals(self) -> dict[str, str]:
         """By model: why every load of it would be refused, whatever is loaded beside it."""
-        found = {name: reason for name in self._catalog.entries if (reason := self._refusal(name))}
+        found = {entry.id: reason for entry in self._catalog.models if (reason := self._refusal(entry.id))}
         return found | asyncio.run(self._refused_by_binary(found.keys()))
 
     def _refusal(self, name: str) -> str | None:
@@ -90,9 +90,9 @@ class Offline:
         if self._binary is None:
             return {}
         by_args: dict[tuple[str, ...], list[str]] = {}
-        for name, entry in self._catalog.entries.items():
-            if name not in others and entry.preset.args:
-                by_args.setdefault(entry.preset.args, []).append(name)
+        for entry in self._catalog.models:
+            if entry.id not in others and entry.preset.args:
+                by_args.setdefault(entry.preset.args, []).append(entry.id)
         refused: dict[str, str] = {}
         for args, names in by_args.items():
             try:
