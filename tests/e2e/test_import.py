@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 
 import pytest
@@ -50,7 +51,7 @@ async def test_every_name_of_llama_swaps_documented_example_is_served(tmp_path: 
     make_bert(files / "always.gguf", name="always", seed=9)
     monkeypatch.setenv("MODELS_DIR", str(files))
     monkeypatch.setenv("API_KEY_1", "sk-other")
-    text = imported(EXAMPLE, tmp_path / "made.toml")
+    text = await asyncio.to_thread(imported, EXAMPLE, tmp_path / "made.toml")
     environment = child_environment(stub, alloc_mib=100, grow_mib=0)
     text = text.replace("[child]\n", environment + "[child]\n")
     async with running(tmp_path, [], text.replace("[paths]\n", "")) as router:
@@ -81,7 +82,8 @@ async def test_every_section_of_a_llama_cpp_ini_is_served(tmp_path: Path) -> Non
         f"[org/second:Q8_0]\nLLAMA_ARG_MODEL = {tmp_path}/b.gguf\nalias = zwei\n"
         f"[vectors]\nmodel = {tmp_path}/e.gguf\nembeddings = 1\n"
     )
-    made = imported(ini, tmp_path / "made.toml").replace("[paths]\n", "")
+    made = await asyncio.to_thread(imported, ini, tmp_path / "made.toml")
+    made = made.replace("[paths]\n", "")
     async with running(tmp_path, [], made) as router:
         await router.until(lambda: router.resident() == ["first"])
         assert await served(router, "first") == "first"
