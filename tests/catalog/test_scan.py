@@ -212,7 +212,7 @@ def test_a_file_of_the_cache_that_a_folder_links_to_is_listed_once(disk):
 @pytest.mark.parametrize("flag", [True, False])
 def test_a_draft_of_the_cache_is_left_out_of_lists_where_that_is_wanted_and_can_still_be_used(disk, flag):
     disk.download("o/main", "m-Q4_0.gguf")
-    disk.download("o/draft", "d-Q4_0.gguf", "d-Q8_0.gguf")
+    disk.download("o/draft", "draft-Q4_0.gguf", "draft-Q8_0.gguf")
     entries = scan(
         disk.with_models(
             {"m": {"hf_repo": "o/main", "draft_hf_repo": "o/draft:Q4_0", "dedup_cache_models": flag}}
@@ -225,7 +225,7 @@ def test_a_draft_of_the_cache_is_left_out_of_lists_where_that_is_wanted_and_can_
 
 
 def test_a_draft_that_has_a_section_of_its_own_is_listed(disk):
-    disk.download("o/draft", "d-Q4_0.gguf")
+    disk.download("o/draft", "draft-Q4_0.gguf")
     disk.download("o/main", "m-Q4_0.gguf")
     section = {"hf_repo": "o/main", "draft_hf_repo": "o/draft", "dedup_cache_models": True}
     entries = scan(disk.with_models({"m": section, "o/draft:Q4_0": {"ctx_size": 1}}))
