@@ -29,6 +29,7 @@ The rooms, top to bottom. A room imports only from floors below it; rooms of one
     errors             each knows its HTTP status, its OpenAI type and its Retry-After
     descriptors        whether files have run out
     log_record         what is logged of every request: put into words later
+    tasks              the tasks of one owner: none can end another
 
 One request: api reads the head of the body -> proxy takes a lease -> pool tells the scheduler Acquire and
 awaits its Grant (behind it, maybe: Stop a victim, wait until the room is real, Start, Ready) -> bytes pass,

@@ -64,6 +64,7 @@ from router.errors import LoadFailed, RouterError, ShuttingDown
 from router.estimate.learning import Standing
 from router.hosts import Address, Exit, Host, HostFull, InstanceRecord, Measurement
 from router.journal import Journal, command_words
+from router.tasks import Tasks
 
 log = logging.getLogger("router.pool")
 
@@ -80,6 +81,9 @@ SLOW_RETURN_POLL_SECONDS = 0.25
 FAST_RETURN_SECONDS = 1.0
 #: So long after a child has become ready it is measured, unless that has been done since.
 NEWCOMER_SECONDS = 0.05
+#: How long closing waits for a child beyond its grace, in seconds: SIGKILL takes the kernel a while with tens
+#: of GiB, and the host waits 5 s for that.
+STOP_SECONDS = 10.0
 #: Stands for the definition of a child that cannot serve: it equals none.
 UNUSABLE = "unusable"
 #: While a child loads, so that a request that comes meanwhile finds the figures fresh.
@@ -213,7 +217,7 @@ class Pool:
         self._newest: dict[ModelName, InstanceId] = {}
         self._futures: dict[LeaseId, asyncio.Future[_Granted]] = {}  # of those who wait
         self._numbers = count(1)  # of leases
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks = Tasks()
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = math.inf
         self._measure_soon = asyncio.Event()
@@ -236,17 +240,22 @@ class Pool:
 
     async def __aexit__(self, *_: object) -> None:
         """Refuse whoever waits, stop every child at once, and wait until all are gone; but those handed
-        over.
+        over. A child that not even SIGKILL ends is waited for until its grace and `STOP_SECONDS` have
+        passed: its host deals with it.
         """
         self._closing = True
         if self._timer is not None:
             self._timer.cancel()
         self.tell(Closed())
         children = list(self._children.values()) if self._on_lease_end is None else []
-        await asyncio.gather(*(child.ending.over.wait() for child in children))
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        grace_seconds = max((self._grace(child.start.model) for child in children), default=0.0)
+        try:
+            async with asyncio.timeout(grace_seconds + STOP_SECONDS):
+                await asyncio.gather(*(child.ending.over.wait() for child in children))
+        except TimeoutError:
+            left = ", ".join(child.start.instance for child in children if not child.ending.over.is_set())
+            log.error("%s not ended within %g s", left, grace_seconds + STOP_SECONDS)
+        await self._tasks.cancel()
 
     # --- for those who serve requests ---
 
@@ -504,9 +513,18 @@ class Pool:
         self._rearm(self._scheduler.next_deadline())
         if self._scheduler.is_expecting_memory():
             self._measure_soon.set()
-        if self._learner is not None:
-            for learned in self._learner.heard(event, commands):
-                self.tell(learned)
+        for learned in self._learned(event, commands):
+            self.tell(learned)
+
+    def _learned(self, event: Event, commands: Sequence[Command]) -> Iterable[Event]:
+        """What is learned of one model is no reason not to tell the next: a failure is logged."""
+        if self._learner is None:
+            return ()
+        try:
+            return self._learner.heard(event, commands)
+        except Exception:
+            log.exception("nothing is learned from %s", type(event).__name__)
+            return ()
 
     def _carry_out(self, command: Command, now: float) -> None:
         match command:
@@ -570,12 +588,14 @@ class Pool:
         except Exception as error:
             log.exception("%s: its task failed", instance)
             event = Exited(instance, LoadFailed(f"internal error: {error!r}"))
+            if self._on_lease_end is None:
+                await host.stop(instance, grace_seconds=0.0)  # what failed may not have been its start
         finally:
             if self._on_lease_end is None:  # else leases still look up its address
                 del self._children[instance]
             child.error = event.error
-            self.tell(event)
             child.ending.over.set()
+            self.tell(event)
             self._see_return(host)
 
     async def _start(self, child: _Child, host: Host) -> Address:
@@ -652,11 +672,24 @@ class Pool:
         except RouterError as error:
             log.warning("%s cannot be measured: %s", host.id, error.message)
             return
+        except Exception:  # the next measurement may succeed: whoever measures must go on
+            log.exception("%s cannot be measured", host.id)
+            return
         self._measured_at = taken.taken_at
         self._measurements[host.id] = taken
-        reserve = {} if self._learner is None else self._learner.corrections(taken, self._scheduler.use())
+        reserve = self._corrections(taken)
         host.reserve(reserve)
         self.tell(Measured(taken.free, taken.used, taken.taken_at, reserve))
+
+    def _corrections(self, taken: Measurement) -> Mapping[InstanceId, Footprint]:
+        """None where what was measured cannot be learned from: the scheduler is told all the same."""
+        if self._learner is None:
+            return {}
+        try:
+            return self._learner.corrections(taken, self._scheduler.use())
+        except Exception:
+            log.exception("nothing is learned from a measurement")
+            return {}
 
     async def _see_newcomer(self, host: Host) -> None:
         """Who waits for a model does not wait for what it took: until that is known all that was reserved for
@@ -741,16 +774,7 @@ class Pool:
         )
 
     def _spawn(self, coroutine: Coroutine[object, object, None], name: str) -> asyncio.Task[None]:
-        """Every task of the pool is named and kept until it ends; one that fails says so."""
-        task = self._loop.create_task(coroutine, name=name)
-        self._tasks.add(task)
-        task.add_done_callback(self._ended)
-        return task
-
-    def _ended(self, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
-        if not task.cancelled() and task.exception() is not None:
-            log.error("task %s failed", task.get_name(), exc_info=task.exception())
+        return self._tasks.create_task(coroutine, name=name)
 
 
 def _death(child: _Child, exit_: Exit) -> RouterError | None:

@@ -22,6 +22,7 @@ from types import TracebackType
 from typing import Any, Final, Self, TypeVar
 
 from router.core.types import Placement
+from router.tasks import Tasks
 
 _logger = logging.getLogger("router.store")
 _T = TypeVar("_T")
@@ -113,6 +114,10 @@ SCHEMA_VERSION: Final = len(_MIGRATIONS)
 #: children of an earlier router are lost.
 BUSY_SECONDS: Final = 2.0
 LOCK_SECONDS: Final = 10.0
+#: How long leaving waits for the last writes, in seconds.
+CLOSE_SECONDS: Final = 10.0
+#: What sqlite says of a value that it cannot keep, on whatever disk.
+_OF_THE_ROW: Final = (sqlite3.InterfaceError, sqlite3.ProgrammingError, sqlite3.DataError)
 #: A file that took nothing is tried again this often.
 RETURN_SECONDS: Final = 10.0
 
@@ -191,7 +196,7 @@ class Store:
         self.is_persistent = path is not None
         self._database: sqlite3.Connection | None = None
         self._thread: ThreadPoolExecutor | None = None
-        self._tasks = asyncio.TaskGroup()
+        self._tasks = Tasks()
 
     async def __aenter__(self) -> Self:
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="store")
@@ -204,11 +209,13 @@ class Store:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._returning.cancel()
-        await self._tasks.__aexit__(None, None, None)
+        await self._tasks.__aexit__()
         thread, self._thread = self._thread, None
         assert thread is not None, "closed twice"
-        thread.submit(self._close)
-        await asyncio.to_thread(thread.shutdown)
+        closing = thread.submit(self._close)
+        thread.shutdown(wait=False)
+        # A disk that does not answer holds up neither the loop nor, for longer than this, a shutdown.
+        await asyncio.wait({asyncio.wrap_future(closing)}, timeout=CLOSE_SECONDS)
 
     # --- records of children -------------------------------------------------------------------------------
 
@@ -352,17 +359,27 @@ class Store:
         return await asyncio.get_running_loop().run_in_executor(self._thread, call)
 
     async def _write(self, statement: str, row: tuple[object, ...]) -> None:
-        await self._in_thread(lambda: self._execute(statement, row))
+        await self._in_thread(lambda: self._try(statement, row))
 
     async def _read(self, statement: str) -> list[tuple[Any, ...]]:
-        return await self._in_thread(lambda: self._execute(statement, ()))
+        return await self._in_thread(lambda: self._try(statement, ()))
+
+    def _try(self, statement: str, row: tuple[object, ...]) -> list[tuple[Any, ...]]:
+        """What sqlite does not take in memory either (a name that is no Unicode, a number beyond 64 bits, no
+        memory left) is not kept.
+        """
+        try:
+            return self._execute(statement, row)
+        except Exception as error:
+            _logger.exception("not kept in %s: %s", self.path or "memory", error)
+            return []
 
     def _execute(self, statement: str, row: tuple[object, ...]) -> list[tuple[Any, ...]]:
         assert self._database is not None, "the store is not open"
         try:
             return self._database.execute(statement, row).fetchall()
         except sqlite3.Error as error:
-            if not self.is_persistent:
+            if not self.is_persistent or isinstance(error, _OF_THE_ROW):
                 raise
             self._go_on_in_memory(error)
             return self._database.execute(statement, row).fetchall()
@@ -379,7 +396,7 @@ class Store:
             on_disk = on_disk or _reader(self.path)
             on_disk.backup(self._database)
             _migrate(self._database)
-        except (sqlite3.Error, _Unusable):
+        except (sqlite3.Error, _Unusable, OSError):
             self._database.close()
             self._database = _connect(":memory:")
             _migrate(self._database)
@@ -390,7 +407,10 @@ class Store:
         while self.path is not None:
             await asyncio.sleep(RETURN_SECONDS)
             if not self.is_persistent:
-                await self._in_thread(self._return)
+                try:
+                    await self._in_thread(self._return)
+                except Exception:
+                    _logger.exception("cannot return to %s", self.path)
 
     def _return(self) -> None:
         """Write all that is known to the file; if it does not take it, the next time."""
@@ -420,7 +440,11 @@ class Store:
                 if isinstance(error, sqlite3.OperationalError):  # not the file's content: disk or permissions
                     self._go_on_in_memory(error)
                     break
-                _move_aside(self.path, error)
+                try:
+                    _move_aside(self.path, error)
+                except OSError as why:
+                    self._go_on_in_memory(why)
+                    break
             except OSError as error:
                 self._go_on_in_memory(error)
                 break

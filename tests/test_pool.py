@@ -657,3 +657,94 @@ async def test_reloads_that_change_nothing_keep_no_copies_in_the_journal() -> No
     assert told[0] is told[1] is told[2]
     assert told[3]["a"] is told[0]["a"]
     assert told[3]["b"] == model("b", 9)
+
+
+class FailingLearner:
+    """Fails at everything that it hears of a model whose name begins with "bad"."""
+
+    def heard(self, event: Any, commands: Any) -> list[Any]:
+        if any("bad" in str(one) for one in (event, *commands)):
+            raise KeyError("bad")
+        return []
+
+    async def consult(self, instance: str) -> list[Any]:
+        return []
+
+    def corrections(self, taken: Measurement, use: Any) -> dict[str, Any]:
+        if any(instance.startswith("bad") for instance in taken.used):
+            raise ValueError("zip() argument 2 is shorter than argument 1")
+        return {}
+
+    async def hand_over(self) -> None:
+        pass
+
+    def of_instance(self, instance: str) -> None:
+        return None
+
+    def of_model(self, model: str) -> tuple[()]:
+        return ()
+
+
+async def test_what_cannot_be_learned_from_one_child_costs_no_request_and_no_measurement(caplog) -> None:
+    host = FakeHost()
+    definitions = {name: model(name, 4) for name in ("bad", "good")}
+    scheduler = Scheduler(definitions, (host.device,), make_policy("lru"), Settings())
+    launch = Launch(("true",))
+    async with Pool(
+        scheduler, [host], lambda *_: launch, Journal(), definitions=definitions, learner=FailingLearner()
+    ) as pool:
+        for name in definitions:
+            await pool.load(name)
+        await pool.measure()
+        free = pool.snapshot().devices[0].free
+        assert free == host.device.total - 8 * GIB, "the scheduler was told all the same"
+        await pool.unload("bad")
+        await pool.load("good")
+    assert "nothing is learned from Acquire" in caplog.text
+    assert "nothing is learned from a measurement" in caplog.text
+    assert not host.children
+
+
+async def test_a_measurement_that_fails_in_whichever_way_is_followed_by_the_next(monkeypatch, caplog) -> None:
+    host = FakeHost()
+    pool = pool_of(host, model("a", 8))
+    pool._poll = 0.01
+    async with pool:
+        await pool.load("a")
+        with monkeypatch.context() as patch:
+            patch.setattr(host, "measure", lambda **_: 1 / 0)
+            await until(lambda: "cannot be measured" in caplog.text)
+        before = host.counts["measure"]
+        await until(lambda: host.counts["measure"] > before + 2)
+
+
+async def test_leaving_does_not_wait_for_ever_for_a_child_that_does_not_end(monkeypatch, caplog) -> None:
+    """Not even SIGKILL ends one that is stuck in the kernel, as with a GPU that has failed."""
+    monkeypatch.setattr(pool_module, "STOP_SECONDS", 0.05)
+
+    class Stuck(FakeHost):
+        async def stop(self, instance: str, *, grace_seconds: float) -> None:
+            if instance == "b#1":
+                await super().stop(instance, grace_seconds=grace_seconds)
+
+    host = Stuck()
+    pool = pool_of(host, model("a", 4), model("b", 4))
+    pool._grace = lambda _: 0.05
+    async with asyncio.timeout(20):
+        async with pool:
+            await pool.load("a")
+            await pool.load("b")
+    assert "a#1 not ended within 0.1 s" in caplog.text
+    assert set(host.children) == {"a#1"}
+
+
+async def test_a_child_whose_task_fails_after_its_start_is_stopped(monkeypatch) -> None:
+    host = FakeHost()
+    async with pool_of(host, model("a", 4)) as pool:
+        monkeypatch.setattr(host, "wait", lambda _: 1 / 0)
+        with pytest.raises(LoadFailed, match="ZeroDivisionError"):
+            await pool.load("a")
+            await pool.load("a")
+        await until(lambda: "a#1" in host.stopped)
+        monkeypatch.undo()
+        host.children.clear()

@@ -11,6 +11,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -347,3 +348,55 @@ async def test_pins_come_back_until_they_are_taken_back(path):
         await store.put_pin("nobody", None)
     async with Store(path) as store:
         assert await store.pins() == {"a": True, "b": False}
+
+
+async def test_what_sqlite_does_not_take_is_told_and_costs_neither_the_caller_nor_the_file(path, caplog):
+    odd = [
+        dataclasses.replace(RECORD, instance="\udcff#1"),  # the name of a file that is no Unicode
+        dataclasses.replace(RECORD, instance="large#1", pid=1 << 70),
+    ]
+    async with Store(path) as store:
+        for record in odd:
+            await store.put_process(record)
+        await store.put_process(RECORD)
+        assert await store.processes() == (RECORD,)
+        assert store.is_persistent, "another record is kept in the file as before"
+    assert caplog.text.count("not kept in") == 2
+
+
+async def test_a_damaged_file_that_cannot_be_moved_aside_leaves_a_store_in_memory(path, monkeypatch, caplog):
+    path.write_bytes(b"no database" * 1000)
+
+    def cannot(*_: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "replace", cannot)
+    async with Store(path) as store:
+        assert not store.is_persistent
+        await store.put_process(RECORD)
+        assert await store.processes() == (RECORD,)
+    assert "Permission denied" in caplog.text
+
+
+async def test_a_return_to_the_file_that_fails_ends_neither_the_store_nor_its_owner(
+    path, monkeypatch, caplog
+):
+    monkeypatch.setattr("router.store.RETURN_SECONDS", 0.01)
+    async with Store(path) as store:
+        with monkeypatch.context() as patch:
+            patch.setattr(store, "_return", lambda: 1 / 0)
+            store.is_persistent = False
+            while "cannot return" not in caplog.text:
+                await asyncio.sleep(0.005)
+        while not store.is_persistent:
+            await asyncio.sleep(0.005)
+
+
+async def test_a_database_that_hangs_does_not_hold_up_the_end_of_the_store(path, monkeypatch):
+    monkeypatch.setattr("router.store.CLOSE_SECONDS", 0.1)
+    is_over = threading.Event()
+    async with asyncio.timeout(20), Store(path) as store:
+        hanging = asyncio.ensure_future(store._in_thread(lambda: is_over.wait(60)))
+        await asyncio.sleep(0)
+    is_over.set()
+    await hanging

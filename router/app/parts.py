@@ -189,8 +189,12 @@ async def _adopt(app: web.Application, pool: Pool) -> None:
     leases = app[LEASES]
     for record in await app[HOST].instances():
         log.info("%s of an earlier router lives on as pid %s", record.instance, record.pid)
-        await app[MODELS].recall(app[DEFINED].known, record.model, record.definition)
-        pool.adopt(record, [_earlier(lease) for lease, held in leases.items() if held == record.instance])
+        try:
+            await app[MODELS].recall(app[DEFINED].known, record.model, record.definition)
+            pool.adopt(record, [_earlier(lease) for lease, held in leases.items() if held == record.instance])
+        except Exception:  # its record is not understood: no reason not to serve the others
+            log.exception("cannot adopt %s; it is stopped", record.instance)
+            await app[HOST].discard(record)
     await pool.measure()
     predecessor = app[SETUP].predecessor
     if predecessor is not None:
@@ -341,6 +345,14 @@ def _settings(scheduler: SchedulerConfig, memory: MemoryConfig) -> Settings:
         unload_deadline=scheduler.unload_deadline_seconds,
         placement=scheduler.placement,
         yield_to_others=memory.yield_to_others,
+    )
+
+
+def longest_stop_seconds(context: Context) -> float:
+    """The longest grace that one of the models has to exit."""
+    return max(
+        (_stop_grace_seconds(context, model) for model in context.known.definitions.by_name),
+        default=context.config.child.stop_grace_seconds,
     )
 
 

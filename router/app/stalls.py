@@ -55,8 +55,11 @@ async def watch_for_stalls(traffic: Traffic, owner: Owner, bound_seconds: Callab
         for gone in stalls.keys() - waiting.keys():
             del stalls[gone]
         if bound:
-            looks = (_look(stalls, name, flow, owner, bound, pause) for name, flow in waiting.items())
-            await asyncio.gather(*looks)
+            looks = {name: _look(stalls, name, flow, owner, bound, pause) for name, flow in waiting.items()}
+            done = await asyncio.gather(*looks.values(), return_exceptions=True)
+            for name, error in zip(looks, done, strict=True):
+                if isinstance(error, Exception):  # the others are watched all the same
+                    log.error("cannot watch %s for a stall", name, exc_info=error)
 
 
 async def _look(

@@ -10,6 +10,7 @@ from typing import Final
 
 from router.devices.found import Found, unhealthy
 from router.devices.types import HOST, DeviceInfo
+from router.tasks import Spawner
 
 #: `  NAME: DESCRIPTION (TOTAL MiB, FREE MiB free)`; descriptions have parentheses of their own, hence the
 #: anchor.
@@ -87,7 +88,7 @@ class Listed:
 
     def __init__(
         self,
-        tasks: asyncio.TaskGroup,
+        tasks: Spawner,
         list_devices: Callable[[], Awaitable[str]],
         *,
         interval_seconds: float = 10.0,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -17,6 +16,7 @@ from router.devices.probe_line import LineTiming, ProbeLine
 from router.devices.protocol import GpuReading, Reading
 from router.devices.types import HOST, DeviceInfo
 from router.devices.visible import Candidate, visible
+from router.tasks import Spawner
 
 
 def probe_argv() -> tuple[str, ...]:
@@ -35,7 +35,7 @@ class Nvidia:
 
     def __init__(
         self,
-        tasks: asyncio.TaskGroup,
+        tasks: Spawner,
         *,
         environ: Mapping[str, str],
         argv: Sequence[str] | None = None,

@@ -9,6 +9,7 @@ from typing import Final
 
 from router.devices.probe import Probe, ProbeFailed
 from router.devices.protocol import Reading
+from router.tasks import Spawner
 
 #: After so many doublings the time between two sessions grows no more.
 _DOUBLINGS: Final = 3
@@ -35,7 +36,7 @@ class ProbeLine:
 
     def __init__(
         self,
-        tasks: asyncio.TaskGroup,
+        tasks: Spawner,
         argv: Sequence[str],
         environ: Mapping[str, str],
         timing: LineTiming,

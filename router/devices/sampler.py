@@ -18,6 +18,7 @@ from router.devices.listed import Listed
 from router.devices.nvidia import Nvidia
 from router.devices.probe_line import LineTiming
 from router.devices.types import HOST, DeviceInfo, Sample
+from router.tasks import Tasks
 
 #: The sources that `enabled` can switch off.
 SOURCES: Final = ("nvml", "amd", "list_devices")
@@ -68,7 +69,7 @@ class Devices:
         host: HostMemory | None = None,
     ) -> None:
         self.latest: Sample | None = None
-        self._tasks = asyncio.TaskGroup()
+        self._tasks = Tasks()
         self._flying: set[asyncio.Task[None]] = set()
         self._boarding: _Flight | None = None
         self._turn = asyncio.Lock()
@@ -116,7 +117,7 @@ class Devices:
             await self._nvidia.line.close()
         if self._listed is not None:
             await self._listed.close()
-        await self._tasks.__aexit__(None, None, None)
+        await self._tasks.__aexit__()
 
     async def sample(
         self,

@@ -36,6 +36,7 @@ from router.downloads.removal import Removed, discard, place_of, remove, sweep
 from router.downloads.working import working
 from router.errors import RouterError
 from router.presets import HUB_PRESET, HubPreset, read_hub_preset
+from router.tasks import Tasks
 
 log = logging.getLogger("router.downloads")
 
@@ -127,7 +128,7 @@ class Downloads:
         self._environ = environ
         self._lives: dict[str, _Live] = {}
         self._listeners: list[Callable[[DownloadEvent], None]] = []
-        self._group = asyncio.TaskGroup()
+        self._group = Tasks()
         self._looks = asyncio.Semaphore(LOOKS_AT_A_TIME)
         self._starting = asyncio.Lock()
         self.removing = asyncio.Lock()
@@ -152,7 +153,7 @@ class Downloads:
 
     async def __aexit__(self, *_: object) -> None:
         await self.suspend()
-        await self._group.__aexit__(None, None, None)
+        await self._group.__aexit__()
 
     async def suspend(self) -> None:
         """Nothing is fetched from here on; the next router goes on where this one stopped."""

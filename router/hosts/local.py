@@ -34,12 +34,13 @@ from router.process import (
     get_status,
 )
 from router.store import ProcessRecord, Store
+from router.tasks import Tasks
 
 _logger = logging.getLogger("router.hosts.local")
 
 #: A start rests on the figures of its plan when they are no older: in more time other programs may come.
 JUST_NOW_SECONDS: Final = 0.02
-#: How long leaving waits for the death of children that were killed.
+#: How long leaving waits, in seconds, for the exit of children that were killed, and then for their records.
 _KILL_SECONDS: Final = 5.0
 _ADOPTED_LOG_MAX_BYTES: Final = 16 << 20
 _ADOPTION_PROBE_SECONDS: Final = 1.0
@@ -97,7 +98,7 @@ class LocalHost:
         self._sample: Sample | None = None
         self._adopting = asyncio.Lock()
         self._is_leaving = False
-        self._tasks = asyncio.TaskGroup()
+        self._tasks = Tasks(end_seconds=_KILL_SECONDS)
 
     async def __aenter__(self) -> Self:
         self._runtime.claim()
@@ -115,7 +116,7 @@ class LocalHost:
             for child in self._children.values():
                 if child.process is not None:  # not even SIGKILL ends it; the next router finds its record
                     child.process.leave_alone()
-            await self._tasks.__aexit__(None, None, None)
+            await self._tasks.__aexit__()
             self._runtime.release()
 
     async def _stop_all(self, grace_seconds: float, *, within_seconds: float) -> None:
@@ -283,20 +284,33 @@ class LocalHost:
         ended = await process.wait()
         if child.given_up is not None:
             ended = replace(ended, reason=child.given_up)
-        self._bury(child, ended)
+        self._finalize(child, ended)
         if process.has_died:  # else the next router must find it
-            with _unheard(child):
-                await self._store.delete_process(child.record.instance)
+            await self._forget_record(child.record.instance)
+        await self._remove_old_logs()
 
-    def _bury(self, child: _Child, ended: Exit) -> None:
+    def _finalize(self, child: _Child, ended: Exit) -> None:
+        """Only what cannot fail: the requests that wait for the end of the child depend on nothing else."""
         self._changes += 1
         self._children.pop(child.record.instance, None)
         self._dead[child.record.instance] = (child.log, ended)
-        while len(self._dead) > LOGS_KEPT:
-            log, _ = self._dead.pop(next(iter(self._dead)))
-            log.path.unlink(missing_ok=True)
         if not child.gone.done():
             child.gone.set_result(ended)
+
+    async def _forget_record(self, instance: InstanceId) -> None:
+        with _unheard(instance):
+            await self._store.delete_process(instance)
+
+    async def _remove_old_logs(self) -> None:
+        """Of the children that ended first, beyond `LOGS_KEPT`. A log that cannot be removed is left to the
+        next router (`RuntimeDir.remove_leftovers`).
+        """
+        old = []
+        while len(self._dead) > LOGS_KEPT:
+            log, _ = self._dead.pop(next(iter(self._dead)))
+            old.append(log.path)
+        if old:
+            await asyncio.to_thread(_remove, old)
 
     async def _fail(self, child: _Child, error: BaseException) -> None:
         """A start that failed or was cancelled leaves no process, no reservation, no record."""
@@ -308,8 +322,9 @@ class LocalHost:
             child.process.end(grace_seconds=0)
             await asyncio.shield(child.gone)
         elif not child.gone.done():
-            self._bury(child, Exit(None, str(error) or "the start was called off"))
-            await self._store.delete_process(child.record.instance)
+            self._finalize(child, Exit(None, str(error) or "the start was called off"))
+            await self._forget_record(child.record.instance)
+            await self._remove_old_logs()
 
     async def _record_identity(self, child: _Child, *, is_ready: bool = False) -> None:
         process = child.process
@@ -328,7 +343,7 @@ class LocalHost:
             await self._store.delete_process(child.record.instance)
 
     async def _note_ready(self, child: _Child, load_seconds: float) -> None:
-        with _unheard(child):
+        with _unheard(child.record.instance):
             # Once more with its command line: a wrapper script has become llama-server only by now.
             await self._record_identity(child, is_ready=True)
             if child.record.definition:
@@ -345,16 +360,24 @@ class LocalHost:
         """
         async with self._adopting:
             found = [r for r in await self._store.processes() if r.instance not in self._children]
-            adopted = await asyncio.gather(*(self._adopt(record) for record in found))
+            adopted = await asyncio.gather(*(self._try_adopt(record) for record in found))
             for record, is_ours in zip(found, adopted, strict=True):
                 if not is_ours:
-                    await self._store.delete_process(record.instance)
+                    await self._forget_record(record.instance)
             await self._end_strays()
         alive = [Path(child.record.socket) for child in self._children.values()]
         await asyncio.to_thread(self._runtime.remove_leftovers, alive)
         return tuple(
             _instance_record(child) for child in self._children.values() if child.process is not None
         )
+
+    async def _try_adopt(self, record: ProcessRecord) -> bool:
+        """False: it cannot be adopted, for whatever reason; then it is ended, and the others are served."""
+        try:
+            return await self._adopt(record)
+        except Exception:
+            _logger.exception("cannot adopt %s (pid %s)", record.instance, record.pid)
+            return record.instance in self._children
 
     async def _adopt(self, record: ProcessRecord) -> bool:
         if record.pid is None or record.start_time is None:
@@ -383,7 +406,12 @@ class LocalHost:
     async def _end_strays(self) -> None:
         """Children without a record, and what dead children have forked: nobody can vouch for them."""
         known = {child.record.socket for child in self._children.values()}
-        for identity, marker in (await asyncio.to_thread(find_marked, f"{self._runtime.path}/")).items():
+        try:
+            marked = await asyncio.to_thread(find_marked, f"{self._runtime.path}/")
+        except OSError as error:
+            _logger.warning("cannot look for what earlier routers left behind: %s", error)
+            return
+        for identity, marker in marked.items():
             if Path(marker).parent == self._runtime.path and marker not in known:
                 _logger.warning("ending pid %d, left by an earlier router (%s)", identity.pid, marker)
                 with contextlib.suppress(ProcessLookupError, PermissionError):
@@ -422,6 +450,12 @@ class LocalHost:
             child.given_up = reason
             await self.stop(instance, grace_seconds=0.0)
 
+    def kill_all(self) -> None:
+        """SIGKILL to every child, at once and from whatever thread: where the event loop does not run."""
+        for child in list(self._children.values()):
+            if child.process is not None:
+                child.process.kill()
+
     def process_of(self, instance: InstanceId) -> Process | None:
         """What runs for an instance now, to be looked at."""
         child = self._children.get(instance)
@@ -449,13 +483,22 @@ class LocalHost:
         return self._dead[instance][0].path if instance in self._dead else None
 
 
+def _remove(logs: list[Path]) -> None:
+    """A thread's work."""
+    for log in logs:
+        try:
+            log.unlink(missing_ok=True)
+        except OSError as error:
+            _logger.warning("cannot remove the old log %s: %s", log, error.strerror or error)
+
+
 @contextlib.contextmanager
-def _unheard(child: _Child) -> Iterator[None]:
+def _unheard(instance: InstanceId) -> Iterator[None]:
     """For what runs beside a child: if it fails nobody is told, and no other child may suffer from it."""
     try:
         yield
     except Exception:
-        _logger.exception("cannot keep the record of %s", child.record.instance)
+        _logger.exception("cannot keep the record of %s", instance)
 
 
 def _health(launch: Launch) -> Health:

@@ -50,16 +50,21 @@ class RuntimeDir:
                 f"another llama-router (pid {holder or 'unknown'}) works in {self.path};"
                 " stop it, or use another --state-dir"
             ) from None
-        os.ftruncate(lock, 0)
-        os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
+        except OSError:  # open, it would keep the folder from the next try of this very process
+            os.close(lock)
+            raise
+        with contextlib.suppress(OSError):  # for people only: on a full disk the lock holds without it
+            os.ftruncate(lock, 0)
+            os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
         self._lock = lock
 
     def restore(self) -> None:
         """Make the folders anew where somebody has removed them, and hold the one that is held. Raises
         StartupError where another router has taken it meanwhile.
         """
-        assert self._lock is not None, "not claimed"
-        if not os.fstat(self._lock).st_nlink:
+        if self._lock is None:  # the last try to claim the folder failed
+            self.claim()
+        elif not os.fstat(self._lock).st_nlink:
             _logger.warning("%s was removed; children that listened in it are loaded anew", self.path)
             self.release()
             self.claim()
@@ -83,14 +88,16 @@ class RuntimeDir:
     def remove_leftovers(self, alive: Collection[Path]) -> None:
         """Sockets nobody listens on any more, and the oldest logs of dead children. The lock must be held."""
         keep = {self.log_of(socket) for socket in alive}
+        left: list[Path] = []
         with contextlib.suppress(OSError):
-            for socket in self.path.glob("*.sock"):
-                if socket not in alive:
-                    socket.unlink(missing_ok=True)
+            left += [socket for socket in self.path.glob("*.sock") if socket not in alive]
+        with contextlib.suppress(OSError):
             dead = [log for log in self._logs.glob("*.log") if log not in keep]
             dead.sort(key=lambda log: log.stat().st_mtime, reverse=True)
-            for log in dead[LOGS_KEPT:]:
-                log.unlink(missing_ok=True)
+            left += dead[LOGS_KEPT:]
+        for path in left:
+            with contextlib.suppress(OSError):  # one that stays keeps none of the others
+                path.unlink(missing_ok=True)
 
 
 def _name(instance: str) -> str:

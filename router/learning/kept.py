@@ -14,6 +14,7 @@ from typing import Final, Self, TypeAlias, TypeVar
 from router.catalog.candidate import stamp_of
 from router.estimate.learning import FORGET_SECONDS, Learned, Stamp, has_grown
 from router.store import LearnedFootprint, Store
+from router.tasks import Tasks
 
 log = logging.getLogger("router.learning")
 
@@ -47,7 +48,7 @@ class Kept:
         self._entries: dict[EntryId, _Entry] = {}
         self._dirty: set[EntryId] = set()
         self._changed, self._pressing = asyncio.Event(), asyncio.Event()
-        self._tasks = asyncio.TaskGroup()
+        self._tasks = Tasks()
         self._saving: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:
@@ -61,7 +62,7 @@ class Kept:
     ) -> None:
         assert self._saving is not None, "left before it was entered"
         self._saving.cancel()
-        await self._tasks.__aexit__(None, None, None)
+        await self._tasks.__aexit__()
         await self.save()
 
     def get(self, entry: EntryId) -> Learned | None:

@@ -21,7 +21,7 @@ from router.process.identity import (
 )
 from router.process.log import LogFile, LogReader
 from router.process.output import Output, output_of
-from router.process.probe import Health, get_answer, get_status
+from router.process.probe import Health, get_answer, get_status, get_status_at
 
 __all__ = [
     "SOCKET_PATH_MAX_BYTES",
@@ -39,6 +39,7 @@ __all__ = [
     "find_marked",
     "get_answer",
     "get_status",
+    "get_status_at",
     "identify",
     "is_alive",
     "output_of",

@@ -21,6 +21,7 @@ from router.process.identity import MARKER, Identity, argv_hash, find_marked, id
 from router.process.log import LogFile
 from router.process.probe import Health, NotReady, wait_ready
 from router.process.watch import ExitWatch
+from router.tasks import Spawner
 
 _logger = logging.getLogger("router.process")
 
@@ -76,6 +77,7 @@ class Process:
         self._kill_at: float | None = None
         self._termed = self._killed = False
         self._oom_kills = _OomKills(self._loop.time())
+        self._trimming: asyncio.Future[None] | None = None
         self._task: asyncio.Task[None] | None = None
 
     def __repr__(self) -> str:
@@ -108,16 +110,14 @@ class Process:
     # --- birth ---------------------------------------------------------------------------------------------
 
     @classmethod
-    async def spawn(cls, name: str, command: Command, tasks: asyncio.TaskGroup) -> Process:
+    async def spawn(cls, name: str, command: Command, tasks: Spawner) -> Process:
         """Start a child in a session of its own. Raises LoadFailed. Cancelling it leaves nothing behind."""
         process = cls(name, command)
         process._task = tasks.create_task(process._own(process._live_from_spawn()), name=f"process {name}")
         return await process._after_birth()
 
     @classmethod
-    async def adopt(
-        cls, name: str, identity: Identity, command: Command, tasks: asyncio.TaskGroup
-    ) -> Process:
+    async def adopt(cls, name: str, identity: Identity, command: Command, tasks: Spawner) -> Process:
         """Take over a child of an earlier router. Raises NotAlive unless it is exactly the one meant."""
         process = cls(name, command)
         process._identity = identity
@@ -144,7 +144,14 @@ class Process:
             # The task ends here: a failure must neither go unheard nor take the other children along.
             _logger.exception("the owner of %s failed", self.name)
             if not self._born.done():
+                if self._identity is not None:
+                    self._signal(signal.SIGKILL)
                 self._miscarry(LoadFailed(f"{self.name}: {error}"))
+        finally:
+            if (
+                not self._ended.done()
+            ):  # a step of its burial failed: those who wait for its end must not hang
+                self._ended.set_result(Exit(None, "ended; how is not known (the router's log says why)"))
 
     async def _live_from_spawn(self) -> None:
         # In a thread: exec may wait for a disk, and closing descriptors takes a millisecond.
@@ -213,15 +220,29 @@ class Process:
         """Keep the log within its bound; look again before it can have doubled, at the speed it has now."""
         self._oom_kills.look(self._loop.time())
         size = self.log.size()
-        if size > self.log.max_bytes:
-            try:
-                await asyncio.to_thread(self.log.trim)
-            except OSError as error:
-                _logger.warning("%s: cannot cut its log: %s", self.name, error)
+        if size > self.log.max_bytes and not await self._trim():
+            return size, _LOOK_SECONDS
         grown_per_second = max(0, size - log_bytes) / max(elapsed_seconds, 1e-3)
         room = max(self.log.max_bytes - size, self.log.max_bytes // 4)
         next_look = room / grown_per_second / 2 if grown_per_second else _LOOK_SECONDS
         return self.log.size(), min(_LOOK_SECONDS, max(0.02, next_look))
+
+    async def _trim(self) -> bool:
+        """Cut the log. False: that failed, or a disk that does not answer has not done it yet; the owner of
+        the child must go on to notice its exit and to kill it in time.
+        """
+        try:
+            if self._trimming is None:
+                self._trimming = self._loop.run_in_executor(None, self.log.trim)
+            await asyncio.wait({self._trimming}, timeout=_LOOK_SECONDS)
+            if not self._trimming.done():
+                return False
+            trimming, self._trimming = self._trimming, None
+            trimming.result()
+        except Exception as error:  # noqa: BLE001 - whatever it is (no thread can be started): no child ends for it
+            _logger.warning("%s: cannot cut its log: %s", self.name, error)
+            return False
+        return True
 
     def _exited(self) -> None:
         self._has_exited = True
@@ -270,6 +291,11 @@ class Process:
     def end(self, grace_seconds: float) -> None:
         """The same without waiting for it."""
         self._end_by(self._loop.time() + grace_seconds)
+
+    def kill(self) -> None:
+        """SIGKILL at once, from whatever thread; but not to one that was left alone."""
+        if self._identity is not None and not self.is_left_alone:
+            self._signal(signal.SIGKILL)
 
     async def cleared(self) -> None:
         """Return when also what had escaped its session has been ended."""
@@ -347,8 +373,11 @@ class Process:
     async def _clear_in_time(self) -> None:
         """As soon as there are files to look with: what escaped would hold its memory for ever."""
         for _ in range(_CLEAR_TRIES):
-            if await asyncio.to_thread(self._clear):
-                return
+            try:
+                if await asyncio.to_thread(self._clear):
+                    return
+            except RuntimeError as error:  # no thread can be started (ulimit -u)
+                _logger.warning("%s: cannot look for what it has left behind: %s", self.name, error)
             await asyncio.sleep(_CLEAR_SECONDS)
 
     def _clear(self) -> bool:

@@ -85,6 +85,6 @@ def _own_cgroup() -> tuple[Path, ...]:
         unified = next(
             line for line in Path("/proc/self/cgroup").read_text().splitlines() if line.startswith("0::")
         )
-    except (OSError, StopIteration):
+    except (OSError, ValueError, StopIteration):  # a cgroup's name may be no UTF-8
         return ()
     return (Path("/sys/fs/cgroup") / unified.removeprefix("0::").lstrip("/") / "memory.events",)

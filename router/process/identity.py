@@ -161,11 +161,11 @@ def progress(pid: int) -> Progress:
         resident_pages = int((_PROC / str(pid) / "statm").read_text().split()[1])
         io = dict(line.split(": ") for line in (_PROC / str(pid) / "io").read_text().splitlines())
         stat = _stat(pid)
-    except (OSError, ValueError, IndexError) as error:
+        io_bytes = int(io["rchar"]) + int(io["wchar"]) + int(io["read_bytes"])
+    except (OSError, ValueError, LookupError) as error:
         if is_out_of_files(error):
             raise
         return Progress()
-    io_bytes = int(io["rchar"]) + int(io["wchar"]) + int(io["read_bytes"])
     resident_bytes = resident_pages * os.sysconf("SC_PAGESIZE")
     if stat is None:
         return Progress(resident_bytes, io_bytes)

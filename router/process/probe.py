@@ -6,7 +6,7 @@ import asyncio
 import socket
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from router.process.identity import Progress, progress
 from router.process.log import LogFile
@@ -64,19 +64,26 @@ def pause_seconds(elapsed_seconds: float, poll_seconds: float) -> float:
 
 async def get_status(socket_path: Path, path: str, *, timeout_seconds: float) -> int | None:
     """The status of one GET over a Unix socket; None if nobody answers within the time."""
+    return await get_status_at(socket.AF_UNIX, str(socket_path), path, timeout_seconds=timeout_seconds)
+
+
+async def get_status_at(
+    family: int, address: str | bytes | tuple[Any, ...], path: str, *, timeout_seconds: float
+) -> int | None:
+    """The same over a socket of any family, to an address as `socket.connect` takes it."""
     try:
         async with asyncio.timeout(timeout_seconds):
-            return await _get_status(socket_path, path)
+            return await _get_status(family, address, path)
     except (OSError, ValueError):  # TimeoutError is an OSError
         return None
 
 
-async def _get_status(socket_path: Path, path: str) -> int | None:
+async def _get_status(family: int, address: str | bytes | tuple[Any, ...], path: str) -> int | None:
     # Plain socket calls: at 50 questions a second a protocol and a transport would be most of the cost.
     loop = asyncio.get_running_loop()
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+    with socket.socket(family, socket.SOCK_STREAM) as connection:
         connection.setblocking(False)
-        await loop.sock_connect(connection, str(socket_path))
+        await loop.sock_connect(connection, address)
         request = f"GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
         await loop.sock_sendall(connection, request.encode("ascii"))
         answer = b""

@@ -25,8 +25,12 @@ class ExitWatch:
         self._timer: asyncio.TimerHandle | None = None
         self._pidfd = _pidfd_open(pid)
         if self._pidfd is not None:
-            self._loop.add_reader(self._pidfd, self._exited)
-        else:
+            try:
+                self._loop.add_reader(self._pidfd, self._exited)
+            except OSError:  # the kernel watches no more descriptors (fs.epoll.max_user_watches)
+                os.close(self._pidfd)
+                self._pidfd = None
+        if self._pidfd is None:
             self._poll()
 
     def close(self) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from router.app import stalls
 from router.app.stalls import watch_for_stalls
 from router.process import LogFile
 from router.stall import Traffic
@@ -182,3 +183,20 @@ async def test_a_bound_of_0_switches_it_off(child, monkeypatch):
         with traffic.passage("a#1"):
             await asyncio.sleep(0.3)
     assert not children.given_up
+
+
+async def test_a_child_that_cannot_be_watched_keeps_no_other_from_it(monkeypatch, child, caplog):
+    look = stalls._look
+
+    async def fail_for_one(stalls, name, *more):
+        if name == "bad#1":
+            raise KeyError("rchar")
+        await look(stalls, name, *more)
+
+    monkeypatch.setattr(stalls, "_look", fail_for_one)
+    children, traffic = child(IDLE), Traffic()
+    async with watching(traffic, children):
+        with traffic.passage("bad#1"), traffic.passage("a#1"):
+            await until(lambda: children.given_up)
+    assert children.given_up[0][0] == "a#1"
+    assert "cannot watch bad#1 for a stall" in caplog.text

@@ -8,10 +8,13 @@ import dataclasses
 import errno
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -21,7 +24,7 @@ from router.core.types import InstanceId, Placement
 from router.errors import LoadFailed, ShuttingDown, StartupError, Unavailable
 from router.hosts import Address, HostFull, local
 from router.hosts.local import LocalHost
-from router.process import get_status, identify, is_alive
+from router.process import Process, get_status, identify, is_alive
 from router.store import ProcessRecord
 from tests.devices.conftest import A, B
 from tests.hosts import conformance
@@ -307,6 +310,135 @@ async def test_load_times_are_kept(host, fake, store):
     await start(host, fake, "a#1", GIB, "--load-seconds", "0.1")
     await eventually_has(store.load_times, lambda times: "first definition" in times)
     assert (await store.load_times())["first definition"].seconds >= 0.1
+
+
+# --- housekeeping that fails ------------------------------------------------------------------------------
+
+
+def fails(error: Exception) -> Callable[..., Any]:
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    return fail
+
+
+def fails_later(error: Exception) -> Callable[..., Any]:
+    async def fail(*_: object, **__: object) -> None:
+        raise error
+
+    return fail
+
+
+READ_ONLY = OSError(errno.EROFS, "Read-only file system")
+#: What is done for one child at its end, and how it fails.
+FAULTS: dict[str, tuple[str, Callable[..., Any]]] = {
+    "the old log cannot be removed": ("pathlib.Path.unlink", fails(READ_ONLY)),
+    "no thread can be started to remove it": (
+        "router.hosts.local._remove",
+        fails(RuntimeError("can't start new thread")),
+    ),
+    "the record cannot be deleted": (
+        "router.store.Store.delete_process",
+        fails_later(sqlite3.OperationalError("disk I/O error")),
+    ),
+    "its name is no Unicode": (
+        "router.store.Store.delete_process",
+        fails_later(UnicodeEncodeError("utf-8", "\udcff", 0, 1, "surrogates not allowed")),
+    ),
+    "its end cannot be described": ("router.process.child.describe_exit", fails(ValueError("a status"))),
+    "its log cannot be cut": ("router.process.LogFile.trim", fails(READ_ONLY)),
+    "what it left cannot be looked for": ("router.process.child.find_marked", fails(READ_ONLY)),
+}
+
+
+@pytest.mark.parametrize(("target", "fault"), FAULTS.values(), ids=list(FAULTS))
+async def test_the_housekeeping_of_one_child_that_fails_reaches_no_other(
+    open_host, fake, paths, monkeypatch, target, fault
+):
+    monkeypatch.setattr(local, "LOGS_KEPT", 0)
+    async with open_host() as host:
+        living = await start(host, fake, "living#1", GIB)
+        await start(host, fake, "dying#1", GIB)
+        with monkeypatch.context() as patch:
+            patch.setattr(target, fault)
+            async with asyncio.timeout(30):
+                await host.stop("dying#1", grace_seconds=10)
+                await eventually_has(host.instances, lambda found: len(found) == 1)
+        assert await get_status(Path(living.socket), "/health", timeout_seconds=10) == 200
+        again = await start(host, fake, "again#1", GIB)
+        assert await get_status(Path(again.socket), "/health", timeout_seconds=10) == 200
+        for socket in set(paths.runtime_dir.glob("*.sock")) - {Path(living.socket), Path(again.socket)}:
+            socket.unlink()
+
+
+@pytest.mark.parametrize("target", ["delete_process", "put_process", "put_load_time"])
+async def test_leaving_is_bounded_where_the_database_hangs(open_host, fake, store, monkeypatch, target):
+    monkeypatch.setattr(local, "_KILL_SECONDS", 0.5)
+
+    async def hang(*_: object) -> None:
+        await asyncio.Event().wait()
+
+    loop = asyncio.get_running_loop()
+    with monkeypatch.context() as patch:
+        async with open_host() as host:
+            await start(host, fake, "a#1", GIB)
+            patch.setattr(store, target, hang)
+            loading = asyncio.ensure_future(start(host, fake, "b#1", GIB))
+            await asyncio.sleep(0)
+            leaving_at = loop.time()
+        assert loop.time() - leaving_at < 20
+        loading.cancel()
+        await asyncio.wait({loading})
+    await store.delete_process("a#1")
+    await store.delete_process("b#1")
+
+
+async def test_a_log_on_a_disk_that_hangs_does_not_keep_a_child_from_being_killed(
+    open_host, fake, monkeypatch
+):
+    is_over = threading.Event()
+    monkeypatch.setattr("router.process.LogFile.trim", lambda _: is_over.wait(60))
+    async with open_host() as host:
+        launch = dataclasses.replace(fake("--ignore-sigterm"), log_max_bytes=1)
+        await host.start("a#1", "a", on_first(GIB), launch)
+        await asyncio.sleep(1.0)  # in which its log has been looked at
+        async with asyncio.timeout(20):
+            await host.stop("a#1", grace_seconds=0.1)
+        is_over.set()
+
+
+async def test_one_record_that_cannot_be_adopted_does_not_keep_the_others_from_it(
+    open_host, fake, store, monkeypatch
+):
+    async with open_host() as host:
+        for name in ("a#1", "b#1"):
+            await start(host, fake, name, GIB)
+        await eventually_has(store.processes, lambda records: all(record.is_ready for record in records))
+        pids = [record.pid for record in await store.processes()]
+        host.hand_over()
+    adopt = Process.adopt
+
+    async def fail_for_one(name: str, *more: Any) -> Process:
+        if name == "a#1":
+            raise OSError(errno.EMFILE, "Too many open files")
+        return await adopt(name, *more)
+
+    monkeypatch.setattr(Process, "adopt", fail_for_one)
+    async with open_host() as host:
+        (record,) = await host.instances()
+        assert (record.instance, record.ready) == ("b#1", True)
+        assert [one.instance for one in await store.processes()] == ["b#1"]
+    for pid in pids:
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(pid, 0)  # in these tests every router is this process
+
+
+async def test_every_child_can_be_killed_from_another_thread(host, fake):
+    for name in ("a#1", "b#1"):
+        await start(host, fake, name, GIB, "--ignore-sigterm")
+    await asyncio.to_thread(host.kill_all)
+    async with asyncio.timeout(20):
+        assert [(await host.wait(name)).returncode for name in ("a#1", "b#1")] == [-signal.SIGKILL] * 2
 
 
 # --- adoption ---------------------------------------------------------------------------------------------

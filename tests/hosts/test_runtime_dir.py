@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -85,4 +88,60 @@ def test_of_many_old_logs_the_newest_are_kept(runtime):
     runtime.remove_leftovers([])
     left = sorted(int(log.stem) for log in runtime.log_of(Path("x.sock")).parent.glob("*.log"))
     assert left == list(range(6, 70))
+    runtime.release()
+
+
+def test_a_claim_that_fails_leaves_nothing_that_refuses_the_next(tmp_path, monkeypatch):
+    runtime = RuntimeDir(StatePaths(tmp_path / "state", tmp_path / "run"))
+    before = len(list(Path("/proc/self/fd").iterdir()))
+
+    def no_locks(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="No locks available"):
+        patch.setattr(fcntl, "flock", no_locks)
+        runtime.claim()
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
+    runtime.claim()
+    runtime.release()
+
+
+def test_a_disk_that_takes_no_pid_is_no_reason_not_to_claim(tmp_path, monkeypatch):
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "pwrite", full)
+    runtime = RuntimeDir(StatePaths(tmp_path / "state", tmp_path / "run"))
+    runtime.claim()
+    runtime.release()
+
+
+def test_a_folder_that_could_not_be_restored_once_is_restored_the_next_time(runtime, monkeypatch):
+    shutil.rmtree(runtime.path)
+
+    def out_of_files(*_: object, **__: object) -> None:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    with monkeypatch.context() as patch, pytest.raises(StartupError, match="Too many open files"):
+        patch.setattr(os, "open", out_of_files)
+        runtime.restore()
+    runtime.restore()
+    assert (runtime.path / "lock").exists()
+    runtime.release()
+
+
+def test_a_leftover_that_cannot_be_removed_keeps_none_of_the_others(runtime, monkeypatch):
+    sockets = [runtime.path / f"{name}.sock" for name in "abc"]
+    for socket in sockets:
+        socket.touch()
+    unlink = Path.unlink
+
+    def fail_for_one(path: Path, *more: object, **options: object) -> None:
+        if path.name == "b.sock":
+            raise OSError(errno.EROFS, "Read-only file system")
+        unlink(path)
+
+    monkeypatch.setattr(Path, "unlink", fail_for_one)
+    runtime.remove_leftovers([])
+    assert [path.name for path in runtime.path.glob("*.sock")] == ["b.sock"]
     runtime.release()
