@@ -12,6 +12,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import aiohttp
@@ -22,7 +23,7 @@ from tests.make_gguf import make_llama
 from tests.router_process import RouterProcess, is_alive
 from tests.test_app import Stream, binary
 
-Start = Callable[..., RouterProcess]
+Start = Callable[..., Any]
 
 #: "tiny" speaks until somebody ends it, "other" answers at once.
 TALKATIVE = """
@@ -43,8 +44,8 @@ def router() -> Iterator[Start]:
     with tempfile.TemporaryDirectory(prefix="router-") as name:
         folder = Path(name)
 
-        def make(*args: str, config: str = "") -> RouterProcess:
-            made = RouterProcess(folder, binary(folder), *args, config=config)
+        def make(kind: type[RouterProcess] = RouterProcess, *args: str, config: str = "") -> RouterProcess:
+            made = kind(folder, binary(folder), *args, config=config)
             for model in ("tiny", "other"):
                 make_llama(made.models / f"{model}.gguf", sparse=True)
             return made
@@ -359,6 +360,106 @@ async def test_no_connection_is_refused_meanwhile(router: Start):
             await asyncio.sleep(0.002)
         await restarting
         assert tried > 20
+
+
+class Patched(RouterProcess):
+    """Runs `patch` before it begins, and so does each process that takes its place."""
+
+    patch = ""
+
+    def command(self) -> list[str]:
+        python, _, _, *rest = super().command()
+        return [python, "-c", f"{self.patch}\nfrom router.__main__ import main\nmain()", *rest]
+
+
+class LosesItsSuccessors(Patched):
+    """Each process that takes its place fails after the models were let go of, as long as `broken` exists."""
+
+    @property
+    def broken(self) -> Path:
+        return self.folder / "broken"
+
+    @property
+    def patch(self) -> str:  # type: ignore[override]
+        return f"""
+import os, pathlib
+import router.app.restart
+from router.hosts.local import LocalHost
+router.app.restart.PAUSES_SECONDS = (0.0, 0.1)
+instances = LocalHost.instances
+async def fail(self):
+    if successor and pathlib.Path({str(self.broken)!r}).exists():
+        raise OSError(5, "Input/output error")
+    return await instances(self)
+successor = "LLAMA_ROUTER_HANDOVER" in os.environ
+LocalHost.instances = fail
+"""
+
+
+async def test_one_that_fails_after_the_models_were_let_go_of_is_followed_by_another(router: Start):
+    async with router(LosesItsSuccessors) as up:
+        await up.chat("tiny")
+        before = pids(up)
+        up.broken.touch()
+        restarting = asyncio.ensure_future(up.restart())
+        await up.until(lambda: "trying again" in up.output, "the first one has failed")
+        up.broken.unlink()
+        await restarting
+        assert await shown(up, "tiny") == "loaded"
+        assert pids(up) == before
+
+
+async def test_where_no_next_process_serves_it_exits_for_its_supervisor_and_the_models_are_adopted(
+    router: Start,
+):
+    async with router(LosesItsSuccessors) as up:
+        await up.chat("tiny")
+        before = pids(up)
+        up.broken.touch()
+        async with up.client.post("/restart") as answer:
+            assert answer.status == 500
+            message = (await answer.json())["error"]["message"]
+        assert "this one exits" in message and "Input/output error" in message
+        await up.until(up.has_ended, "it has exited")
+        assert up.process.returncode == 1, "systemd starts another, as it does not with 2"
+        assert "all stays as it was" not in up.output
+        parts = urlsplit(up.url)
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection((parts.hostname, parts.port), timeout=5)
+        assert pids(up) == before
+        await up.start_again()
+        async with up.client.post("/v1/chat/completions", json={"model": "tiny"}) as answer:
+            assert answer.headers["X-Router-Action"] == "already_loaded"
+        assert pids(up) == before
+
+
+class HangsInItsStore(Patched):
+    """A disk that does not answer any more, for its database and its logs."""
+
+    patch = """
+import time
+import router.app.last_resort
+import router.app.serving
+import router.store
+from router.process import LogFile
+router.app.last_resort.SPARE_SECONDS = router.app.serving.SPARE_SECONDS = 3.0
+execute = router.store.Store._execute
+def hang(self, statement, row):
+    if statement.startswith("DELETE FROM processes"):
+        time.sleep(3600)
+    return execute(self, statement, row)
+router.store.Store._execute = hang
+LogFile.trim = lambda self: time.sleep(3600)
+"""
+
+
+async def test_a_shutdown_ends_though_the_disk_does_not_answer(router: Start):
+    config = "[server]\nshutdown_grace_seconds = 0.5\n[child]\nstop_grace_seconds = 0.5\n"
+    async with router(HangsInItsStore, config=config) as up:
+        await up.chat("tiny")
+        assert await up.stop() == 70
+        assert not up.children()
+        assert "the shutdown has not ended within 4 s: exiting" in up.output
 
 
 async def _until_waiting(up: RouterProcess, model: str) -> None:

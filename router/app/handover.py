@@ -23,12 +23,13 @@ import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator, Mapping, MutableMapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any, Final, Self
 
 import msgspec
 
 from router.app.systemd import listening_socket
+from router.descriptors import check_left
 from router.errors import RouterError
 from router.store import ProcessRecord
 
@@ -40,7 +41,7 @@ _CHUNK_BYTES: Final = 1 << 16
 
 
 class RestartFailed(RouterError):
-    """The next process cannot take over; this one serves on."""
+    """No next process has taken over; this one serves on, as far as it has not let go of its models."""
 
     code = "restart_failed"
 
@@ -117,19 +118,21 @@ class Successor:
 
     @classmethod
     async def start(cls, listening: Sequence[socket.socket], variables: Mapping[str, str]) -> Self:
-        """The same command once more, with the program as it is on disk now. Raises RestartFailed."""
-        here, there = socket.socketpair()
-        fds = [there.fileno(), *(one.fileno() for one in listening)]
-        environ = {**os.environ, **variables, VARIABLE: ",".join(map(str, fds))}
-        try:
-            process = await asyncio.to_thread(
-                subprocess.Popen, [sys.executable, *sys.orig_argv[1:]], env=environ, pass_fds=fds
-            )
-        except OSError as error:
-            here.close()
-            raise RestartFailed(f"cannot start the next router: {error.strerror or error}") from error
-        finally:
-            there.close()
+        """The same command once more, with the program as it is on disk now. Raises RestartFailed, and then
+        neither a process nor a descriptor of the try is left; nor if it is cancelled.
+        """
+        with ExitStack() as opened:
+            try:
+                here, there = socket.socketpair()
+                opened.callback(here.close)
+                with there:
+                    fds = [there.fileno(), *(one.fileno() for one in listening)]
+                    environ = {**os.environ, **variables, VARIABLE: ",".join(map(str, fds))}
+                    process = await _spawned([sys.executable, *sys.orig_argv[1:]], environ, fds)
+            except (OSError, RuntimeError) as error:  # no file, no process, no thread, no program
+                why = error.strerror if isinstance(error, OSError) and error.strerror else error
+                raise RestartFailed(f"cannot start the next router: {why}") from error
+            opened.pop_all()
         return cls(_Line(here), process)
 
     async def says(self, word: str) -> None:
@@ -158,12 +161,36 @@ class Successor:
     async def give_up(self) -> None:
         """End one that is not to take over, and wait for it."""
         self.end(signal.SIGKILL)
-        await asyncio.to_thread(self._process.wait)
-        self._line.close()
+        try:
+            await asyncio.to_thread(self._process.wait)
+        finally:
+            self._line.close()
 
     def end(self, number: signal.Signals) -> None:
         with suppress(ProcessLookupError):
             self._process.send_signal(number)
+
+
+async def _spawned(
+    argv: Sequence[str], environ: Mapping[str, str], fds: Sequence[int]
+) -> subprocess.Popen[bytes]:
+    """A process, started in a thread. Cancelled, it leaves none: the thread cannot be interrupted, and a next
+    router that finds its predecessor gone would take the place of one that was told to stop.
+    """
+    check_left()
+
+    def spawn() -> subprocess.Popen[bytes]:
+        return subprocess.Popen(argv, env=environ, pass_fds=fds)
+
+    starting = asyncio.get_running_loop().run_in_executor(None, spawn)
+    try:
+        return await asyncio.shield(starting)
+    except asyncio.CancelledError:
+        with suppress(OSError):
+            process = await starting
+            process.kill()
+            process.wait()
+        raise
 
 
 class Predecessor:

@@ -7,9 +7,12 @@ import resource
 import socket
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from router.config import ServerConfig
+from router.descriptors import check_left, is_out_of_files
 from router.errors import StartupError
+from router.process import get_status_at
 
 
 def bind(server: ServerConfig) -> tuple[socket.socket, ...]:
@@ -62,6 +65,30 @@ def url_of(bound: socket.socket) -> str:
         return f"unix:{name}"
     host, port = name[:2]
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def own_address(bound: socket.socket) -> Any:
+    """Where this machine itself reaches a listening socket, as `socket.connect` takes it."""
+    name = bound.getsockname()
+    if bound.family == socket.AF_UNIX:
+        return name
+    host, *more = name
+    return ({"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host), *more)
+
+
+async def is_answered(bound: socket.socket, timeout_seconds: float) -> bool:
+    """Whether a request to a listening socket of this process is answered in time, with whatever status.
+    Where no file is left to ask with, nothing is held against it: what runs is served.
+    """
+    address = own_address(bound)
+    status = await get_status_at(bound.family, address, "/health", timeout_seconds=timeout_seconds)
+    if status is not None:
+        return True
+    try:
+        check_left(2)  # one to ask with, and one to accept it with
+    except OSError as error:
+        return is_out_of_files(error)
+    return False
 
 
 def _bound(family: int, address: tuple[str, int]) -> socket.socket:

@@ -16,6 +16,7 @@ from multidict import CIMultiDict
 from yarl import URL
 
 from router.api.route import Handler
+from router.app.listening import own_address
 from router.errors import RouterError, ShuttingDown
 from router.pool import HandedOver
 from router.proxy import Begun, error_event, read_body, rejection_event
@@ -41,12 +42,11 @@ class Relay:
         return bool(self._base)
 
     def begin(self, listening: socket.socket) -> None:
+        address = own_address(listening)
         if listening.family == socket.AF_UNIX:
-            self._base, self._path = "http://llama-router", listening.getsockname()
-            return
-        host, port = listening.getsockname()[:2]
-        here = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
-        self._base = str(URL.build(scheme="http", host=here, port=port))
+            self._base, self._path = "http://llama-router", address
+        else:
+            self._base = str(URL.build(scheme="http", host=address[0], port=address[1]))
 
     async def forward(self, request: web.Request) -> web.StreamResponse:
         """Raises ShuttingDown when there is nobody any more."""

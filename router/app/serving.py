@@ -22,8 +22,9 @@ from router.app.background import BACKGROUND
 from router.app.connections import Limits
 from router.app.front import Runner
 from router.app.handover import Predecessor, RestartFailed
-from router.app.listening import allow_many_files, bind, url_of
-from router.app.parts import MODELS, SETUP, Setup, build, express
+from router.app.last_resort import SPARE_SECONDS, exit_after
+from router.app.listening import allow_many_files, bind, is_answered, url_of
+from router.app.parts import HOST, MODELS, SETUP, Setup, build, express, longest_stop_seconds
 from router.app.requests import REQUESTS
 from router.app.restart import Restart
 from router.app.systemd import Notifier, take_sockets
@@ -84,10 +85,12 @@ async def _serve(
         access_log=None,  # `note_access` sees more
         shutdown_timeout=LAST_BYTES_SECONDS,
     )
-    listening = [one.dup() for one in sockets]  # a site that stops closes its own
+    listening: list[socket.socket] = []
     restart = Restart(app, listening, lambda: _stop_accepting(runner), notifier)
     stop = _heed_signals(app, restart, notifier)
     try:
+        for one in sockets:
+            listening.append(one.dup())  # noqa: PERF401 - what was opened is closed; a site closes its own
         await runner.setup()
         if not stop.is_set():
             app[CONTEXT].restart = restart
@@ -99,11 +102,21 @@ async def _serve(
             if (predecessor := app[SETUP].predecessor) is not None:
                 predecessor.serving()
             notifier.ready(_status(app))
-            app[BACKGROUND].spawn(_tell_that_it_lives(app, notifier, restart), name="notify")
-            await _either(stop, restart.done)
+            telling = _tell_that_it_lives(app, notifier, restart, listening, stop)
+            app[BACKGROUND].spawn(telling, name="notify")
+            await _first_of(stop, restart.done, restart.lost)
             if restart.done.is_set():
                 await _finish(app)
+            elif restart.failure is not None:
+                notifier.stopping(restart.failure.message)
+                for one in listening:  # clients are refused, and the next router can bind
+                    one.close()
+                await _settle(app, MOVING_SECONDS)
+                raise restart.failure
             else:
+                server = app[SETUP].config.server
+                grace_seconds = server.shutdown_grace_seconds + longest_stop_seconds(app[CONTEXT])
+                exit_after(grace_seconds + SPARE_SECONDS, app[HOST].kill_all)
                 await restart.call_off()
                 notifier.stopping("waiting for requests to end")
                 await _stop_accepting(runner)
@@ -154,10 +167,15 @@ async def _drain(app: web.Application) -> None:
     requests, grace = app[REQUESTS], app[SETUP].config.server.shutdown_grace_seconds
     if requests.count:
         log.info("%d requests may take %g s to end; a second signal ends them now", requests.count, grace)
-    requests.drain()
+    await _settle(app, grace)
+
+
+async def _settle(app: web.Application, seconds: float) -> None:
+    """Refuse requests from now on, and wait for those that run."""
+    app[REQUESTS].drain()
     with suppress(TimeoutError):
-        async with asyncio.timeout(grace):
-            await requests.settled.wait()
+        async with asyncio.timeout(seconds):
+            await app[REQUESTS].settled.wait()
 
 
 def _heed_signals(app: web.Application, restart: Restart, notifier: Notifier) -> asyncio.Event:
@@ -175,8 +193,10 @@ def _heed_signals(app: web.Application, restart: Restart, notifier: Notifier) ->
 
     async def reload() -> None:
         notifier.reloading("reloading")
-        await app[MODELS].try_reload(app[CONTEXT])
-        notifier.ready(_status(app))
+        try:
+            await app[MODELS].try_reload(app[CONTEXT])
+        finally:  # else the manager waits for it until its timeout
+            notifier.ready(_status(app))
 
     def on_hangup() -> None:
         if _is_serving():
@@ -201,23 +221,42 @@ async def _asked(restart: Restart) -> None:
         await restart()
 
 
-async def _either(first: asyncio.Event, second: asyncio.Event) -> None:
+async def _first_of(*events: asyncio.Event) -> None:
     """Return when one of them is set."""
     async with asyncio.TaskGroup() as group:
-        waiting = [group.create_task(event.wait()) for event in (first, second)]
+        waiting = [group.create_task(event.wait()) for event in events]
         await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
         for task in waiting:
             task.cancel()
 
 
-async def _tell_that_it_lives(app: web.Application, notifier: Notifier, restart: Restart) -> None:
-    """A sign of life comes from this loop, after an answer of the scheduler: it means that both work."""
+async def _tell_that_it_lives(
+    app: web.Application,
+    notifier: Notifier,
+    restart: Restart,
+    listening: Sequence[socket.socket],
+    stop: asyncio.Event,
+) -> None:
+    """A sign of life comes from this loop, after an answer of the scheduler, and after a request to every
+    socket was answered: it means that all of them work. A shutdown, which does not accept, is bounded by
+    `exit_after`.
+    """
     if not notifier.address:
         return
     seconds = STATUS_SECONDS if notifier.watchdog_seconds is None else notifier.watchdog_seconds / 2
-    while not restart.done.is_set():
-        notifier.alive(_status(app))
-        await asyncio.sleep(min(seconds, STATUS_SECONDS))
+    seconds = min(seconds, STATUS_SECONDS)
+    loop = asyncio.get_running_loop()
+    while True:
+        begun = loop.time()
+        asked = [] if stop.is_set() else [is_answered(one, seconds) for one in listening]
+        are_answered = all(await asyncio.gather(*asked))
+        if restart.done.is_set() or restart.lost.is_set():
+            return  # another process is the service, or this one exits
+        if are_answered:
+            notifier.alive(_status(app))
+        else:
+            log.error("a request to the router's own socket was not answered within %g s", seconds)
+        await asyncio.sleep(max(0.0, begun + seconds - loop.time()))
 
 
 def _status(app: web.Application) -> str:

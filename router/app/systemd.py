@@ -71,12 +71,12 @@ class Notifier:
             return
         # A leading @ stands for the zero byte of an abstract socket.
         address = "\0" + self.address[1:] if self.address.startswith("@") else self.address
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as out:
-            out.settimeout(patience_seconds)
-            try:
+        try:
+            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as out:  # files may have run out
+                out.settimeout(patience_seconds)
                 out.sendto("\n".join(assignments).encode(), address)
-            except OSError as error:
-                log.warning("cannot tell the service manager %s: %s", assignments[0], error)
+        except OSError as error:
+            log.warning("cannot tell the service manager %s: %s", assignments[0], error)
 
 
 def take_sockets(environ: MutableMapping[str, str]) -> tuple[socket.socket, ...]:

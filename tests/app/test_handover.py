@@ -8,7 +8,9 @@ import json
 import os
 import signal
 import socket
+import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, cast
@@ -17,6 +19,7 @@ import pytest
 
 from router.app.handover import VARIABLE, Heritage, Predecessor, RestartFailed, Successor, _Line, taking_over
 from router.errors import StartupError
+from tests.scarcity import few_descriptors
 from tests.test_store import RECORD
 
 DEADLINE_SECONDS = 20.0
@@ -154,6 +157,60 @@ async def test_a_program_that_is_gone_is_a_failed_restart_and_leaves_no_descript
     with pytest.raises(RestartFailed, match="cannot start the next router: No such file"):
         await Successor.start([], {})
     assert len(sorted(Path("/proc/self/fd").iterdir())) == len(before)
+
+
+@pytest.mark.parametrize("free", range(0, 18, 3))
+async def test_files_that_run_out_at_whichever_step_are_a_failed_restart_and_leave_none_open(command, free):
+    command("import sys; sys.stdin.read()")
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        await asyncio.to_thread(int)  # its thread, and what that opens, is there
+        before = sorted(Path("/proc/self/fd").iterdir())
+        with few_descriptors(free), pytest.raises(RestartFailed, match="Too many open files"):
+            await Successor.start([listening], {})
+        assert len(sorted(Path("/proc/self/fd").iterdir())) == len(before)
+
+
+@pytest.mark.parametrize(
+    ("target", "error", "words"),
+    [
+        ("socket.socketpair", OSError(24, "Too many open files"), "Too many open files"),
+        ("subprocess.Popen", OSError(12, "Cannot allocate memory"), "Cannot allocate memory"),
+        ("subprocess.Popen", RuntimeError("can't start new thread"), "can't start new thread"),
+    ],
+)
+async def test_whatever_is_not_to_be_had_is_a_failed_restart_and_leaves_no_descriptor(
+    command, monkeypatch, target, error, words
+):
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    command("")
+    monkeypatch.setattr(target, fail)
+    before = sorted(Path("/proc/self/fd").iterdir())
+    with pytest.raises(RestartFailed, match=f"cannot start the next router: {words}"):
+        await Successor.start([], {})
+    assert len(sorted(Path("/proc/self/fd").iterdir())) == len(before)
+
+
+async def test_a_start_that_is_cancelled_leaves_no_process_that_would_take_over_later(command, monkeypatch):
+    command("import time; time.sleep(600)")
+    popen, begun, go_on = subprocess.Popen, threading.Event(), threading.Event()
+    made: list[subprocess.Popen[bytes]] = []
+
+    def slow(*args: Any, **more: Any) -> subprocess.Popen[bytes]:
+        begun.set()
+        go_on.wait(DEADLINE_SECONDS)
+        made.append(popen(*args, **more))
+        return made[0]
+
+    monkeypatch.setattr("router.app.handover.subprocess.Popen", slow)
+    starting = asyncio.ensure_future(Successor.start([], {}))
+    await asyncio.to_thread(begun.wait, DEADLINE_SECONDS)
+    starting.cancel()
+    asyncio.get_running_loop().call_later(0.05, go_on.set)
+    with pytest.raises(asyncio.CancelledError):
+        await starting
+    assert made[0].returncode == -signal.SIGKILL
 
 
 async def test_giving_up_one_that_has_ended_already_is_nothing(command):

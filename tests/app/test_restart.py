@@ -6,17 +6,18 @@ import asyncio
 import signal
 import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from aiohttp import web
 
 from router.api import CONTEXT
+from router.app import handover
 from router.app.background import BACKGROUND, Background
 from router.app.handover import RestartFailed
 from router.app.parts import HOST, SETUP
 from router.app.relay import RELAY, Relay
-from router.app.restart import TRIES, Restart
+from router.app.restart import Restart
 from router.app.systemd import Notifier
 from router.config import Config
 from router.store import ProcessRecord
@@ -68,7 +69,10 @@ class FakeDownloads:
 
 
 class FakeHost:
+    handed_over = 0
+
     def hand_over(self) -> tuple[ProcessRecord, ...]:
+        self.handed_over += 1
         return (RECORD,)
 
 
@@ -147,10 +151,15 @@ async def test_one_that_dies_after_it_took_over_is_followed_by_another_with_the_
 
 
 async def test_it_is_not_tried_for_ever(monkeypatch):
-    async with Bench(monkeypatch, *(Next("ready") for _ in range(TRIES + 1))) as bench:
-        with pytest.raises(RestartFailed):
+    monkeypatch.setattr("router.app.restart.PAUSES_SECONDS", (0.0, 0.001, 0.002))
+    tried = [Next("ready") for _ in range(5)]
+    async with Bench(monkeypatch, *tried) as bench:
+        with pytest.raises(RestartFailed, match="this one exits: the next router ended") as failed:
             await bench.restart()
+        assert "all stays as it was" not in failed.value.message
         assert not bench.restart.done.is_set()
+        assert bench.restart.lost.is_set(), "it cannot serve any more: it must exit"
+        assert [one.is_given_up for one in tried] == [True] * 4 + [False]
 
 
 async def test_who_asks_twice_or_leaves_changes_nothing(monkeypatch):
@@ -161,3 +170,84 @@ async def test_who_asks_twice_or_leaves_changes_nothing(monkeypatch):
         first.cancel()
         assert await second == 0
         assert bench.pool.handed_over == 1
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(24, "Too many open files"), RuntimeError("can't start new thread")]
+)
+async def test_a_step_that_fails_before_there_is_no_way_back_disables_no_later_restart(monkeypatch, error):
+    async with Bench(monkeypatch, Next("ready", "serving")) as bench:
+        started = handover.Successor.start
+
+        async def fail(*_: object) -> Next:
+            raise error
+
+        monkeypatch.setattr("router.app.restart.Successor.start", fail)
+        for _ in range(2):
+            with pytest.raises(RestartFailed, match="a step of the restart failed"):
+                async with asyncio.timeout(20):
+                    await bench.restart()
+        assert not bench.restart.lost.is_set()
+        monkeypatch.setattr("router.app.restart.Successor.start", started)
+        await bench.restart()
+        assert bench.restart.done.is_set()
+
+
+async def test_a_service_manager_that_cannot_be_told_for_want_of_files_disables_no_restart(
+    monkeypatch, caplog
+):
+    async with Bench(monkeypatch, Next(), Next("ready", "serving")) as bench:
+        bench.restart._notifier = Notifier("/no/manager")
+
+        def none_left(*_: object) -> None:
+            raise OSError(24, "Too many open files")
+
+        with monkeypatch.context() as patch, pytest.raises(RestartFailed):
+            patch.setattr("router.app.systemd.socket.socket", none_left)
+            async with asyncio.timeout(20):
+                await bench.restart()
+        assert "Too many open files" in caplog.text
+        await bench.restart()
+
+
+@pytest.mark.parametrize("step", ["stop accepting", "suspend", "hand over"])
+@pytest.mark.parametrize("how", ["fails", "hangs"])
+async def test_a_step_after_which_there_is_no_way_back_ends_this_router_and_leaves_its_children(
+    monkeypatch, step, how
+):
+    monkeypatch.setattr("router.app.restart.LET_GO_SECONDS", 0.05)
+
+    async def broken(*_: object) -> None:
+        if how == "hangs":
+            await asyncio.Event().wait()
+        raise OSError(5, "Input/output error")
+
+    async with Bench(monkeypatch, Next("ready", "serving"), Next("ready", "serving")) as bench:
+        context, host = bench.app[CONTEXT], cast(FakeHost, bench.app[HOST])
+        target: tuple[Any, str] = {
+            "stop accepting": (bench.restart, "_stop_accepting"),
+            "suspend": (context.downloads, "suspend"),
+            "hand over": (bench.pool, "hand_over"),
+        }[step]
+        monkeypatch.setattr(*target, broken)
+        with pytest.raises(RestartFailed, match=r"this one exits: .* The models run on"):
+            async with asyncio.timeout(20):
+                await bench.restart()
+        assert bench.restart.lost.is_set()
+        assert host.handed_over == 1, "the exit of this process stops no child"
+
+
+async def test_a_next_process_that_hangs_after_it_took_over_is_given_up_in_bounded_time(monkeypatch):
+    class Hanging(Next):
+        async def says(self, word: str) -> None:
+            if word == "serving":
+                await asyncio.Event().wait()
+
+    monkeypatch.setattr("router.app.restart.TAKEOVER_SECONDS", 0.2)
+    hanging = Hanging()
+    async with Bench(monkeypatch, hanging, Next("ready", "serving")) as bench:
+        with pytest.raises(RestartFailed, match="did not start in time"):
+            async with asyncio.timeout(20):
+                await bench.restart()
+        assert hanging.is_given_up
+        assert bench.restart.lost.is_set()

@@ -197,11 +197,61 @@ async def test_the_watchdog_hears_nothing_when_the_scheduler_does_not_answer(fol
     app = web.Application()
     app[REQUESTS] = Requests()
     app[CONTEXT] = type("Context", (), {"pool": Broken()})()
-    never = type("Restart", (), {"done": asyncio.Event()})()
+    never = type("Restart", (), {"done": asyncio.Event(), "lost": asyncio.Event()})()
     with pytest.raises(RuntimeError):
-        await _tell_that_it_lives(app, Notifier(str(folder / "notify"), 1.0), never)
+        notifier = Notifier(str(folder / "notify"), 1.0)
+        await _tell_that_it_lives(app, notifier, never, [], asyncio.Event())
     manager.listen()
     assert manager.heard == []
+
+
+async def _tell(folder: Path, listening: socket.socket) -> None:
+    """As a router that listens on one socket does, until it is cancelled."""
+    snapshot = type("Snapshot", (), {"instances": (), "queues": ()})()
+    app = web.Application()
+    app[REQUESTS] = Requests()
+    app[CONTEXT] = type("Context", (), {"pool": type("Pool", (), {"snapshot": lambda _: snapshot})()})()
+    never: Any = type("Restart", (), {"done": asyncio.Event(), "lost": asyncio.Event()})()
+    notifier = Notifier(str(folder / "notify"), 0.1)
+    await _tell_that_it_lives(app, notifier, never, [listening], asyncio.Event())
+
+
+@pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_UNIX])
+async def test_the_watchdog_hears_nothing_while_the_socket_accepts_and_nobody_answers(
+    folder: Path, manager: Manager, family: socket.AddressFamily, caplog: pytest.LogCaptureFixture
+):
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 503 Service Unavailable\r\n\r\n")
+        writer.close()
+
+    with socket.socket(family, socket.SOCK_STREAM) as listening:
+        listening.bind(("127.0.0.1", 0) if family == socket.AF_INET else str(folder / "http"))
+        listening.listen()
+        telling = asyncio.ensure_future(_tell(folder, listening))
+        async with asyncio.timeout(DEADLINE_SECONDS):
+            while caplog.text.count("own socket was not answered") < 3:
+                await asyncio.sleep(0.01)
+        assert manager.heard == []
+        start = asyncio.start_server if family == socket.AF_INET else asyncio.start_unix_server
+        async with await start(answer, sock=listening.dup()):
+            await manager.hears("WATCHDOG=1")
+        telling.cancel()
+
+
+async def test_the_watchdog_is_told_though_no_file_is_left_to_ask_with(
+    folder: Path, manager: Manager, monkeypatch: pytest.MonkeyPatch
+):
+    """What runs is served; to end it would not help."""
+
+    def none_left(*_: object) -> None:
+        raise OSError(24, "Too many open files")
+
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        monkeypatch.setattr("router.app.listening.check_left", none_left)
+        telling = asyncio.ensure_future(_tell(folder, listening))
+        await manager.hears("WATCHDOG=1")
+        telling.cancel()
 
 
 async def test_a_router_that_is_frozen_is_not_heard_and_what_replaces_it_has_its_models(
