@@ -28,6 +28,7 @@ The rooms, top to bottom. A room imports only from floors below it; rooms of one
     core               the whole decision, pure: told (event, now), it answers with commands
     errors             each knows its HTTP status, its OpenAI type and its Retry-After
     descriptors        whether files have run out
+    first_process      PID 1 of a container: the router is its child, which may be replaced
     log_record         what is logged of every request: put into words later
     tasks              the tasks of one owner: none can end another
 

@@ -248,7 +248,8 @@ async def _tell_that_it_lives(
     loop = asyncio.get_running_loop()
     while True:
         begun = loop.time()
-        asked = [] if stop.is_set() else [is_answered(one, seconds) for one in listening]
+        is_asked = notifier.watchdog_seconds is not None and not stop.is_set()
+        asked = [is_answered(one, seconds) for one in listening] if is_asked else []
         are_answered = all(await asyncio.gather(*asked))
         if restart.done.is_set() or restart.lost.is_set():
             return  # another process is the service, or this one exits

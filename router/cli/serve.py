@@ -12,6 +12,8 @@ from typing import Any
 
 import click
 
+from router.first_process import serve_in_child
+
 #: glibc's name for how many arenas there may be (malloc.h).
 _M_ARENA_MAX = -8
 #: Command-line option -> key of config.toml; the configuration checks the values.
@@ -67,6 +69,7 @@ def _split(args: list[str]) -> tuple[Any, ...]:
 def serve(ctx: click.Context, /, config: Path | None, no_autoload: bool, **options: Any) -> None:
     """Serve every model that is found. What stands after -- goes to every llama-server; -m FILE or -hf REPO
     there adds a model."""
+    serve_in_child()  # where this is PID 1, and before there are threads
     share_memory_between_threads()
     # Here and not above: the other commands must not wait for a web server to be imported.
     with _lighter_libraries():
