@@ -1,8 +1,8 @@
-"""The first process of a PID namespace (PID 1 of a container): it starts the router as a child, passes signals
-on to it, reaps orphans, and stays when another router process takes the place of the first.
+"""PID 1 of a container: it starts the router as a child, passes signals on to it, reaps orphans, and stays
+when another router process takes the place of the first.
 
-A router that was PID 1 itself would end the container with each restart; default dispositions of signals do not
-apply to PID 1, and processes that a llama-server has left behind would remain zombies. It speaks the
+A router that was PID 1 itself would end the container with each restart; default dispositions of signals do
+not apply to PID 1, and processes that a llama-server has left behind would remain zombies. It speaks the
 protocol of sd_notify(3) with the router: MAINPID= says which process is the router from then on.
 """
 
@@ -21,8 +21,8 @@ _SIGNALS: Final = (
 )  # fmt: skip
 _CREDENTIALS: Final = struct.Struct("3i")  # pid, uid, gid
 _MESSAGE_BYTES: Final = 1 << 16
-#: How often the router is looked for, in seconds: while it is the child of its predecessor, the kernel does not
-#: tell this process of its exit.
+#: How often the router is looked for, in seconds: while it is the child of its predecessor, the kernel does
+#: not tell this process of its exit.
 _LOOK_SECONDS: Final = 1.0
 
 

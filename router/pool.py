@@ -463,6 +463,18 @@ class Pool:
         """How the model's files were read the last time and why; None where there was nothing to choose."""
         return self._loader.words(model) if self._loader is not None else None
 
+    def warnings(self, model: ModelName) -> tuple[str, ...]:
+        """Why a model runs, or would run, on the CPU though there is a GPU."""
+        found: list[str] = []
+        for taken in self._measurements.values():
+            found += taken.warnings
+            found += (
+                text
+                for instance, text in taken.fallbacks.items()
+                if instance in self._children and self._children[instance].start.model == model
+            )
+        return tuple(found)
+
     @property
     def measurements(self) -> Mapping[HostId, Measurement]:
         """The last one of each host: for people, who want to know what is wrong with a device."""
@@ -675,6 +687,10 @@ class Pool:
         except Exception:  # the next measurement may succeed: whoever measures must go on
             log.exception("%s cannot be measured", host.id)
             return
+        before = self._measurements.get(host.id)
+        for warning in taken.warnings:
+            if before is None or warning not in before.warnings:
+                log.warning("%s", warning)
         self._measured_at = taken.taken_at
         self._measurements[host.id] = taken
         reserve = self._corrections(taken)

@@ -18,6 +18,7 @@ FAKE_LLAMA_FOR=ALIAS they hold only for the model with that --alias.
     --ignore-sigterm     as it says
     --slow-stop S        takes S seconds from SIGTERM to its end
     --silent             no log at all
+    --lose-gpu           says that it cannot use its GPU, and goes on without it
     --spew-log MIB       writes that much log while it loads
     --fork-grandchild    leaves a child of its own, which holds the log and ignores SIGTERM
     --double-fork        the same, in a session of its own
@@ -44,7 +45,7 @@ import time
 
 SWITCHES = (
     "hang-load", "busy-load", "hang-health", "hang-bind", "crash-during-load", "ignore-sigterm", "silent",
-    "fork-grandchild", "double-fork",
+    "lose-gpu",     "fork-grandchild", "double-fork",
 )  # fmt: skip
 VALUES = {
     "load-seconds": 0.0, "crash-after": 0, "crash-mid-stream": 0, "exit-status": -1, "slow-stop": 0.0,
@@ -388,6 +389,9 @@ def main():
         return
     options = parse(sys.argv[1:], os.environ)
     server = Server(options, Memory(os.environ))
+    if options["lose-gpu"]:
+        why = "system has unsupported display driver / cuda driver combination"
+        server.log(f"ggml_cuda_init: failed to initialize CUDA: {why}")
     server.log(f"srv  llama_server: initializing, pid {os.getpid()}")
     if options["exit-status"] >= 0:
         server.log("srv  llama_server: exiting due to a wish")

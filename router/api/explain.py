@@ -22,12 +22,14 @@ async def explain(request: web.Request) -> web.Response:
     explanation = context.pool.explain(context.name_of(name))
     standings = context.pool.standings(explanation.model)
     reading = context.pool.reading_words(explanation.model)
+    warnings = context.pool.warnings(explanation.model)
     if request.query.get("format") == "text" or request.headers.get("Accept") == "text/plain":
-        return web.Response(text="\n".join(filter(None, (explanation.text, reading))) + "\n")
+        return web.Response(text="\n".join(filter(None, (explanation.text, reading, *warnings))) + "\n")
     opinion = opinion_words(standings[0]) if standings else None
     body = _body(explanation, context.pool.snapshot().now)
     body["second_opinion"] = opinion
     body["reading"] = reading
+    body["warnings"] = warnings
     return json_response(body)
 
 

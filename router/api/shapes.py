@@ -13,7 +13,7 @@ ByDevice: TypeAlias = dict[DeviceId, int]
 
 class Explained(TypedDict):
     """Why a model is where it is. `would_evict` is who would leave for it, `reading` how its files were read
-    the last time."""
+    the last time, `warnings` why it runs on the CPU though there is a GPU."""
 
     model: ModelName
     state: str
@@ -27,6 +27,7 @@ class Explained(TypedDict):
     last_evicted_seconds_ago: float | None
     second_opinion: NotRequired[str | None]
     reading: NotRequired[str | None]
+    warnings: NotRequired[tuple[str, ...]]
 
 
 # --- /vram ---

@@ -56,7 +56,8 @@ def vram_body(
     measurements: Iterable[Measurement],
 ) -> Vram:
     """Every device with all its shares; every instance with what was predicted, reserved and measured of it;
-    `notes` tell what is odd about the measuring itself."""
+    `notes` tell what is odd about the measuring itself, and first why models run on the CPU though there is
+    a GPU."""
     measurements = tuple(measurements)
     infos = {device: info for one in measurements for device, info in one.infos.items()}
     return {
@@ -64,7 +65,9 @@ def vram_body(
         "models_max": snapshot.models_max,
         "devices": [_device(device, snapshot, infos) for device in snapshot.devices],
         "models": [_loaded(one, standings.get(one.id)) for one in snapshot.instances],
-        "notes": [note for one in measurements for note in one.notes],
+        "notes": [
+            note for one in measurements for note in (*one.warnings, *one.fallbacks.values(), *one.notes)
+        ],
     }
 
 

@@ -26,7 +26,7 @@ from router.app.read_ahead import SPARE_SHARE, ReadAhead, spare_bytes
 from router.app.relay import RELAY, Relay, relay_after_handover
 from router.app.requests import REQUESTS, Requests, count_requests
 from router.app.stalls import watch_for_stalls
-from router.backends.llama_server import list_devices
+from router.backends.llama_server import CPU_FALLBACK_TEXTS, list_devices
 from router.catalog import Catalog, hf_cache_dir
 from router.config import Config, MemoryConfig, SchedulerConfig, StatePaths
 from router.core.policy import make_policy
@@ -112,7 +112,14 @@ async def _devices(app: web.Application) -> AsyncIterator[None]:
 async def _host(app: web.Application) -> AsyncIterator[None]:
     setup = app[SETUP]
     grace = setup.config.child.stop_grace_seconds
-    host = LocalHost(app[DEVICES], app[STORE], setup.paths, setup.config.memory, stop_grace_seconds=grace)
+    host = LocalHost(
+        app[DEVICES],
+        app[STORE],
+        setup.paths,
+        setup.config.memory,
+        stop_grace_seconds=grace,
+        fallback_texts=CPU_FALLBACK_TEXTS,
+    )
     models = app[MODELS] = Models(setup.read_config, host, setup.binary, app[LEARNING], app[STORE])
     # Before anything of an earlier router is touched: if this fails, that one serves on.
     app[DEFINED] = Defined(*await models.define(setup.config, setup.catalog))

@@ -38,12 +38,21 @@ OUT_OF_MEMORY_TEXTS: Final = (
     "std::bad_alloc",
 )
 
+#: One of these as it starts: it cannot use a GPU, and goes on with the CPU. ggml-cuda says the first (built
+#: for AMD, the second), with the driver's reason behind it; a build without any GPU backend says the third.
+CPU_FALLBACK_TEXTS: Final = (
+    "failed to initialize CUDA",
+    "failed to initialize ROCm",
+    "no usable GPU found",
+)
+
 #: What it has got done, slot by slot. Its main loop answers, so a stuck one does not.
 PROGRESS_PATH: Final = "/slots"
 #: What it tells Prometheus (--metrics); a sleeping one is not woken by it.
 METRICS_PATH: Final = "/metrics"
 
 __all__ = [
+    "CPU_FALLBACK_TEXTS",
     "METRICS_PATH",
     "OUT_OF_MEMORY_TEXTS",
     "PROGRESS_PATH",

@@ -13,12 +13,15 @@ Trees = Mapping[int, frozenset[int]]
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """Devices by id; `used` per asked pid and *pool*; `attributed` per device; `notes` for people."""
+    """Devices by id; `used` per asked pid and *pool*; `attributed` per device; `notes` for people.
+    `warnings`: why models run on the CPU though there is a driver, unless another source finds devices.
+    """
 
     devices: Mapping[str, DeviceInfo] = field(default_factory=dict)
     used: Mapping[int, Mapping[str, int]] = field(default_factory=dict)
     attributed: Mapping[str, bool] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
 
 
 def unhealthy(info: DeviceInfo, error: str) -> DeviceInfo:

@@ -70,6 +70,8 @@ class Nvidia:
         except ProbeFailed as failed:
             return self._without_answer(f"NVML: {failed}")
         self._last = self._from_reading(reading, trees)
+        if not self._last.devices and self._allowed is None:
+            self._last = replace(self._last, warnings=self._unused("it lists no device"))
         return self._last
 
     def _has_work(self, trees: Trees) -> bool:
@@ -149,7 +151,20 @@ class Nvidia:
     # --- it did not, or was not asked -----------------------------------------------------------------------
 
     def _without_answer(self, why: str) -> Found:
-        return all_unhealthy(Found(self._known), why, why)
+        found = all_unhealthy(Found(self._known), why, why)
+        if not found.devices:
+            self._last = replace(self._last, warnings=self._unused(why))
+            found = replace(found, warnings=self._last.warnings)
+        return found
+
+    def _unused(self, why: str) -> tuple[str, ...]:
+        """That there is a driver is the kernel's word; nothing where the environment hides the GPUs."""
+        is_hidden = self._environ.get("CUDA_VISIBLE_DEVICES", "0").strip() in ("", "-1", "NoDevFiles")
+        driver = (self._root / "proc/driver/nvidia/version", self._root / "dev/nvidiactl")
+        if is_hidden or not any(path.exists() for path in driver):
+            return ()
+        warning = f"models run on the CPU: the NVIDIA driver is loaded, but cannot be used ({why})"
+        return (f"{warning}; see docs/troubleshooting.md",)
 
     def _from_memory(self, trees: Trees, *, asleep: bool) -> Found:
         """What was told last, less what processes held that are gone since."""
@@ -163,7 +178,8 @@ class Nvidia:
                 info, free_bytes=free, utilisation_percent=None, temperature_celsius=None, asleep=asleep
             )
         why = "the GPUs sleep" if asleep else "the driver is closed, nothing needs it"
-        return Found(devices, used, self._last.attributed, (f"NVML: {why}; figures are the last ones",))
+        notes = (f"NVML: {why}; figures are the last ones",)
+        return Found(devices, used, self._last.attributed, notes, self._last.warnings)
 
 
 def _listing(gpu: GpuReading) -> Listing:

@@ -173,9 +173,13 @@ class Devices:
         if self._listed is not None and not any(found.devices for found in gpus):
             gpus.append(await self._listed.sample())
         host, use = await self._sample_host(trees, flight.loading)
+        warnings: list[str] = []
         for found in gpus:
             notes += found.notes
-        return Sample(flight.now, *_merged(host, use, gpus, flight.pids), tuple(notes))
+            warnings += found.warnings
+        if any(found.devices for found in gpus):
+            warnings.clear()
+        return Sample(flight.now, *_merged(host, use, gpus, flight.pids), tuple(notes), tuple(warnings))
 
     async def _sample_nvidia(self, trees: Trees, wake: bool) -> Found:
         return Found() if self._nvidia is None else await self._nvidia.sample(trees, wake=wake)

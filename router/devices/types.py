@@ -57,7 +57,8 @@ class Sample:
     asked for, with the bytes of its whole process tree per *pool* (which is the device itself but for unified
     memory); a process that is gone, or holds nothing, has no entry there. `attributed` says per device
     whether those figures can be believed; where it is False, what the driver told of processes is left out
-    and only `free_bytes` counts. `notes` is for people.
+    and only `free_bytes` counts. `notes` is for people, and so are `warnings`: why models run on the CPU
+    though this machine has a GPU and a driver for it.
     """
 
     taken_at: float
@@ -65,3 +66,4 @@ class Sample:
     used: Mapping[int, Mapping[str, int]] = field(default_factory=dict)
     attributed: Mapping[str, bool] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()

@@ -58,6 +58,7 @@ class Measurement:
     instance itself, and for a ready instance `lost`: what a device that tells nothing lost while it loaded,
     where no other child started, loaded or ended meanwhile. Both name devices of its placement, zeros too.
     `notes` and `infos` are for people: what is odd, and every device as it was found, with its error.
+    `warnings` say why models run on the CPU though there is a GPU, `fallbacks` the same of an instance.
     """
 
     taken_at: float
@@ -67,6 +68,8 @@ class Measurement:
     lost: Mapping[InstanceId, Footprint] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     infos: Mapping[DeviceId, DeviceInfo] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+    fallbacks: Mapping[InstanceId, str] = field(default_factory=dict)
 
 
 class Host(Protocol):

@@ -8,7 +8,7 @@ import logging
 import os
 import signal
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
@@ -60,6 +60,7 @@ class _Child:
     process: Process | None = None
     is_unwanted: bool = False
     given_up: str | None = None
+    fallback: str | None = None
 
     @property
     def address(self) -> Address:
@@ -70,8 +71,9 @@ class LocalHost:
     """An async context manager. Leaving it stops every child, in parallel and within bounds; but after
     `hand_over` none.
 
-    `stop_grace_seconds` is the grace of that last stop. Entering raises StartupError where another router
-    works in the same runtime folder.
+    `stop_grace_seconds` is the grace of that last stop. `fallback_texts`: one of them in what a child says as
+    it starts means that it runs on the CPU, wherever it was placed. Entering raises StartupError where
+    another router works in the same runtime folder.
     """
 
     def __init__(
@@ -83,6 +85,7 @@ class LocalHost:
         *,
         id: HostId = "local",  # noqa: A002 - the protocol's name
         stop_grace_seconds: float = 10.0,
+        fallback_texts: Sequence[str] = (),
     ) -> None:
         self.id = id
         self._devices = devices
@@ -90,6 +93,7 @@ class LocalHost:
         self._runtime = RuntimeDir(paths)
         self._room = Room(id, memory)
         self._grace_seconds = stop_grace_seconds
+        self._fallback_texts = fallback_texts
         self._children: dict[InstanceId, _Child] = {}
         self._dead: dict[InstanceId, tuple[LogFile, Exit]] = {}
         self._changes = 0  # starts and exits so far: a measurement from before the last one is stale
@@ -168,6 +172,9 @@ class LocalHost:
             raise Unavailable(f"cannot measure memory: {error}", retry_after_seconds=1.0) from error
         occupants = [child.occupant for child in self._children.values()]
         measured = self._room.measurement(sample, occupants, self._changes)
+        fallbacks = {name: child.fallback for name, child in self._children.items() if child.fallback}
+        if fallbacks:
+            measured = replace(measured, fallbacks=fallbacks)
         self._sample, self._measured, self._was_awake = sample, (changes, measured), wake
         return sample, measured
 
@@ -344,10 +351,24 @@ class LocalHost:
 
     async def _note_ready(self, child: _Child, load_seconds: float) -> None:
         with _unheard(child.record.instance):
+            await self._look_for_fallback(child)
             # Once more with its command line: a wrapper script has become llama-server only by now.
             await self._record_identity(child, is_ready=True)
             if child.record.definition:
                 await self._store.put_load_time(child.record.definition, load_seconds)
+
+    async def _look_for_fallback(self, child: _Child) -> None:
+        """A driver that cannot be used makes llama-server go on without it, and says so in its log only."""
+        gpus = [one for one in child.record.placement.devices if one in self.infos]
+        gpus = [one for one in gpus if self.infos[one].kind != "host"]
+        if not gpus or not self._fallback_texts:
+            return
+        line = await asyncio.to_thread(child.log.find, self._fallback_texts)
+        if line is not None:
+            where = " and ".join(self.infos[one].label for one in gpus)
+            child.fallback = f"{child.record.model} runs on the CPU, though it was placed on {where}: {line}"
+            self._changes += 1  # the next measurement tells it
+            _logger.warning("%s; see docs/troubleshooting.md", child.fallback)
 
     # --- adoption ------------------------------------------------------------------------------------------
 
@@ -400,6 +421,7 @@ class LocalHost:
         patience = _READY_PROBE_SECONDS if record.is_ready else _ADOPTION_PROBE_SECONDS
         status = await get_status(Path(record.socket), record.health_path, timeout_seconds=patience)
         occupant.is_ready = status == 200
+        self._tasks.create_task(self._look_for_fallback(child), name=f"look at {record.instance}")
         child.answered.set_result(child.address)
         return True
 

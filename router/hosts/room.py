@@ -81,7 +81,8 @@ class Room:
             believed = {d for d in occupant.placement.footprint if self._is_attributed(sample, d)}
             told[name] = {d: used[name].get(d, 0) for d in believed}
             lost[name] = {d: size for d, size in occupant.lost.items() if d not in believed}
-        return Measurement(sample.taken_at, free, used, told, lost, sample.notes, self.infos(sample))
+        infos = self.infos(sample)
+        return Measurement(sample.taken_at, free, used, told, lost, sample.notes, infos, sample.warnings)
 
     def refusal(
         self, newcomer: Placement, measured: Measurement, sample: Sample, others: Iterable[Occupant]

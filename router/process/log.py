@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -13,6 +14,7 @@ _logger = logging.getLogger("router.process")
 
 _NO_ROOM: Final = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 _TAIL_BYTES: Final = 64 << 10
+_HEAD_BYTES: Final = 256 << 10
 #: So much of what was read last is looked for after a cut.
 _MARK_BYTES: Final = 512
 _TRIMMED: Final = b"[llama-router: the log was cut here to stay within its limit]\n"
@@ -61,6 +63,16 @@ class LogFile:
             file.truncate(0)
             with self.path.open("ab", buffering=0) as newest:
                 newest.write(_TRIMMED + tail.partition(b"\n")[2])
+
+    def find(self, texts: Sequence[str]) -> str | None:
+        """The first line that has one of the texts, in the first 256 KiB: what a child said as it started."""
+        try:
+            with self.path.open("rb", buffering=0) as file:
+                head = os.pread(file.fileno(), _HEAD_BYTES, 0)
+        except OSError:
+            return None
+        lines = head.decode(errors="replace").splitlines()
+        return next((line.strip() for line in lines if any(text in line for text in texts)), None)
 
     def tail(self, lines: int) -> tuple[str, ...]:
         """The last lines, as far as 64 KiB hold them; empty if there is no file."""

@@ -168,6 +168,9 @@ class FakePool:
     def standing(self, instance: str) -> Standing | None:
         return self.standing_of.get(instance)
 
+    def warnings(self, model: str) -> tuple[str, ...]:
+        return tuple(text for one in self.measurements.values() for text in one.warnings)
+
     def reading_words(self, model: str) -> str | None:
         return self.reading_of.get(model)
 

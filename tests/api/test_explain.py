@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from router.hosts import Measurement
 from tests.api.conftest import Api
 
 
@@ -28,6 +29,15 @@ async def test_how_its_files_were_read_is_told_with_it(api: Api):
     assert (await api.get("/explain?model=tiny")).json()["reading"] == "Its files were read."
     told = await api.get("/explain?model=tiny", params={"format": "text"})
     assert told.body == b"tiny is not loaded.\nIts files were read.\n"
+
+
+async def test_a_fall_to_the_cpu_is_told_with_it(api: Api):
+    await api.start()
+    assert (await api.get("/explain?model=tiny")).json()["warnings"] == []
+    api.pool.measurements["local"] = Measurement(0.0, {}, warnings=("models run on the CPU: a reason",))
+    assert (await api.get("/explain?model=tiny")).json()["warnings"] == ["models run on the CPU: a reason"]
+    told = await api.get("/explain?model=tiny", params={"format": "text"})
+    assert told.body == b"tiny is not loaded.\nmodels run on the CPU: a reason\n"
 
 
 async def test_it_needs_a_model_that_exists(api: Api):

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from router.devices.host import HostMemory
 from tests.devices.conftest import GIB, MIB, A, B, look, look_until, until
 from tests.stub_nvml.state import StubGpu, StubNvml, hold_allocation
 
@@ -355,3 +356,53 @@ async def test_memory_that_returns_late_is_not_free_before_it_is(
     assert CUDA_A not in sample.used[pid]
     assert sample.devices[CUDA_A].free_bytes == 20 * GIB - 400 * MIB
     await look_until(devices, lambda s: s.devices[CUDA_A].free_bytes == 24 * GIB - 400 * MIB, pid)
+
+
+# --- models on the CPU though there is a driver ---
+
+
+@pytest.mark.parametrize("proof", ["proc/driver/nvidia/version", "dev/nvidiactl"])
+async def test_a_driver_that_is_loaded_and_cannot_be_used_is_a_warning_until_it_can(
+    probe, open_devices, stub, tmp_path, proof
+):
+    """As after an update of the driver without a reboot: its library and the kernel's module differ."""
+    (tmp_path / "root" / proof).parent.mkdir(parents=True)
+    (tmp_path / "root" / proof).touch()
+    stub.change(init_err=18)
+    devices = await open_devices(**probe, root=tmp_path / "root", host=HostMemory())
+    (warning,) = (await look(devices)).warnings
+    assert warning.startswith("models run on the CPU: the NVIDIA driver is loaded, but cannot be used")
+    assert "driver library and kernel module differ in version" in warning
+    assert (await look(devices, wake=False)).warnings == (warning,), "it does not come and go"
+    stub.change(init_err=0)
+    sample = await look_until(devices, lambda s: CUDA_A in s.devices)
+    assert sample.warnings == ()
+
+
+async def test_a_driver_that_lists_no_device_is_a_warning(probe, open_devices, stub, tmp_path):
+    """As in a container that was given the library and not the devices."""
+    (tmp_path / "dev").mkdir()
+    (tmp_path / "dev/nvidiactl").touch()
+    stub.change(gpus=())
+    devices = await open_devices(**probe, root=tmp_path, host=HostMemory())
+    (warning,) = (await look(devices)).warnings
+    assert "it lists no device" in warning
+
+
+@pytest.mark.parametrize("hidden", ["", "-1"])
+async def test_where_the_environment_hides_the_gpus_there_is_no_warning(
+    probe, open_devices, stub, tmp_path, hidden
+):
+    (tmp_path / "dev").mkdir()
+    (tmp_path / "dev/nvidiactl").touch()
+    probe["environ"]["CUDA_VISIBLE_DEVICES"] = hidden
+    for init_err in (18, 0):
+        stub.change(init_err=init_err)
+        devices = await open_devices(**probe, root=tmp_path, host=HostMemory())
+        assert (await look(devices)).warnings == ()
+
+
+async def test_without_a_driver_there_is_no_warning(probe, open_devices, stub, tmp_path):
+    stub.change(init_err=9)
+    devices = await open_devices(**probe, root=tmp_path, host=HostMemory())
+    assert (await look(devices)).warnings == ()

@@ -131,3 +131,11 @@ def test_a_reader_takes_no_more_than_a_piece_at_a_time(tmp_path: Path) -> None:
     path.write_bytes(b"x" * 200_000)
     pieces = [len(reader.read()) for _ in range(5)]
     assert pieces == [65536, 65536, 65536, 3392, 0]
+
+
+def test_what_a_child_said_as_it_started_is_found_in_its_first_lines(tmp_path):
+    log = LogFile(tmp_path / "log", 1 << 20)
+    assert log.find(("failed",)) is None
+    log.path.write_bytes(b"build: 1\n  ggml_cuda_init: failed to initialize CUDA: \xff no\nfailed again\n")
+    assert log.find(("nothing", "failed")) == "ggml_cuda_init: failed to initialize CUDA: \ufffd no"
+    assert log.find(("nothing",)) is None

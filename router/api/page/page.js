@@ -307,7 +307,8 @@ async function openWhy(name) {
   $("why-dialog").showModal();
   try {
     const response = await ask("GET", `explain?model=${encodeURIComponent(name)}`);
-    $("why-text").textContent = (await response.json()).text;
+    const answer = await response.json();
+    $("why-text").textContent = [answer.text, ...(answer.warnings ?? [])].join("\n");
   } catch (error) {
     $("why-text").textContent = error.message;
   }

@@ -40,6 +40,8 @@ def look_at_devices(listed: str, root: Path = Path("/")) -> Iterator[Finding]:
     for one in sample.devices.values():
         yield _device(one)
     without = _cards(root) - {_vendor(one) for one in gpus}
+    for warning in sample.warnings:
+        yield warn("GPU", warning, "see docs/troubleshooting.md: after an update of the driver, reboot")
     for note in sample.notes:
         if "NVIDIA" in without or not note.startswith("NVML: no driver library"):
             yield warn("devices", note, "see docs/troubleshooting.md")
