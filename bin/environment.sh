@@ -25,7 +25,7 @@ find_llama_server() {
     for name in /dev/nvidiactl /dev/kfd /dev/dri /dev/dxg; do [[ ! -e $name ]] || circumstances+="$name:"; done
     circumstances+="${LLAMA_SERVER:-}:${LLAMA_CMAKE_ARGS:-}:${XDG_CACHE_HOME:-~}:$config"
     [[ ! -r $memo ]] || { IFS= read -r known && IFS= read -r path; } <"$memo" || known=""
-    if [[ ${known:-} == "$circumstances" && -x $path && ! $root/bin/build-llama-server -nt $memo ]] &&
+    if [[ ${known:-} == "$circumstances" && -x $path && ! $root/router/build_llama_server.py -nt $memo ]] &&
         [[ -z $config || ! $config -nt $memo ]]; then
         printf '%s\n' "$path"
         return

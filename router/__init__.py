@@ -26,9 +26,11 @@ The rooms, top to bottom. A room imports only from floors below it; rooms of one
                        config.toml -> one tree; a GGUF header; free bytes; one child from birth to death; the
                        ring of decisions; sqlite; a trace replayed in virtual time; a small model to try
     core               the whole decision, pure: told (event, now), it answers with commands
+    build_llama_server finds llama-server, or builds it; with the standard library only
     errors             each knows its HTTP status, its OpenAI type and its Retry-After
     descriptors        whether files have run out
     first_process      PID 1 of a container: the router is its child, which may be replaced
+    installation       what to type for a command that the installation may not have
     log_record         what is logged of every request: put into words later
     tasks              the tasks of one owner: none can end another
 

@@ -35,6 +35,7 @@ from router.estimate.values import (
     Tier,
 )
 from router.gguf import GgufError, GgufMetadata, read_gguf
+from router.installation import build_command
 from router.presets import ModelPreset, Overrides
 from router.presets.options import spelling_of_arg
 from router.presets.overrides import overridden, read, written
@@ -116,7 +117,7 @@ class Definitions:
         if not os.access(self.binary, os.X_OK):
             raise ModelUnusable(
                 f"{name} cannot be loaded: llama-server is not at {self.binary} any more, or may not be run; "
-                "bin/build-llama-server makes one"
+                f"{build_command()} makes one"
             )
 
     def files(self, name: ModelName) -> tuple[Path, ...]:

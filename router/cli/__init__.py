@@ -32,6 +32,7 @@ COMMANDS: Final[Mapping[str, str]] = {
     "vram": "router.cli.vram:vram",
     "restart": "router.cli.restart:restart",
     "plan": "router.cli.plan:plan",
+    "build": "router.cli.build:build",
     "doctor": "router.cli.doctor:doctor",
     "config": "router.cli.config:config",
     "import": "router.cli.migrate:import_",

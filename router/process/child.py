@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Final
 
 from router.errors import LoadFailed
+from router.installation import build_command
 from router.process.exits import Exit, describe_exit, oom_kill_count
 from router.process.identity import MARKER, Identity, argv_hash, find_marked, identify
 from router.process.log import LogFile
@@ -462,11 +463,11 @@ def _cannot_run(command: Command, error: OSError) -> str:
         case errno.ENOENT if Path(binary).exists():
             return f"cannot run {binary}: its interpreter or loader is missing (built for another system?)"
         case errno.ENOENT:
-            return f"cannot run {binary}: no such file; run bin/build-llama-server, or configure another path"
+            return f"cannot run {binary}: no such file; run {build_command()}, or configure another path"
         case errno.EACCES:
             return f"cannot run {binary}: permission denied; make it executable (chmod +x {binary})"
         case errno.ENOEXEC:
-            return f"cannot run {binary}: not a program for this machine; run bin/build-llama-server"
+            return f"cannot run {binary}: not a program for this machine; run {build_command()}"
         case errno.ETXTBSY:
             return f"cannot run {binary}: it is being written; wait until the build is done"
         case errno.EMFILE | errno.ENFILE:

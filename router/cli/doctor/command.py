@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Final
 
 import click
+from click.core import ParameterSource
 
 from router.cli.client import print_json
 from router.cli.doctor.findings import Finding, Level
@@ -17,6 +18,7 @@ from router.cli.doctor.machine import (
     look_at_limits,
     look_at_permissions,
 )
+from router.cli.doctor.remote import look_at_router
 from router.cli.doctor.software import (
     devices_of_binary,
     look_at_binary,
@@ -29,15 +31,24 @@ _COLOURS: Final = {Level.OK: "green", Level.WARN: "yellow", Level.FAIL: "red"}
 
 @click.command()
 @click.option("--config", "-c", type=click.Path(path_type=Path), help="The configuration file.")
+@click.option("--url", envvar="LLAMA_ROUTER_URL", help="Ask the router there, and look at nothing here.")
+@click.option("--api-key", envvar="LLAMA_ROUTER_API_KEY", help="A key of that router.")
 @click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON.")
 @click.pass_context
-def doctor(ctx: click.Context, /, config: Path | None, as_json: bool) -> None:
+def doctor(
+    ctx: click.Context, /, config: Path | None, url: str | None, api_key: str | None, as_json: bool
+) -> None:
     """Look whether this machine is ready, and say what to do where it is not.
 
+    With --url or $LLAMA_ROUTER_URL, and without --config: what the router there says of its devices and
+    models.
     The status is 1 when something keeps the router from its work.
     """
+    if config is not None and ctx.get_parameter_source("url") is ParameterSource.COMMANDLINE:
+        raise click.UsageError("--config is of this machine, and --url of another: give one of them")
     findings = []
-    for finding in _findings(config):
+    is_remote = bool(url) and config is None
+    for finding in look_at_router(url or "", api_key) if is_remote else _findings(config):
         findings.append(finding)
         if not as_json:
             _show(finding)

@@ -18,6 +18,7 @@ from router.cli.words import gib
 from router.config import Config, ServerConfig, models_dirs, state_paths
 from router.devices import DeviceInfo, Devices, Sample
 from router.errors import StartupError
+from router.installation import build_command
 
 _HEALTH_SECONDS: Final = 2.0
 #: Two sockets a request, and those of the children.
@@ -165,7 +166,7 @@ def _cannot_be_used(gpus: list[DeviceInfo], listed: str) -> Iterator[Finding]:
             yield fail(
                 "llama-server",
                 f"it was built without {backends[kind]}: it cannot use the GPUs that are there",
-                f"build it again where the {backends[kind]} toolkit is installed: bin/build-llama-server",
+                f"build it again where the {backends[kind]} toolkit is: {build_command()} --rebuild",
             )
 
 

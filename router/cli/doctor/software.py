@@ -15,6 +15,7 @@ from router.catalog import Catalog
 from router.cli.doctor.findings import Finding, fail, ok, warn
 from router.config import Config, find_config, load_config, models_dirs
 from router.errors import ConfigError, RouterError, StartupError
+from router.installation import build_command
 
 #: Errors are one finding each; a folder of broken files needs not all of them.
 _MODELS_SHOWN: Final = 5
@@ -95,9 +96,9 @@ def look_at_models(config: Config) -> Iterator[Finding]:
 
 def _remedy(said: str) -> str:
     if re.search(r"error while loading shared libraries|GLIBC|CXXABI", said):
-        return "a library that it was built with is missing: install it, or run bin/build-llama-server again"
+        return f"a library that it was built with is missing: install it, or run {build_command()} --rebuild"
     if "cannot be run" in said or "cannot run" in said:
         return (
             "set paths.llama_server or $LLAMA_SERVER to a program of this machine, with the right to run it"
         )
-    return "run bin/build-llama-server, install llama.cpp, or set paths.llama_server"
+    return f"run {build_command()}, install llama.cpp, or set paths.llama_server"
