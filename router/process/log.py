@@ -51,18 +51,23 @@ class LogFile:
     def trim(self) -> None:
         """Keep the last quarter of `max_bytes` if the file is larger than that.
 
-        The child appends, so its next line lands at the new end. What it writes in the microseconds between
-        copy and cut is lost: the price of a child that needs no reader.
+        The end is copied over the beginning, and what comes meanwhile behind it, before the file is cut: its
+        lines stay in their order, and the child, which appends, goes on behind them. Only what it writes
+        between the last look and the cut, two system calls, is lost, and what a child that writes faster than
+        it can be copied has written beyond `max_bytes`: the price of a child that needs no reader.
         """
         if self.size() <= self.max_bytes:
             return
         with self.path.open("rb+", buffering=0) as file:
-            tail, end = _read_tail(file.fileno(), self.max_bytes // 4)
-            while more := os.pread(file.fileno(), _TAIL_BYTES, end):  # what came while we read
-                tail, end = (tail + more)[-self.max_bytes // 4 :], end + len(more)
-            file.truncate(0)
-            with self.path.open("ab", buffering=0) as newest:
-                newest.write(_TRIMMED + tail.partition(b"\n")[2])
+            fd = file.fileno()
+            tail, end = _read_tail(fd, self.max_bytes // 4)
+            kept = 0
+            try:
+                kept = _write_at(fd, _TRIMMED + tail.partition(b"\n")[2], 0)
+                while kept < self.max_bytes and (more := os.pread(fd, _TAIL_BYTES, end)):
+                    kept, end = _write_at(fd, more, kept), end + len(more)
+            finally:  # also where the disk has no room for a copy: then there is some
+                os.ftruncate(fd, kept)
 
     def find(self, texts: Sequence[str]) -> str | None:
         """The first line that has one of the texts, in the first 256 KiB: what a child said as it started."""
@@ -121,6 +126,14 @@ class LogReader:
         data = os.pread(fd, _TAIL_BYTES, self._offset)
         self._offset += len(data)
         return data
+
+
+def _write_at(fd: int, data: bytes, at: int) -> int:
+    """Write all of it; returns where it ends."""
+    while data:
+        written = os.pwrite(fd, data, at)
+        data, at = data[written:], at + written
+    return at
 
 
 def _read_tail(fd: int, length: int) -> tuple[bytes, int]:

@@ -2,11 +2,14 @@ from __future__ import annotations
 
 import errno
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from router.process import LogFile, LogReader
+from tests.process.traces import wait_until
 
 
 def write(log: LogFile, data: bytes) -> None:
@@ -139,3 +142,57 @@ def test_what_a_child_said_as_it_started_is_found_in_its_first_lines(tmp_path):
     log.path.write_bytes(b"build: 1\n  ggml_cuda_init: failed to initialize CUDA: \xff no\nfailed again\n")
     assert log.find(("nothing", "failed")) == "ggml_cuda_init: failed to initialize CUDA: \ufffd no"
     assert log.find(("nothing",)) is None
+
+
+def test_what_comes_while_the_log_is_cut_is_kept_behind_what_was_there(tmp_path, monkeypatch):
+    """As on a machine under load, where the cut is interrupted at any step."""
+    log = LogFile(tmp_path / "log", 4000)
+    log.path.write_bytes(b"".join(b"line %d\n" % number for number in range(1000)))
+    child = os.open(log.path, os.O_WRONLY | os.O_APPEND)
+    written = iter(range(1000, 2000))
+    pwrite = os.pwrite
+
+    def interrupted(fd: int, data: bytes, at: int) -> int:
+        if (number := next(written)) < 1005:
+            os.write(child, b"line %d\n" % number)
+        return pwrite(fd, data, at)
+
+    monkeypatch.setattr(os, "pwrite", interrupted)
+    log.trim()
+    os.write(child, b"the last\n")
+    os.close(child)
+    head, *lines, last = log.path.read_text().splitlines()
+    assert "cut here" in head
+    assert last == "the last"
+    numbers = [int(line.removeprefix("line ")) for line in lines]
+    assert numbers == list(range(numbers[0], 1005)), "in their order, and none is missing"
+    assert log.size() <= log.max_bytes
+
+
+def test_lines_stay_in_their_order_however_often_the_log_is_cut_while_a_child_writes(tmp_path):
+    log = LogFile(tmp_path / "log", 16 << 10)
+    script = "import itertools, os\nfor n in itertools.count(): os.write(1, b'%d\\n' % n)"
+    with open(log.path, "ab") as output:
+        child = subprocess.Popen([sys.executable, "-S", "-c", script], stdout=output)
+    try:
+        for _ in range(30):
+            wait_until(lambda: log.size() > log.max_bytes, "the child writes nothing")
+            log.trim()
+            numbers = [int(line) for line in log.path.read_text().splitlines()[1:-1] if line]
+            assert numbers == sorted(numbers)
+    finally:
+        child.kill()
+        child.wait()
+
+
+def test_a_disk_without_room_for_the_copy_is_cut_all_the_same(tmp_path, monkeypatch):
+    log = LogFile(tmp_path / "log", 1000)
+    log.path.write_bytes(b"x" * 5000)
+
+    def full(*_: object) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="No space left"):
+        patch.setattr(os, "pwrite", full)
+        log.trim()
+    assert log.size() == 0

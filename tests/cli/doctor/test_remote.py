@@ -21,7 +21,9 @@ __all__ = ["api", "known", "models_dir", "terminal"]  # fixtures
 async def test_a_router_that_is_well_is_told_with_its_devices_and_models(terminal: Terminal):
     lines = (await terminal.run("doctor")).output.splitlines()
     assert f"answers at {terminal.api.url}" in lines[0]
-    assert any(line.startswith("ok    device: ") and "H200: 15.0 GiB free of" in line for line in lines)
+    assert any(
+        line.startswith("ok    device: ") and "H200: 20.0 GiB free of 24.0 GiB" in line for line in lines
+    )
     assert any(line.startswith("ok    models: ") for line in lines)
     assert not any(about in line for line in lines for about in ("limits", "disk", "folders", "Python"))
 
