@@ -15,8 +15,9 @@ from typing import Any, Self
 import aiohttp
 import psutil
 
+from tests.deadline import DEADLINE_SECONDS
+
 REPOSITORY = Path(__file__).parent.parent
-DEADLINE_SECONDS = 30.0
 
 
 class RouterProcess:

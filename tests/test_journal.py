@@ -43,6 +43,7 @@ from router.events import Feed
 from router.journal import Entry, Journal, Kind, command_words, entry_lines
 from router.metrics.decisions import DecisionMetrics
 from router.stats import Stats
+from tests.deadline import DEADLINE_SECONDS
 
 PLACE = Placement("local", {"local/cuda:0": 3 << 30})
 EVENTS: tuple[Event, ...] = (
@@ -206,17 +207,17 @@ async def test_a_reader_sees_all_from_its_begin_on_and_a_slow_one_sees_the_gap_i
     journal.record(0.0, Release("before"), [])
     with journal.subscribe() as reader:
         journal.record(1.0, Release("r1"), [])
-        async with asyncio.timeout(1):
+        async with asyncio.timeout(DEADLINE_SECONDS):
             assert (await anext(reader)).event == Release("r1")
         for number in range(5):
             journal.record(2.0, Release(f"s{number}"), [])
-        async with asyncio.timeout(1):
+        async with asyncio.timeout(DEADLINE_SECONDS):
             assert [(await anext(reader)).id, (await anext(reader)).id] == [6, 7]
         waiting = asyncio.ensure_future(anext(reader))
         await asyncio.sleep(0)
         assert not waiting.done()
         journal.record(3.0, Release("late"), [])
-        async with asyncio.timeout(1):
+        async with asyncio.timeout(DEADLINE_SECONDS):
             assert (await waiting).event == Release("late")
     assert not journal._readers
 

@@ -33,6 +33,7 @@ from router.errors import LoadFailed, ModelNotFound, ModelUnusable, RouterError,
 from router.hosts import Address, InstanceRecord, Measurement
 from router.journal import Journal
 from router.pool import HandedOver, Pool
+from tests.deadline import DEADLINE_SECONDS
 from tests.fake_host import GIB, FakeChild, FakeHost, full
 
 
@@ -47,7 +48,7 @@ def pool_of(host: FakeHost, *models: Model, settings: Settings | None = None, po
     return Pool(scheduler, [host], lambda *_: Launch(("true",)), Journal(), definitions=definitions)
 
 
-async def until(condition: Callable[[], object], seconds: float = 5.0) -> None:
+async def until(condition: Callable[[], object], seconds: float = DEADLINE_SECONDS) -> None:
     """Wait for a condition, turn by turn of the loop; fails the test after `seconds`."""
     async with asyncio.timeout(seconds):
         while not condition():

@@ -14,6 +14,7 @@ from router.api.access_log import note_access
 from router.proxy import ACCOUNT, Account
 from tests.api.conftest import Api
 from tests.api.upstream import Connection, Received
+from tests.deadline import DEADLINE_SECONDS
 
 
 @pytest.fixture(autouse=True)
@@ -90,7 +91,7 @@ async def test_a_client_that_left_is_noted_too(api: Api, caplog):
     call = asyncio.get_running_loop().create_task(api.post("/v1/completions", json={"model": "tiny"}))
     await begun.wait()
     call.cancel()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(DEADLINE_SECONDS):
         while "router.access" not in {record.name for record in caplog.records}:
             await asyncio.sleep(0.005)
     assert " 499 tiny loaded " in caplog.text

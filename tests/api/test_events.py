@@ -15,6 +15,7 @@ from router.api import CONTEXT, events
 from router.api.requests import IN_FLIGHT, Ticket
 from router.core.types import Pinned
 from tests.api.conftest import Api
+from tests.deadline import DEADLINE_SECONDS
 
 
 class Stream:
@@ -26,7 +27,7 @@ class Stream:
 
     async def next(self) -> dict[str, Any]:
         """The next event; comments are passed over."""
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(DEADLINE_SECONDS):
             while line := (await self.answer.content.readline()).decode():
                 if line.startswith("id: "):
                     self.id = line[4:].strip()
@@ -83,7 +84,7 @@ async def test_a_quiet_stream_has_a_heartbeat(api: Api, monkeypatch: pytest.Monk
     await api.start()
     async with reading(api) as stream:
         await stream.next()
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(DEADLINE_SECONDS):
             while await stream.answer.content.readline() != b":\n":
                 pass
 
@@ -114,7 +115,7 @@ async def test_who_leaves_leaves_nothing_behind(api: Api):
     async with reading(api) as stream:
         await stream.next()
         assert len(readers) == 1
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(DEADLINE_SECONDS):
         while readers:
             pin(api, "tiny")
             await asyncio.sleep(0)
@@ -128,7 +129,7 @@ async def test_a_shutdown_is_the_last_event(api: Api):
         assert isinstance(ticket, Ticket)
         ticket.task.cancel()  # as a shutdown does with all that would never end
         assert (await stream.next())["event"] == "shutdown"
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(DEADLINE_SECONDS):
             assert await stream.answer.content.read() == b"\n"
 
 

@@ -22,6 +22,7 @@ from router.proxy.express import Exchange
 from router.proxy.upstream import Upstream
 from tests.api.conftest import Api, echo
 from tests.api.upstream import Connection, Received
+from tests.deadline import DEADLINE_SECONDS
 from tests.proxy.wire import Message, read_answer
 
 PATH = "/v1/chat/completions"
@@ -56,7 +57,7 @@ class Caller:
         return await self.answer()
 
     async def answer(self) -> Message:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(DEADLINE_SECONDS):
             return await read_answer(self.reader, to_head=False)
 
     def is_short(self) -> bool:
@@ -80,7 +81,7 @@ async def calling(api: Api) -> AsyncIterator[Caller]:
 
 async def until(is_true, what: str) -> None:
     try:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(DEADLINE_SECONDS):
             while not is_true():
                 await asyncio.sleep(0)
     except TimeoutError:
@@ -260,7 +261,7 @@ async def test_who_wants_the_connection_closed_gets_that(api: Api):
         answer = await caller.ask(said(ASKED, "Connection: close"))
         assert (answer.status, answer.get("Connection")) == (200, "close")
         assert caller.is_short()
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(DEADLINE_SECONDS):
             assert await caller.reader.read() == b""
 
 
@@ -274,7 +275,7 @@ async def test_many_at_a_time_get_all_of_their_answers_also_who_wants_the_connec
                 assert json.loads((await caller.ask(said(asked))).body) == asked
             answer = await caller.ask(said(ASKED, "Connection: close"))
             assert answer.is_complete
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(DEADLINE_SECONDS):
                 assert await caller.reader.read() == b""
 
     async with asyncio.TaskGroup() as group:
@@ -296,11 +297,11 @@ async def test_a_client_that_leaves_ends_it_at_the_child(api: Api, caplog: pytes
     await api.start(script=script, access_log=True)
     async with calling(api) as caller:
         caller.writer.write(said({"model": "tiny", "stream": True}))
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(DEADLINE_SECONDS):
             await caller.reader.readuntil(b'data: {"n": 1}\n\n')
         assert caller.is_short()
         caller.writer.close()
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(DEADLINE_SECONDS):
             await left.wait()
     await until(lambda: api.pool.open_leases == 0, "its lease is held")
     assert "499 tiny already_loaded" in caplog.messages[-1]
@@ -320,7 +321,7 @@ async def test_a_stream_does_not_hold_what_was_asked(api: Api, is_early: bool):
     async with calling(api) as caller:
         asked = said({"model": "tiny", "stream": True, "x": "y" * 60_000})
         caller.writer.write(asked)
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(DEADLINE_SECONDS):
             await caller.reader.readuntil(b"\r\n\r\n")
             gate.set()
             await caller.reader.readuntil(b'data: {"n": 1}\n\n')
@@ -344,7 +345,7 @@ async def test_it_is_listed_and_an_operator_can_end_it_at_any_time(api: Api):
     await api.start(script=script)
     async with calling(api) as caller:
         caller.writer.write(said({"model": "tiny", "stream": True}))
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(DEADLINE_SECONDS):
             await caller.reader.readuntil(b'data: {"n": 1}\n\n')
         assert caller.is_short()
         (row,) = (await api.get("/requests")).json()["data"]
@@ -352,11 +353,11 @@ async def test_it_is_listed_and_an_operator_can_end_it_at_any_time(api: Api):
         assert (row["state"], row["action"], row["bytes"]) == ("answering", "already_loaded", 16)
         assert 0 <= row["age_seconds"] < 5
         await api.call("DELETE", f"/requests/{row['id']}")
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(DEADLINE_SECONDS):
             rest = await caller.reader.readuntil(b"0\r\n\r\n")
         assert b"request_ended" in rest
         caller.writer.write(said({"model": "tiny", "quiet": True}))
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(DEADLINE_SECONDS):
             await gate.wait()
         (row,) = (await api.get("/requests")).json()["data"]
         await api.call("DELETE", f"/requests/{row['id']}")
@@ -461,7 +462,7 @@ async def test_a_stream_that_hears_nothing_is_begun_and_told_its_place(api: Api,
     await api.start(script=script, **SOON)
     async with calling(api) as caller:
         caller.writer.write(said(STREAMED, path=path))
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(DEADLINE_SECONDS):
             head = await caller.reader.readuntil(b"\r\n\r\n")
             assert head.startswith(b"HTTP/1.1 200 OK\r\n") and b"text/event-stream" in head
             assert b"X-Router-Action: already_loaded" in head
@@ -490,7 +491,7 @@ async def test_a_refusal_after_that_is_told_within_the_stream(api: Api):
     await api.start(script=script, **SOON)
     async with calling(api) as caller:
         caller.writer.write(said(STREAMED))
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(DEADLINE_SECONDS):
             await caller.reader.readuntil(b"\r\n\r\n")
             gate.set()
             assert b'"message":"too long"' in await caller.reader.readuntil(b"0\r\n\r\n")
@@ -520,7 +521,7 @@ async def test_a_child_that_dies_after_that_is_replaced_once_too(api: Api, dies_
     await api.start(script=script, **SOON)
     async with calling(api) as caller:
         caller.writer.write(said(STREAMED))
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(DEADLINE_SECONDS):
             await caller.reader.readuntil(b"\r\n\r\n")
             gate.set()
             rest = await caller.reader.readuntil(b"0\r\n\r\n")
@@ -565,7 +566,7 @@ async def test_a_client_that_leaves_after_that_gives_its_lease_back(api: Api):
     await api.start(script=script, **SOON)
     async with calling(api) as caller:
         caller.writer.write(said(STREAMED))
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(DEADLINE_SECONDS):
             await caller.reader.readuntil(b": llama-router")
     await until(lambda: not api.pool.open_leases, "its lease is held")
 
@@ -580,7 +581,7 @@ async def test_an_operator_who_ends_one_after_that_tells_it_within_the_stream(ap
     await api.start(script=script, **SOON)
     async with calling(api) as caller:
         caller.writer.write(said(STREAMED))
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(DEADLINE_SECONDS):
             await caller.reader.readuntil(b": llama-router")
             (row,) = (await api.get("/requests")).json()["data"]
             await api.call("DELETE", f"/requests/{row['id']}")
@@ -601,7 +602,7 @@ async def test_it_ends_whatever_fails_in_telling_why(api: Api, monkeypatch: pyte
     async with calling(api) as caller:
         monkeypatch.setattr(api.app_context.proxy.lane.failures, "_verdict", fail)
         caller.writer.write(said({"model": "tiny", "stream": True}))
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(DEADLINE_SECONDS):
             assert await caller.reader.read() == b""
     assert api.pool.open_leases == 0
     assert (await api.get("/requests")).json()["data"] == []
@@ -695,7 +696,7 @@ async def test_a_client_that_does_not_read_is_waited_for_and_gets_all(api: Api):
         flows = api.app_context.proxy.traffic.flows
         for _ in range(2):  # the second is not answered before the first is taken
             caller.writer.write(said({"model": "tiny", "much": True}))
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(DEADLINE_SECONDS):
                 while [flow.held for flow in flows.values()] != [1]:
                     await asyncio.sleep(0.01)
         assert [flow.requests for flow in flows.values()] == [1]
@@ -725,7 +726,7 @@ async def test_an_answer_outlives_the_time_that_a_connection_may_be_idle(api: Ap
         gate.set()
         assert (await caller.answer()).status == 200
         assert caller.is_short()
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(DEADLINE_SECONDS):
             assert await caller.reader.read() == b"", "an idle one ends"
 
 

@@ -9,6 +9,7 @@ import aiohttp
 
 from tests.api.conftest import Api
 from tests.api.upstream import Connection, Received
+from tests.deadline import DEADLINE_SECONDS
 
 
 async def endless(received: Received, connection: Connection) -> None:
@@ -19,14 +20,14 @@ async def endless(received: Received, connection: Connection) -> None:
 
 async def in_flight(api: Api, count: int) -> list[dict[str, Any]]:
     """The list, once it has so many entries."""
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(DEADLINE_SECONDS):
         while len(rows := (await api.get("/requests")).json()["data"]) != count:
             await asyncio.sleep(0)
     return rows
 
 
 async def until_bytes(api: Api) -> dict[str, Any]:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(DEADLINE_SECONDS):
         while not (row := (await in_flight(api, 1))[0])["bytes"]:
             await asyncio.sleep(0)
     return row

@@ -19,10 +19,9 @@ import pytest
 
 from router.app.handover import VARIABLE, Heritage, Predecessor, RestartFailed, Successor, _Line, taking_over
 from router.errors import StartupError
+from tests.deadline import DEADLINE_SECONDS
 from tests.scarcity import few_descriptors
 from tests.test_store import RECORD
-
-DEADLINE_SECONDS = 20.0
 
 
 @pytest.fixture

@@ -28,8 +28,9 @@ from router.app.requests import REQUESTS, Requests
 from router.app.serving import _tell_that_it_lives
 from router.app.systemd import Notifier, take_sockets
 from router.errors import StartupError
+from tests.deadline import DEADLINE_SECONDS
 from tests.make_gguf import make_llama
-from tests.router_process import DEADLINE_SECONDS, REPOSITORY, RouterProcess
+from tests.router_process import REPOSITORY, RouterProcess
 from tests.test_app import binary
 
 _CREDENTIALS = struct.Struct("3i")

@@ -12,9 +12,8 @@ import pytest
 from router.config import DownloadsConfig
 from router.downloads import DownloadEvent, Downloads, Job, Wish
 from router.store import Store
+from tests.deadline import DEADLINE_SECONDS
 from tests.hub_stub import HubStub
-
-DEADLINE_SECONDS = 30.0
 
 
 class Kit:

@@ -30,6 +30,7 @@ from router.core.views import InstanceView, QueueView, Snapshot
 from router.errors import LoadFailed
 from router.events import Feed, Reader, feed
 from router.journal import Entry
+from tests.deadline import DEADLINE_SECONDS
 
 PLACE = Placement("local", {"local/cuda:0": 3 << 30}, ("local/cuda:0",))
 
@@ -198,7 +199,7 @@ async def looking(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Table]:
 
 async def told(table: Table, reader: Reader, event: str) -> dict[str, Any]:
     """The next event of that name."""
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(DEADLINE_SECONDS):
         while True:
             for one in events(reader.take()):
                 if one["event"] == event:

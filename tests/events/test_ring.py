@@ -7,6 +7,7 @@ import asyncio
 import pytest
 
 from router.events import Lost, Ring
+from tests.deadline import DEADLINE_SECONDS
 
 
 def test_a_reader_gets_what_it_has_not_had_and_no_more() -> None:
@@ -41,7 +42,7 @@ def test_an_id_leads_back_to_where_it_was_and_that_of_another_router_nowhere() -
 
 async def test_every_reader_is_woken_by_what_is_newer() -> None:
     ring = Ring(9)
-    async with asyncio.timeout(1), asyncio.TaskGroup() as group:
+    async with asyncio.timeout(DEADLINE_SECONDS), asyncio.TaskGroup() as group:
         for _ in range(3):
             group.create_task(ring.more(0))
         await asyncio.sleep(0)

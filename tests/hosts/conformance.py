@@ -17,8 +17,7 @@ from router.backends import Launch
 from router.core.types import InstanceId, Placement
 from router.errors import LoadFailed
 from router.hosts import Address, Host, HostFull
-
-DEADLINE_SECONDS: Final = 30.0
+from tests.deadline import DEADLINE_SECONDS
 
 
 class Subject(Protocol):

@@ -12,10 +12,10 @@ from pathlib import Path
 import psutil
 
 from router.process import find_marked
+from tests.deadline import DEADLINE_SECONDS
 
 #: What the fake needs to run, and nothing of the machine it runs on.
 ENVIRON = {name: os.environ[name] for name in ("PATH", "HOME", "LD_LIBRARY_PATH") if name in os.environ}
-DEADLINE_SECONDS = 30.0
 
 
 @contextlib.contextmanager

@@ -19,8 +19,9 @@ from router.pool import Pool
 from router.proxy import Ask, Patience, Proxy
 from tests.api.fake_pool import FakePool
 from tests.api.upstream import Connection, Received, Script, Upstream
+from tests.deadline import DEADLINE_SECONDS
 
-DEADLINE = 5.0
+DEADLINE = DEADLINE_SECONDS
 
 
 class Bench:

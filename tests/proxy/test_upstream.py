@@ -13,8 +13,9 @@ import uvloop
 
 from router.proxy.body import Body
 from router.proxy.upstream import connect
+from tests.deadline import DEADLINE_SECONDS
 
-DEADLINE = 5.0
+DEADLINE = DEADLINE_SECONDS
 LOOPS = pytest.mark.parametrize(
     "loop_factory", [asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"]
 )

@@ -17,6 +17,7 @@ from router.api.page.stream import keep_history, keep_timeline
 from router.core.types import Cause, Exited, Stop, Tick
 from router.core.views import QueueView
 from tests.api.conftest import Api
+from tests.deadline import DEADLINE_SECONDS
 
 
 @asynccontextmanager
@@ -158,5 +159,5 @@ async def test_a_file_that_is_known_is_not_sent_again(api: Api):
 
 async def test_a_look_at_the_head_of_the_stream_ends(api: Api):
     await api.start()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(DEADLINE_SECONDS):
         assert (await api.call("HEAD", "/status/sse")).status == 200
