@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import secrets
+import ssl
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -113,7 +114,7 @@ class HubStub:
     # --- how it answers ---
 
     @asynccontextmanager
-    async def running(self) -> AsyncIterator[HubStub]:
+    async def running(self, tls: ssl.SSLContext | None = None) -> AsyncIterator[HubStub]:
         app = web.Application(middlewares=[self._note])
         app.router.add_get("/api/models/{repo:[^/]+/[^/]+}", self._info)
         app.router.add_get("/api/models/{repo:[^/]+/[^/]+}/auth-check", self._auth_check)
@@ -126,9 +127,10 @@ class HubStub:
         await runner.setup()
         try:
             for host in ("127.0.0.1", "127.0.0.2"):
-                await web.TCPSite(runner, host, 0).start()
+                await web.TCPSite(runner, host, 0, ssl_context=tls).start()
             (_, port), (_, self.cdn_port) = runner.addresses
-            self.url, self._cdn = f"http://127.0.0.1:{port}", f"http://127.0.0.2:{self.cdn_port}"
+            scheme = "http" if tls is None else "https"
+            self.url, self._cdn = f"{scheme}://127.0.0.1:{port}", f"{scheme}://127.0.0.2:{self.cdn_port}"
             yield self
         finally:
             self.faults.go.set()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import platform
 import subprocess
@@ -14,6 +15,7 @@ from click.testing import CliRunner, Result
 
 from router.cli import cli
 from router.config import Config
+from tests.certificates import make_certificate
 
 
 @pytest.fixture
@@ -100,19 +102,55 @@ def test_an_impossible_value_is_one_message_and_status_2(
 def test_libraries_are_imported_without_what_is_of_no_use_here():
     """In a process of its own: here aiohttp was imported long ago."""
     code = """
-import gc, os, ssl, sys
+import os, sys
 from router.cli.serve import _lighter_libraries
 before = dict(os.environ)
 with _lighter_libraries():
     import aiohttp
 assert dict(os.environ) == before, "what it starts has the environment as it was"
-found = [one for one in gc.get_objects() if isinstance(one, ssl.SSLContext)]
-assert found and not any(one.get_ca_certs() for one in found), "certificates were read"
 assert "frozenlist._frozenlist" not in sys.modules
 """
-    environ = {**os.environ, "SSL_CERT_DIR": "/etc/ssl/certs"}
-    done = subprocess.run([sys.executable, "-c", code], env=environ, capture_output=True, check=False)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False)
     assert (done.returncode, done.stderr.decode()) == (0, "")
+
+
+async def test_a_client_in_the_router_trusts_whom_the_machine_trusts_and_nobody_else(tmp_path: Path):
+    """As the router imports its libraries, in a process of its own, against a real server."""
+    certificate, context = make_certificate(tmp_path)
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nConnection: close\r\n\r\nhello")
+        await writer.drain()
+        writer.close()
+
+    code = """
+import sys
+from router.cli.serve import _lighter_libraries
+with _lighter_libraries():
+    from router.app import run
+    import aiohttp, asyncio
+async def ask():
+    async with aiohttp.ClientSession() as client, client.get(sys.argv[1]) as answer:
+        print(await answer.text())
+try:
+    asyncio.run(ask())
+except aiohttp.ClientConnectorCertificateError:
+    print("not trusted")
+"""
+    environ = {k: v for k, v in os.environ.items() if not k.startswith("SSL_CERT_")}
+    server = await asyncio.start_server(answer, "127.0.0.1", 0, ssl=context)
+    url = f"https://127.0.0.1:{server.sockets[0].getsockname()[1]}/"
+
+    def ask(**trusted: str) -> str:
+        command = [sys.executable, "-c", code, url]
+        done = subprocess.run(command, env=environ | trusted, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        return done.stdout.strip()
+
+    async with server:
+        assert await asyncio.to_thread(ask, SSL_CERT_FILE=str(certificate)) == "hello"
+        assert await asyncio.to_thread(ask) == "not trusted"
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="malloc is glibc's")

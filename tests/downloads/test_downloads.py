@@ -17,8 +17,10 @@ import pytest
 from router.config import DownloadsConfig
 from router.downloads import Downloads, Nowhere, Wish
 from router.downloads.errors import DiskFull, Gated, HubMisbehaves, HubUnreachable, RepoNotFound
+from tests.certificates import make_certificate
 from tests.deadline import DEADLINE_SECONDS, FACTOR
 from tests.downloads.conftest import Kit
+from tests.hub_stub import HubStub
 
 MIB = 1 << 20
 MODEL = os.urandom(2 * MIB)
@@ -376,3 +378,23 @@ async def test_a_cancel_goes_to_its_end_though_whoever_asked_leaves(kit):
     await asyncio.sleep(0)
     asking.cancel()
     assert (await kit.ended(job)).state == "cancelled"
+
+
+async def test_over_tls_a_hub_is_believed_only_where_its_certificate_is_trusted(tmp_path):
+    certificate, context = make_certificate(tmp_path)
+    async with HubStub().running(context) as hub:
+        hub.add(REPO, {Q4: MODEL})
+        for name, trusted in (("nobody", {}), ("authority", {"SSL_CERT_FILE": str(certificate)})):
+            kit = Kit(tmp_path / name, hub)
+            kit.folder.mkdir()
+            kit.environ |= trusted
+            await kit.open()
+            try:
+                if trusted:
+                    assert (await kit.fetch(REPO)).state == "finished"
+                    assert kit.snapshot(REPO) == {Q4: MODEL}
+                else:
+                    with pytest.raises(HubUnreachable, match=r"(?i)certificate"):
+                        await kit.fetch(REPO)
+            finally:
+                await kit.close()
