@@ -69,6 +69,9 @@ async def ask(child: Child, method: str, target: str, body: bytes | None = None)
                 method, URL(f"http://llama-server{target}", encoded=True), data=body, headers=headers
             ) as answer,
         ):
+            if not 200 <= answer.status <= 599:
+                why = f"answered with status {answer.status}, and HTTP has 200 to 599"
+                raise UpstreamFailed(f"the llama-server of {child.model} {why}")
             return Said(answer.status, answer.headers.get("Content-Type", ""), await answer.read())
     except TimeoutError as error:
         why = f"did not answer within {PATIENCE_SECONDS:g} s"

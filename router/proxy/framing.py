@@ -17,6 +17,8 @@ _SIZE_LINE: Final = re.compile(rb"([0-9A-Fa-f]{1,15})[ \t]*(?:;[^\r\n]*)?\r\n")
 #: A longer line, or longer trailers, are no answer of a sane server.
 LINE_LIMIT: Final = 16 << 10
 _END: Final = b"0\r\n\r\n"
+#: Fields that this router alone sets: who may read an answer in a browser, what became of a request here.
+OWN_FIELDS: Final = (b"access-control-", b"x-router-")
 
 
 #: What was once understood is looked up: events of a stream have a few sizes, which come again and again.
@@ -160,7 +162,7 @@ class Chunked(msgspec.Struct, eq=False):
             self.is_over = True
         elif not line.endswith(b"\r\n") or b":" not in line:
             raise Malformed(f"no trailer: {line[:40]!r}")
-        else:
+        elif not line.lower().startswith(OWN_FIELDS):
             self.trailers += line
 
 

@@ -10,7 +10,7 @@ from typing import Final
 
 import httptools
 
-from router.proxy.framing import Malformed
+from router.proxy.framing import OWN_FIELDS, Malformed
 
 END_OF_HEAD: Final = b"\r\n\r\n"
 CHUNKS: Final = b"Transfer-Encoding: chunked\r\n"
@@ -93,6 +93,8 @@ def read_head(block: bytes) -> Head:
     status = parser.get_status_code()
     if status == 101:
         raise Malformed("it changes the protocol, which nobody asked it for")
+    if not 100 <= status <= 599:
+        raise Malformed(f"its status is {status}, and HTTP has 100 to 599")
     return reader.head(status, parser.should_keep_alive())
 
 
@@ -142,8 +144,7 @@ class _Reader:
                     is_encoded = value.lower().strip() not in (b"", b"identity")
                 case b"x-accel-buffering":
                     has_accel = True
-            # Who may read the answer in a browser is said by our configuration alone.
-            if lower in _HOP_BY_HOP or lower in named or lower.startswith(b"access-control-"):
+            if lower in _HOP_BY_HOP or lower in named or lower.startswith(OWN_FIELDS):
                 continue
             lines.append(name + b": " + value + b"\r\n")
         if is_events and not has_accel:
