@@ -16,6 +16,7 @@ import click
 from click.core import ParameterSource
 
 from router.config import ServerConfig, load_config
+from router.config.web import is_socket_path
 from router.errors import ConfigError
 
 DEFAULT_URL = "http://127.0.0.1:8080"
@@ -227,7 +228,8 @@ def configured() -> Client:
 
 def address_of(server: ServerConfig) -> str:
     """Where a router that is configured so can be called from its own machine."""
-    if server.host.endswith(".sock"):
-        return f"unix:{Path(server.host).expanduser()}"
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}.get(server.host, server.host)
+    first = server.hosts[0]
+    if is_socket_path(first):
+        return f"unix:{Path(first).expanduser()}"
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(first, first)
     return f"http://[{host}]:{server.port}" if ":" in host else f"http://{host}:{server.port}"

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from router.catalog import Catalog
+from router.cli.client import address_of
 from router.config import Config, models_dirs
 from router.demo_model import NAME, write_demo_model
 from router.errors import StartupError
@@ -38,13 +39,9 @@ def find_models(config: Config, *, say: Callable[[str], None]) -> Catalog:
 
 
 def _words(config: Config, path: Path) -> str:
-    server = config.server
-    is_socket = server.host.endswith(".sock")
-    where = (
-        f"--unix-socket {server.host} http://localhost"
-        if is_socket
-        else f"http://{server.host}:{server.port}"
-    )
+    address = address_of(config.server)
+    path_of_socket = address.removeprefix("unix:")
+    where = f"--unix-socket {path_of_socket} http://localhost" if path_of_socket != address else address
     url = f"{where}/v1/chat/completions"
     body = f'{{"model":"{NAME}","stream":true,"messages":[{{"role":"user","content":"Hello"}}]}}'
     return f"""\

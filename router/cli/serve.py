@@ -49,7 +49,11 @@ def _split(args: list[str]) -> tuple[Any, ...]:
 
 @click.command(cls=PassThrough, options_metavar="[OPTIONS] [-- LLAMA_SERVER_ARGS...]")
 @click.option("--config", "-c", type=click.Path(path_type=Path), help="The configuration file.")
-@click.option("--host", help="The address to listen on, or a path ending in .sock. [127.0.0.1]")
+@click.option(
+    "--host",
+    multiple=True,
+    help="An address to listen on, or a path ending in .sock; may be repeated. [127.0.0.1]",
+)
 @click.option("--port", type=int, help="The port to listen on. [8080]")
 @click.option("--models-dir", multiple=True, help="A folder with GGUF files; may be repeated.")
 @click.option(

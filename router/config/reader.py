@@ -12,8 +12,15 @@ from router.config.nearest import KeyPath, did_you_mean, dotted, valid_keys
 from router.config.text_file import NotText, read_text_file
 from router.config.tree import Config
 from router.config.values import Wrong, absolute, convert, hints_of, shown
+from router.config.web import OriginPattern, host_pattern, listen_addresses
 
 _SECRETS: Final = frozenset({("server", "api_keys"), ("server", "admin_keys")})
+#: What a type alone does not say of a value: each raises ValueError.
+_CHECKS: Final[Mapping[KeyPath, Callable[[Any], object]]] = {
+    ("server", "host"): listen_addresses,
+    ("server", "allowed_hosts"): lambda hosts: [host_pattern(one) for one in hosts],
+    ("server", "cors_origins"): lambda origins: [OriginPattern.parse(one) for one in origins],
+}
 _NOT_KEYS: Final = frozenset({"source", "lines"})
 _KEYS: Final = tuple(key for key in valid_keys(Config) if key[0] not in _NOT_KEYS)
 _LEFT_OUT: Final = object()
@@ -59,8 +66,13 @@ class Reader:
         if get_origin(hint) is Mapping:
             return self._table(value, path, lambda: self._entries(get_args(hint)[1], value, path))
         try:
-            return tuple(self._secrets(value)) if path in _SECRETS else convert(hint, value, self.folder)
-        except Wrong as wrong:
+            if path in _SECRETS:
+                return tuple(self._secrets(value))
+            converted = convert(hint, value, self.folder)
+            if path in _CHECKS:
+                _CHECKS[path](converted)
+            return converted
+        except (Wrong, ValueError) as wrong:
             given = "" if path in _SECRETS else f" = {shown(value)}"  # a message ends up in logs
             self._note(path, f"{given}: {wrong}")
             return _LEFT_OUT

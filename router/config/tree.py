@@ -15,11 +15,14 @@ from typing import Annotated, Any, Literal, TypeAlias
 
 from msgspec import Meta
 
+from router.config.web import listen_addresses
+
 Port: TypeAlias = Annotated[int, Meta(ge=0, le=65535)]
 Count: TypeAlias = Annotated[int, Meta(ge=0, le=1 << 40)]
 Positive: TypeAlias = Annotated[int, Meta(ge=1, le=1 << 40)]
 Seconds: TypeAlias = Annotated[float, Meta(ge=0, le=1e9)]
 PositiveSeconds: TypeAlias = Annotated[float, Meta(gt=0, le=1e9)]
+Share: TypeAlias = Annotated[float, Meta(gt=0, le=1)]
 Factor: TypeAlias = Annotated[float, Meta(ge=0, le=1e6)]
 Layers: TypeAlias = Count | Literal["all", "auto"]
 Context: TypeAlias = Count | Literal["auto"]
@@ -34,14 +37,16 @@ def _no_entries() -> Mapping[Any, Any]:
 class ServerConfig:
     """[server]: the address of the router and who may use it."""
 
-    host: str = "127.0.0.1"
+    host: str | tuple[str, ...] = "127.0.0.1"
     port: Port = 8080
     api_keys: tuple[str, ...] = field(default=(), repr=False)
     admin_keys: tuple[str, ...] = field(default=(), repr=False)
+    allowed_hosts: tuple[str, ...] = ()
     cors_origins: tuple[str, ...] = ()
     default_model: str = ""
     max_body_mib: Positive = 128
     connections_max: Count = 4096
+    client_share: Share = 0.75
     request_head_seconds: PositiveSeconds = 30.0
     request_body_seconds: PositiveSeconds = 60.0
     keepalive_seconds: PositiveSeconds = 630.0
@@ -53,6 +58,11 @@ class ServerConfig:
     stream_head_seconds: Seconds = 1.5
     stream_heartbeat_seconds: Seconds = 5.0
     load_args: tuple[str, ...] = ()
+
+    @property
+    def hosts(self) -> tuple[str, ...]:
+        """The addresses to listen on, each once; IPv6 without brackets."""
+        return listen_addresses(self.host)
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 from pathlib import Path
+from typing import Any
 
 import click
 import pytest
@@ -12,7 +13,8 @@ from aiohttp import web
 from click.testing import CliRunner
 
 from router.cli import cli
-from router.cli.client import Client, configured
+from router.cli.client import Client, address_of, configured
+from router.config import ServerConfig
 from tests.api.conftest import Api
 from tests.api.upstream import Connection, Received, free_port
 
@@ -142,3 +144,18 @@ async def test_events_come_as_they_are_sent_and_end_with_their_reader(api: Api):
     assert comments == ["a comment"]
     async with asyncio.timeout(10):
         await left.wait()
+
+
+@pytest.mark.parametrize(
+    ("host", "url"),
+    [
+        ("127.0.0.1", "http://127.0.0.1:8080"),
+        ("0.0.0.0", "http://127.0.0.1:8080"),
+        ("[::]", "http://[::1]:8080"),
+        ("::1", "http://[::1]:8080"),
+        (("gpu.lan", "127.0.0.1"), "http://gpu.lan:8080"),
+        ("/run/a.sock,127.0.0.1", "unix:/run/a.sock"),
+    ],
+)
+def test_the_first_address_of_a_router_is_the_one_to_call(host: Any, url: str):
+    assert address_of(ServerConfig(host=host)) == url

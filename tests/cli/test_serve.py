@@ -54,7 +54,7 @@ def test_every_option_reaches_its_key(served: list[Config], tmp_path: Path):
     )
     assert result.exit_code == 0, result.output
     (config,) = served
-    assert (config.server.host, config.server.port) == ("0.0.0.0", 9000)
+    assert (config.server.hosts, config.server.port) == (("0.0.0.0",), 9000)
     assert config.server.api_keys == ("one", "two")
     assert (config.scheduler.models_max, config.scheduler.policy) == (2, "cost")
     assert config.scheduler.autoload is False
@@ -199,3 +199,16 @@ def test_a_file_behind_the_dashes_that_does_not_exist_ends_the_start(served: lis
     assert result.exit_code == 2
     assert "no such file" in result.output
     assert not served
+
+
+@pytest.mark.parametrize("args", [("--host", "127.0.0.1", "--host", "[::1]"), ("--host", "127.0.0.1,::1")])
+def test_several_addresses_are_one_option_or_several(served: list[Config], args: tuple[str, ...]):
+    assert serve(*args).exit_code == 0
+    assert served[0].server.hosts == ("127.0.0.1", "::1")
+
+
+def test_an_address_with_a_port_is_refused_by_its_key(served: list[Config]):
+    result = serve("--host", "127.0.0.1:9000")
+    assert result.exit_code != 0 and not served
+    assert "command line: server.host" in result.output
+    assert "server.port, --port" in result.output

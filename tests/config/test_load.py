@@ -116,8 +116,8 @@ def test_an_unheard_of_section_is_told_which_there_are(write):
 def test_a_key_like_no_other_is_told_which_there_are(write):
     line = problems(write("[server]\nzzzz = 1\n"))[0]
     assert line.endswith(
-        "[server] has host, port, api_keys, admin_keys, cors_origins, default_model, max_body_mib, "
-        "connections_max, request_head_seconds, request_body_seconds, keepalive_seconds, "
+        "[server] has host, port, api_keys, admin_keys, allowed_hosts, cors_origins, default_model, "
+        "max_body_mib, connections_max, client_share, request_head_seconds, request_body_seconds, keepalive_seconds, "
         "client_stall_seconds, shutdown_grace_seconds, "
         "restart_grace_seconds, access_log, access_log_format, stream_head_seconds, "
         "stream_heartbeat_seconds, load_args"
@@ -131,7 +131,20 @@ def test_a_key_like_no_other_is_told_which_there_are(write):
         ("server.port", "-1", "expected int >= 0"),
         ("server.port", "'80'", "expected int, got str"),
         ("server.port", "true", "expected int, got bool"),
-        ("server.host", "5", "expected str, got int"),
+        ("server.host", "5", "expected str | array, got int"),
+        ("server.host", "[]", "a list without an address"),
+        ("server.host", "['127.0.0.1', '']", "an address is empty"),
+        ("server.host", "'[::1]:80'", "server.port"),
+        ("server.allowed_hosts", "['llm.example:8080']", 'write "llm.example"'),
+        ("server.allowed_hosts", "['*', 'a b']", "'a b' is no name of a host"),
+        ("server.cors_origins", "['moz-extension:*']", "has no scheme"),
+        (
+            "server.cors_origins",
+            "['http://x', 'https://chat.example/']",
+            'browsers send only "https://chat.example"',
+        ),
+        ("server.client_share", "0", "expected float > 0.0"),
+        ("server.client_share", "1.5", "expected float <= 1.0"),
         ("server.cors_origins", "'*'", "expected array, got str"),
         ("server.max_body_mib", "0", "expected int >= 1"),
         ("server.shutdown_grace_seconds", "-0.5", "expected float >= 0.0"),
