@@ -7,11 +7,12 @@ import grp
 import os
 import resource
 import shutil
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-from router.app.listening import bind
+from router.app.listening import bind, is_on_loopback, url_of
 from router.cli.client import Client, NoRouter, Refused, address_of
 from router.cli.doctor.findings import Finding, fail, ok, warn
 from router.cli.words import gib
@@ -118,17 +119,22 @@ def look_at_address(server: ServerConfig) -> Iterator[Finding]:
     except Exception as error:  # noqa: BLE001 - whatever answers there is not ours
         yield fail("address", str(getattr(error, "message", error)), "stop it, or choose another server.port")
         return
+    reached = []
     try:
         for bound in bind(server):
+            if bound.family == socket.AF_UNIX:
+                Path(bound.getsockname()).unlink(missing_ok=True)
+            elif not is_on_loopback(bound):
+                reached.append(url_of(bound))
             bound.close()
         yield ok("address", f"{url} is free; no router runs there now")
     except StartupError as error:
         yield fail("address", error.message, "choose another server.host or server.port")
-    if server.host.endswith(".sock"):
-        Path(server.host).expanduser().unlink(missing_ok=True)
-    elif not server.api_keys and server.host not in ("127.0.0.1", "::1", "localhost"):
+    if reached and not server.api_keys:
         yield warn(
-            "address", f"anybody who reaches {url} may use it", "set server.api_keys, or listen on 127.0.0.1"
+            "address",
+            f"anybody who reaches {' or '.join(reached)} may use it",
+            "set server.api_keys, or listen on 127.0.0.1",
         )
 
 
