@@ -29,8 +29,9 @@ from router.api import (
     vram,
 )
 from router.api.access_log import ACCESS_LOG, AccessLog, note_access
+from router.api.allowed_hosts import ALLOWED_HOSTS, AllowedHosts
 from router.api.context import CONTEXT, Context, Known
-from router.api.cors import ORIGINS, answer_pages, mark_answer
+from router.api.cors import ORIGINS, Origins, check_source, mark_answer
 from router.api.dialect import ANTHROPIC_PATHS
 from router.api.errors import BodyTooLarge, expect, tell_errors
 from router.api.headers import check_headers
@@ -67,23 +68,26 @@ FAMILIES = (
 #: A GET answers HEAD as well, as RFC 9110 (9.1) asks of every server.
 _METHODS = {"GET": ("GET", "HEAD"), "*": ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")}
 
+#: What every request passes before anything is done for it.
+FIRST = (note_access, tell_errors, check_headers, check_source)
+
 #: What any path that takes a body may answer instead.
 _OF_BODIES = (InvalidRequest, BodyTooLarge, RequestTooSlow, UnsupportedCoding)
 
-__all__ = ["CONTEXT", "FAMILIES", "Context", "Known", "application"]
+__all__ = ["CONTEXT", "FAMILIES", "FIRST", "Context", "Known", "application"]
 
 
 def application(server: ServerConfig) -> web.Application:
     """Every endpoint, with its keys and limits. Whoever starts it sets `app[CONTEXT]` before the first
     request."""
     app = web.Application(
-        middlewares=[note_access, tell_errors, check_headers, answer_pages, check_key, note_request],
+        middlewares=[*FIRST, check_key, note_request],
         client_max_size=server.max_body_mib << 20,
     )
     app[ACCESS_LOG] = AccessLog(server, lambda: app[CONTEXT])
     app[PACE] = Pace(server.request_body_seconds)
     app[KEYS] = Keys(server.api_keys, server.admin_keys)
-    app[ORIGINS] = frozenset(server.cors_origins)
+    app[ALLOWED_HOSTS], app[ORIGINS] = AllowedHosts(server), Origins(server.cors_origins)
     app[IN_FLIGHT], app[log.FOLLOWERS], app[events.READERS] = InFlight(), set(), set()
     app[ACCESS], app[ENDLESS] = {}, set()
     routes = tuple(route for family in FAMILIES for route in family.ROUTES)

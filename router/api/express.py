@@ -4,13 +4,14 @@ and handed to its instance in the same step. What is unusual takes the long way,
 from __future__ import annotations
 
 import asyncio
-from functools import lru_cache
+from functools import lru_cache, partial
 from time import monotonic
 from typing import Final, Protocol
 
 import msgspec
 
 from router.api.access_log import AccessLog
+from router.api.allowed_hosts import AllowedHosts
 from router.api.context import Context
 from router.api.dialect import ANTHROPIC_PATHS
 from router.api.head import read_fields
@@ -51,10 +52,15 @@ class _Head(msgspec.Struct, frozen=True):
     keeps_alive: bool
 
 
-def _read(block: bytes) -> _Head | None:
+def _read(hosts: AllowedHosts, block: bytes) -> _Head | None:
     """`block` is a head without the line of its length. None: it is for the long way."""
     head = read_plain(block)
     if head is None or head.target not in _DIALECTS:
+        return None
+    try:
+        if not hosts.allows(head.host):
+            return None  # refused there, or not, where it comes over a Unix socket
+    except ValueError:
         return None
     shown = tuple(presented(head.authorization, head.x_api_key))
     target = head.target
@@ -75,14 +81,20 @@ class Express:
     """One for all connections."""
 
     def __init__(
-        self, context: Context, keys: Keys, in_flight: InFlight, counting: Counting, access_log: AccessLog
+        self,
+        context: Context,
+        keys: Keys,
+        hosts: AllowedHosts,
+        in_flight: InFlight,
+        counting: Counting,
+        access_log: AccessLog,
     ) -> None:
         self._context = context
         self._keys = keys
         self._in_flight = in_flight
         self._counting = counting
         self._access_log = access_log
-        self._read = lru_cache(maxsize=_HEADS)(_read)
+        self._read = lru_cache(maxsize=_HEADS)(partial(_read, hosts))
 
     def look(self, data: bytes) -> Coming | None:
         """What `data` begins with; None: something for the long way."""

@@ -15,6 +15,7 @@ import msgspec
 from aiohttp import web
 
 from router import __version__
+from router.api.allowed_hosts import HostNotAllowed
 from router.api.route import Access, Query, Route
 from router.errors import Forbidden, RouterError, ShuttingDown, Unauthorized
 
@@ -181,11 +182,9 @@ def _responses(
 def _refusals(
     route: Route, method: str, of_bodies: tuple[type[RouterError], ...]
 ) -> dict[int, list[type[RouterError]]]:
-    wanted: list[type[RouterError]] = [*route.refusals, ShuttingDown]
+    wanted: list[type[RouterError]] = [*route.refusals, ShuttingDown, Forbidden, HostNotAllowed]
     if route.access is not Access.PUBLIC:
         wanted.append(Unauthorized)
-    if route.access is Access.ADMIN:
-        wanted.append(Forbidden)
     if route.body is not None and method != "get":
         wanted += of_bodies
     found: dict[int, list[type[RouterError]]] = {}

@@ -15,6 +15,7 @@ from aiohttp import web
 from router import api
 from router.api import CONTEXT, Context, Known
 from router.api.access_log import ACCESS_LOG
+from router.api.allowed_hosts import ALLOWED_HOSTS
 from router.api.express import Express
 from router.api.keys import KEYS
 from router.api.page import keep_history, keep_timeline
@@ -85,7 +86,8 @@ def build(setup: Setup) -> web.Application:
     app = api.application(setup.config.server)
     app[SETUP], app[REQUESTS], app[BACKGROUND] = setup, Requests(), Background()
     app[RELAY] = Relay()
-    app.middlewares[2:2] = [count_requests, relay_after_handover]  # within the one that tells errors
+    behind = len(api.FIRST)
+    app.middlewares[behind:behind] = [count_requests, relay_after_handover]
     app.cleanup_ctx.extend(PARTS)
     app.on_shutdown.append(_close_pool)
     return app
@@ -93,7 +95,9 @@ def build(setup: Setup) -> web.Application:
 
 def express(app: web.Application) -> Express:
     """The short way to the parts, once they are opened."""
-    return Express(app[CONTEXT], app[KEYS], app[IN_FLIGHT], app[REQUESTS], app[ACCESS_LOG])
+    return Express(
+        app[CONTEXT], app[KEYS], app[ALLOWED_HOSTS], app[IN_FLIGHT], app[REQUESTS], app[ACCESS_LOG]
+    )
 
 
 @asynccontextmanager

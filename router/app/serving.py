@@ -11,19 +11,19 @@ import socket
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from ipaddress import ip_address
 from typing import Final, TypeAlias
 
 from aiohttp import web
 
 from router import __version__
 from router.api import CONTEXT
+from router.api.allowed_hosts import ALLOWED_HOSTS
 from router.app.background import BACKGROUND
 from router.app.connections import Limits
 from router.app.front import Runner
 from router.app.handover import Predecessor, RestartFailed
 from router.app.last_resort import SPARE_SECONDS, exit_after
-from router.app.listening import allow_many_files, bind, is_answered, url_of
+from router.app.listening import allow_many_files, bind, bind_words, is_answered, is_on_loopback, url_of
 from router.app.parts import HOST, MODELS, SETUP, Setup, build, express, longest_stop_seconds
 from router.app.requests import REQUESTS
 from router.app.restart import Restart
@@ -94,9 +94,12 @@ async def _serve(
         await runner.setup()
         if not stop.is_set():
             app[CONTEXT].restart = restart
+            app[ALLOWED_HOSTS].listen_on(
+                str(one.getsockname()[0]) for one in sockets if one.family != socket.AF_UNIX
+            )
             runner.front.express = express(app)
             for one in sockets:
-                await web.SockSite(runner, one, backlog=BACKLOG).start()
+                await _listen(runner, one)
             _settle_memory()
             _announce(app, sockets, say)
             if (predecessor := app[SETUP].predecessor) is not None:
@@ -129,6 +132,14 @@ async def _serve(
         await runner.cleanup()
         for one in (*sockets, *listening):
             one.close()
+
+
+async def _listen(runner: web.AppRunner, bound: socket.socket) -> None:
+    """Raises StartupError."""
+    try:
+        await web.SockSite(runner, bound, backlog=BACKLOG).start()
+    except OSError as error:  # bound, but another process has begun to listen there since
+        raise StartupError(bind_words(url_of(bound), error)) from error
 
 
 def _limits(server: ServerConfig) -> Limits:
@@ -287,17 +298,15 @@ def _settle_memory() -> None:
 
 def _announce(app: web.Application, sockets: Sequence[socket.socket], say: Say) -> None:
     server, count = app[SETUP].config.server, len(app[CONTEXT].known.catalog.models)
-    urls = [url_of(one) for one in sockets]
-    say(f"llama-router {__version__} listens on {' and '.join(urls)} ({count} model{'s' * (count != 1)})")
-    if not server.api_keys and not all(_is_local(one) for one in sockets):
+    urls = " and ".join(url_of(one) for one in sockets)
+    say(f"llama-router {__version__} listens on {urls} ({count} model{'s' * (count != 1)})")
+    reached = [url_of(one) for one in sockets if not is_on_loopback(one)]
+    if reached and not server.api_keys:
         log.warning(
-            "ANYBODY WHO REACHES %s MAY USE AND UNLOAD MODELS: set server.api_keys, or listen on 127.0.0.1",
-            urls[0],
+            "ANYBODY WHO REACHES %s MAY USE%s MODELS: set server.api_keys, or listen on 127.0.0.1",
+            " OR ".join(reached),
+            "" if server.admin_keys else " AND UNLOAD",
         )
-
-
-def _is_local(bound: socket.socket) -> bool:
-    return bound.family == socket.AF_UNIX or ip_address(bound.getsockname()[0]).is_loopback
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop]:

@@ -22,7 +22,13 @@ _LENGTH: Final = re.compile(rb"\r\n[Cc]ontent-[Ll]ength:[ \t]*+([0-9]{1,15})[ \t
 #: encoded, a stream that outlives its client; and `X-Router-...`, which is for us.
 _UNUSUAL: Final = frozenset(
     {b"transfer-encoding", b"content-length", b"expect", b"upgrade", b"trailer", b"te", b"origin"}
-    | {b"content-encoding", b"x-conversation-id", b"proxy-connection", b"access-control-request-method"}
+    | {
+        b"sec-fetch-site",
+        b"content-encoding",
+        b"x-conversation-id",
+        b"proxy-connection",
+        b"access-control-request-method",
+    }
 )
 
 
@@ -37,6 +43,7 @@ class PlainHead:
     authorization: str
     x_api_key: str
     keeps_alive: bool
+    host: str
 
 
 def split(data: bytes) -> tuple[bytes, int, int] | None:
@@ -80,6 +87,7 @@ def read_plain(head: bytes) -> PlainHead | None:
         values.get(b"authorization", b"").decode("utf-8", "surrogateescape"),
         values.get(b"x-api-key", b"").decode("utf-8", "surrogateescape"),
         connection == {b"keep-alive"},
+        values[b"host"].decode("utf-8", "surrogateescape"),
     )
 
 

@@ -16,6 +16,7 @@ from aiohttp import web
 
 from router.api import CONTEXT, Context, Known, application
 from router.api.access_log import ACCESS_LOG
+from router.api.allowed_hosts import ALLOWED_HOSTS
 from router.api.express import Express
 from router.api.keys import KEYS
 from router.api.requests import IN_FLIGHT
@@ -139,11 +140,16 @@ class Api:
         )
         await runner.setup()
         self.app_context, self.requests = context, Requests()
-        runner.front.express = Express(context, app[KEYS], app[IN_FLIGHT], self.requests, app[ACCESS_LOG])
+        runner.front.express = Express(
+            context, app[KEYS], app[ALLOWED_HOSTS], app[IN_FLIGHT], self.requests, app[ACCESS_LOG]
+        )
         self._stack.push_async_callback(runner.cleanup)
         await web.TCPSite(runner, "127.0.0.1", 0).start()
         self.url = f"http://127.0.0.1:{runner.addresses[0][1]}"
         self._client = await self._stack.enter_async_context(aiohttp.ClientSession())
+
+    async def listen_on_path(self, path: Path) -> None:
+        await web.UnixSite(self.runner, path).start()
 
     async def call(self, method: str, path: str, **options: Any) -> Answer:
         async with self._client.request(method, self.url + path, **options) as response:

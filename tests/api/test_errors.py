@@ -110,7 +110,7 @@ async def test_who_asks_first_is_let_on_unless_the_body_is_too_large_or_somethin
 
     async def asked(expected: str, length: int) -> bytes:
         reader, writer = await asyncio.open_connection(where.hostname, where.port)
-        fields = f"Host: x\r\nExpect: {expected}\r\nContent-Length: {length}\r\n"
+        fields = f"Host: localhost\r\nExpect: {expected}\r\nContent-Length: {length}\r\n"
         writer.write(f"POST /v1/completions HTTP/1.1\r\n{fields}\r\n".encode())
         answer = await reader.readuntil(b"\r\n\r\n")
         if answer.startswith(b"HTTP/1.1 100 "):
@@ -136,7 +136,9 @@ async def test_a_body_that_does_not_come_is_408_in_the_words_of_its_path_and_end
     where = urlsplit(api.url)
     for path, shape in (("/v1/completions", "error"), ("/models/load", "error"), ("/v1/messages", "type")):
         reader, writer = await asyncio.open_connection(where.hostname, where.port)
-        writer.write(f'POST {path} HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{{"model":'.encode())
+        writer.write(
+            f'POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\n{{"model":'.encode()
+        )
         head = await reader.readuntil(b"\r\n\r\n")
         assert head.startswith(b"HTTP/1.1 408 ")
         assert b"Connection: close" in head

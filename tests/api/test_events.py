@@ -94,7 +94,7 @@ async def test_a_client_that_takes_nothing_is_cut_off(api: Api, monkeypatch: pyt
     await api.start()
     host, port = api.url.removeprefix("http://").split(":")
     reader, writer = await asyncio.open_connection(host, int(port), limit=1)
-    writer.write(b"GET /models/sse HTTP/1.1\r\nHost: x\r\n\r\n")
+    writer.write(b"GET /models/sse HTTP/1.1\r\nHost: localhost\r\n\r\n")
     await writer.drain()
     feed = api.app[CONTEXT].events
     readers = api.app[events.READERS]

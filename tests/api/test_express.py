@@ -32,7 +32,7 @@ ONE = json.dumps(ASKED).encode()
 
 def said(asked: object = ASKED, *headers: str, path: str = PATH) -> bytes:
     body = asked if isinstance(asked, bytes) else json.dumps(asked).encode()
-    lines = [f"POST {path} HTTP/1.1", "Host: here", *headers, f"Content-Length: {len(body)}", "", ""]
+    lines = [f"POST {path} HTTP/1.1", "Host: localhost", *headers, f"Content-Length: {len(body)}", "", ""]
     return "\r\n".join(lines).encode() + body
 
 
@@ -138,7 +138,7 @@ async def test_what_is_unusual_takes_the_long_way(api: Api, header: str):
     await api.start()
     async with calling(api) as caller:
         answer = await caller.ask(said(ASKED, header))
-        assert answer.status in (200, 400)
+        assert answer.status in (200, 400, 403)
         assert not caller.is_short()
 
 
@@ -219,7 +219,7 @@ async def test_several_said_at_once_are_answered_in_order(api: Api):
     async with calling(api) as caller:
         caller.writer.write(b"".join(asked))
         assert [json.loads((await caller.answer()).body)["n"] for _ in asked] == list(range(6))
-        assert (await caller.ask(b"GET /health HTTP/1.1\r\nHost: h\r\n\r\n" + asked[0])).status == 200
+        assert (await caller.ask(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n" + asked[0])).status == 200
         assert json.loads((await caller.answer()).body)["n"] == 0
 
 
@@ -236,7 +236,7 @@ async def test_one_said_before_the_other_is_answered_waits_for_that(api: Api):
         caller.writer.write(said({"model": "tiny", "n": 0}))
         await asyncio.sleep(0.01)
         caller.writer.write(said({"model": "tiny", "n": 1}))
-        caller.writer.write(b"GET /health HTTP/1.1\r\nHost: h\r\n\r\n")
+        caller.writer.write(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
         await asyncio.sleep(0.01)
         gate.set()
         assert [json.loads((await caller.answer()).body)["n"] for _ in range(2)] == [0, 1]
@@ -248,7 +248,7 @@ async def test_both_ways_take_turns_on_one_connection(api: Api):
     async with calling(api) as caller:
         for number in range(20):
             if number % 3 == 0:
-                assert (await caller.ask(b"GET /health HTTP/1.1\r\nHost: h\r\n\r\n")).status == 200
+                assert (await caller.ask(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")).status == 200
                 assert not caller.is_short()
             large = {"model": "tiny", "x": "y" * (100_000 if number % 5 == 0 else 10)}
             assert json.loads((await caller.ask(said(large))).body) == large

@@ -17,7 +17,7 @@ TINY = {"json": {"model": "tiny"}}
 async def on_the_wire(api: Api, head: str) -> bytes:
     where = urlsplit(api.url)
     reader, writer = await asyncio.open_connection(where.hostname, where.port)
-    writer.write(head.encode() + b"Host: x\r\nConnection: close\r\n\r\n")
+    writer.write(head.encode() + b"Host: localhost\r\nConnection: close\r\n\r\n")
     answer = await reader.read()
     writer.close()
     return answer

@@ -280,7 +280,7 @@ async def test_a_router_that_is_frozen_is_not_heard_and_what_replaces_it_has_its
 async def test_it_serves_on_the_sockets_of_the_manager_also_who_came_before_it_was_up(folder: Path):
     with socket.create_server(("127.0.0.1", 0)) as first, socket.create_server(("127.0.0.1", 0)) as second:
         early = socket.create_connection(first.getsockname())
-        early.sendall(b"GET /health HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
+        early.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
         async with service(folder, listening=(first, second)) as up:
             assert b"200 OK" in await asyncio.to_thread(early.recv, 4096)
             early.close()

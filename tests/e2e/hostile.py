@@ -184,7 +184,7 @@ def draw(seed: int, count: int) -> Iterator[Hostile]:
 
 
 def request(method: str, target: str, body: bytes = b"", headers: str = "") -> bytes:
-    head = f"{method} {target} HTTP/1.1\r\nHost: router\r\n{headers}Content-Length: {len(body)}\r\n\r\n"
+    head = f"{method} {target} HTTP/1.1\r\nHost: localhost\r\n{headers}Content-Length: {len(body)}\r\n\r\n"
     return head.encode("utf-8", "surrogatepass") + body
 
 
@@ -378,7 +378,7 @@ def two_lengths(chance: random.Random) -> bytes:
             "Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n",
         ]
     )
-    return f"POST /v1/completions HTTP/1.1\r\nHost: x\r\n{lines}\r\n".encode() + body + inner
+    return f"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\n{lines}\r\n".encode() + body + inner
 
 
 def bad_chunks(chance: random.Random) -> bytes:
@@ -399,7 +399,7 @@ def bad_chunks(chance: random.Random) -> bytes:
         + b"\r\nhello\r\n"
         + chance.choice([b"0\r\n\r\n", b"0\r\nX: y\r\n\r\n", b"0\r\n" + b"T: x\r\n" * 500, b""])
     )
-    head = f"POST {chance.choice(PATHS)} HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+    head = f"POST {chance.choice(PATHS)} HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
     return head.encode() + body
 
 
@@ -407,10 +407,12 @@ def too_large(chance: random.Random) -> bytes:
     path = chance.choice(PATHS)
     if chance.random() < 0.7:
         length = chance.choice([1 << 21, 1 << 40, (1 << 63) - 1])
-        head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Length: {length}\r\n\r\n"
+        head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {length}\r\n\r\n"
         return head.encode() + b"x" * 1000
     chunk = b"10000\r\n" + b"x" * 0x10000 + b"\r\n"
-    return f"POST {path} HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n".encode() + chunk * 18
+    return (
+        f"POST {path} HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n".encode() + chunk * 18
+    )
 
 
 def header_bomb(chance: random.Random) -> bytes:
@@ -431,7 +433,7 @@ def header_bomb(chance: random.Random) -> bytes:
             b"Cookie: " + b"a=b; " * 10_000 + b"\r\n",
         ]
     )
-    return b"GET /v1/models HTTP/1.1\r\nHost: x\r\n" + bomb + b"\r\n"
+    return b"GET /v1/models HTTP/1.1\r\nHost: localhost\r\n" + bomb + b"\r\n"
 
 
 def no_http(chance: random.Random) -> bytes:
@@ -448,7 +450,7 @@ def no_http(chance: random.Random) -> bytes:
             b"PRI * HTTP/2.0",
         ]
     )
-    return line + b"\r\nHost: x\r\n\r\n"
+    return line + b"\r\nHost: localhost\r\n\r\n"
 
 
 _KINDS: Final[dict[str, tuple[Callable[[random.Random], bytes], bool]]] = {

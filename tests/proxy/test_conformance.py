@@ -20,6 +20,7 @@ import pytest
 import uvloop
 from aiohttp import web
 
+from router.api.allowed_hosts import AllowedHosts
 from router.api.errors import tell_errors
 from router.api.express import Express
 from router.api.head import Head
@@ -27,6 +28,7 @@ from router.api.keys import Keys
 from router.api.requests import InFlight
 from router.app.connections import Limits
 from router.app.front import Runner
+from router.config import ServerConfig
 from router.pool import Pool
 from router.proxy import Ask, Dialect, Proxy, read_body
 from tests.api.fake_pool import FakePool
@@ -240,7 +242,9 @@ class Router:
         )
         await self._runner.setup()
         itself = cast(Any, self)
-        self._runner.front.express = Express(itself, Keys(), self.in_flight, itself, itself)
+        self._runner.front.express = Express(
+            itself, Keys(), AllowedHosts(ServerConfig(allowed_hosts=("*",))), self.in_flight, itself, itself
+        )
         await web.TCPSite(self._runner, "127.0.0.1", 0).start()
         return self
 

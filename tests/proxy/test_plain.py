@@ -79,7 +79,7 @@ def test_what_is_plain_is_read_as_aiohttp_reads_it(data: bytes):
 def test_a_usual_one_is_plain():
     assert split(USUAL) == (USUAL.replace(b"Content-Length: 2\r\n", b"")[:-2], 2, len(USUAL) - 2)
     lines = b"POST /v1/completions HTTP/1.1\r\nHost: h\r\nContent-Length: "
-    assert plain_of(USUAL) == PlainHead("/v1/completions", lines, "", "", True)
+    assert plain_of(USUAL) == PlainHead("/v1/completions", lines, "", "", True, "h")
 
 
 def test_the_length_is_no_part_of_what_is_kept():
