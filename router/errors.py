@@ -14,6 +14,7 @@
       preset is wrong
         ModelTooLarge                 422   fits no placement of an empty machine; says the numbers
       QueueFull                       429 rate_limit_error        + Retry-After
+      ClientLimit                     429 rate_limit_error        + Retry-After
       NotSupported                    501 not_supported_error     neither here nor in llama-server
       UpstreamFailed                  502 server_error            the child died before its answer began
       Unavailable                     503 unavailable_error       + Retry-After
@@ -166,6 +167,14 @@ class QueueFull(RouterError):
     status = 429
     type = "rate_limit_error"
     code = "queue_full"
+
+
+class ClientLimit(RouterError):
+    """One client has as many connections or streams as one may have (server.client_share)."""
+
+    status = 429
+    type = "rate_limit_error"
+    code = "client_limit"
 
 
 class UpstreamFailed(RouterError):

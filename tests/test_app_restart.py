@@ -264,7 +264,7 @@ async def test_a_request_on_an_old_connection_is_served_by_the_new_process(route
     async with router() as up:
         parts = urlsplit(up.url)
         reader, writer = await asyncio.open_connection(parts.hostname, parts.port)
-        request = b"GET /models HTTP/1.1\r\nHost: a\r\n\r\n"
+        request = b"GET /models HTTP/1.1\r\nHost: localhost\r\n\r\n"
         writer.write(request)
         head = await reader.readuntil(b"\r\n\r\n")
         await reader.readexactly(int(head.lower().partition(b"content-length:")[2].split()[0]))
@@ -506,3 +506,34 @@ async def test_how_long_a_model_takes_to_load_is_known_after_a_stop_and_after_a_
         await up.client.close()
         async with aiohttp.ClientSession(up.url) as up.client:
             assert (await expected_load_seconds(up))["tiny"] >= LOAD_SECONDS
+
+
+@pytest.mark.parametrize("hosts", [("127.0.0.1", "[::1]", "SOCKET"), ("127.0.0.1", "127.0.0.2", "127.0.0.3")])
+async def test_all_addresses_are_handed_over(router: Start, hosts: tuple[str, ...]):
+    up = router(config=TALKATIVE)
+    path = up.folder / "router.sock"
+    up = router(
+        *(arg for one in hosts for arg in ("--host", one.replace("SOCKET", str(path)))), config=TALKATIVE
+    )
+    async with up:
+        port = up.url.rpartition(":")[2]
+
+        async def served_everywhere() -> bool:
+            for host in hosts:
+                connector = aiohttp.UnixConnector(str(path)) if host == "SOCKET" else None
+                url = "http://any" if host == "SOCKET" else f"http://{host}:{port}"
+                async with (
+                    aiohttp.ClientSession(connector=connector) as client,
+                    client.get(url + "/v1/models") as answer,
+                ):
+                    if answer.status != 200:
+                        return False
+            return True
+
+        assert (await up.chat("other"))[0] == 200
+        assert await served_everywhere()
+        children = pids(up)
+        for _ in range(2):
+            await up.restart()
+            assert await served_everywhere()
+            assert pids(up) == children, "nothing was unloaded"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import asyncio
 import os
 import re
 import stat
@@ -10,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import AsyncExitStack
 from pathlib import Path
 from urllib.parse import quote
 
@@ -218,3 +220,67 @@ async def test_keys_are_written_nowhere_and_no_child_knows_them(start: Start):
         assert await up.stop() == 0
         assert where_is(MARK, up) == []
         assert re.search(r" 401 ", up.output), "the refusal itself is noted"
+
+
+# --- who may ask ---
+
+PAGES = [
+    {"Host": "attacker.example"},
+    {"Origin": "https://attacker.example"},
+    {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "no-cors", "Sec-Fetch-Dest": "image"},
+]
+
+
+@pytest.mark.parametrize("headers", PAGES)
+async def test_no_page_of_another_site_loads_a_model_reads_or_ends_the_router(
+    start: Start, headers: dict[str, str]
+):
+    async with start() as up:
+        asked = [
+            ("POST", "/v1/chat/completions", b'{"model": "tiny", "messages": []}'),
+            ("POST", "/models/load", b'{"model": "tiny"}'),
+            ("POST", "/restart", b""),
+            ("GET", "/props?model=tiny&autoload=1", b""),
+            ("GET", "/models/log?model=tiny", b""),
+            ("DELETE", "/models?model=tiny", b""),
+        ]
+        for method, path, body in asked:
+            text = headers | {"Content-Type": "text/plain"}
+            async with up.client.request(method, path, data=body, headers=text) as refused:
+                assert refused.status == 403, path
+        assert not up.children()
+        assert (await up.chat("tiny"))[0] == 200
+
+
+async def test_beyond_loopback_it_answers_to_addresses_and_not_to_other_names(start: Start):
+    up = start("--host", "0.0.0.0", config='[server]\nallowed_hosts = ["llm.example"]\n')
+    async with up:
+        await up.until(lambda: "ANYBODY WHO REACHES http://0.0.0.0:" in up.output, "it warns")
+        for host, status in (("192.0.2.7", 200), ("llm.example", 200), ("attacker.example", 403)):
+            async with up.client.get("/v1/models", headers={"Host": host}) as answer:
+                assert answer.status == status, host
+
+
+async def test_of_several_addresses_the_warning_names_those_that_others_reach(start: Start):
+    up = start("--host", "127.0.0.1", "--host", "0.0.0.0", config='[server]\nadmin_keys = ["k"]\n')
+    async with up:
+        words = r"ANYBODY WHO REACHES http://0\.0\.0\.0:\d+ MAY USE MODELS"
+        await up.until(lambda: re.search(words, up.output), "it warns")
+    up = start("--host", "127.0.0.1,127.0.0.2")
+    async with up:
+        assert "ANYBODY" not in up.output
+        assert re.search(r"listens on http://127\.0\.0\.1:(\d+) and http://127\.0\.0\.2:\1 ", up.output)
+
+
+async def test_one_address_does_not_take_all_connections(start: Start):
+    async with start(config="[server]\nconnections_max = 8\n") as up, AsyncExitStack() as stack:
+        port = int(up.url.rpartition(":")[2])
+
+        async def ask(source: str) -> bytes:
+            reader, writer = await asyncio.open_connection("127.0.0.1", port, local_addr=(source, 0))
+            stack.callback(writer.close)
+            writer.write(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            return (await reader.readuntil(b"\r\n\r\n"))[9:12]
+
+        assert [await ask("127.0.0.3") for _ in range(7)] == [b"200"] * 6 + [b"429"]
+        assert await ask("127.0.0.4") == b"200"

@@ -33,11 +33,12 @@ from router.api.allowed_hosts import ALLOWED_HOSTS, AllowedHosts
 from router.api.context import CONTEXT, Context, Known
 from router.api.cors import ORIGINS, Origins, check_source, mark_answer
 from router.api.dialect import ANTHROPIC_PATHS
-from router.api.errors import BodyTooLarge, expect, tell_errors
+from router.api.errors import BodyTooLarge, check_version, expect, tell_errors
 from router.api.headers import check_headers
 from router.api.keys import ACCESS, KEYS, Keys, check_key
 from router.api.requests import IN_FLIGHT, InFlight, note_request
 from router.api.route import ENDLESS
+from router.api.stream_limit import Streams
 from router.config import ServerConfig
 from router.errors import InvalidRequest, RequestTooSlow, UnsupportedCoding
 from router.proxy.body import PACE, Pace
@@ -69,7 +70,7 @@ FAMILIES = (
 _METHODS = {"GET": ("GET", "HEAD"), "*": ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")}
 
 #: What every request passes before anything is done for it.
-FIRST = (note_access, tell_errors, check_headers, check_source)
+FIRST = (note_access, tell_errors, check_version, check_headers, check_source)
 
 #: What any path that takes a body may answer instead.
 _OF_BODIES = (InvalidRequest, BodyTooLarge, RequestTooSlow, UnsupportedCoding)
@@ -88,7 +89,9 @@ def application(server: ServerConfig) -> web.Application:
     app[PACE] = Pace(server.request_body_seconds)
     app[KEYS] = Keys(server.api_keys, server.admin_keys)
     app[ALLOWED_HOSTS], app[ORIGINS] = AllowedHosts(server), Origins(server.cors_origins)
-    app[IN_FLIGHT], app[log.FOLLOWERS], app[events.READERS] = InFlight(), set(), set()
+    app[IN_FLIGHT] = InFlight()
+    for key in (log.FOLLOWERS, events.READERS, page.VIEWERS):
+        app[key] = Streams(server.client_share)
     app[ACCESS], app[ENDLESS] = {}, set()
     routes = tuple(route for family in FAMILIES for route in family.ROUTES)
     app[openapi.DOCUMENT] = openapi.Document(routes, ANTHROPIC_PATHS, _OF_BODIES)

@@ -54,6 +54,20 @@ class ExpectationFailed(InvalidRequest):
     code = "expectation_failed"
 
 
+class VersionNotSupported(InvalidRequest):
+    """The request line names another version of HTTP than 1.0 or 1.1."""
+
+    status = 505
+    code = "http_version_not_supported"
+
+    def __init__(self, version: str) -> None:
+        super().__init__(f"HTTP/{version} is not supported; send HTTP/1.1 or HTTP/1.0")
+
+
+#: The version of HTTP in a request line that the parser accepts and this server does not.
+UNKNOWN_VERSION: Final = web.RequestKey("unknown_version", str)
+
+
 class BodyTooLarge(InvalidRequest):
     """The body is larger than `server.max_body_mib`."""
 
@@ -88,6 +102,13 @@ async def expect(request: web.Request) -> web.StreamResponse | None:
         await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         request.writer.output_size = 0  # the answer itself has not begun
     return None
+
+
+@web.middleware
+async def check_version(request: web.Request, handler: Handler) -> web.StreamResponse:
+    if (version := request.get(UNKNOWN_VERSION)) is not None:
+        raise VersionNotSupported(version)
+    return await handler(request)
 
 
 @web.middleware

@@ -14,7 +14,8 @@ from aiohttp import web
 from router.api.answer import event_stream, json_response
 from router.api.context import CONTEXT
 from router.api.route import Query, Route
-from router.errors import Unavailable
+from router.api.stream_limit import Streams
+from router.errors import ClientLimit, Unavailable
 from router.events import Feed, ModelEvent, Reader
 from router.stats import Statistics
 
@@ -25,26 +26,19 @@ STUCK_SECONDS: Final = 60.0
 GOODBYE_SECONDS: Final = 1.0
 READERS_MAX: Final = 128
 
-READERS: Final = web.AppKey("event_readers", set[object])
+READERS: Final = web.AppKey("event_readers", Streams)
 
 
 async def stream_events(request: web.Request) -> web.StreamResponse:
     """First a `snapshot`, then what happens, until the client leaves or the router stops (`shutdown`). With
     `Last-Event-ID` what was missed comes before that, or `reset` where it is not kept any more. A reader that
     is too slow gets a `reset` and a `snapshot` instead of what it missed."""
-    readers, me = request.app[READERS], object()
-    if len(readers) >= READERS_MAX:
-        raise Unavailable(f"{READERS_MAX} clients read events already", retry_after_seconds=5.0)
-    response = event_stream()
-    await response.prepare(request)
-    if request.method == "HEAD":
-        return response
-    readers.add(me)
-    try:
-        with request.app[CONTEXT].events.reading():
-            await _pass_on(request, response)
-    finally:
-        readers.discard(me)
+    with request.app[READERS].hold(request, READERS_MAX, "clients read events already"):
+        response = event_stream()
+        await response.prepare(request)
+        if request.method != "HEAD":
+            with request.app[CONTEXT].events.reading():
+                await _pass_on(request, response)
     return response
 
 
@@ -90,7 +84,7 @@ ROUTES = (
         query=(Query("last_event_id", "The id of the last event you had, where no header can say it"),),
         answer=ModelEvent,
         media=("text/event-stream",),
-        refusals=(Unavailable,),
+        refusals=(Unavailable, ClientLimit),
     ),
     Route(
         "GET",

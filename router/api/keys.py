@@ -9,6 +9,7 @@ from typing import Final
 
 from aiohttp import web
 
+from router.api.client_address import is_local
 from router.api.route import Access, Handler
 from router.errors import Forbidden, Unauthorized
 
@@ -25,6 +26,8 @@ class Keys:
         self._api = [_digest(key) for key in api_keys]
         #: Whether inference needs one.
         self.are_asked_for: Final = bool(self._api)
+        #: Whether anything needs one.
+        self.are_any: Final = bool(self._api or self._admin)
 
     def check(self, presented: Iterable[str], access: Access) -> None:
         """Raises Unauthorized (no valid key) or Forbidden (a valid one that is not enough)."""
@@ -58,6 +61,16 @@ async def check_key(request: web.Request, handler: Handler) -> web.StreamRespons
 def require_admin(request: web.Request) -> None:
     """For the part of a handler that only an admin may use. Raises Unauthorized or Forbidden."""
     request.app[KEYS].check(_presented_by(request), Access.ADMIN)
+
+
+def require_key_or_local(request: web.Request) -> None:
+    """For what users have said: where no key is asked for, only users of this machine may read it. Raises
+    Forbidden."""
+    if not request.app[KEYS].are_any and not is_local(request):
+        raise Forbidden(
+            f"{request.path} shows what clients have sent; from other machines it needs a key "
+            "(server.admin_keys or server.api_keys)"
+        )
 
 
 def presented(authorization: str, x_api_key: str) -> list[str]:

@@ -16,15 +16,18 @@ from router.api.autoload import AUTOLOAD, is_coming_or_there, require_loadable
 from router.api.child import ask, children
 from router.api.context import CONTEXT, Context
 from router.api.head import read_head
+from router.api.keys import require_key_or_local
 from router.api.openai import REFUSALS
 from router.api.route import Access, Query, Route
 from router.core.types import ModelName
 from router.errors import InvalidRequest, ModelNotLoaded, Unavailable
 from router.proxy import Ask, read_body
 
+#: What each slot does, with what its client has said in it.
+SLOTS: Final = "/slots"
 #: llama-server's paths that are read with GET. (`/metrics` is a family of its own, as the router has some.)
 LOOKS: Final = {
-    "/slots": "The slots of a loaded model",
+    SLOTS: "The slots of a loaded model",
     "/lora-adapters": "The LoRA adapters of a loaded model",
 }
 #: And those that are written with POST.
@@ -43,6 +46,8 @@ async def look(request: web.Request) -> web.StreamResponse:
     """As llama-server answers it, from a model that is loaded."""
     context = request.app[CONTEXT]
     model = context.name_or_default(request.query.get("model"))
+    if request.path == SLOTS:
+        require_key_or_local(request)
     if is_set(request, "autoload"):
         return await context.proxy.forward(request, await read_body(request), Ask(model))
     child = next(children(context, model), None)
@@ -118,6 +123,7 @@ ROUTES = (
             "GET",
             path,
             look,
+            Access.ADMIN if path == SLOTS else Access.INFERENCE,
             summary=summary,
             query=(_MODEL, AUTOLOAD),
             answer=Any,

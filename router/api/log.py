@@ -10,8 +10,16 @@ from aiohttp import web
 from router.api.answer import is_set
 from router.api.context import CONTEXT, Context
 from router.api.route import Access, Query, Route
+from router.api.stream_limit import Streams
 from router.core.types import InstanceId, ModelName
-from router.errors import AmbiguousModel, InvalidRequest, ModelNotFound, ModelNotLoaded, Unavailable
+from router.errors import (
+    AmbiguousModel,
+    ClientLimit,
+    InvalidRequest,
+    ModelNotFound,
+    ModelNotLoaded,
+    Unavailable,
+)
 from router.process import LogReader
 
 LINES: Final = 100
@@ -21,7 +29,7 @@ LOOK_SECONDS: Final = 0.25
 #: Each costs a look at a file four times a second.
 FOLLOWERS_MAX: Final = 32
 
-FOLLOWERS: Final = web.AppKey("log_followers", set[object])
+FOLLOWERS: Final = web.AppKey("log_followers", Streams)
 
 
 async def show_log(request: web.Request) -> web.StreamResponse:
@@ -43,19 +51,13 @@ async def show_log(request: web.Request) -> web.StreamResponse:
 
 
 async def _follow(request: web.Request, context: Context, model: ModelName, lines: int) -> web.StreamResponse:
-    followers, me = request.app[FOLLOWERS], object()
-    if len(followers) >= FOLLOWERS_MAX:
-        raise Unavailable(f"{FOLLOWERS_MAX} clients follow logs already", retry_after_seconds=5.0)
-    response = web.StreamResponse(headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
-    response.content_type, response.charset = "text/plain", "utf-8"
-    await response.prepare(request)
-    if request.method == "HEAD":
-        return response
-    followers.add(me)
-    try:
+    with request.app[FOLLOWERS].hold(request, FOLLOWERS_MAX, "clients follow logs already"):
+        response = web.StreamResponse(headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
+        response.content_type, response.charset = "text/plain", "utf-8"
+        await response.prepare(request)
+        if request.method == "HEAD":
+            return response
         await _pass_on(response, context, model, lines)
-    finally:
-        followers.discard(me)
     raise AssertionError("it ends with its client")
 
 
@@ -105,6 +107,6 @@ ROUTES = (
         ),
         answer=str,
         media=("text/plain",),
-        refusals=(ModelNotFound, AmbiguousModel, ModelNotLoaded, Unavailable),
+        refusals=(ModelNotFound, AmbiguousModel, ModelNotLoaded, Unavailable, ClientLimit),
     ),
 )

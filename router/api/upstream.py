@@ -13,6 +13,7 @@ from aiohttp import web
 from router.api.autoload import AUTOLOAD, is_coming_or_there, require_loadable
 from router.api.context import CONTEXT, Context
 from router.api.dialect import dialect_of
+from router.api.keys import require_key_or_local
 from router.api.openai import REFUSALS
 from router.api.route import Access, Route
 from router.core.types import ModelName
@@ -32,6 +33,8 @@ async def upstream(request: web.Request) -> web.StreamResponse:
         raise NotSupported("llama-server speaks no WebSocket: stream with server-sent events")
     context = request.app[CONTEXT]
     model, path = _split(context, request.rel_url.raw_path.removeprefix(PREFIX))
+    if "slots" in unquote(path).split("/"):
+        require_key_or_local(request)
     if request.method not in _LOOKING or "autoload" in request.query:
         require_loadable(request, context, model)
     elif not is_coming_or_there(context, model):

@@ -17,7 +17,7 @@ from yarl import URL
 
 from router.api.express import Coming, Express
 from router.api.target import encode_line, tidy
-from router.app.connections import Connection, Limits, Server
+from router.app.connections import Connection, Limits, Server, with_known_versions
 from router.proxy.client import HELD_BYTES
 from router.proxy.express import TRIED, Exchange
 from router.proxy.failures import Broken
@@ -276,7 +276,7 @@ class Runner(web.AppRunner):
         made = await super()._make_server()
         server = self.front = FrontServer(
             made.request_handler,
-            request_factory=partial(_tidied, made.request_factory),
+            request_factory=with_known_versions(partial(_tidied, made.request_factory)),
             handler_cancellation=made.handler_cancellation,
             loop=asyncio.get_running_loop(),
             **made._kwargs,

@@ -6,6 +6,7 @@ import asyncio
 import gc
 import logging
 import os
+import resource
 import signal
 import socket
 import sys
@@ -143,8 +144,12 @@ async def _listen(runner: web.AppRunner, bound: socket.socket) -> None:
 
 
 def _limits(server: ServerConfig) -> Limits:
+    """One client's share is of what may really be open: each connection is a file."""
+    files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = min((one for one in (server.connections_max, files) if one > 0), default=0)
     return Limits(
         server.connections_max,
+        max(1, int(most * server.client_share)) if most and server.client_share < 1 else 0,
         server.request_head_seconds,
         server.keepalive_seconds,
         server.client_stall_seconds,

@@ -6,14 +6,18 @@ import asyncio
 import json
 import socket
 from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, closing
 from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 from aiohttp import web
 
+from router.api import CONTEXT, Context, application
 from router.app.connections import Limits
 from router.app.front import Runner
+from router.config import Config, ServerConfig
 from router.proxy.body import PACE, Pace, read_body
 
 Opened = tuple[asyncio.StreamReader, asyncio.StreamWriter]
@@ -199,7 +203,7 @@ async def test_one_that_takes_its_answer_slowly_gets_all_of_it(guarded):
     "said",
     [
         b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n",
-        b"GET / HTTP/9.9\r\n\r\n",
+        b"GET / HTTP/1.1 \r\n\r\n",
         b"GET / HTTP/1.1\r\nno colon\r\n\r\n",
         b"GET / HTTP/1.1\r\nX: " + b"y" * 20_000 + b"\r\n\r\n",
         b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\nContent-Length: 4\r\n\r\nabcd",
@@ -208,7 +212,7 @@ async def test_one_that_takes_its_answer_slowly_gets_all_of_it(guarded):
     ],
     ids=[
         "TLS",
-        "a version",
+        "a request line",
         "a header",
         "a long header",
         "two lengths",
@@ -223,3 +227,86 @@ async def test_what_is_no_request_is_told_so_as_json_and_fills_no_log(guarded, s
         assert error(await reader.read()) == (400, "malformed_request")
         assert not up.seen
         assert not caplog.records
+
+
+@pytest.mark.parametrize(
+    ("said", "version"),
+    [
+        (b"GET / HTTP/2.0\r\nHost: localhost\r\n\r\n", "2.0"),
+        (b"POST /v1/chat/completions HTTP/2.0\r\nHost: localhost\r\nContent-Length: 2\r\n\r\n{}", "2.0"),
+        (b"GET /nothing HTTP/0.9\r\nHost: localhost\r\n\r\n", "0.9"),
+        (b"GET /\r\n\r\n", "0.9"),
+        (b"GET / HTTP/1.2\r\nHost: localhost\r\n\r\n", "1.2"),
+        (b"GET / HTTP/9.9\r\nHost: localhost\r\n\r\n", "9.9"),
+        (b"GET / HTTP/2\r\nHost: localhost\r\n\r\n", "2"),
+        (b"GET / HTTP/3\r\n\r\n", "3"),
+        (b"GET / HTTP/11.1\r\nHost: localhost\r\n\r\n", "11.1"),
+        (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", "2.0"),
+    ],
+)
+async def test_another_version_of_http_is_505_and_ends_the_connection(said: bytes, version: str, caplog):
+    async with serving() as port:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        with closing(writer):
+            writer.write(said)
+            async with asyncio.timeout(5):
+                answer = await reader.read()
+    assert error(answer) == (505, "http_version_not_supported")
+    assert answer.startswith((b"HTTP/1.1 505 ", b"HTTP/1.0 505 "))
+    assert f"HTTP/{version} is not supported".encode() in answer
+    assert not [record for record in caplog.records if record.name != "router.access"]
+
+
+# --- one client's share ---
+
+
+@asynccontextmanager
+async def serving(**limits: Any) -> AsyncIterator[int]:
+    """The application itself behind connections; yields its port."""
+    runner = Runner(
+        application(ServerConfig(access_log=False)), Limits(**limits), access_log=None, shutdown_timeout=0.1
+    )
+    runner.app[CONTEXT] = cast(Context, SimpleNamespace(config=Config()))
+    await runner.setup()
+    await web.TCPSite(runner, "0.0.0.0", 0).start()
+    try:
+        yield runner.addresses[0][1]
+    finally:
+        await runner.cleanup()
+
+
+async def ask_health(port: int, source: str) -> tuple[bytes, asyncio.StreamWriter]:
+    reader, writer = await asyncio.open_connection("127.0.0.1", port, local_addr=(source, 0))
+    writer.write(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
+    async with asyncio.timeout(5):
+        head = await reader.readuntil(b"\r\n\r\n")
+        body = await reader.read(1000)
+    return head + body, writer
+
+
+async def test_one_client_does_not_hold_all_connections():
+    async with serving(connections=4, client_connections=3) as port, AsyncExitStack() as stack:
+        for _ in range(3):
+            answer, writer = await ask_health(port, "127.0.0.1")
+            stack.callback(writer.close)
+            assert answer.startswith(b"HTTP/1.1 200 ")
+        refused, writer = await ask_health(port, "127.0.0.1")
+        stack.callback(writer.close)
+        assert error(refused) == (429, "client_limit")
+        assert b"Retry-After: 1\r\n" in refused
+        assert b"127.0.0.1 has 3 connections open" in refused and b"server.client_share" in refused
+        answer, other = await ask_health(port, "127.0.0.2")
+        stack.callback(other.close)
+        assert answer.startswith(b"HTTP/1.1 200 "), "the others have the rest"
+        refused, writer = await ask_health(port, "127.0.0.3")
+        stack.callback(writer.close)
+        assert error(refused) == (503, "unavailable")
+
+
+async def test_a_place_is_free_again_once_its_connection_is_closed():
+    async with serving(client_connections=1) as port, asyncio.timeout(10):
+        for _ in range(3):
+            answer = b""
+            while not answer.startswith(b"HTTP/1.1 200 "):  # until the end of the one before has been noticed
+                answer, writer = await ask_health(port, "127.0.0.1")
+                writer.close()

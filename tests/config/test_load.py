@@ -117,8 +117,8 @@ def test_a_key_like_no_other_is_told_which_there_are(write):
     line = problems(write("[server]\nzzzz = 1\n"))[0]
     assert line.endswith(
         "[server] has host, port, api_keys, admin_keys, allowed_hosts, cors_origins, default_model, "
-        "max_body_mib, connections_max, client_share, request_head_seconds, request_body_seconds, keepalive_seconds, "
-        "client_stall_seconds, shutdown_grace_seconds, "
+        "max_body_mib, connections_max, client_share, request_head_seconds, request_body_seconds, "
+        "keepalive_seconds, client_stall_seconds, shutdown_grace_seconds, "
         "restart_grace_seconds, access_log, access_log_format, stream_head_seconds, "
         "stream_heartbeat_seconds, load_args"
     )

@@ -11,11 +11,19 @@ from typing import Any, Final
 
 from aiohttp import web
 
-from router.api.page.stream import Told, keep_history, keep_timeline, prepare, show_status, stream_status
+from router.api.page.stream import (
+    VIEWERS,
+    Told,
+    keep_history,
+    keep_timeline,
+    prepare,
+    show_status,
+    stream_status,
+)
 from router.api.route import Access, Query, Route
-from router.errors import InvalidRequest, Unavailable
+from router.errors import ClientLimit, InvalidRequest, Unavailable
 
-__all__ = ["ROUTES", "keep_history", "keep_timeline", "prepare"]
+__all__ = ["ROUTES", "VIEWERS", "keep_history", "keep_timeline", "prepare"]
 
 _FILES: Final = {
     "/": ("index.html", "text/html"),
@@ -87,6 +95,6 @@ ROUTES = (
         summary="The same as a stream, whole again whenever it changed",
         answer=Any,
         media=("text/event-stream",),
-        refusals=(Unavailable,),
+        refusals=(Unavailable, ClientLimit),
     ),
 )

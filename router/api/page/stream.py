@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from contextlib import suppress
-from typing import Any, Final
+from typing import Final
 
 import msgspec
 from aiohttp import web
@@ -21,8 +21,9 @@ from router.api.page.history import EVERY_SECONDS, History, Point
 from router.api.page.state import State, state
 from router.api.page.timeline import KEPT, Moment, Timeline
 from router.api.requests import RequestRow, rows
+from router.api.stream_limit import Streams
 from router.core.types import DeviceId
-from router.errors import InvalidRequest, Unavailable
+from router.errors import InvalidRequest
 
 #: A page need not be told more often than a person can read.
 LEAST_SECONDS: Final = 0.5
@@ -35,7 +36,7 @@ DOWNLOADS_MAX: Final = 20
 
 HISTORY = web.AppKey("history", History)
 TIMELINE = web.AppKey("timeline", Timeline)
-_VIEWERS = web.AppKey("viewers", set[asyncio.Task[Any]])
+VIEWERS = web.AppKey("viewers", Streams)
 
 
 class Told(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -58,18 +59,9 @@ async def show_status(request: web.Request) -> web.Response:
 
 
 async def stream_status(request: web.Request) -> web.StreamResponse:
-    """Server-sent events until the client leaves or the router stops. Raises Unavailable when too many
-    look."""
-    viewers = request.app[_VIEWERS]
-    if len(viewers) >= VIEWERS_MAX:
-        raise Unavailable(f"{VIEWERS_MAX} pages look at the status already; close one", retry_after_seconds=5)
-    task = asyncio.current_task()
-    assert task is not None, "a handler runs in a task"
-    viewers.add(task)
-    try:
+    """Server-sent events until the client leaves or the router stops."""
+    with request.app[VIEWERS].hold(request, VIEWERS_MAX, "pages look at the status already; close one"):
         return await _stream(request)
-    finally:
-        viewers.discard(task)
 
 
 async def _stream(request: web.Request) -> web.StreamResponse:
@@ -148,4 +140,4 @@ def keep_timeline(app: web.Application) -> None:
 
 def prepare(app: web.Application) -> None:
     """What the stream needs of the application, before anything is asked."""
-    app[HISTORY], app[TIMELINE], app[_VIEWERS] = History(), Timeline(), set()
+    app[HISTORY], app[TIMELINE] = History(), Timeline()
