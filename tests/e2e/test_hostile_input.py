@@ -76,7 +76,7 @@ class Talk:
             return
         status, body = got
         self.statuses.setdefault(said.kind, Counter())[status] += 1
-        if status >= 500 and status not in (501, 503):
+        if status >= 500 and status not in (501, 503, 505):
             self.wrong.append(f"{said.kind}: {status} {body[:300]!r} to {said.data[:300]!r}")
         if status >= 400 and body and not is_error(body):
             self.wrong.append(f"{said.kind}: {status} {body[:300]!r} to {said.data[:300]!r}")
