@@ -160,9 +160,9 @@ def _may_be_any_pages(request: web.Request) -> bool:
     """
     headers = request.headers
     return (
-        request.method in ("GET", "HEAD")
+        headers.get("User-Agent", "").startswith("Mozilla/")
+        and request.method in ("GET", "HEAD")
         and any(is_set(request, name) for name in _EFFECTS)
-        and headers.get("User-Agent", "").startswith("Mozilla/")
         and not ("Authorization" in headers or "x-api-key" in headers)
     )
 
