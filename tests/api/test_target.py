@@ -50,7 +50,7 @@ def test_a_line_is_encoded_byte_by_byte():
 async def test_a_list_is_found_behind_too_many_slashes(api: Api, path: str):
     await api.start()
     async with asyncio.timeout(5):
-        answer = await talk(api, f"GET {path} HTTP/1.1\r\nHost: here\r\n\r\n".encode())
+        answer = await talk(api, f"GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
     assert " 200 " in answer.start and b'"tiny"' in answer.body
 
 
@@ -72,7 +72,7 @@ async def test_inference_is_found_so_and_the_child_is_asked_for_the_tidy_path(ap
 async def test_keys_are_asked_for_however_the_path_is_written(api: Api, path: str):
     await api.start(api_keys=("k",), admin_keys=("a",))
     request = (
-        f"POST {path} HTTP/1.1\r\nHost: here\r\nAuthorization: Bearer k\r\nContent-Length: 2\r\n\r\n{{}}"
+        f"POST {path} HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer k\r\nContent-Length: 2\r\n\r\n{{}}"
     )
     assert " 403 " in (await talk(api, request.encode())).start
 
@@ -88,7 +88,7 @@ async def test_v1_twice_is_not_found_and_told_what_to_change(api: Api):
 @pytest.mark.parametrize("cut", [None, 3, 16, 17, 22])
 async def test_a_name_in_raw_utf_8_is_found_in_whatever_pieces_the_line_comes(api: Api, cut: int | None):
     await api.start()
-    data = "GET /v1/models/größe HTTP/1.1\r\nHost: here\r\n\r\n".encode()
+    data = "GET /v1/models/größe HTTP/1.1\r\nHost: localhost\r\n\r\n".encode()
     answer = await talk(api, *([data] if cut is None else [data[:cut], data[cut:]]))
     assert " 404 " in answer.start
     assert "model 'größe' not found".encode() in answer.body
@@ -98,7 +98,7 @@ async def test_raw_utf_8_on_a_connection_that_goes_on(api: Api):
     await api.start()
     async with calling(api) as caller:
         for _ in range(2):
-            get = "GET /metrics?model=größe HTTP/1.1\r\nHost: here\r\n\r\n".encode()
+            get = "GET /metrics?model=größe HTTP/1.1\r\nHost: localhost\r\n\r\n".encode()
             assert "größe".encode() in (await caller.ask(get)).body
             assert " 200 " in (await caller.ask(said())).start
             strange = await caller.ask(said(b'{"model":"\xff"}', path="/v1/models/\xf6"))
