@@ -25,28 +25,28 @@ from itertools import count
 from pathlib import Path
 from typing import IO, Any, Final, cast
 
-from router.api import CONTEXT, Context, Known, application
-from router.api.access_log import ACCESS_LOG
-from router.api.page import keep_timeline
+from router.admin import CONTEXT, Context, Known, application
+from router.admin.access_log import ACCESS_LOG
+from router.admin.page import keep_timeline
 from router.app.read_ahead import ReadAhead
-from router.catalog import Catalog
-from router.cli.log_lines import Lines, Unhurried
+from router.cli.log_lines import AsyncLogHandler, Lines
 from router.config import Config, ServerConfig
-from router.core.policy import make_policy
-from router.core.scheduler import Scheduler, Settings
-from router.core.types import Acquire, Grant, Model, Pinned, Placement, Release
-from router.definitions import Definitions
-from router.estimate.learning import Prediction
-from router.journal import Entry, Journal
-from router.learning import Learning
-from router.pool import Pool
-from router.proxy import Account
-from router.store import Store
+from router.db.store import Store
+from router.memory.estimate.learning import Prediction
+from router.models.catalog import Catalog
+from router.models.definitions import Definitions
+from router.observability.journal import Entry, Journal
+from router.proxy import RequestStats
+from router.scheduler.policy import make_policy
+from router.scheduler.scheduler import Scheduler, Settings
+from router.scheduler.types import Acquire, Grant, Model, Pinned, Placement, Release
+from router.supervisor.calibration import Learning
+from router.supervisor.pool import Pool
 from tests.fake_host import GIB, FakeHost
 
 ROUNDS: Final = 50
 ASKED = ("127.0.0.1", "POST", "/v1/chat/completions")
-ACCOUNT = Account(
+REQUEST_STATS = RequestStats(
     "m0",
     "already_loaded",
     first_byte_seconds=0.012,
@@ -77,7 +77,7 @@ SCENES = (
 )
 
 
-class Books:
+class SchedulerState:
     """The parts, put together as `router.app` does it."""
 
     def __init__(self, scene: Scene, folder: Path) -> None:
@@ -90,7 +90,9 @@ class Books:
         self.store = Store(folder / "books.sqlite")
         self.learning = Learning(self.store)
         self.learning.define(self.models, dict.fromkeys(names, (prediction,)), (device,))
-        self.scheduler = Scheduler(self.models, (device,), make_policy("lru"), Settings(yield_to_others=True))
+        self.scheduler = Scheduler(
+            self.models, (device,), make_policy("lru"), Settings(evict_on_memory_pressure=True)
+        )
         self.pool = Pool(
             self.scheduler,
             [host],
@@ -115,9 +117,9 @@ def _keep_pins(entry: Entry) -> None:
 
 
 @asynccontextmanager
-async def books(scene: Scene) -> AsyncIterator[Books]:
+async def books(scene: Scene) -> AsyncIterator[SchedulerState]:
     with tempfile.TemporaryDirectory() as folder:
-        made = Books(scene, Path(folder))
+        made = SchedulerState(scene, Path(folder))
         async with made.store, made.learning, made.pool:
             await asyncio.gather(*(made.pool.load(name) for name in made.models))
             held = [made.pool.take("m0") for _ in range(scene.held)]
@@ -127,7 +129,7 @@ async def books(scene: Scene) -> AsyncIterator[Books]:
                 made.pool.give_back(lease)
 
 
-def parts(made: Books) -> dict[str, Callable[[], object]]:
+def parts(made: SchedulerState) -> dict[str, Callable[[], object]]:
     """What is to be timed: each call is one request's share."""
     pool, scheduler, log = made.pool, made.scheduler, made.app[ACCESS_LOG]
     loop, numbers, requests = asyncio.get_running_loop(), count(), made.context.metrics.requests
@@ -137,7 +139,7 @@ def parts(made: Books) -> dict[str, Callable[[], object]]:
         lease = pool.take("m0", size=64.0)
         assert lease is not None, "it is ready"
         pool.give_back(lease)
-        log.ended(*ASKED, ACCOUNT, 200, 0.8)
+        log.ended(*ASKED, REQUEST_STATS, 200, 0.8)
 
     def leased() -> None:
         lease = pool.take("m0", size=64.0)
@@ -155,10 +157,10 @@ def parts(made: Books) -> dict[str, Callable[[], object]]:
         pool.journal.given_back(1.0, release)
 
     def counted() -> None:
-        requests.ended(ACCOUNT, 200, 0.8)
+        requests.ended(REQUEST_STATS, 200, 0.8)
 
     def ended() -> None:
-        log.ended(*ASKED, ACCOUNT, 200, 0.8)
+        log.ended(*ASKED, REQUEST_STATS, 200, 0.8)
 
     return {
         "whole": whole,
@@ -200,7 +202,7 @@ def clocked(found: dict[str, float], name: str, requests: int, handler: logging.
 def logging_to_a_reader() -> Iterator[logging.Handler]:
     """As under systemd: a pipe, and somebody who reads it."""
     with subprocess.Popen(("cat",), stdin=subprocess.PIPE, stdout=subprocess.DEVNULL) as reader:
-        handler = Unhurried(TextIOWrapper(cast(IO[bytes], reader.stdin)))
+        handler = AsyncLogHandler(TextIOWrapper(cast(IO[bytes], reader.stdin)))
         handler.setFormatter(Lines())
         logging.basicConfig(level=logging.INFO, handlers=[handler])
         yield handler

@@ -16,9 +16,9 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import count
 
-from router.core.policy import make_policy
-from router.core.scheduler import Scheduler, Settings
-from router.core.types import (
+from router.scheduler.policy import make_policy
+from router.scheduler.scheduler import Scheduler, Settings
+from router.scheduler.types import (
     Acquire,
     Device,
     Event,

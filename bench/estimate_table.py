@@ -1,4 +1,4 @@
-"""Print predicted against reported memory, for every model and setting of tests/estimate/cases.py.
+"""Print predicted against reported memory, for every model and setting of tests/memory/estimate/cases.py.
 
     python bench/estimate_table.py [--server PATH]
 
@@ -18,8 +18,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # the table lives with the tests, which are not installed
 
-from tests.estimate.cases import CASES, HOST, REPACKED_CASES, Case  # noqa: E402
-from tests.estimate.reported import MIB, Reported, find_llama_server, run_and_read  # noqa: E402
+from tests.memory.estimate.cases import CASES, HOST, REPACKED_CASES, Case  # noqa: E402
+from tests.memory.estimate.reported import MIB, Reported, find_llama_server, run_and_read  # noqa: E402
 
 KINDS = ("weights", "repacked", "kv", "state", "compute")
 ROUNDING_BYTES = 0.06 * MIB

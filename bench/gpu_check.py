@@ -27,9 +27,9 @@ from pathlib import Path
 
 from bench.gpu_measure import Check, Report, poll_costs
 from bench.gpu_shapes import SHAPES, Shape
-from router.backends.llama_server import list_devices
-from router.devices import DeviceInfo, Devices
+from router.engines.llama_server import list_devices
 from router.errors import RouterError, StartupError
+from router.memory.devices import DeviceInfo, Devices
 from tests.e2e.running import running
 
 # ruff: noqa: T201 - it is a command

@@ -13,10 +13,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from bench.gpu_shapes import Shape
-from router.devices import DeviceInfo, Devices
-from router.devices.nvidia import probe_argv, probe_environ
-from router.devices.probe_line import LineTiming, ProbeLine
 from router.errors import RouterError, StartupError
+from router.memory.devices import DeviceInfo, Devices
+from router.memory.devices.nvidia import probe_argv, probe_environ
+from router.memory.devices.probe_line import LineTiming, ProbeLine
 from tests.e2e.running import Running
 
 POLLS = 200

@@ -13,8 +13,8 @@ from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from router.core.scheduler import Scheduler
-from router.core.types import Cause, Command, DeviceId, Event, Exited, Measured, Ready, Start, Stop
+from router.scheduler.scheduler import Scheduler
+from router.scheduler.types import Cause, Command, DeviceId, Event, Exited, Measured, Ready, Start, Stop
 from tests.stub_nvml.state import Taking
 
 

@@ -24,20 +24,20 @@ from typing import Any
 
 from bench.memory_audit import Verdict, WatchedScheduler, holdings, judge
 from bench.memory_work import GPUS, MARGIN_MIB, MIB, Appetite, Work, model, shares
-from router.backends import Launch
 from router.config import DeviceConfig, MemoryConfig, StatePaths
-from router.core.ledger import Ledger
-from router.core.policy import make_policy
-from router.core.scheduler import Settings
-from router.core.types import Device, DeviceId, InstanceId, ModelName, Placement
-from router.devices import Devices, Sample
+from router.db.store import Store
+from router.engines import Launch
 from router.errors import RouterError
 from router.hosts import Address, Measurement
 from router.hosts.local import LocalHost
 from router.hosts.room import Occupant, Room
-from router.journal import Journal
-from router.pool import Pool
-from router.store import Store
+from router.memory.devices import Devices, Sample
+from router.observability.journal import Journal
+from router.scheduler.ledger import Ledger
+from router.scheduler.policy import make_policy
+from router.scheduler.scheduler import Settings
+from router.scheduler.types import Device, DeviceId, InstanceId, ModelName, Placement
+from router.supervisor.pool import Pool
 from tests.fake_binary import FAKE
 from tests.stub_nvml.build import build, library_environment
 from tests.stub_nvml.state import (
@@ -309,12 +309,12 @@ async def _machine(work: Work, admission: Admission, luck: random.Random) -> Asy
             for name, appetite in work.appetites.items()
         }
         settings = Settings(
-            queue_timeout=DEADLINE_SECONDS, foreign_wait=20.0, backoff_initial=0.1, backoff_max=0.5
+            queue_timeout=DEADLINE_SECONDS, external_memory_wait=20.0, backoff_initial=0.1, backoff_max=0.5
         )
         scheduler = WatchedScheduler(models, devices, make_policy("lru", 0.0), settings)
         scheduler.watch()
         if admission is not Admission.LEDGER:
-            scheduler._books.ledger = ForgetfulLedger({d.id: d for d in devices}, settings.recovery)
+            scheduler._state.ledger = ForgetfulLedger({d.id: d for d in devices}, settings.recovery)
             host._room = ForgetfulRoom("local", memory)
         totals = {device.id: device.total for device in devices}
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
-from router.core.types import Device, DeviceId, Model, Placement
+from router.scheduler.types import Device, DeviceId, Model, Placement
 from tests.stub_nvml.state import StubGpu
 
 MIB, GIB = 1 << 20, 1 << 30

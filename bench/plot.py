@@ -189,7 +189,7 @@ def run(requests: int, log_format: str = "text") -> list[str]:
     """The access log of a router with room for two of three small models, and clients that ask for all of
     them."""
     from bench.proxy_contestants import Ours, Setting, post
-    from router.demo_model import write_demo_model
+    from router.models.demo_model import write_demo_model
 
     binary = shutil.which(os.environ.get("LLAMA_SERVER", "llama-server"))
     if binary is None:

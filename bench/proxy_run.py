@@ -31,7 +31,7 @@ from bench.proxy_contestants import (
 from bench.proxy_progress import Progress, rough
 from bench.proxy_rows import ROWS, Options, Step
 from bench.proxy_table import Results
-from router.demo_model import write_demo_model
+from router.models.demo_model import write_demo_model
 from tests.make_gguf import make_llama
 
 SWAP: Final = "swap"

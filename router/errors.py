@@ -3,7 +3,7 @@
     RouterError                       500 server_error
       InvalidRequest                  400 invalid_request_error
         ModelNotLoaded                400   autoload is off and the model is not running
-        LoadedOtherwise               409   it runs with other settings than a load asks for
+        SettingsConflict               409   it runs with other settings than a load asks for
         AmbiguousModel                409   the name could be that of several models, which it lists
       Unauthorized                    401 authentication_error
       Forbidden                       403 permission_error
@@ -62,7 +62,7 @@ class RouterError(Exception):
         self.retry_after_seconds = retry_after_seconds
         self.details: Mapping[str, object] = details or {}
 
-    def anew(self) -> Self:
+    def copy(self) -> Self:
         """The same to be raised: what is kept, in the books or in the journal, never is.
 
         An exception that is raised holds every frame that it passed, with the request and its body; and one
@@ -93,9 +93,9 @@ class ModelNotLoaded(InvalidRequest):
     code = "model_not_loaded"
 
 
-class LoadedOtherwise(InvalidRequest):
+class SettingsConflict(InvalidRequest):
     status = 409
-    code = "loaded_otherwise"
+    code = "settings_conflict"
 
 
 class AmbiguousModel(InvalidRequest):

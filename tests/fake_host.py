@@ -8,10 +8,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from router.backends import Launch
-from router.core.types import Device, Footprint, HostId, InstanceId, ModelName, Placement
+from router.engines import Launch
 from router.errors import LoadFailed
 from router.hosts import Address, Exit, HostFull, InstanceRecord, Measurement
+from router.scheduler.types import Device, Footprint, HostId, InstanceId, ModelName, Placement
 
 GIB = 1 << 30
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.devices.conftest import A
 from tests.e2e.stub_machine import make_stub_machine
 from tests.make_gguf import make_llama
+from tests.memory.devices.conftest import A
 from tests.router_process import RouterProcess
 from tests.stub_nvml.build import build, library_environment
 

@@ -15,8 +15,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from router.api import FAMILIES
-from router.api.route import Route
+from router.admin import FAMILIES
+from router.admin.route import Route
 from tests.make_gguf import make_llama
 from tests.proxy.wire import Message, read_answer
 from tests.router_process import RouterProcess

@@ -440,7 +440,7 @@ class HangsInItsStore(Patched):
 import time
 import router.app.last_resort
 import router.app.serving
-import router.store
+import router.db.store
 from router.process import LogFile
 router.app.last_resort.SPARE_SECONDS = router.app.serving.SPARE_SECONDS = 3.0
 execute = router.store.Store._execute

@@ -49,7 +49,7 @@ def test_an_expected_failure_is_one_message_and_a_status(monkeypatch, error: Rou
     assert result.stderr == f"llama-router: {error.message}\n"
 
 
-@pytest.mark.parametrize("heavy", ["aiohttp", "huggingface_hub", "rich", "router.pool"])
+@pytest.mark.parametrize("heavy", ["aiohttp", "huggingface_hub", "rich", "router.supervisor.pool"])
 def test_a_small_command_does_not_load_the_server(heavy: str):
     code = f"import sys, router.cli.ps, router.__main__; sys.exit({heavy!r} in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from router.backends.llama_server import list_devices
 from router.descriptors import check_left, is_out_of_files
-from router.devices.probe import Probe, ProbeFailed
+from router.engines.llama_server import list_devices
 from router.errors import StartupError
-from router.estimate.fit_params import ask
+from router.memory.devices.probe import Probe, ProbeFailed
+from router.memory.estimate.fit_params import ask
 from tests.scarcity import few_descriptors, open_descriptors
 
 

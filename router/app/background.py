@@ -9,7 +9,7 @@ from collections.abc import Coroutine
 from aiohttp import web
 
 from router.errors import RouterError
-from router.pool import HandedOver
+from router.supervisor.pool import HandedOver
 
 log = logging.getLogger("router.app")
 

@@ -29,9 +29,9 @@ from typing import Any, Final, Self
 import msgspec
 
 from router.app.systemd import listening_socket
+from router.db.store import ProcessRecord
 from router.descriptors import check_left
 from router.errors import RouterError
-from router.store import ProcessRecord
 
 log = logging.getLogger("router.app")
 
@@ -101,7 +101,7 @@ class _Line:
         self._end.close()
 
 
-class Heritage(msgspec.Struct, frozen=True):
+class HandoverState(msgspec.Struct, frozen=True):
     """What the former process had. `leases` are those that are still held: lease -> instance."""
 
     leases: dict[str, str] = {}
@@ -213,14 +213,14 @@ class Predecessor:
     def refuse(self, reason: str) -> None:
         self._line.write({"failed": reason})
 
-    async def let_go(self) -> Heritage:
+    async def let_go(self) -> HandoverState:
         """Ask for the children."""
         self._line.write({"ready": True})
         try:
             message = await self._line.read()
         except Gone:  # it has died: what it left is found as after any crash
-            return Heritage()
-        return msgspec.convert(message, Heritage)
+            return HandoverState()
+        return msgspec.convert(message, HandoverState)
 
     def serving(self) -> None:
         self._line.write({"serving": True})

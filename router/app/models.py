@@ -9,19 +9,19 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from router.api import Context, Known
-from router.catalog import Catalog
+from router.admin import Context, Known
 from router.config import Config
-from router.core.types import Device, DeviceId, Model, ModelName, as_preset
-from router.definitions import define
-from router.devices import DeviceInfo
+from router.db.store import Store
 from router.errors import RouterError, Unavailable
-from router.estimate.learning import Prediction
 from router.hosts.local import LocalHost
-from router.learning import Learning, predictions, predictions_of
+from router.memory.devices import DeviceInfo
+from router.memory.estimate.learning import Prediction
+from router.models.catalog import Catalog
+from router.models.definitions import define
 from router.presets import Overrides
 from router.presets.overrides import read
-from router.store import Store
+from router.scheduler.types import Device, DeviceId, Model, ModelName, as_preset
+from router.supervisor.calibration import Learning, predictions, predictions_of
 
 log = logging.getLogger("router.app")
 

@@ -12,35 +12,35 @@ from typing import Final
 
 from aiohttp import web
 
-from router import api
-from router.api import CONTEXT, Context, Known
-from router.api.access_log import ACCESS_LOG
-from router.api.allowed_hosts import ALLOWED_HOSTS
-from router.api.express import Express
-from router.api.keys import KEYS
-from router.api.page import keep_history, keep_timeline
-from router.api.requests import IN_FLIGHT
+from router import admin
+from router.admin import CONTEXT, Context, Known
+from router.admin.access_log import ACCESS_LOG
+from router.admin.allowed_hosts import ALLOWED_HOSTS
+from router.admin.keys import KEYS
+from router.admin.page import keep_history, keep_timeline
+from router.admin.requests import IN_FLIGHT
 from router.app.background import BACKGROUND, Background
-from router.app.handover import Heritage, Predecessor
+from router.app.handover import HandoverState, Predecessor
 from router.app.models import Models
 from router.app.read_ahead import SPARE_SHARE, ReadAhead, spare_bytes
 from router.app.relay import RELAY, Relay, relay_after_handover
 from router.app.requests import REQUESTS, Requests, count_requests
 from router.app.stalls import watch_for_stalls
-from router.backends.llama_server import CPU_FALLBACK_TEXTS, list_devices
-from router.catalog import Catalog, hf_cache_dir
 from router.config import Config, MemoryConfig, SchedulerConfig, StatePaths
-from router.core.policy import make_policy
-from router.core.scheduler import Scheduler, Settings
-from router.core.types import Device, InstanceId, Model, ModelName, Pinned, Start
-from router.definitions import Reading
-from router.devices import Devices
+from router.db.store import Store
 from router.downloads import Downloads
+from router.engines.llama_server import CPU_FALLBACK_TEXTS, list_devices
 from router.hosts.local import LocalHost
-from router.journal import Entry, Journal
-from router.learning import Learning, LoadModes
-from router.pool import Pool
-from router.store import Store
+from router.http.express import Express
+from router.memory.devices import Devices
+from router.models.catalog import Catalog, hf_cache_dir
+from router.models.definitions import Reading
+from router.observability.journal import Entry, Journal
+from router.scheduler.policy import make_policy
+from router.scheduler.scheduler import Scheduler, Settings
+from router.scheduler.types import Device, InstanceId, Model, ModelName, Pinned, Start
+from router.supervisor.calibration import Learning, LoadModes
+from router.supervisor.pool import Pool
 
 log = logging.getLogger("router.app")
 
@@ -83,10 +83,10 @@ POOL = web.AppKey("pool", AsyncExitStack)
 
 def build(setup: Setup) -> web.Application:
     """The whole router as an application that is not started yet."""
-    app = api.application(setup.config.server)
+    app = admin.application(setup.config.server)
     app[SETUP], app[REQUESTS], app[BACKGROUND] = setup, Requests(), Background()
     app[RELAY] = Relay()
-    behind = len(api.FIRST)
+    behind = len(admin.FIRST)
     app.middlewares[behind:behind] = [count_requests, relay_after_handover]
     app.cleanup_ctx.extend(PARTS)
     app.on_shutdown.append(_close_pool)
@@ -127,7 +127,7 @@ async def _host(app: web.Application) -> AsyncIterator[None]:
     models = app[MODELS] = Models(setup.read_config, host, setup.binary, app[LEARNING], app[STORE])
     # Before anything of an earlier router is touched: if this fails, that one serves on.
     app[DEFINED] = Defined(*await models.define(setup.config, setup.catalog))
-    left = await setup.predecessor.let_go() if setup.predecessor is not None else Heritage()
+    left = await setup.predecessor.let_go() if setup.predecessor is not None else HandoverState()
     app[LEASES] = left.leases
     for record in left.children:
         await app[STORE].put_process(record)
@@ -350,12 +350,12 @@ def _settings(scheduler: SchedulerConfig, memory: MemoryConfig) -> Settings:
         quantum=scheduler.quantum,
         linger=scheduler.linger,
         recovery=memory.recovery_seconds,
-        foreign_wait=memory.foreign_wait_seconds,
+        external_memory_wait=memory.external_memory_wait_seconds,
         backoff_initial=scheduler.backoff_initial_seconds,
         backoff_max=scheduler.backoff_max_seconds,
         unload_deadline=scheduler.unload_deadline_seconds,
         placement=scheduler.placement,
-        yield_to_others=memory.yield_to_others,
+        evict_on_memory_pressure=memory.evict_on_memory_pressure,
     )
 
 

@@ -12,7 +12,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar, Final
 
-from router.core.types import (
+from router.hosts import Measurement
+from router.hosts.read_ahead import read_ahead, total_bytes
+from router.observability.journal import Entry
+from router.scheduler.types import (
     Acquire,
     Exited,
     Grant,
@@ -25,9 +28,6 @@ from router.core.types import (
     Release,
     Start,
 )
-from router.hosts import Measurement
-from router.hosts.read_ahead import read_ahead, total_bytes
-from router.journal import Entry
 
 log = logging.getLogger("router.read_ahead")
 

@@ -15,12 +15,12 @@ from aiohttp import web
 from multidict import CIMultiDict
 from yarl import URL
 
-from router.api.client_address import is_local
-from router.api.route import Handler
+from router.admin.client_address import is_local
+from router.admin.route import Handler
 from router.app.listening import own_address
 from router.errors import RouterError, ShuttingDown
-from router.pool import HandedOver
 from router.proxy import Begun, error_event, read_body, rejection_event
+from router.supervisor.pool import HandedOver
 
 _HOP_BY_HOP: Final = frozenset(
     {"connection", "keep-alive", "proxy-connection", "te", "trailer", "transfer-encoding", "upgrade"}

@@ -9,7 +9,7 @@ from typing import Any
 
 from aiohttp import web
 
-from router.api.route import ENDLESS, Handler
+from router.admin.route import ENDLESS, Handler
 from router.errors import ShuttingDown
 
 

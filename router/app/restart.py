@@ -13,13 +13,13 @@ from typing import Final
 
 from aiohttp import web
 
-from router.api import CONTEXT
+from router.admin import CONTEXT
 from router.app.background import BACKGROUND
 from router.app.handover import RestartFailed, Successor
 from router.app.parts import HOST, SETUP
 from router.app.relay import RELAY
 from router.app.systemd import Notifier
-from router.store import ProcessRecord
+from router.db.store import ProcessRecord
 
 log = logging.getLogger("router.app")
 

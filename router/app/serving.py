@@ -17,11 +17,9 @@ from typing import Final, TypeAlias
 from aiohttp import web
 
 from router import __version__
-from router.api import CONTEXT
-from router.api.allowed_hosts import ALLOWED_HOSTS
+from router.admin import CONTEXT
+from router.admin.allowed_hosts import ALLOWED_HOSTS
 from router.app.background import BACKGROUND
-from router.app.connections import Limits
-from router.app.front import Runner
 from router.app.handover import Predecessor, RestartFailed
 from router.app.last_resort import SPARE_SECONDS, exit_after
 from router.app.listening import allow_many_files, bind, bind_words, is_answered, is_on_loopback, url_of
@@ -29,11 +27,13 @@ from router.app.parts import HOST, MODELS, SETUP, Setup, build, express, longest
 from router.app.requests import REQUESTS
 from router.app.restart import Restart
 from router.app.systemd import Notifier, take_sockets
-from router.backends.llama_server import find_binary
-from router.catalog import Catalog
 from router.config import Config, ServerConfig, state_paths
-from router.core.types import State
+from router.engines.llama_server import find_binary
 from router.errors import StartupError
+from router.http.connections import Limits
+from router.http.front import Runner
+from router.models.catalog import Catalog
+from router.scheduler.types import State
 
 log = logging.getLogger("router.app")
 
@@ -70,7 +70,7 @@ def run(
     sockets = inherited or bind(config.server)
     allow_many_files()
     app = build(Setup(config, catalog, paths, binary, read_config, predecessor))
-    _favour_the_loop()
+    tune_gil()
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
         runner.run(_serve(app, sockets, notifier, say))
 
@@ -88,7 +88,7 @@ async def _serve(
     )
     listening: list[socket.socket] = []
     restart = Restart(app, listening, lambda: _stop_accepting(runner), notifier)
-    stop = _heed_signals(app, restart, notifier)
+    stop = install_signal_handlers(app, restart, notifier)
     try:
         for one in sockets:
             listening.append(one.dup())  # noqa: PERF401 - what was opened is closed; a site closes its own
@@ -194,7 +194,7 @@ async def _settle(app: web.Application, seconds: float) -> None:
             await app[REQUESTS].settled.wait()
 
 
-def _heed_signals(app: web.Application, restart: Restart, notifier: Notifier) -> asyncio.Event:
+def install_signal_handlers(app: web.Application, restart: Restart, notifier: Notifier) -> asyncio.Event:
     """SIGTERM and SIGINT set the event returned, the second one ends the wait for requests; SIGHUP
     reloads, SIGUSR2 restarts."""
     loop = asyncio.get_running_loop()
@@ -284,7 +284,7 @@ def _status(app: web.Application) -> str:
     return f"{len(loaded)} models loaded ({', '.join(loaded)}), {running} requests, {waiting} of them waiting"
 
 
-def _favour_the_loop() -> None:
+def tune_gil() -> None:
     """The loop hands the interpreter over with every system call, and a thread that computes (a look through
     the catalog, a page of metrics, a plan) keeps it for 5 ms each time, as Python comes. Beside one that is
     busy a fifth of the time one in 100 first bytes took 145 ms so, and takes 3 ms (measured, 300 requests a

@@ -1,4 +1,5 @@
-"""Ends a child that is stuck while requests wait for it: how it is looked at; `router.stall` judges."""
+"""Stop a child process that is stuck while requests wait for it: sample its progress here, judge it in
+`router.supervisor.stall`."""
 
 from __future__ import annotations
 
@@ -10,10 +11,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final, Protocol
 
-from router.backends.llama_server import PROGRESS_PATH
-from router.core.types import InstanceId
+from router.engines.llama_server import PROGRESS_PATH
 from router.process import LogFile, get_answer, progress
-from router.stall import Flow, Signs, Stall, Traffic
+from router.scheduler.types import InstanceId
+from router.supervisor.stall import InstanceTraffic, ProgressSample, Stall, Traffic
 
 log = logging.getLogger("router.stalls")
 
@@ -65,7 +66,7 @@ async def watch_for_stalls(traffic: Traffic, owner: Owner, bound_seconds: Callab
 async def _look(
     stalls: dict[InstanceId, Stall],
     instance: InstanceId,
-    flow: Flow,
+    flow: InstanceTraffic,
     owner: Owner,
     bound_seconds: float,
     pause_seconds: float,
@@ -93,12 +94,12 @@ async def _look(
         await owner.give_up(instance, verdict)
 
 
-async def _signs(process: Watched, flow: Flow, *, asks: bool) -> Signs:
+async def _signs(process: Watched, flow: InstanceTraffic, *, asks: bool) -> ProgressSample:
     answer = None
     if asks:
         answer = await get_answer(process.socket, PROGRESS_PATH, timeout_seconds=PROBE_SECONDS)
     done = progress(process.pid)
-    return Signs(
+    return ProgressSample(
         begun=flow.begun,
         moved_bytes=flow.moved_bytes,
         log_bytes=process.log.size(),

@@ -9,9 +9,9 @@ from typing import Any
 
 import click
 
-from router.catalog import Catalog
 from router.cli.client import print_json
 from router.config import Config, find_config, load_config
+from router.models.catalog import Catalog
 
 
 @click.group()

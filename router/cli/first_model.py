@@ -6,11 +6,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from router.catalog import Catalog
 from router.cli.client import address_of
 from router.config import Config, models_dirs
-from router.demo_model import NAME, write_demo_model
 from router.errors import StartupError
+from router.models.catalog import Catalog
+from router.models.demo_model import NAME, write_demo_model
 
 #: A small model of good sense, under a free licence.
 _REAL_MODEL = "Qwen/Qwen3-0.6B-GGUF:Q8_0"

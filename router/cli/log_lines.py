@@ -12,7 +12,7 @@ from functools import lru_cache
 from time import localtime, strftime
 from typing import Any, Final, TextIO, TypeAlias
 
-from router.log_record import Together
+from router.observability.log_record import Together
 
 ROOM: Final = 10_000
 #: So long lines wait for one another.
@@ -32,7 +32,7 @@ def handler_for(stream: TextIO) -> logging.Handler:
         stream.fileno()
     except (OSError, ValueError):
         return logging.StreamHandler(stream)
-    return Unhurried(stream)
+    return AsyncLogHandler(stream)
 
 
 class Lines(logging.Formatter):
@@ -69,7 +69,7 @@ def _second(at: int) -> str:
     return strftime(logging.Formatter.default_time_format, localtime(at))
 
 
-class Unhurried(logging.Handler):
+class AsyncLogHandler(logging.Handler):
     """Never waits. `room` lines may be on their way. The first is written at once, what comes soon after it
     together: to wake the thread for each line takes longer than to write it. A warning does not wait.
     """

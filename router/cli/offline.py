@@ -8,18 +8,18 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from router.api.plan import model_body, plan_body
-from router.backends.llama_server import find_binary, list_devices, refused_args
-from router.catalog import Catalog
+from router.admin.plan import model_body, plan_body
 from router.config import Config
-from router.core.policy import make_policy
-from router.core.scheduler import Scheduler, Settings
-from router.core.types import Measured
-from router.definitions import define
-from router.devices import Devices, Sample
+from router.engines.llama_server import find_binary, list_devices, refused_args
 from router.errors import ModelUnusable, RouterError, StartupError
 from router.hosts.room import Room
-from router.planning import Seen
+from router.memory.devices import Devices, Sample
+from router.models.catalog import Catalog
+from router.models.definitions import define
+from router.scheduler.policy import make_policy
+from router.scheduler.scheduler import Scheduler, Settings
+from router.scheduler.types import Measured
+from router.supervisor.planning import Seen
 
 #: The name of a router's own machine, as `router.hosts.local` has it.
 _HOST: Final = "local"

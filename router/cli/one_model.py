@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from router.catalog.names import parse_name
 from router.errors import StartupError
+from router.models.catalog.names import parse_name
 from router.presets.options import spelling_of_arg
 
 #: llama-server's options that are about one model -> keys of its section.

@@ -72,9 +72,9 @@ def _online(client: Client, models: Sequence[str], ctx_size: int | None) -> Any:
 
 def _offline(config: Path | None, models: tuple[str, ...], ctx_size: int | None) -> dict[str, Any]:
     # Here and not above: a command that asks a router must not wait for all of this to be imported.
-    from router.catalog import Catalog
     from router.cli.offline import Offline
     from router.config import load_config
+    from router.models.catalog import Catalog
 
     read = load_config(config)
     seen = Offline(read, Catalog.scan(read))

@@ -10,8 +10,8 @@ import click
 import msgspec
 
 from router import simulate as sim
-from router.core.scheduler import Settings
 from router.errors import StartupError
+from router.scheduler.scheduler import Settings
 
 
 @click.command()

@@ -23,6 +23,12 @@ _CHECKS: Final[Mapping[KeyPath, Callable[[Any], object]]] = {
 }
 _NOT_KEYS: Final = frozenset({"source", "lines"})
 _KEYS: Final = tuple(key for key in valid_keys(Config) if key[0] not in _NOT_KEYS)
+#: Keys of earlier versions, with their names of today.
+_RENAMED: Final[Mapping[KeyPath, str]] = {
+    ("memory", "foreign_wait_seconds"): "external_memory_wait_seconds",
+    ("memory", "yield_to_others"): "evict_on_memory_pressure",
+    ("memory", "second_opinion"): "use_llama_fit_params",
+}
 _LEFT_OUT: Final = object()
 
 
@@ -55,6 +61,8 @@ class Reader:
             at = (*path, key)
             if key in hints:
                 values[key] = self._value(hints[key], value, at)
+            elif at in _RENAMED:
+                self._note(at, f": this key is called {dotted((*path, _RENAMED[at]))} now")
             else:
                 kind = "section" if isinstance(value, Mapping) else "key"
                 self._note(at, f": there is no such {kind}{did_you_mean(at, value, _KEYS)}")

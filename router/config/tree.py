@@ -93,10 +93,10 @@ class MemoryConfig:
     measure_max_age_ms: Count = 100
     poll_seconds: PositiveSeconds = 5.0
     recovery_seconds: Seconds = 10.0
-    foreign_wait_seconds: Seconds = 10.0
+    external_memory_wait_seconds: Seconds = 10.0
     context_overhead_mib: Count = 600
-    yield_to_others: bool = True
-    second_opinion: bool = True
+    evict_on_memory_pressure: bool = True
+    use_llama_fit_params: bool = True
     read_ahead: bool = True
     load_mode: Literal["auto", "mmap", "none", "dio"] = "auto"
 

@@ -15,16 +15,16 @@ async with Downloads(store, cache, settings, reload) as downloads:
 from __future__ import annotations
 
 from router.downloads.choice import Chosen, Quantization, choose, projectors, quantizations
-from router.downloads.downloads import Downloads, Nowhere
-from router.downloads.job import DownloadEvent, Job, Listing, RemoteFile, Wish
+from router.downloads.downloads import Downloads, NullJobStore
+from router.downloads.job import DownloadEvent, DownloadSpec, Job, Listing, RemoteFile
 from router.downloads.layout import RepoFolder
 from router.downloads.removal import Removed
 from router.downloads.source import Source, check_quantization, check_revision, parse_source
 
 __all__ = [
     "Downloads",
-    "Nowhere",
-    "Wish",
+    "NullJobStore",
+    "DownloadSpec",
     "Job",
     "DownloadEvent",
     "Listing",

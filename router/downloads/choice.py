@@ -6,11 +6,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
-from router.catalog import hub_names
-from router.catalog.names import GgufName, choose_sibling, parse_name
 from router.downloads.errors import HubMisbehaves, NothingToFetch
-from router.downloads.job import Listing, RemoteFile, Wish
+from router.downloads.job import DownloadSpec, Listing, RemoteFile
 from router.errors import AmbiguousModel
+from router.models.catalog import hub_names
+from router.models.catalog.names import GgufName, choose_sibling, parse_name
 from router.presets import HUB_PRESET
 
 
@@ -37,7 +37,7 @@ class Quantization:
     is_default: bool
 
 
-def choose(listing: Listing, wish: Wish) -> Chosen:
+def choose(listing: Listing, wish: DownloadSpec) -> Chosen:
     """The files to fetch, in their order: every part of a split model, and the projector that goes with it;
     with the preset.ini that the repository may have.
 
@@ -128,7 +128,7 @@ def _matches(path: str, patterns: Iterable[str]) -> bool:
     return any(fnmatchcase(path, one) or ("/" not in one and fnmatchcase(name, one)) for one in patterns)
 
 
-def _nothing(listing: Listing, wish: Wish) -> str:
+def _nothing(listing: Listing, wish: DownloadSpec) -> str:
     there = quantizations(listing)
     if not there:
         return f"{listing.repo} has no GGUF model; look for a repository whose name ends in GGUF"

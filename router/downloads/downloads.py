@@ -29,7 +29,7 @@ from router.downloads.errors import (
     NotWritable,
     RepoNotFound,
 )
-from router.downloads.job import DownloadEvent, Job, JobError, JobState, Listing, Wish
+from router.downloads.job import DownloadEvent, DownloadSpec, Job, JobError, JobState, Listing
 from router.downloads.layout import RepoFolder
 from router.downloads.protocol import Failed, Fetch, Fetched, Listed, Look, Progress, Sweep, Swept
 from router.downloads.removal import Removed, discard, place_of, remove, sweep
@@ -72,15 +72,15 @@ _ERRORS: Final[Mapping[str, type[RouterError]]] = {
 }
 
 
-class Shelf(Protocol):
-    """Where jobs are kept over a restart (`router.store`)."""
+class JobStore(Protocol):
+    """Where jobs are kept over a restart (`router.db.store`)."""
 
     async def put_download(self, job: str, text: str) -> None: ...
     async def downloads(self) -> Mapping[str, str]: ...
     async def delete_download(self, job: str) -> None: ...
 
 
-class Nowhere:
+class NullJobStore:
     """A shelf that keeps nothing."""
 
     async def put_download(self, job: str, text: str) -> None: ...
@@ -114,7 +114,7 @@ class Downloads:
 
     def __init__(
         self,
-        shelf: Shelf,
+        shelf: JobStore,
         cache: Path,
         settings: Callable[[], DownloadsConfig],
         reload: Callable[[], Awaitable[None]],
@@ -212,7 +212,7 @@ class Downloads:
         raise DownloadFailed(f"the hub was asked for {repo}, and nothing came of it")
 
     async def start(
-        self, wish: Wish, check: Callable[[Listing, Chosen], None] = lambda listing, chosen: None
+        self, wish: DownloadSpec, check: Callable[[Listing, Chosen], None] = lambda listing, chosen: None
     ) -> Job:
         """Look, choose, see that there is room, and begin. A job for the same files that runs already is that
         job; one that has ended is begun anew, from what there is of it. `check` may raise.
@@ -226,7 +226,7 @@ class Downloads:
         check(listing, chosen)
         return await self._to_the_end(self._start(wish, listing, chosen))
 
-    async def _start(self, wish: Wish, listing: Listing, chosen: Chosen) -> Job:
+    async def _start(self, wish: DownloadSpec, listing: Listing, chosen: Chosen) -> Job:
         async with self._starting:
             if self._is_suspended:
                 raise HubUnreachable("nothing is downloaded here any more", retry_after_seconds=5.0)
@@ -294,7 +294,7 @@ class Downloads:
 
     # --- one job ---
 
-    def plan(self, wish: Wish, listing: Listing, chosen: Chosen) -> Job:
+    def plan(self, wish: DownloadSpec, listing: Listing, chosen: Chosen) -> Job:
         """A job that is not begun: what is there of it, and what would come. Blocks on the disk."""
         now = time.time()
         wish = msgspec.structs.replace(wish, repo=listing.repo)

@@ -14,7 +14,7 @@ JobState: TypeAlias = Literal["queued", "downloading", "waiting", "finished", "f
 ACTIVE: frozenset[JobState] = frozenset({"queued", "downloading", "waiting"})
 
 
-class Wish(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class DownloadSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """`include` and `exclude` are patterns over paths; `quantization` "" means llama.cpp's choice. `name` is
     what whoever asked calls it until it is there: clients of llama.cpp wait for news of what they asked for.
     """
@@ -67,7 +67,7 @@ class Job(msgspec.Struct, frozen=True):
     bytes there are of each file; `note` is what to know though it went well."""
 
     id: str
-    wish: Wish
+    wish: DownloadSpec
     commit: str
     files: tuple[RemoteFile, ...]
     models: tuple[str, ...]

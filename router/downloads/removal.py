@@ -14,10 +14,10 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from router.catalog.names import parse_name
 from router.downloads.errors import InUse, NotRemovable
 from router.downloads.layout import COMMIT, RepoFolder
 from router.downloads.source import is_repo
+from router.models.catalog.names import parse_name
 
 
 @dataclass(frozen=True, slots=True)

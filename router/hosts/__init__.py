@@ -12,11 +12,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from router.backends import Launch
-from router.core.types import Device, DeviceId, Footprint, HostId, InstanceId, ModelName, Placement
-from router.devices import DeviceInfo
+from router.engines import Launch
 from router.errors import RouterError
+from router.memory.devices import DeviceInfo
 from router.process.exits import Exit
+from router.scheduler.types import Device, DeviceId, Footprint, HostId, InstanceId, ModelName, Placement
 
 __all__ = ["Address", "Exit", "Host", "HostFull", "InstanceRecord", "Measurement"]
 

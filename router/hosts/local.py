@@ -14,14 +14,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
-from router.backends import Launch
 from router.config import MemoryConfig, StatePaths
-from router.core.types import Device, DeviceId, Footprint, HostId, InstanceId, ModelName, Placement
-from router.devices import DeviceInfo, Devices, Sample
+from router.db.store import ProcessRecord, Store
+from router.engines import Launch
 from router.errors import LoadFailed, ShuttingDown, Unavailable
 from router.hosts import Address, Exit, HostFull, InstanceRecord, Measurement
 from router.hosts.room import Occupant, Room
 from router.hosts.runtime_dir import LOGS_KEPT, RuntimeDir
+from router.memory.devices import DeviceInfo, Devices, Sample
 from router.process import (
     Command,
     Health,
@@ -33,7 +33,7 @@ from router.process import (
     find_marked,
     get_status,
 )
-from router.store import ProcessRecord, Store
+from router.scheduler.types import Device, DeviceId, Footprint, HostId, InstanceId, ModelName, Placement
 from router.tasks import Tasks
 
 _logger = logging.getLogger("router.hosts.local")
@@ -119,7 +119,7 @@ class LocalHost:
             await self._stop_all(0.0, within_seconds=_KILL_SECONDS)
             for child in self._children.values():
                 if child.process is not None:  # not even SIGKILL ends it; the next router finds its record
-                    child.process.leave_alone()
+                    child.process.detach()
             await self._tasks.__aexit__()
             self._runtime.release()
 
@@ -444,7 +444,7 @@ class LocalHost:
         self._is_leaving = True
         for child in self._children.values():
             if child.process is not None:
-                child.process.leave_alone()
+                child.process.detach()
         self._runtime.release()
         return tuple(child.record for child in self._children.values() if child.process is not None)
 

@@ -11,9 +11,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from router.config import MemoryConfig
-from router.core.types import NOTHING, Device, DeviceId, Footprint, HostId, InstanceId, Placement
-from router.devices import DeviceInfo, Sample
 from router.hosts import Measurement
+from router.memory.devices import DeviceInfo, Sample
+from router.scheduler.types import NOTHING, Device, DeviceId, Footprint, HostId, InstanceId, Placement
 
 
 @dataclass(slots=True, eq=False)

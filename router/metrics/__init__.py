@@ -2,7 +2,8 @@
 
 `requests`   what requests took, counted as they end
 `decisions`  why llama-servers ended and loads failed, counted as a reader of the journal
-`state`      what there is at this moment, read off a snapshot, and what `router.stats` has counted
+`state`      what there is at this moment, read off a snapshot, and what
+             `router.observability.stats` has counted
 `children`   what every loaded llama-server tells of itself
 `page`       all of it as one text, each family once
 

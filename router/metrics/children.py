@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from router.backends.llama_server import METRICS_PATH
-from router.core.types import ModelName
+from router.engines.llama_server import METRICS_PATH
 from router.process import get_answer
+from router.scheduler.types import ModelName
 
 if TYPE_CHECKING:
     from prometheus_client import Metric

@@ -1,4 +1,5 @@
-"""Why llama-servers ended and loads failed, by reason: what `router.stats` counts without one."""
+"""Count by reason why llama-servers exited and loads failed (`router.observability.stats` counts
+them without reasons)."""
 
 from __future__ import annotations
 
@@ -6,8 +7,8 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, ClassVar, Final
 
-from router.core.types import Adopted, Exited, InstanceId, ModelName, Ready, Stop
-from router.journal import Entry
+from router.observability.journal import Entry
+from router.scheduler.types import Adopted, Exited, InstanceId, ModelName, Ready, Stop
 
 if TYPE_CHECKING:
     from prometheus_client import Metric

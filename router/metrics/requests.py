@@ -13,8 +13,8 @@ from collections.abc import Callable, Iterator, Sequence
 from operator import attrgetter
 from typing import TYPE_CHECKING, Final, TypeAlias
 
-from router.core.types import ModelName
-from router.proxy import Account
+from router.proxy import RequestStats
+from router.scheduler.types import ModelName
 
 if TYPE_CHECKING:
     from prometheus_client import Metric
@@ -31,7 +31,7 @@ _OF_A_MODEL: Final = ("model",)
 #: Those that waited for a load.
 _OF_A_LOAD: Final = ("loaded", "queued")
 #: Its account, its status, its seconds.
-_Over: TypeAlias = tuple[Account, int, float]
+_Over: TypeAlias = tuple[RequestStats, int, float]
 #: What is alike in requests that ended alike: the model, the action and the error of the account; the status.
 _Kind: TypeAlias = tuple[tuple[ModelName, str, str | None], int]
 _KIND: Final = attrgetter("model", "action", "error")
@@ -159,7 +159,7 @@ class RequestMetrics:
         self._outcomes = Counter[_Kind]()
         self._models: dict[ModelName, _Model] = {}
 
-    def ended(self, account: Account, status: int, total_seconds: float) -> None:
+    def ended(self, account: RequestStats, status: int, total_seconds: float) -> None:
         """One request is over, however it ended; nothing in its account changes any more."""
         self._over.append((account, status, total_seconds))
         # Where somebody else counts just now, the next request sees to it.

@@ -6,11 +6,11 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
-from router.core.types import DeviceId, InstanceId, ModelName, State
-from router.core.views import DeviceView, InstanceView, Snapshot
-from router.devices import DeviceInfo
-from router.estimate.learning import Standing
-from router.stats import Counted
+from router.memory.devices import DeviceInfo
+from router.memory.estimate.learning import FootprintStatus
+from router.observability.stats import Counted
+from router.scheduler.types import DeviceId, InstanceId, ModelName, State
+from router.scheduler.views import DeviceView, InstanceView, Snapshot
 
 if TYPE_CHECKING:
     from prometheus_client import Metric
@@ -32,7 +32,7 @@ class Seen:
     """All of one moment. `standings` are those of running instances."""
 
     snapshot: Snapshot
-    standings: Mapping[InstanceId, Standing | None]
+    standings: Mapping[InstanceId, FootprintStatus | None]
     infos: Mapping[DeviceId, DeviceInfo]
     counted: Mapping[ModelName, Counted] = field(default_factory=dict)
 
@@ -91,7 +91,7 @@ def _models(snapshot: Snapshot) -> Iterator[Metric]:
 
 
 def _counted(seen: Seen) -> Iterator[Metric]:
-    """What `router.stats` has counted since the start."""
+    """What `router.observability.stats` has counted since the start."""
     from prometheus_client.core import CounterMetricFamily
 
     for name, help_ in _COUNTED.items():

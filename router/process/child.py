@@ -147,7 +147,7 @@ class Process:
             if not self._born.done():
                 if self._identity is not None:
                     self._signal(signal.SIGKILL)
-                self._miscarry(LoadFailed(f"{self.name}: {error}"))
+                self._fail_spawn(LoadFailed(f"{self.name}: {error}"))
         finally:
             if (
                 not self._ended.done()
@@ -164,13 +164,13 @@ class Process:
                 self._end_by(self._loop.time())  # the thread cannot be interrupted; what it starts is ended
         error = spawning.exception()
         if error is not None:
-            self._miscarry(error if isinstance(error, LoadFailed) else LoadFailed(f"{self.name}: {error}"))
+            self._fail_spawn(error if isinstance(error, LoadFailed) else LoadFailed(f"{self.name}: {error}"))
             return
         self._is_ours = True
         self._identity = spawning.result()
         await self._live()
 
-    def _miscarry(self, error: Exception) -> None:
+    def _fail_spawn(self, error: Exception) -> None:
         self._has_exited = True
         self._born.set_exception(error)
         self._born.exception()  # whoever spawned it may have been cancelled: then nobody else asks
@@ -182,7 +182,7 @@ class Process:
         with contextlib.closing(ExitWatch(self.pid, self._exited)):
             # After opening the pidfd: from here on the pid cannot come to mean another process unnoticed.
             if adopting is not None and identify(adopting.pid) != adopting:
-                self._miscarry(NotAlive(f"pid {adopting.pid} is gone, or another process by now"))
+                self._fail_spawn(NotAlive(f"pid {adopting.pid} is gone, or another process by now"))
                 return
             self._born.set_result(None)
             try:
@@ -190,14 +190,14 @@ class Process:
             except asyncio.CancelledError:
                 if not self.is_left_alone:
                     await self._kill()
-                    self._bury()
+                    self._finalize()
                     self._clear()
                 raise
             except Exception:
                 await self._kill()
                 raise
             finally:
-                self._bury()
+                self._finalize()
         await self._clear_in_time()
 
     async def _until_exit(self) -> None:
@@ -303,7 +303,7 @@ class Process:
         if self._task is not None:
             await asyncio.wait({self._task})
 
-    def leave_alone(self) -> None:
+    def detach(self) -> None:
         """Let go of it without ending it: the next router adopts it."""
         self.is_left_alone = True
         if self._task is not None:
@@ -343,7 +343,7 @@ class Process:
             with contextlib.suppress(asyncio.CancelledError):
                 await self._woken(deadline)
 
-    def _bury(self) -> None:
+    def _finalize(self) -> None:
         """What must be done at once when it is dead: its group, its zombie, its socket, its last words."""
         if self._ended.done():
             return

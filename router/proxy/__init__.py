@@ -1,8 +1,8 @@
 """The data plane: hold a lease and pass the bytes of one request and its answer through, untouched, as they
 come.
 
-It knows nothing of what is inside a body: the families of `router.api` read what must be read and put it
-into an `Ask`.
+It knows nothing of what is inside a body: the families of `router.admin` read what must be read and put it
+into an `RequestInfo`.
 
 `forward`    one request from its lease to its last byte; the only one who sees all of it
 `express`    the same for most requests: their model is ready, and nothing has to be waited for; `plain` reads
@@ -19,13 +19,13 @@ into an `Ask`.
 
 from __future__ import annotations
 
-from router.proxy.ask import ACCOUNT, Account, Ask, Dialect
+from router.proxy.ask import REQUEST_STATS, Dialect, RequestInfo, RequestStats
 from router.proxy.body import BODY, Body, read_body
 from router.proxy.forward import Begun, Proxy
 from router.proxy.telling import error_body, error_event, rejection_event
-from router.proxy.waiting import Patience
+from router.proxy.waiting import HeartbeatConfig
 
 __all__ = [
-    "ACCOUNT", "BODY", "Account", "Ask", "Begun", "Body", "Dialect", "Patience", "Proxy", "error_body",
-    "error_event", "read_body", "rejection_event",
+    "BODY", "REQUEST_STATS", "Begun", "Body", "Dialect", "HeartbeatConfig", "Proxy", "RequestInfo",
+    "RequestStats", "error_body", "error_event", "read_body", "rejection_event",
 ]  # fmt: skip

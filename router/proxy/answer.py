@@ -9,14 +9,14 @@ from typing import Final
 
 import msgspec
 
-from router.backends.llama_server import RESTATED_BYTES, RESTATED_STATUS, restated
-from router.proxy.ask import Account
+from router.engines.llama_server import RESTATED_BYTES, RESTATED_STATUS, restated
+from router.proxy.ask import RequestStats
 from router.proxy.client import Client
 from router.proxy.framing import Chunked, Counted, Framing, Malformed, Spans, UntilClosed
 from router.proxy.heads import END_OF_HEAD, HEAD_LIMIT, Head, changed, read_head
 from router.proxy.upstream import HungUp, Upstream
-from router.proxy.usage import Ends
-from router.stall import Flow
+from router.proxy.usage import HeadTailBuffer
+from router.supervisor.stall import InstanceTraffic
 
 #: Of the body's last bytes, so many say whether an event was whole; with the line end that ends a chunk.
 _LAST_BYTES: Final = 4
@@ -26,7 +26,7 @@ REJECTION_BYTES: Final = 64 << 10
 
 
 #: Until something of a body has passed that more may follow.
-_NOTHING: Final = Ends()
+_NOTHING: Final = HeadTailBuffer()
 
 
 def _nobody() -> None:
@@ -40,8 +40,8 @@ class Answer(msgspec.Struct, eq=False):
 
     _upstream: Upstream
     _client: Client
-    _account: Account
-    _flow: Flow
+    _account: RequestStats
+    _flow: InstanceTraffic
     _over: Callable[[], object]
     _asked_at: float
     head: Head | None = None
@@ -52,7 +52,7 @@ class Answer(msgspec.Struct, eq=False):
     _unread: bytes = b""
     _framing: Framing | None = None
     _chunks: Chunked | None = None  # the framing, where chunks can pass as they are
-    _ends: Ends = _NOTHING
+    _ends: HeadTailBuffer = _NOTHING
     _last: bytes = b""
     _failure: bytearray | None = None  # the body of an answer that may have to be restated, and its head
     _is_held: bool = False
@@ -73,7 +73,7 @@ class Answer(msgspec.Struct, eq=False):
         self._over = _nobody  # who waited holds it, and shall not be held by it
         if self._is_held:
             self._taken()
-            self._client.no_matter_when()
+            self._client.cancel_on_drain()
 
     # --- told by the upstream ---
 
@@ -216,7 +216,7 @@ class Answer(msgspec.Struct, eq=False):
             framing = Counted(head.length)
         else:
             framing = UntilClosed()
-        self._framing, self._ends = framing, Ends()
+        self._framing, self._ends = framing, HeadTailBuffer()
 
     def _finish(self) -> None:
         has_sent_all = self._upstream.end()
@@ -245,7 +245,7 @@ class Answer(msgspec.Struct, eq=False):
             self._is_held = True
             self._flow.held += 1
             self._upstream.pause()
-            self._client.when_taken(self._go_on)
+            self._client.on_drain(self._go_on)
 
     def _go_on(self) -> None:
         self._taken()

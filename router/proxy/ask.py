@@ -9,8 +9,8 @@ from enum import Enum
 import msgspec
 from aiohttp import web
 
-from router.core.types import InstanceId, ModelName, Priority
 from router.errors import RouterError
+from router.scheduler.types import InstanceId, ModelName, Priority
 
 
 class Dialect(Enum):
@@ -21,7 +21,7 @@ class Dialect(Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class Ask:
+class RequestInfo:
     """What the scheduler is told of a request. `model` is the canonical name; `keep_alive` is in seconds;
     `stream`: the client asked for server-sent events. `outlives_client`: llama-server is meant to go on when
     the client has left, and the caller of the proxy holds the model for that.
@@ -36,7 +36,7 @@ class Ask:
     outlives_client: bool = False
 
 
-class Account(msgspec.Struct):
+class RequestStats(msgspec.Struct):
     """What became of a request, for its X-Router headers, its line in the access log and the metrics.
 
     `error` is the code of what it ended with, also where its status had been sent before. `sent_bytes` are
@@ -72,4 +72,4 @@ class Account(msgspec.Struct):
         }
 
 
-ACCOUNT = web.RequestKey("account", Account)
+REQUEST_STATS = web.RequestKey("account", RequestStats)

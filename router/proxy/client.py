@@ -14,7 +14,7 @@ import msgspec
 from aiohttp import HttpVersion11, web
 from aiohttp.abc import AbstractStreamWriter
 
-from router.proxy.ask import Account
+from router.proxy.ask import RequestStats
 from router.proxy.framing import Chunked, Framing
 from router.proxy.heads import CHUNKS, Head
 
@@ -29,7 +29,7 @@ HELD_BYTES: Final = 16 << 10
 _RESET: Final = struct.pack("ii", 1, 0)
 
 
-class Passed(web.StreamResponse):
+class AlreadySentResponse(web.StreamResponse):
     """For aiohttp: an answer that has already been sent."""
 
     def __init__(self) -> None:
@@ -73,7 +73,7 @@ class Client(msgspec.Struct, eq=False):
 
     _transport: asyncio.Transport
     _protocol: Connected
-    _account: Account
+    _account: RequestStats
     _more_head: bytes = b""
     keeps_alive: bool = True
     _is_new: bool = True
@@ -183,11 +183,11 @@ class Client(msgspec.Struct, eq=False):
         """Whether it takes more slowly than it is given."""
         return self._protocol.writing_paused
 
-    def when_taken(self, told: Callable[[], object]) -> None:
+    def on_drain(self, told: Callable[[], object]) -> None:
         """Call `told` once, when it has taken most of what it was given; never, if it has left by then."""
         raise NotImplementedError
 
-    def no_matter_when(self) -> None:
+    def cancel_on_drain(self) -> None:
         """Nobody wants to be told any more."""
         raise NotImplementedError
 
@@ -216,7 +216,7 @@ class Client(msgspec.Struct, eq=False):
         )
 
 
-class BehindServer(Client, kw_only=True):
+class AiohttpClient(Client, kw_only=True):
     """The client of a request that aiohttp's server has read."""
 
     _writer: AbstractStreamWriter
@@ -224,7 +224,7 @@ class BehindServer(Client, kw_only=True):
     _told: Callable[[], object] | None = None
 
     @classmethod
-    def of(cls, request: web.Request, account: Account, more_head: bytes = b"") -> Self:
+    def of(cls, request: web.Request, account: RequestStats, more_head: bytes = b"") -> Self:
         """Raises ConnectionResetError."""
         if request.transport is None:
             raise ConnectionResetError("the client has left")
@@ -243,12 +243,12 @@ class BehindServer(Client, kw_only=True):
     async def drain(self) -> None:
         await self._writer.drain()
 
-    def when_taken(self, told: Callable[[], object]) -> None:
+    def on_drain(self, told: Callable[[], object]) -> None:
         self._told = told
         self._draining = asyncio.get_running_loop().create_task(self.drain(), name="drain")
         self._draining.add_done_callback(self._drained)
 
-    def no_matter_when(self) -> None:
+    def cancel_on_drain(self) -> None:
         self._told = None
         if self._draining is not None:
             self._draining.cancel()

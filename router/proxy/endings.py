@@ -17,13 +17,13 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Final
 
-from router.backends.llama_server import PROGRESS_PATH
-from router.core.types import InstanceId
-from router.pool import Lease
+from router.engines.llama_server import PROGRESS_PATH
 from router.process import get_answer
-from router.proxy.ask import Account
+from router.proxy.ask import RequestStats
 from router.proxy.upstream import Upstream
-from router.stall import Flow
+from router.scheduler.types import InstanceId
+from router.supervisor.pool import Lease
+from router.supervisor.stall import InstanceTraffic
 
 #: A cancelled request leaves its slot after the batch that is being computed. On a slow processor one batch
 #: (2,048 tokens) takes many seconds; a slot that is busy for longer is busy with something else.
@@ -46,7 +46,12 @@ class Endings:
         )  # of each instance, those that wait for a slot to be idle
 
     def begin(
-        self, upstream: Upstream, lease: Lease, flow: Flow, account: Account, held: AsyncExitStack
+        self,
+        upstream: Upstream,
+        lease: Lease,
+        flow: InstanceTraffic,
+        account: RequestStats,
+        held: AsyncExitStack,
     ) -> None:
         """Abandon the exchange on `upstream`. Where the child may work on, `held` (the lease, and what else
         counts the request) is taken over until it has ended, and `account.ending` is set; else `held` is left
@@ -79,8 +84,8 @@ class Endings:
         ended: asyncio.Future[None],
         upstream: Upstream,
         lease: Lease,
-        flow: Flow,
-        account: Account,
+        flow: InstanceTraffic,
+        account: RequestStats,
         held: AsyncExitStack,
     ) -> None:
         async with held:
@@ -97,7 +102,7 @@ class Endings:
                 self._closed[lease.instance] -= 1
                 self._closed += Counter()  # drops those at 0
 
-    async def _until_idle(self, lease: Lease, flow: Flow) -> None:
+    async def _until_idle(self, lease: Lease, flow: InstanceTraffic) -> None:
         """Return when no more slots work than there are requests that may use them. The connection closes
         when llama-server's handler has asked for the cancellation, which is before it is carried out.
         """

@@ -16,23 +16,23 @@ from typing import ClassVar, Final, Protocol
 import msgspec
 from aiohttp import web
 
-from router.backends.llama_server import RESTATED_STATUS
+from router.engines.llama_server import RESTATED_STATUS
 from router.errors import RouterError
-from router.pool import Lease, Pool
 from router.proxy.answer import Answer
-from router.proxy.ask import Account, Ask, Dialect
+from router.proxy.ask import Dialect, RequestInfo, RequestStats
 from router.proxy.client import Client, Connected
 from router.proxy.endings import Endings
 from router.proxy.failures import Broken, Failures
 from router.proxy.framing import Malformed
 from router.proxy.heads import END_OF_HEAD, Head, read_head
 from router.proxy.idle import Idle
-from router.proxy.outbox import FROM_REQUESTS, Outbox
-from router.proxy.telling import tell_rejection, tell_within
+from router.proxy.outbox import FROM_REQUESTS, WriteCoalescer
+from router.proxy.telling import send_stream_error, tell_rejection
 from router.proxy.upstream import HungUp, Upstream, ask_now
 from router.proxy.usage import note_whole
 from router.proxy.waiting import Waiting
-from router.stall import Flow, Traffic
+from router.supervisor.pool import Lease, Pool
+from router.supervisor.stall import InstanceTraffic, Traffic
 
 log = logging.getLogger("router.proxy")
 
@@ -64,7 +64,7 @@ TRIED: Final = web.RequestKey("tried", Broken)
 class Waited(msgspec.Struct, frozen=True):
     """A request that has been with its child for `seconds`: `number` is its own in the flow."""
 
-    flow: Flow
+    flow: InstanceTraffic
     number: int
     answer: Answer | None
     seconds: float
@@ -74,9 +74,11 @@ class LongWay(Protocol):
     """What can do everything (router.proxy.forward)."""
 
     def head_seconds(self) -> float: ...
-    def keep_waiting(self, ask: Ask, client: Client, account: Account, at: Waited) -> Waiting: ...
+    def keep_waiting(
+        self, ask: RequestInfo, client: Client, account: RequestStats, at: Waited
+    ) -> Waiting: ...
     async def try_again(
-        self, said: bytes, ask: Ask, client: Client, account: Account, tried: Broken
+        self, said: bytes, ask: RequestInfo, client: Client, account: RequestStats, tried: Broken
     ) -> None: ...
 
 
@@ -100,7 +102,7 @@ class Lane:
         self.long_way = long_way
         self._silent: dict[Exchange, float] = {}  # oldest first, with the time at which each is told to wait
         self._sweep: asyncio.TimerHandle | None = None
-        self.outbox = Outbox()
+        self.outbox = WriteCoalescer()
         self._tasks: set[asyncio.Task[None]] = set()
 
     def run(self, work: asyncio.Task[None]) -> None:
@@ -136,7 +138,7 @@ class _InFront(Client, kw_only=True):
     """The client of an exchange."""
 
     front: Front
-    outbox: Outbox
+    outbox: WriteCoalescer
 
     def _begin(self, status: int) -> None:
         self.has_begun, self.status = True, status
@@ -149,10 +151,10 @@ class _InFront(Client, kw_only=True):
         else:
             self.write(data)
 
-    def when_taken(self, told: Callable[[], object]) -> None:
+    def on_drain(self, told: Callable[[], object]) -> None:
         self.front.on_taken = told
 
-    def no_matter_when(self) -> None:
+    def cancel_on_drain(self) -> None:
         self.front.on_taken = None
 
 
@@ -169,7 +171,7 @@ class Exchange(msgspec.Struct, eq=False):
 
     _lane: Lane
     _lease: Lease
-    account: Account
+    account: RequestStats
     _dialect: Dialect
     _asked: bytes
     _said: bytes
@@ -179,7 +181,7 @@ class Exchange(msgspec.Struct, eq=False):
     _keeps_alive: bool
     _begun_at: float
     _ended: Callable[[Exchange, int | None, float], object]
-    _flow: Flow
+    _flow: InstanceTraffic
     _number: int
     _is_stream: bool = False
     id: int = 0
@@ -292,8 +294,8 @@ class Exchange(msgspec.Struct, eq=False):
         waited = Waited(self._flow, self._number, self._answer, monotonic() - self._begun_at)
         self._waiting = self._lane.long_way.keep_waiting(self._ask(), self._answered(), self.account, waited)
 
-    def _ask(self) -> Ask:
-        return Ask(self._lease.model, dialect=self._dialect, stream=True)
+    def _ask(self) -> RequestInfo:
+        return RequestInfo(self._lease.model, dialect=self._dialect, stream=True)
 
     def forget_request(self) -> None:
         """Its answer has begun, so it is not said again. A stream may last, and its prompt may be long."""
@@ -374,7 +376,7 @@ class Exchange(msgspec.Struct, eq=False):
     def _tell(self, client: _InFront, error: RouterError) -> None:
         """As an event, or by a cut."""
         self.account.error = error.code
-        tell_within(client, self._answer, error, self._dialect)
+        send_stream_error(client, self._answer, error, self._dialect)
         self._end(client.status, monotonic(), keeps_alive=client.keeps_alive)
 
     def _give_up(self, tried: Broken) -> None:

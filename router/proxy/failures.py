@@ -8,12 +8,12 @@ import errno
 import logging
 from typing import Final
 
-from router.core.types import Cause, State, Unload
 from router.errors import RouterError, ShuttingDown, Unavailable, Unloaded, UpstreamFailed
-from router.pool import Lease, Pool
 from router.proxy.framing import Malformed
 from router.proxy.upstream import HungUp
-from router.stall import Traffic
+from router.scheduler.types import Cause, State, Unload
+from router.supervisor.pool import Lease, Pool
+from router.supervisor.stall import Traffic
 
 log = logging.getLogger("router.proxy")
 

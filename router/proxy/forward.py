@@ -12,22 +12,22 @@ from time import monotonic
 
 from aiohttp import web
 
-from router.core.types import ModelName
 from router.errors import LoadFailed, RouterError, ShuttingDown, UpstreamFailed
-from router.pool import HandedOver, Lease, Pool
 from router.proxy.answer import Answer
-from router.proxy.ask import ACCOUNT, Account, Ask, Dialect
+from router.proxy.ask import REQUEST_STATS, Dialect, RequestInfo, RequestStats
 from router.proxy.body import Body
-from router.proxy.client import BehindServer, Client, Passed
+from router.proxy.client import AiohttpClient, AlreadySentResponse, Client
 from router.proxy.endings import Endings
 from router.proxy.express import TRIED, Lane, Waited
 from router.proxy.failures import Broken, Failures
 from router.proxy.heads import request_head
 from router.proxy.idle import Idle
-from router.proxy.telling import tell_rejection, tell_within
+from router.proxy.telling import send_stream_error, tell_rejection
 from router.proxy.upstream import connect
-from router.proxy.waiting import Patience, Pictures, Serving, Waiting
-from router.stall import Flow, Traffic
+from router.proxy.waiting import HeartbeatConfig, Serving, SnapshotCache, Waiting
+from router.scheduler.types import ModelName
+from router.supervisor.pool import HandedOver, Lease, Pool
+from router.supervisor.stall import InstanceTraffic, Traffic
 
 log = logging.getLogger("router.proxy")
 
@@ -42,8 +42,8 @@ class _Call:
 
     head: bytes
     body: Body
-    ask: Ask
-    account: Account
+    ask: RequestInfo
+    account: RequestStats
     client: Client
     waiting: Waiting
     tried: Broken | None = None
@@ -55,7 +55,7 @@ class Begun(HandedOver):
     says is for `client`, and `finish` the answer for aiohttp.
     """
 
-    def __init__(self, client: BehindServer, dialect: Dialect, response: Passed) -> None:
+    def __init__(self, client: AiohttpClient, dialect: Dialect, response: AlreadySentResponse) -> None:
         super().__init__()
         self.client = client
         self.dialect = dialect
@@ -72,7 +72,7 @@ class Proxy:
     def __init__(
         self,
         pool: Pool,
-        patience: Callable[[], Patience] = Patience,
+        patience: Callable[[], HeartbeatConfig] = HeartbeatConfig,
         slots: Callable[[ModelName], int | None] = lambda _: None,
     ) -> None:
         """`slots` tells how many requests an instance of the model serves at a time, None where that is not
@@ -81,7 +81,7 @@ class Proxy:
         self._pool = pool
         self._patience = patience
         self._slots = slots
-        self._pictures = Pictures(pool)
+        self._pictures = SnapshotCache(pool)
         self._idle = Idle()
         self.traffic = Traffic()
         self._failures = Failures(pool, self.traffic)
@@ -94,7 +94,7 @@ class Proxy:
         self.endings.close()
 
     async def forward(
-        self, request: web.Request, body: bytes | Body, ask: Ask, *, target: str | None = None
+        self, request: web.Request, body: bytes | Body, ask: RequestInfo, *, target: str | None = None
     ) -> web.StreamResponse:
         """Answer `request` from an instance of its model. Raises RouterError as long as nothing was sent, and
         HandedOver or Begun when another process is to answer it.
@@ -104,10 +104,10 @@ class Proxy:
         an error event in a server-sent stream, else with a closed connection: never with what looks like a
         proper end.
         """
-        account = request[ACCOUNT] = Account(ask.model)
+        account = request[REQUEST_STATS] = RequestStats(ask.model)
         held = body if isinstance(body, Body) else Body.of(body)
-        response = Passed()
-        client = BehindServer.of(request, account, await _more_head(request, response))
+        response = AlreadySentResponse()
+        client = AiohttpClient.of(request, account, await _more_head(request, response))
         head = request_head(
             request.method, target or request.rel_url.raw_path_qs, request.raw_headers, held.size
         )
@@ -138,13 +138,15 @@ class Proxy:
         """After how long a stream of which nothing has come is begun; 0: never."""
         return self._patience().head_seconds
 
-    def keep_waiting(self, ask: Ask, client: Client, account: Account, at: Waited) -> Waiting:
+    def keep_waiting(self, ask: RequestInfo, client: Client, account: RequestStats, at: Waited) -> Waiting:
         """Tell the client of a stream from now on what it waits for."""
         waiting = Waiting(self._pictures, self._patience(), client, ask, account)
         waiting.go_on(Serving(at.flow, at.number, self._slots(ask.model)), at.answer, at.seconds)
         return waiting
 
-    async def try_again(self, said: bytes, ask: Ask, client: Client, account: Account, tried: Broken) -> None:
+    async def try_again(
+        self, said: bytes, ask: RequestInfo, client: Client, account: RequestStats, tried: Broken
+    ) -> None:
         """Answer a request whose client has the head of its stream, where an attempt has ended before its
         child answered. `said` is the request as a child gets it. What goes wrong is told in the stream.
         """
@@ -212,7 +214,7 @@ class Proxy:
             call.waiting.served(Serving(flow, flow.begun, self._slots(ask.model)))
             await self._exchange(call, lease, flow, held)
 
-    async def _exchange(self, call: _Call, lease: Lease, flow: Flow, held: AsyncExitStack) -> None:
+    async def _exchange(self, call: _Call, lease: Lease, flow: InstanceTraffic, held: AsyncExitStack) -> None:
         """`held` is what the request holds; a request that is abandoned keeps it until its child has ended
         the work."""
         path = lease.address.socket
@@ -269,7 +271,7 @@ class Proxy:
         if not client.has_begun:
             call.body.forget()
             raise error
-        tell_within(client, answer, error, call.ask.dialect)
+        send_stream_error(client, answer, error, call.ask.dialect)
 
 
 def _set(over: asyncio.Future[None]) -> None:
@@ -277,7 +279,7 @@ def _set(over: asyncio.Future[None]) -> None:
         over.set_result(None)
 
 
-async def _more_head(request: web.Request, response: Passed) -> bytes:
+async def _more_head(request: web.Request, response: AlreadySentResponse) -> bytes:
     """The header lines that the application adds to every answer (CORS), before the answer is known."""
     for app in request.match_info.apps:
         if app.on_response_prepare:

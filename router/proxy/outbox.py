@@ -15,7 +15,7 @@ from typing import Final
 FROM_REQUESTS: Final = 4
 
 
-class Outbox:
+class WriteCoalescer:
     """What is put here is written in this turn of the loop, before whatever is scheduled from now on.
     `requests` is how many are being answered; who changes it is who knows.
     """

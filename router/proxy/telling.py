@@ -6,10 +6,10 @@ from typing import Any
 
 import msgspec
 
-from router.backends.llama_server import restated
+from router.engines.llama_server import restated
 from router.errors import RouterError
 from router.proxy.answer import Answer
-from router.proxy.ask import Account, Dialect
+from router.proxy.ask import Dialect, RequestStats
 from router.proxy.client import Client
 
 
@@ -41,7 +41,7 @@ def takes_events(client: Client, answer: Answer | None) -> bool:
     return (client.is_early or is_events) and client.can_be_told
 
 
-def tell_within(client: Client, answer: Answer | None, error: RouterError, dialect: Dialect) -> None:
+def send_stream_error(client: Client, answer: Answer | None, error: RouterError, dialect: Dialect) -> None:
     """To who has heard the beginning of an answer: as an event, or by a cut."""
     if not takes_events(client, answer):
         client.cut()
@@ -52,7 +52,7 @@ def tell_within(client: Client, answer: Answer | None, error: RouterError, diale
     client.end()
 
 
-def tell_rejection(client: Client, answer: Answer, account: Account, dialect: Dialect) -> None:
+def tell_rejection(client: Client, answer: Answer, account: RequestStats, dialect: Dialect) -> None:
     """Where the child has refused and the client was told that a stream begins: end that with an event."""
     if answer.rejection is not None and answer.head is not None:
         account.error = "upstream_refused"

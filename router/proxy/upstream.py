@@ -10,7 +10,7 @@ from contextlib import suppress
 from typing import Final, Protocol, cast
 
 from router.proxy.body import Body
-from router.proxy.outbox import Outbox
+from router.proxy.outbox import WriteCoalescer
 
 #: All connections read into one buffer: what was read is copied out before the next one reads. It bounds what
 #: a client that does not read makes us hold.
@@ -107,7 +107,7 @@ class Upstream(asyncio.BufferedProtocol):
                 return
             self._transport.write(piece)
 
-    def write(self, request: bytes, outbox: Outbox | None = None) -> None:
+    def write(self, request: bytes, outbox: WriteCoalescer | None = None) -> None:
         """Hand over a short request, whole; also before the connection is there. With `outbox` a little
         later.
         """

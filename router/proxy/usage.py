@@ -11,7 +11,7 @@ from typing import Final
 
 import msgspec
 
-from router.proxy.ask import Account
+from router.proxy.ask import RequestStats
 
 FIRST_BYTES: Final = 2 << 10
 LAST_BYTES: Final = 8 << 10
@@ -54,7 +54,7 @@ _usage = msgspec.json.Decoder(_Usage)
 _timings = msgspec.json.Decoder(_Timings)
 
 
-def note_whole(body: bytes, account: Account) -> None:
+def note_whole(body: bytes, account: RequestStats) -> None:
     """Write down what it says. What is not there, or not understood, is left out."""
     if len(body) <= FIRST_BYTES:
         try:
@@ -74,7 +74,7 @@ def note_whole(body: bytes, account: Account) -> None:
     _note_timings(body, account)
 
 
-class Ends:
+class HeadTailBuffer:
     """The beginning and the end of what passed."""
 
     __slots__ = ("_first", "_keep", "_last")
@@ -92,7 +92,7 @@ class Ends:
             self._last.clear()
         self._keep(data)
 
-    def note(self, account: Account) -> None:
+    def note(self, account: RequestStats) -> None:
         """As `note_whole`."""
         last = self._last[0] if len(self._last) == 1 else b"".join(self._last)
         if last is not self._first:  # as they are where all of it is short
@@ -111,7 +111,7 @@ def _last_object(pattern: re.Pattern[bytes], key: bytes, data: bytes) -> bytes |
     return None
 
 
-def _note_usage(data: bytes, account: Account) -> None:
+def _note_usage(data: bytes, account: RequestStats) -> None:
     if (text := _last_object(_USAGE, b'"usage"', data)) is not None:
         try:
             usage = _usage.decode(text)
@@ -120,7 +120,7 @@ def _note_usage(data: bytes, account: Account) -> None:
         _count(usage, account)
 
 
-def _note_timings(data: bytes, account: Account) -> None:
+def _note_timings(data: bytes, account: RequestStats) -> None:
     if (text := _last_object(_TIMINGS, b'"timings"', data)) is not None:
         try:
             timings = _timings.decode(text)
@@ -129,7 +129,7 @@ def _note_timings(data: bytes, account: Account) -> None:
         _time(timings, account)
 
 
-def _count(usage: _Usage, account: Account) -> None:
+def _count(usage: _Usage, account: RequestStats) -> None:
     details = usage.prompt_tokens_details or usage.input_tokens_details
     cached = details.cached_tokens if details is not None else usage.cache_read_input_tokens
     prompt = usage.prompt_tokens if usage.prompt_tokens is not None else usage.input_tokens
@@ -143,7 +143,7 @@ def _count(usage: _Usage, account: Account) -> None:
         account.completion_tokens = completion
 
 
-def _time(timings: _Timings, account: Account) -> None:
+def _time(timings: _Timings, account: RequestStats) -> None:
     account.prompt_tokens_per_second = timings.prompt_per_second
     account.tokens_per_second = timings.predicted_per_second
     if account.prompt_tokens is None and timings.prompt_n is not None:

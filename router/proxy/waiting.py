@@ -13,14 +13,14 @@ from typing import Final, Self
 
 import msgspec
 
-from router.core.types import State
-from router.core.views import Snapshot
-from router.pool import Pool
 from router.proxy.answer import Answer
-from router.proxy.ask import Account, Ask, Dialect
+from router.proxy.ask import Dialect, RequestInfo, RequestStats
 from router.proxy.client import Client
 from router.proxy.telling import takes_events
-from router.stall import Flow
+from router.scheduler.types import State
+from router.scheduler.views import Snapshot
+from router.supervisor.pool import Pool
+from router.supervisor.stall import InstanceTraffic
 
 #: What llama-server says itself in a stream that is silent (`--sse-ping-interval`, 30 s): no event has come
 #: yet.
@@ -30,7 +30,7 @@ PICTURE_SECONDS: Final = 0.25
 
 
 @dataclass(frozen=True, slots=True)
-class Patience:
+class HeartbeatConfig:
     """After `head_seconds` a stream of which nothing has come is begun, and gets a sign of life every
     `beat_seconds` until something comes. 0: never.
     """
@@ -39,7 +39,7 @@ class Patience:
     beat_seconds: float = 5.0
 
 
-class Pictures:
+class SnapshotCache:
     """Of the scheduler, one for all who wait: hundreds may, and each picture is of everything."""
 
     def __init__(self, pool: Pool) -> None:
@@ -74,7 +74,7 @@ class Serving(msgspec.Struct, frozen=True, gc=False):
     many of them the instance serves at a time (`parallel`), None where that is not known.
     """
 
-    flow: Flow
+    flow: InstanceTraffic
     number: int
     slots: int | None
 
@@ -85,7 +85,12 @@ class Waiting:
     """
 
     def __init__(
-        self, pictures: Pictures, patience: Patience, client: Client, ask: Ask, account: Account
+        self,
+        pictures: SnapshotCache,
+        patience: HeartbeatConfig,
+        client: Client,
+        ask: RequestInfo,
+        account: RequestStats,
     ) -> None:
         self._pictures = pictures
         self._patience = patience

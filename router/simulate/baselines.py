@@ -11,7 +11,8 @@ from collections.abc import Iterable, Mapping
 from itertools import combinations
 from typing import Final
 
-from router.core.types import (
+from router.errors import QueueFull
+from router.scheduler.types import (
     Acquire,
     Cause,
     Device,
@@ -24,7 +25,6 @@ from router.core.types import (
     Placement,
     State,
 )
-from router.errors import QueueFull
 from router.simulate.resident import Resident, Residents
 
 

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from router.core.types import Device, InstanceId, Model, ModelName, Placement, State
+from router.scheduler.types import Device, InstanceId, Model, ModelName, Placement, State
 from router.simulate.report import SLO_SECONDS, measure
 from router.simulate.resident import Resident, Residents
 from router.simulate.trace import Trace

@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from random import Random
 from typing import Final
 
-from router.core.types import ModelName
 from router.errors import StartupError
+from router.scheduler.types import ModelName
 from router.simulate.machine import MACHINES, Machine, Spec
 from router.simulate.trace import Request, Trace
 

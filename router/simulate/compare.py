@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Final
 
-from router.core.policy import POLICIES, make_policy
-from router.core.scheduler import Scheduler, Settings
 from router.errors import StartupError
+from router.scheduler.policy import POLICIES, make_policy
+from router.scheduler.scheduler import Scheduler, Settings
 from router.simulate.baselines import CountFifo, DrainOnMiss, FifoNoGate, SwapWhenIdle
 from router.simulate.clairvoyant import best_goodput, steady_runs
 from router.simulate.report import SLO_SECONDS, Figures, mean, measure

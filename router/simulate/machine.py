@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import combinations
 from typing import Final
 
-from router.core.types import Device, DeviceId, Model, ModelName, Placement
+from router.scheduler.types import Device, DeviceId, Model, ModelName, Placement
 
 GIB: Final = 2**30
 HOST: Final = "sim"

@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from router.core.types import (
+from router.errors import RouterError
+from router.scheduler.types import (
     Acquire,
     Cause,
     Command,
@@ -32,7 +33,6 @@ from router.core.types import (
     State,
     Stop,
 )
-from router.errors import RouterError
 
 
 @dataclass(slots=True)

@@ -17,8 +17,8 @@ from typing import Final
 
 import msgspec
 
-from router.core.types import ModelName
 from router.errors import StartupError
+from router.scheduler.types import ModelName
 from router.simulate.machine import GIB, MACHINES, Machine, Spec, card
 
 DEFAULT_MACHINE: Final = "home"

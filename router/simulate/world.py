@@ -15,7 +15,7 @@ from enum import IntEnum
 from heapq import heappop, heappush
 from typing import Final, Protocol
 
-from router.core.types import (
+from router.scheduler.types import (
     Acquire,
     Command,
     DeviceId,

@@ -17,11 +17,19 @@ from typing import Any, cast
 
 import pytest
 
-from router.app.handover import VARIABLE, Heritage, Predecessor, RestartFailed, Successor, _Line, taking_over
+from router.app.handover import (
+    VARIABLE,
+    HandoverState,
+    Predecessor,
+    RestartFailed,
+    Successor,
+    _Line,
+    taking_over,
+)
 from router.errors import StartupError
+from tests.db.test_store import RECORD
 from tests.deadline import DEADLINE_SECONDS
 from tests.scarcity import few_descriptors
-from tests.test_store import RECORD
 
 
 @pytest.fixture
@@ -250,7 +258,7 @@ async def test_if_the_former_dies_before_it_has_let_go_there_are_no_leases(ends)
     await asyncio.sleep(0)
     ends[0].close()
     async with asyncio.timeout(DEADLINE_SECONDS):
-        assert await letting_go == Heritage()
+        assert await letting_go == HandoverState()
 
 
 async def test_leases_end_one_by_one_and_at_the_latest_with_the_former(ends):

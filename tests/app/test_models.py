@@ -15,13 +15,13 @@ from typing import Any, cast
 import pytest
 
 from router.app.models import Models, _applicable
-from router.catalog import Catalog
 from router.config import ChildConfig, Config, PathsConfig, SchedulerConfig, ServerConfig
-from router.core.types import Device
-from router.devices import DeviceInfo
+from router.db.store import Store
 from router.errors import Unavailable
-from router.learning import Learning
-from router.store import Store
+from router.memory.devices import DeviceInfo
+from router.models.catalog import Catalog
+from router.scheduler.types import Device
+from router.supervisor.calibration import Learning
 from tests.make_gguf import make_llama
 from tests.scarcity import few_descriptors
 
@@ -128,7 +128,7 @@ async def placed_on(config: Config, host: GrowingHost):
 
         def where() -> list[tuple[str, ...]]:
             placements = context.known.definitions.models["tiny"].placements
-            return [place.devices for place in placements if not place.is_resort]
+            return [place.devices for place in placements if not place.is_fallback]
 
         yield lambda: models.look_again(context), where, told
 

@@ -7,7 +7,7 @@ import dataclasses
 
 from router.app.parts import _settings
 from router.config import MemoryConfig, SchedulerConfig
-from router.core.scheduler import Settings
+from router.scheduler.scheduler import Settings
 
 
 def test_every_number_of_the_scheduler_comes_from_the_configuration():
@@ -22,7 +22,7 @@ def test_every_number_of_the_scheduler_comes_from_the_configuration():
         backoff_max_seconds=7.0,
         unload_deadline_seconds=9.0,
     )
-    made = _settings(scheduler, MemoryConfig(recovery_seconds=11.0, foreign_wait_seconds=12.0))
+    made = _settings(scheduler, MemoryConfig(recovery_seconds=11.0, external_memory_wait_seconds=12.0))
     unchanged = [
         field.name
         for field in dataclasses.fields(Settings)

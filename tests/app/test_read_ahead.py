@@ -11,11 +11,22 @@ from pathlib import Path
 import pytest
 
 from router.app.read_ahead import ReadAhead, spare_bytes
-from router.core.types import Acquire, Command, Event, Exited, Grant, Placement, Ready, Refuse, Release, Start
-from router.devices import DeviceInfo
 from router.errors import QueueFull
 from router.hosts import Measurement
-from router.journal import Journal
+from router.memory.devices import DeviceInfo
+from router.observability.journal import Journal
+from router.scheduler.types import (
+    Acquire,
+    Command,
+    Event,
+    Exited,
+    Grant,
+    Placement,
+    Ready,
+    Refuse,
+    Release,
+    Start,
+)
 
 PLACE = Placement("local", {"local/host": 1}, ("local/host",))
 

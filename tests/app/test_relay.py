@@ -16,11 +16,11 @@ import aiohttp
 import pytest
 from aiohttp import web
 
-from router.api.errors import tell_errors
+from router.admin.errors import tell_errors
 from router.app.relay import RELAY, Relay, relay_after_handover
-from router.pool import HandedOver
-from router.proxy import Account, Begun, Dialect
-from router.proxy.client import BehindServer, Passed
+from router.proxy import Begun, Dialect, RequestStats
+from router.proxy.client import AiohttpClient, AlreadySentResponse
+from router.supervisor.pool import HandedOver
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -280,8 +280,8 @@ async def told_to_wait(following: Handler, *, is_gone: bool = False) -> AsyncIte
     """The former process has told every client that it waits, when it is replaced."""
 
     async def wait(request: web.Request) -> web.StreamResponse:
-        account, response = Account("m"), Passed()
-        client = BehindServer.of(request, account)
+        account, response = RequestStats("m"), AlreadySentResponse()
+        client = AiohttpClient.of(request, account)
         client.write(client.early_head())
         client.say(b": wait\n\n")
         if is_gone:

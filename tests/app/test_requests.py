@@ -8,7 +8,7 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import make_mocked_request
 
-from router.api.route import ENDLESS
+from router.admin.route import ENDLESS
 from router.app.requests import REQUESTS, Requests, count_requests
 from router.errors import ShuttingDown
 

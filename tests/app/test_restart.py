@@ -11,7 +11,7 @@ from typing import Any, cast
 import pytest
 from aiohttp import web
 
-from router.api import CONTEXT
+from router.admin import CONTEXT
 from router.app import handover
 from router.app.background import BACKGROUND, Background
 from router.app.handover import RestartFailed
@@ -20,8 +20,8 @@ from router.app.relay import RELAY, Relay
 from router.app.restart import Restart
 from router.app.systemd import Notifier
 from router.config import Config
-from router.store import ProcessRecord
-from tests.test_store import RECORD
+from router.db.store import ProcessRecord
+from tests.db.test_store import RECORD
 
 
 class Next:

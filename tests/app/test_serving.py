@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from router.app.serving import _favour_the_loop
+from router.app.serving import tune_gil
 
 
 @pytest.fixture
@@ -41,7 +41,7 @@ def test_a_thread_that_computes_does_not_hold_up_the_loop_whenever_that_has_wait
 
     usual = seconds_for_turns()
     try:
-        _favour_the_loop()
+        tune_gil()
         quick = seconds_for_turns()
     finally:
         sys.setswitchinterval(before)

@@ -16,7 +16,7 @@ import pytest
 from router.app import stalls
 from router.app.stalls import watch_for_stalls
 from router.process import LogFile
-from router.stall import Traffic
+from router.supervisor.stall import Traffic
 from tests.scarcity import few_descriptors
 
 BOUND = 0.3

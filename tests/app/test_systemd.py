@@ -23,7 +23,7 @@ import psutil
 import pytest
 from aiohttp import web
 
-from router.api import CONTEXT
+from router.admin import CONTEXT
 from router.app.requests import REQUESTS, Requests
 from router.app.serving import _tell_that_it_lives
 from router.app.systemd import Notifier, take_sockets

@@ -8,7 +8,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from router.cli import cli
-from tests.api.conftest import Api, api, known, models_dir
+from tests.admin.conftest import Api, api, known, models_dir
 
 __all__ = ["Terminal", "api", "known", "models_dir", "terminal"]
 

@@ -15,8 +15,8 @@ from click.testing import CliRunner
 from router.cli import cli
 from router.cli.client import Client, address_of, configured
 from router.config import ServerConfig
-from tests.api.conftest import Api
-from tests.api.upstream import Connection, Received, free_port
+from tests.admin.conftest import Api
+from tests.admin.upstream import Connection, Received, free_port
 
 
 def failure(client: Client) -> str:

@@ -13,8 +13,8 @@ import pytest
 from click.testing import CliRunner
 
 from router.cli import cli
-from tests.api.conftest import Api
-from tests.api.upstream import free_port
+from tests.admin.conftest import Api
+from tests.admin.upstream import free_port
 
 
 def offered(url: str, *words: str) -> list[str]:

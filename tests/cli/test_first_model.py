@@ -9,8 +9,8 @@ import pytest
 from router.cli.first_model import find_models
 from router.config import Config, PathsConfig
 from router.errors import StartupError
-from tests.catalog.conftest import gguf
 from tests.make_gguf import make_llama
+from tests.models.catalog.conftest import gguf
 
 
 def config_of(folder: Path) -> Config:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from router.core.types import Acquire, Cause, Release, Stop
+from router.scheduler.types import Acquire, Cause, Release, Stop
 from tests.cli.conftest import Terminal
 
 

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from router.cli.log_lines import Lines, Unhurried, handler_for
-from router.log_record import FULL, Line, Together
+from router.cli.log_lines import AsyncLogHandler, Lines, handler_for
+from router.observability.log_record import FULL, Line, Together
 
 
 @pytest.fixture
@@ -55,7 +55,7 @@ def test_what_comes_soon_after_a_line_is_written_in_one_go_and_a_warning_does_no
             self.flushed += 1
 
     stream = Stream()
-    handler = Unhurried(stream)
+    handler = AsyncLogHandler(stream)
     for number in range(1000):
         handler.emit(record(f"line {number}"))
     handler.emit(logging.LogRecord("router", logging.WARNING, "", 0, "the last", None, None))
@@ -68,7 +68,7 @@ def test_what_comes_soon_after_a_line_is_written_in_one_go_and_a_warning_does_no
 
 def test_a_reader_who_stands_still_holds_nobody_up_and_hears_how_much_he_missed(pipe):
     with open(pipe[1], "w", closefd=False) as stream:
-        handler = Unhurried(stream, room=100)
+        handler = AsyncLogHandler(stream, room=100)
         begun = time.monotonic()
         for _ in range(5000):  # of 100 bytes each: the pipe takes 64 KiB
             handler.emit(record("x" * 99))
@@ -85,7 +85,7 @@ def test_a_reader_who_stands_still_holds_nobody_up_and_hears_how_much_he_missed(
 
 def test_the_end_waits_for_a_reader_but_not_for_one_who_is_gone(pipe):
     with contextlib.suppress(BrokenPipeError), open(pipe[1], "w", closefd=False) as stream:
-        handler = Unhurried(stream)
+        handler = AsyncLogHandler(stream)
         handler.emit(record("last words"))
         handler.flush()
         assert os.read(pipe[0], 100) == b"last words\n"
@@ -162,7 +162,7 @@ def test_lines_that_come_together_keep_their_place_among_others(pipe):
     assert len(teller.records) < 300 / 2
 
 
-class Standing(io.StringIO):
+class FootprintStatus(io.StringIO):
     """Who reads it stands still until told to go on."""
 
     def __init__(self) -> None:
@@ -176,8 +176,8 @@ class Standing(io.StringIO):
 
 
 def test_lines_that_come_while_the_thread_writes_are_complete_at_the_end():
-    stream = Standing()
-    handler = Unhurried(stream)
+    stream = FootprintStatus()
+    handler = AsyncLogHandler(stream)
     handler.setFormatter(Lines())
     handler.handle(record("the thread has it, and stands still"))
     assert stream.is_there.wait(20)
@@ -195,8 +195,8 @@ def test_lines_that_come_while_the_thread_writes_are_complete_at_the_end():
 
 
 def test_of_lines_that_come_together_no_more_are_kept_than_there_is_room_for():
-    stream = Standing()
-    handler = Unhurried(stream, room=100)
+    stream = FootprintStatus()
+    handler = AsyncLogHandler(stream, room=100)
     handler.setFormatter(Lines())
     handler.handle(record("the thread has it, and stands still"))
     assert stream.is_there.wait(20)

@@ -12,10 +12,10 @@ import pytest
 from click.testing import CliRunner, Result
 
 from router.cli import cli
-from router.core.views import DeviceView
 from router.errors import NoRoom
-from tests.api.fake_pool import GIB
-from tests.api.upstream import free_port
+from router.scheduler.views import DeviceView
+from tests.admin.fake_pool import GIB
+from tests.admin.upstream import free_port
 from tests.cli.conftest import Terminal
 from tests.make_gguf import make_llama
 from tests.stub_nvml.build import build, library_environment
@@ -53,7 +53,7 @@ async def test_one_model_is_told_term_by_term_with_the_decision_in_words(beside:
 async def test_another_way_tells_what_stands_in_its_way(beside: Terminal):
     beside.api.pool.explanation = {"would": "refuse", "refusal": NoRoom("full")}
     estimates = beside.api.known.definitions.by_name["tiny"].estimates
-    placements = [one for one in estimates if not one.is_resort]
+    placements = [one for one in estimates if not one.is_fallback]
     lines = (await beside.run("plan", "tiny")).output.splitlines()
     assert any(line.startswith("OTHER WAYS") for line in lines) == (len(placements) > 1)
     beside.api.pool.host_view = replace(HOST_VIEW, room=0)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 
-from router.api.page.stream import TIMELINE
-from router.core.types import Adopted, Placement
-from router.core.views import QueueView
-from tests.api.conftest import Api
-from tests.api.fake_pool import Instance
+from router.admin.page.stream import TIMELINE
+from router.scheduler.types import Adopted, Placement
+from router.scheduler.views import QueueView
+from tests.admin.conftest import Api
+from tests.admin.fake_pool import Instance
 from tests.cli.conftest import Terminal
 
 

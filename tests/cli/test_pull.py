@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from router.cli import pull
-from tests.api.test_downloads import MODEL, Q4, Q8, REPO, fetching, hub
+from tests.admin.test_downloads import MODEL, Q4, Q8, REPO, fetching, hub
 from tests.cli.conftest import Terminal
 
 __all__ = ["fetching", "hub"]

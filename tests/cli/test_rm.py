@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from tests.api.hub_cache import OverCache, put
+from tests.admin.hub_cache import OverCache, put
 from tests.cli.conftest import Terminal
 
 REPO = "org/tiny-GGUF"

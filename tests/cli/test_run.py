@@ -13,8 +13,8 @@ from click.testing import CliRunner
 from router.cli import cli
 from router.cli.client import Client
 from router.cli.run import Chat, _say, _talk, waiting_words
-from tests.api.conftest import Api
-from tests.api.upstream import Connection, Received
+from tests.admin.conftest import Api
+from tests.admin.upstream import Connection, Received
 from tests.cli.conftest import Terminal
 
 

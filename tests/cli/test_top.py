@@ -14,12 +14,12 @@ from typing import Any
 
 from rich.console import Console
 
-from router.api.page.stream import HISTORY, TIMELINE
+from router.admin.page.stream import HISTORY, TIMELINE
 from router.cli.client import Client
 from router.cli.top import MOMENTS_SHOWN, _look_again, screen
-from router.core.types import Adopted, Cause, Placement, Stop, Tick
-from router.core.views import QueueView
-from tests.api.fake_pool import Instance
+from router.scheduler.types import Adopted, Cause, Placement, Stop, Tick
+from router.scheduler.views import QueueView
+from tests.admin.fake_pool import Instance
 from tests.cli.conftest import Terminal
 
 

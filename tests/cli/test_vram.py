@@ -6,7 +6,7 @@ import json
 from dataclasses import replace
 
 from router.hosts import Measurement
-from tests.api.fake_pool import GPU, Instance
+from tests.admin.fake_pool import GPU, Instance
 from tests.cli.conftest import Terminal
 
 

@@ -113,6 +113,20 @@ def test_an_unheard_of_section_is_told_which_there_are(write):
     assert "there are [child], [downloads], [memory]" in problems(write("[zzzz]\n"))[0]
 
 
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("foreign_wait_seconds = 1.0", "external_memory_wait_seconds"),
+        ("yield_to_others = true", "evict_on_memory_pressure"),
+        ("second_opinion = true", "use_llama_fit_params"),
+    ],
+)
+def test_a_key_of_an_earlier_version_is_refused_with_its_new_name(write, old: str, new: str):
+    file = write(f"[memory]\n{old}\n")
+    key = old.partition(" ")[0]
+    assert problems(file) == [f"{file}:2: memory.{key}: this key is called memory.{new} now"]
+
+
 def test_a_key_like_no_other_is_told_which_there_are(write):
     line = problems(write("[server]\nzzzz = 1\n"))[0]
     assert line.endswith(

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from router.config import DownloadsConfig
-from router.downloads import DownloadEvent, Downloads, Job, Wish
-from router.store import Store
+from router.db.store import Store
+from router.downloads import DownloadEvent, Downloads, DownloadSpec, Job
 from tests.deadline import DEADLINE_SECONDS
 from tests.hub_stub import HubStub
 
@@ -47,7 +47,7 @@ class Kit:
 
     async def fetch(self, repo: str, **wish: object) -> Job:
         """To the end, whatever that is."""
-        job = await self.downloads.start(Wish(repo, **wish))  # type: ignore[arg-type]
+        job = await self.downloads.start(DownloadSpec(repo, **wish))  # type: ignore[arg-type]
         return await self.ended(job)
 
     async def ended(self, job: Job) -> Job:

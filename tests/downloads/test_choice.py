@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from router.downloads import Listing, RemoteFile, Wish, choose, projectors, quantizations
+from router.downloads import DownloadSpec, Listing, RemoteFile, choose, projectors, quantizations
 from router.downloads.errors import HubMisbehaves, NothingToFetch
 from router.errors import AmbiguousModel
 
@@ -26,7 +26,7 @@ def listing(*names: str) -> Listing:
     return Listing("o/tiny-GGUF", "a" * 40, tuple(RemoteFile(name, 10 + at) for at, name in enumerate(names)))
 
 
-def chosen(wish: Wish, *names: str) -> tuple[list[str], tuple[str, ...]]:
+def chosen(wish: DownloadSpec, *names: str) -> tuple[list[str], tuple[str, ...]]:
     found = choose(listing(*(names or NAMES)), wish)
     return [file.path for file in found.files], found.models
 
@@ -40,41 +40,43 @@ def chosen(wish: Wish, *names: str) -> tuple[list[str], tuple[str, ...]]:
     ],
 )
 def test_without_a_word_it_is_q4_k_m_else_q8_0_else_the_first(names, first):
-    assert chosen(Wish("o/tiny-GGUF"), *names)[0] == [first]
+    assert chosen(DownloadSpec("o/tiny-GGUF"), *names)[0] == [first]
 
 
 def test_all_parts_come_and_the_projector_that_is_nearest():
     parts = ["tiny-BF16-00001-of-00002.gguf", "tiny-BF16-00002-of-00002.gguf"]
-    assert chosen(Wish("o/tiny-GGUF", quantization="bf16")) == (
+    assert chosen(DownloadSpec("o/tiny-GGUF", quantization="bf16")) == (
         ["mmproj-tiny-F16.gguf", *parts],
         ("o/tiny-GGUF:BF16",),
     )
-    assert chosen(Wish("o/tiny-GGUF", include=(parts[1],))) == (
+    assert chosen(DownloadSpec("o/tiny-GGUF", include=(parts[1],))) == (
         ["mmproj-tiny-F16.gguf", *parts],
         ("o/tiny-GGUF:BF16",),
     )
 
 
 def test_a_projector_can_be_left_out():
-    assert chosen(Wish("o/tiny-GGUF", exclude=("mmproj*",))) == (
+    assert chosen(DownloadSpec("o/tiny-GGUF", exclude=("mmproj*",))) == (
         ["tiny-Q4_K_M.gguf"],
         ("o/tiny-GGUF:Q4_K_M",),
     )
 
 
 def test_what_is_excluded_is_not_chosen():
-    assert chosen(Wish("o/tiny-GGUF", exclude=("*Q4_K_M*", "mmproj*")))[1] == ("o/tiny-GGUF:Q8_0",)
+    assert chosen(DownloadSpec("o/tiny-GGUF", exclude=("*Q4_K_M*", "mmproj*")))[1] == ("o/tiny-GGUF:Q8_0",)
 
 
 def test_patterns_choose_several_models_and_other_files():
-    files, models = chosen(Wish("o/tiny-GGUF", include=("*Q8_0*", "*Q2_K*", "*.md"), exclude=("mmproj*",)))
+    files, models = chosen(
+        DownloadSpec("o/tiny-GGUF", include=("*Q8_0*", "*Q2_K*", "*.md"), exclude=("mmproj*",))
+    )
     assert files == ["README.md", "tiny-Q8_0.gguf", "tiny-UD-Q2_K_XL.gguf"]
     assert models == ("o/tiny-GGUF:Q8_0", "o/tiny-GGUF:UD-Q2_K_XL")
 
 
 def test_a_quantisation_is_chosen_among_what_the_patterns_leave():
     names = ("old/a-Q4_0.gguf", "new/a-Q4_0.gguf")
-    assert chosen(Wish("o/tiny-GGUF", quantization="Q4_0", include=("old/*",)), *names)[0] == [
+    assert chosen(DownloadSpec("o/tiny-GGUF", quantization="Q4_0", include=("old/*",)), *names)[0] == [
         "old/a-Q4_0.gguf"
     ]
 
@@ -99,15 +101,17 @@ SIBLINGS = (
     ],
 )
 def test_the_file_of_exactly_that_name_is_fetched(quantization, path):
-    files, models = chosen(Wish("o/tiny-GGUF", quantization=quantization), *SIBLINGS)
+    files, models = chosen(DownloadSpec("o/tiny-GGUF", quantization=quantization), *SIBLINGS)
     assert files[0] == path and len(models) == 1
-    assert chosen(Wish("o/tiny-GGUF", quantization=models[0].partition(":")[2]), *SIBLINGS)[0] == files
+    assert (
+        chosen(DownloadSpec("o/tiny-GGUF", quantization=models[0].partition(":")[2]), *SIBLINGS)[0] == files
+    )
 
 
 @pytest.mark.parametrize("quantization", ["Q4_K_M", "q8_0", ""])
 def test_a_quantisation_of_several_files_is_refused_with_their_names(quantization):
     with pytest.raises(AmbiguousModel, match="could be several models: o/tiny-GGUF:"):
-        choose(listing(*SIBLINGS), Wish("o/tiny-GGUF", quantization=quantization))
+        choose(listing(*SIBLINGS), DownloadSpec("o/tiny-GGUF", quantization=quantization))
 
 
 def test_every_file_is_listed_with_a_name_of_its_own():
@@ -117,27 +121,29 @@ def test_every_file_is_listed_with_a_name_of_its_own():
 
 
 def test_the_presets_of_a_repository_come_with_its_model_or_alone():
-    assert chosen(Wish("o/r"), "README.md", "preset.ini") == (["preset.ini"], ())
-    assert chosen(Wish("o/r"), "a-Q8_0.gguf", "preset.ini")[0] == ["a-Q8_0.gguf", "preset.ini"]
-    assert chosen(Wish("o/r", quantization="Q8_0"), "a-Q8_0.gguf", "preset.ini")[0] == ["a-Q8_0.gguf"]
+    assert chosen(DownloadSpec("o/r"), "README.md", "preset.ini") == (["preset.ini"], ())
+    assert chosen(DownloadSpec("o/r"), "a-Q8_0.gguf", "preset.ini")[0] == ["a-Q8_0.gguf", "preset.ini"]
+    assert chosen(DownloadSpec("o/r", quantization="Q8_0"), "a-Q8_0.gguf", "preset.ini")[0] == ["a-Q8_0.gguf"]
     with pytest.raises(NothingToFetch):
-        chosen(Wish("o/r", exclude=("*.ini",)), "README.md", "preset.ini")
+        chosen(DownloadSpec("o/r", exclude=("*.ini",)), "README.md", "preset.ini")
     with pytest.raises(NothingToFetch):
-        chosen(Wish("o/r"), "README.md", "inner/preset.ini")
+        chosen(DownloadSpec("o/r"), "README.md", "inner/preset.ini")
 
 
 def test_what_is_not_there_is_told_with_what_is():
     with pytest.raises(NothingToFetch, match="no quantisation Q3_K; it has Q4_K_M, Q8_0, UD-Q2_K_XL, BF16"):
-        choose(listing(*NAMES), Wish("o/tiny-GGUF", quantization="Q3_K"))
+        choose(listing(*NAMES), DownloadSpec("o/tiny-GGUF", quantization="Q3_K"))
     with pytest.raises(NothingToFetch, match="no file that the patterns match"):
-        choose(listing(*NAMES), Wish("o/tiny-GGUF", include=("*.bin",)))
+        choose(listing(*NAMES), DownloadSpec("o/tiny-GGUF", include=("*.bin",)))
     with pytest.raises(NothingToFetch, match="has no GGUF model"):
-        choose(listing("model.safetensors"), Wish("o/tiny-GGUF"))
+        choose(listing("model.safetensors"), DownloadSpec("o/tiny-GGUF"))
 
 
 def test_a_model_of_which_parts_are_missing_is_not_begun():
     with pytest.raises(HubMisbehaves, match="lacks parts of its own model: x-Q4_0-00002-of-00003.gguf"):
-        choose(listing("x-Q4_0-00001-of-00003.gguf", "x-Q4_0-00003-of-00003.gguf"), Wish("o/tiny-GGUF"))
+        choose(
+            listing("x-Q4_0-00001-of-00003.gguf", "x-Q4_0-00003-of-00003.gguf"), DownloadSpec("o/tiny-GGUF")
+        )
 
 
 def test_the_quantisations_are_listed_smallest_first_and_the_default_marked():

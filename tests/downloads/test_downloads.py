@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 from router.config import DownloadsConfig
-from router.downloads import Downloads, Nowhere, Wish
+from router.downloads import Downloads, DownloadSpec, NullJobStore
 from router.downloads.errors import DiskFull, Gated, HubMisbehaves, HubUnreachable, RepoNotFound
 from tests.certificates import make_certificate
 from tests.deadline import DEADLINE_SECONDS, FACTOR
@@ -45,7 +45,7 @@ async def test_a_hub_that_is_busy_is_tried_again_later(kit):
 async def test_a_hub_that_breaks_down_is_tried_again_from_where_it_broke(kit):
     kit.hub.add(REPO, {Q4: MODEL})
     kit.hub.faults.statuses = [500]
-    job = await kit.downloads.start(Wish(REPO))
+    job = await kit.downloads.start(DownloadSpec(REPO))
     await kit.until(lambda: kit.downloads.job(job.id).state == "waiting")
     waiting = kit.downloads.job(job.id)
     assert waiting.error.code == "hub_misbehaves" and "answers 500" in waiting.error.message
@@ -69,7 +69,7 @@ async def test_a_hub_that_sends_nothing_any_more_is_noticed_and_left(kit):
     kit.settings = DownloadsConfig(min_free_mib=0, stall_seconds=3.0)
     kit.hub.add(REPO, {Q4: MODEL})
     kit.hub.faults.hold_after = MIB + 1
-    job = await kit.downloads.start(Wish(REPO))
+    job = await kit.downloads.start(DownloadSpec(REPO))
     await kit.until(lambda: kit.downloads.job(job.id).state == "waiting")
     assert "nothing has come for 3 s" in kit.downloads.job(job.id).error.message
     assert workers() == []
@@ -82,21 +82,21 @@ async def test_a_hub_that_sends_nothing_any_more_is_noticed_and_left(kit):
 async def test_a_gated_repository_is_refused_with_what_to_do(kit):
     kit.hub.add(REPO, {Q4: MODEL}, gated=True, needs_token="hf_right")
     with pytest.raises(Gated, match=rf"accept its conditions at {kit.hub.url}/{REPO}, and set HF_TOKEN"):
-        await kit.downloads.start(Wish(REPO))
+        await kit.downloads.start(DownloadSpec(REPO))
 
 
 async def test_a_repository_that_is_not_there_may_be_a_private_one(kit):
     with pytest.raises(RepoNotFound, match="has no repository org/none that may be read; for a private one"):
-        await kit.downloads.start(Wish("org/none"))
+        await kit.downloads.start(DownloadSpec("org/none"))
     kit.hub.add(REPO, {Q4: MODEL})
     with pytest.raises(RepoNotFound, match="has no revision v9"):
-        await kit.downloads.start(Wish(REPO, "v9"))
+        await kit.downloads.start(DownloadSpec(REPO, "v9"))
 
 
 async def test_offline_is_said_as_such(kit):
     kit.environ["HF_HUB_OFFLINE"] = "1"
     with pytest.raises(HubUnreachable, match="HF_HUB_OFFLINE is set"):
-        await kit.downloads.start(Wish(REPO))
+        await kit.downloads.start(DownloadSpec(REPO))
 
 
 async def test_a_hub_that_cannot_be_reached_is_named(kit):
@@ -104,15 +104,15 @@ async def test_a_hub_that_cannot_be_reached_is_named(kit):
     with pytest.raises(
         HubUnreachable, match=r"cannot fetch org/tiny-GGUF from http://127.0.0.1:9: .*refused"
     ):
-        await kit.downloads.start(Wish(REPO))
-    other = Downloads(Nowhere(), kit.cache, DownloadsConfig, kit._reload, kit.environ)
+        await kit.downloads.start(DownloadSpec(REPO))
+    other = Downloads(NullJobStore(), kit.cache, DownloadsConfig, kit._reload, kit.environ)
     assert other.endpoint == "http://127.0.0.1:9"
 
 
 async def test_a_hub_that_answers_nonsense_is_told(kit):
     kit.hub.faults.api_status = 418
     with pytest.raises(HubMisbehaves, match="answers 418"):
-        await kit.downloads.start(Wish(REPO))
+        await kit.downloads.start(DownloadSpec(REPO))
 
 
 async def test_names_that_lead_out_of_the_folder_are_never_fetched(kit, tmp_path):
@@ -148,7 +148,7 @@ async def test_only_so_many_run_at_a_time_and_the_next_follows(kit):
     for name in names:
         kit.hub.add(name, {Q4: name.encode() * 200_000})
     kit.hub.faults.hold_after = MIB
-    jobs = [await kit.downloads.start(Wish(name)) for name in names]
+    jobs = [await kit.downloads.start(DownloadSpec(name)) for name in names]
     await kit.held()
     assert [one.state for one in kit.downloads.jobs()] == ["downloading", "queued", "queued"]
     assert len(workers()) == 1
@@ -160,7 +160,7 @@ async def test_only_so_many_run_at_a_time_and_the_next_follows(kit):
 async def test_two_that_share_a_file_fetch_it_once(kit):
     projector = os.urandom(MIB)
     kit.hub.add(REPO, {Q4: MODEL, "tiny-Q8_0.gguf": MODEL[::-1], "mmproj-F16.gguf": projector})
-    jobs = [await kit.downloads.start(Wish(REPO, quantization=one)) for one in ("Q4_K_M", "Q8_0")]
+    jobs = [await kit.downloads.start(DownloadSpec(REPO, quantization=one)) for one in ("Q4_K_M", "Q8_0")]
     assert [(await kit.ended(job)).state for job in jobs] == ["finished", "finished"]
     assert len([one for one in kit.hub.content_requests() if one.path.endswith("mmproj-F16.gguf")]) == 1
     assert len(kit.snapshot(REPO)) == 3
@@ -169,7 +169,7 @@ async def test_two_that_share_a_file_fetch_it_once(kit):
 async def test_a_cancel_ends_the_process_at_once_and_tells_the_listeners(kit):
     kit.hub.add(REPO, {Q4: MODEL})
     kit.hub.faults.hold_after = MIB
-    job = await kit.downloads.start(Wish(REPO))
+    job = await kit.downloads.start(DownloadSpec(REPO))
     await kit.held()
     loop = asyncio.get_running_loop()
     begun = loop.time()
@@ -183,13 +183,13 @@ async def test_a_cancel_ends_the_process_at_once_and_tells_the_listeners(kit):
 async def test_a_library_that_hangs_holds_up_neither_a_cancel_nor_the_end_of_the_router(kit):
     kit.hub.add(REPO, {Q4: MODEL})
     kit.hub.faults.hold_after = MIB
-    job = await kit.downloads.start(Wish(REPO))
+    job = await kit.downloads.start(DownloadSpec(REPO))
     await kit.held()
     (worker,) = workers()
     worker.suspend()
     async with asyncio.timeout(DEADLINE_SECONDS):
         await kit.downloads.cancel(job.id)
-    await kit.downloads.start(Wish(REPO))
+    await kit.downloads.start(DownloadSpec(REPO))
     await kit.until(workers)
     workers()[0].suspend()
     async with asyncio.timeout(DEADLINE_SECONDS):
@@ -200,7 +200,7 @@ async def test_a_library_that_hangs_holds_up_neither_a_cancel_nor_the_end_of_the
 async def test_a_process_that_is_killed_is_followed_by_another(kit):
     kit.hub.add(REPO, {Q4: MODEL})
     kit.hub.faults.hold_after = MIB
-    job = await kit.downloads.start(Wish(REPO))
+    job = await kit.downloads.start(DownloadSpec(REPO))
     await kit.held()
     workers()[0].kill()
     await kit.until(lambda: kit.downloads.job(job.id).state == "waiting")
@@ -321,7 +321,7 @@ async def test_a_disk_that_is_too_small_is_told_before_anything_is_fetched(hub, 
     await kit.open()
     kit.hub.add(REPO, {Q4: os.urandom(4 * MIB)})
     with pytest.raises(DiskFull, match=r"needs 4.0 MiB more in .*, where 2\.\d MiB are free"):
-        await kit.downloads.start(Wish(REPO))
+        await kit.downloads.start(DownloadSpec(REPO))
     assert hub.content_requests() == []
     await kit.close()
 
@@ -332,9 +332,9 @@ async def test_what_other_downloads_have_yet_to_fill_is_not_free(hub, small_disk
     kit.hub.add(REPO, {Q4: MODEL})
     kit.hub.add("org/other-GGUF", {Q4: MODEL[::-1]})
     kit.hub.faults.hold_after = 1000
-    await kit.downloads.start(Wish(REPO))
+    await kit.downloads.start(DownloadSpec(REPO))
     with pytest.raises(DiskFull, match="of which other downloads need 2.0 MiB"):
-        await kit.downloads.start(Wish("org/other-GGUF"))
+        await kit.downloads.start(DownloadSpec("org/other-GGUF"))
     await kit.close()
 
 
@@ -343,7 +343,7 @@ async def test_a_disk_that_fills_up_in_the_middle_is_told_and_nothing_is_lost(hu
     await kit.open()
     kit.hub.add(REPO, {Q4: MODEL})
     kit.hub.faults.hold_after = MIB + 1
-    job = await kit.downloads.start(Wish(REPO))
+    job = await kit.downloads.start(DownloadSpec(REPO))
     await kit.until(lambda: kit.partial_bytes(REPO) == MIB)
     other = small_disk / "other"
     with other.open("wb") as file:
@@ -372,7 +372,7 @@ async def test_a_cache_that_may_not_be_written_to_is_told(kit):
 async def test_a_cancel_goes_to_its_end_though_whoever_asked_leaves(kit):
     kit.hub.add(REPO, {Q4: MODEL})
     kit.hub.faults.hold_after = MIB
-    job = await kit.downloads.start(Wish(REPO))
+    job = await kit.downloads.start(DownloadSpec(REPO))
     await kit.held()
     asking = asyncio.get_running_loop().create_task(kit.downloads.cancel(job.id))
     await asyncio.sleep(0)

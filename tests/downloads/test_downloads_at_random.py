@@ -9,7 +9,7 @@ import random
 import psutil
 import pytest
 
-from router.downloads import Wish
+from router.downloads import DownloadSpec
 
 MIB = 1 << 20
 REPO = "org/big-GGUF"
@@ -25,7 +25,7 @@ async def test_after_random_faults_all_is_there_and_nothing_else(kit, seed):
     dice = random.Random(seed)
     kit.hub.add(REPO, FILES)
     faults = kit.hub.faults
-    await kit.downloads.start(Wish(REPO))
+    await kit.downloads.start(DownloadSpec(REPO))
     for _ in range(5):
         faults.hold_after = dice.choice([None, dice.randrange(1, 3 * MIB)])
         faults.ignores_range = dice.random() < 0.2
@@ -46,7 +46,7 @@ async def test_after_random_faults_all_is_there_and_nothing_else(kit, seed):
         faults.go.set()
         faults.go = asyncio.Event()
         if not kit.downloads.active():
-            await kit.downloads.start(Wish(REPO))
+            await kit.downloads.start(DownloadSpec(REPO))
     faults.hold_after, faults.ignores_range, faults.cuts, faults.statuses = None, False, [], []
     faults.go.set()
     await kit.until(lambda: not kit.downloads.active())

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from router.config import DownloadsConfig
-from router.downloads import Wish
+from router.downloads import DownloadSpec
 from router.downloads.protocol import Fetch
 
 MIB = 1 << 20
@@ -58,7 +58,7 @@ async def test_a_broken_connection_goes_on_where_it_broke(kit):
 async def test_a_router_that_starts_again_goes_on_where_the_last_one_stopped(kit):
     kit.hub.add(REPO, {Q4: MODEL})
     kit.hub.faults.hold_after = 2 * MIB + 1
-    job = await kit.downloads.start(Wish(REPO))
+    job = await kit.downloads.start(DownloadSpec(REPO))
     await kit.until(lambda: kit.partial_bytes(REPO) == 2 * MIB)
     await kit.close()
     kit.hub.faults.hold_after = None
@@ -79,7 +79,7 @@ async def test_a_server_that_cannot_go_on_in_the_middle_sends_all_again(kit):
 async def test_what_a_crash_has_spoilt_is_noticed_and_fetched_again(kit):
     kit.hub.add(REPO, {Q4: MODEL})
     kit.hub.faults.hold_after = 2 * MIB + 1
-    job = await kit.downloads.start(Wish(REPO))
+    job = await kit.downloads.start(DownloadSpec(REPO))
     await kit.until(lambda: kit.partial_bytes(REPO) == 2 * MIB)
     await kit.downloads.cancel(job.id)
     (partial,) = kit.repo(REPO).glob("blobs/*.incomplete")
@@ -141,7 +141,7 @@ async def test_nothing_is_seen_of_a_model_before_it_is_whole(kit):
     parts = [f"big-Q4_K_M-0000{n}-of-00002.gguf" for n in (1, 2)]
     kit.hub.add(REPO, {parts[0]: MODEL, parts[1]: MODEL[::-1]})
     kit.hub.faults.hold_after = MIB
-    job = await kit.downloads.start(Wish(REPO))
+    job = await kit.downloads.start(DownloadSpec(REPO))
     await kit.held()
     assert not list(kit.repo(REPO).glob("snapshots/*/*")) and not (kit.repo(REPO) / "refs").exists()
     kit.hub.faults.go.set()

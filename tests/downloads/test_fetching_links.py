@@ -6,9 +6,9 @@ import os
 
 import pytest
 
-from router.catalog.hf_cache import scan_hf_cache
-from router.catalog.notes import Notes
-from router.downloads import Wish
+from router.downloads import DownloadSpec
+from router.models.catalog.hf_cache import scan_hf_cache
+from router.models.catalog.notes import Notes
 
 MODEL = b"GGUF" + os.urandom(100_000)
 REPO = "org/tiny-GGUF"
@@ -111,7 +111,7 @@ async def test_what_a_cancelled_download_has_left_on_another_disk_is_cleaned_awa
     (tmp_path / "disk").mkdir()
     (kit.repo(REPO) / link).parent.mkdir(parents=True)
     (kit.repo(REPO) / link).symlink_to(tmp_path / "disk")
-    job = await kit.downloads.start(Wish(REPO))
+    job = await kit.downloads.start(DownloadSpec(REPO))
     await kit.until(lambda: kit.partial_bytes(REPO) > 0)
     await kit.downloads.cancel(job.id, clean=True)
     assert not [one for one in (tmp_path / "disk").rglob("*") if one.is_file()]

@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from router.downloads import Wish
+from router.downloads import DownloadSpec
 from router.downloads.errors import HubMisbehaves
 from router.downloads.hub import endpoint
 from tests.hub_stub import Mirror
@@ -42,7 +42,7 @@ async def test_an_answer_that_no_hub_gives_is_the_hubs_fault(kit, page, kind, lo
     faults = kit.hub.faults
     faults.portal, faults.page, faults.page_type, faults.login = frozenset({"api"}), page, kind, login
     with pytest.raises(HubMisbehaves, match=r"http://127\.0\.0\.1:") as raised:
-        await kit.downloads.start(Wish(REPO))
+        await kit.downloads.start(DownloadSpec(REPO))
     assert raised.value.status == 502
     assert not kit.downloads.jobs()
 

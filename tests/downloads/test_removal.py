@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from router.downloads import Wish
+from router.downloads import DownloadSpec
 from router.downloads.errors import NotRemovable
 from router.downloads.removal import Removed, place_of, remove
 
@@ -179,7 +179,7 @@ async def test_what_an_unfinished_download_has_left_is_cleaned_away_whole_parts_
     repo, parts = "org/big-GGUF", [f"big-Q4_0-0000{n}-of-00002.gguf" for n in (1, 2)]
     kit.hub.add(repo, {parts[0]: b"a" * 1_000_000, parts[1]: b"b" * 3_000_000})
     kit.hub.faults.hold_after = 1_500_000
-    job = await kit.downloads.start(Wish(repo))
+    job = await kit.downloads.start(DownloadSpec(repo))
     await kit.held()
     await kit.until(lambda: len(list(kit.repo(repo).glob("blobs/*"))) == 2)
     cancelled = await kit.downloads.cancel(job.id, clean=True)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from router.backends.llama_server import find_binary
+from router.engines.llama_server import find_binary
 from router.errors import StartupError
 from tests.make_gguf import make_bert, make_llama, make_speaker
 from tests.router_process import RouterProcess

@@ -15,16 +15,16 @@ import aiohttp
 import psutil
 from aiohttp import web
 
-from router.api import CONTEXT
-from router.app.connections import Limits
-from router.app.front import Runner
+from router.admin import CONTEXT
 from router.app.parts import Setup, build, express
-from router.backends.llama_server import find_binary
-from router.catalog import Catalog
 from router.config import load_config, state_paths
-from router.core.types import Start, Stop
-from router.journal import Entry
-from router.pool import Pool
+from router.engines.llama_server import find_binary
+from router.http.connections import Limits
+from router.http.front import Runner
+from router.models.catalog import Catalog
+from router.observability.journal import Entry
+from router.scheduler.types import Start, Stop
+from router.supervisor.pool import Pool
 from tests.make_gguf import make_llama
 
 #: No test waits longer than this for something that must happen; all take a fraction of it.

@@ -12,7 +12,7 @@ from typing import Any
 import aiohttp
 import pytest
 
-from tests.api.upstream import free_port
+from tests.admin.upstream import free_port
 from tests.e2e.conftest import SMALL
 from tests.hub_stub import HubStub
 from tests.make_gguf import make_llama

@@ -16,10 +16,10 @@ from typing import Any
 
 import pytest
 
-from router.backends.llama_binary import find_binary
-from router.catalog import Catalog
 from router.config import Config, PathsConfig
+from router.engines.llama_binary import find_binary
 from router.errors import StartupError
+from router.models.catalog import Catalog
 from router.presets.layer import LayerReader
 from tests.make_gguf import make_llama
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.devices.conftest import A
 from tests.e2e.conftest import SMALL
 from tests.make_gguf import make_llama
+from tests.memory.devices.conftest import A
 from tests.router_process import RouterProcess
 from tests.stub_nvml.build import build, library_environment
 from tests.stub_nvml.state import StubNvml

@@ -18,8 +18,8 @@ from typing import Any
 import pytest
 
 from router.app import parts
-from router.core.types import Start
-from router.devices import Devices
+from router.memory.devices import Devices
+from router.scheduler.types import Start
 from tests.e2e.running import DEADLINE_SECONDS, Running, running
 from tests.e2e.stub_machine import child_environment, make_stub_machine
 from tests.stub_nvml.state import Stranger, StubGpu, StubNvml, Taking, read_takings

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from router.backends.llama_server import find_binary
 from router.cli import cli
+from router.engines.llama_server import find_binary
 from tests.e2e.running import DEADLINE_SECONDS, Running, running
 
 pytestmark = pytest.mark.e2e

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from router.core.types import State
+from router.scheduler.types import State
 from tests.e2e.running import llama_servers, running
 
 pytestmark = pytest.mark.e2e

@@ -19,7 +19,7 @@ ONE_AT_A_TIME = """
 models_max = 1
 [memory]
 margin_mib = 64
-second_opinion = false
+use_llama_fit_params = false
 [child]
 args = ["--threads", "1", "--no-warmup"]
 """

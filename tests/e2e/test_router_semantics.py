@@ -14,7 +14,7 @@ from typing import Any
 import aiohttp
 import pytest
 
-from router.core.types import State
+from router.scheduler.types import State
 from tests.e2e.running import DEADLINE_SECONDS, Running, llama_servers, running
 from tests.hub_stub import HubStub
 from tests.make_gguf import make_llama

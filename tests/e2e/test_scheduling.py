@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from router.core.types import Grant, Ready, Start, Stop
+from router.scheduler.types import Grant, Ready, Start, Stop
 from tests.e2e.running import Answer, Running, running
 from tests.stub_nvml.build import build, library_environment
 from tests.stub_nvml.state import StubGpu, StubNvml

@@ -13,10 +13,10 @@ from typing import Final, Protocol
 
 import pytest
 
-from router.backends import Launch
-from router.core.types import InstanceId, Placement
+from router.engines import Launch
 from router.errors import LoadFailed
 from router.hosts import Address, Host, HostFull
+from router.scheduler.types import InstanceId, Placement
 from tests.deadline import DEADLINE_SECONDS
 
 

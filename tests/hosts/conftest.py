@@ -11,14 +11,14 @@ from typing import Any, TypeAlias
 
 import pytest
 
-from router.backends import Launch
 from router.config import DeviceConfig, MemoryConfig, StatePaths
-from router.core.types import Placement
-from router.devices import Devices
+from router.db.store import Store
+from router.engines import Launch
 from router.hosts.local import LocalHost
-from router.store import Store
-from tests.devices.conftest import A, B, probe, stub
+from router.memory.devices import Devices
+from router.scheduler.types import Placement
 from tests.fake_binary import FAKE
+from tests.memory.devices.conftest import A, B, probe, stub
 from tests.process.traces import ENVIRON, leaves_nothing
 from tests.stub_nvml.state import StubNvml
 

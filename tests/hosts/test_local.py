@@ -18,17 +18,17 @@ from typing import Any
 
 import pytest
 
-from router.backends import Launch
 from router.config import DeviceConfig, MemoryConfig
-from router.core.types import InstanceId, Placement
+from router.db.store import ProcessRecord
+from router.engines import Launch
 from router.errors import LoadFailed, ShuttingDown, StartupError, Unavailable
 from router.hosts import Address, HostFull, local
 from router.hosts.local import LocalHost
 from router.process import Process, get_status, identify, is_alive
-from router.store import ProcessRecord
-from tests.devices.conftest import A, B
+from router.scheduler.types import InstanceId, Placement
 from tests.hosts import conformance
 from tests.hosts.conftest import FIRST, GIB, MEMORY, MIB, SECOND, on_first
+from tests.memory.devices.conftest import A, B
 from tests.process.traces import eventually, wait_until
 from tests.stub_nvml.state import Stranger
 
@@ -338,11 +338,11 @@ FAULTS: dict[str, tuple[str, Callable[..., Any]]] = {
         fails(RuntimeError("can't start new thread")),
     ),
     "the record cannot be deleted": (
-        "router.store.Store.delete_process",
+        "router.db.store.Store.delete_process",
         fails_later(sqlite3.OperationalError("disk I/O error")),
     ),
     "its name is no Unicode": (
-        "router.store.Store.delete_process",
+        "router.db.store.Store.delete_process",
         fails_later(UnicodeEncodeError("utf-8", "\udcff", 0, 1, "surrogates not allowed")),
     ),
     "its end cannot be described": ("router.process.child.describe_exit", fails(ValueError("a status"))),
@@ -550,12 +550,12 @@ async def test_a_child_that_does_not_answer_is_found_but_not_called_ready(earlie
 ROUTER = """
 import asyncio, sys
 from pathlib import Path
-from router.backends import Launch
+from router.engines import Launch
 from router.config import MemoryConfig, StatePaths
-from router.core.types import Placement
-from router.devices import Devices
+from router.scheduler.types import Placement
+from router.memory.devices import Devices
 from router.hosts.local import LocalHost
-from router.store import Store
+from router.db.store import Store
 from tests.fake_binary import FAKE
 from tests.process.traces import ENVIRON
 

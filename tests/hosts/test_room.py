@@ -7,9 +7,9 @@ from dataclasses import replace
 import pytest
 
 from router.config import DeviceConfig, MemoryConfig
-from router.core.types import Placement
-from router.devices import DeviceInfo, Sample
 from router.hosts.room import Occupant, Room
+from router.memory.devices import DeviceInfo, Sample
+from router.scheduler.types import Placement
 
 GIB = 1 << 30
 GPU, HOST = "local/cuda:GPU-1", "local/host"

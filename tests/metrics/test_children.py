@@ -10,7 +10,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from router.metrics import children
 from router.metrics.children import Child, ask_children, child_families
 from router.metrics.page import _Once
-from tests.api.upstream import Connection, Received, Upstream
+from tests.admin.upstream import Connection, Received, Upstream
 from tests.metrics.lint import complaints, families
 
 ANSWER = """\

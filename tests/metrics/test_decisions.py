@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from prometheus_client import CollectorRegistry
 
-from router.core.types import Adopted, Cause, Exited, Placement, Ready, Start, Stop, Tick
 from router.errors import LoadFailed
-from router.journal import Journal
 from router.metrics.decisions import DecisionMetrics
+from router.observability.journal import Journal
+from router.scheduler.types import Adopted, Cause, Exited, Placement, Ready, Start, Stop, Tick
 
 NOWHERE = Placement("local", {})
 

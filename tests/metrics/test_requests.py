@@ -5,12 +5,12 @@ from __future__ import annotations
 from prometheus_client import CollectorRegistry, Histogram, generate_latest
 
 from router.metrics.requests import SECONDS, TOGETHER, RequestMetrics
-from router.proxy import Account
+from router.proxy import RequestStats
 
 DURATION = "llama_router_request_duration_seconds"
 
 
-def ended(*accounts: tuple[Account, int, float]) -> CollectorRegistry:
+def ended(*accounts: tuple[RequestStats, int, float]) -> CollectorRegistry:
     registry = CollectorRegistry()
     metrics = RequestMetrics()
     registry.register(metrics)
@@ -20,7 +20,7 @@ def ended(*accounts: tuple[Account, int, float]) -> CollectorRegistry:
 
 
 def test_the_first_token_is_counted_from_the_arrival():
-    account = Account("a", "loaded", queue_seconds=1.0, load_seconds=2.0, first_byte_seconds=0.5)
+    account = RequestStats("a", "loaded", queue_seconds=1.0, load_seconds=2.0, first_byte_seconds=0.5)
     registry = ended((account, 200, 4.0))
     values = {
         name: registry.get_sample_value(f"llama_router_request_{name}_seconds_sum", {"model": "a"})
@@ -30,13 +30,13 @@ def test_the_first_token_is_counted_from_the_arrival():
 
 
 def test_a_request_that_found_its_model_loaded_waited_for_no_load():
-    registry = ended((Account("a", "already_loaded"), 200, 0.1))
+    registry = ended((RequestStats("a", "already_loaded"), 200, 0.1))
     assert registry.get_sample_value("llama_router_request_load_seconds_count", {"model": "a"}) == 0
 
 
 def test_every_value_falls_where_prometheus_client_would_count_it():
     values = [0.0, 0.024, 0.025, 0.0251, 0.1, 1.0, 59.9, 300.0, 300.1, 1e6]
-    ours = ended(*((Account("a", "already_loaded"), 200, value) for value in values))
+    ours = ended(*((RequestStats("a", "already_loaded"), 200, value) for value in values))
     theirs = CollectorRegistry()
     histogram = Histogram(
         DURATION,
@@ -52,10 +52,10 @@ def test_every_value_falls_where_prometheus_client_would_count_it():
 
 
 def test_outcomes_are_told_apart_and_tokens_added_up():
-    good = Account(
+    good = RequestStats(
         "a", "already_loaded", prompt_tokens=10, cached_tokens=4, completion_tokens=5, tokens_per_second=60.0
     )
-    registry = ended((good, 200, 1.0), (good, 200, 1.0), (Account("a", error="no_room"), 503, 1.0))
+    registry = ended((good, 200, 1.0), (good, 200, 1.0), (RequestStats("a", error="no_room"), 503, 1.0))
 
     def value(name: str, **labels: str) -> float | None:
         return registry.get_sample_value(f"llama_router_{name}", {"model": "a", **labels})
@@ -80,11 +80,11 @@ def test_all_that_have_ended_are_counted_however_many_they_are_and_whoever_count
         )
 
     for number in range(1, 2 * TOGETHER + 2):
-        metrics.ended(Account("a", "already_loaded"), 200, 0.1)
+        metrics.ended(RequestStats("a", "already_loaded"), 200, 0.1)
         assert len(metrics._over) < TOGETHER
         if number % 7 == 0:
             assert counted() == number
     with metrics._counting:  # somebody counts just now: who is served does not wait for that
         for _ in range(2 * TOGETHER):
-            metrics.ended(Account("a", "already_loaded"), 200, 0.1)
+            metrics.ended(RequestStats("a", "already_loaded"), 200, 0.1)
     assert counted() == 4 * TOGETHER + 1

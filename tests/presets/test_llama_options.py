@@ -6,7 +6,7 @@ import subprocess
 
 import pytest
 
-from router.backends.llama_binary import find_binary
+from router.engines.llama_binary import find_binary
 from router.errors import StartupError
 from router.presets.llama_options import LLAMA_OPTIONS
 from router.presets.options_from_help import options_from_help

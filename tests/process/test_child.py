@@ -519,7 +519,7 @@ async def test_a_child_left_alone_goes_on_and_can_be_adopted(folder):
     async with owning_tasks() as tasks:
         process = await Process.spawn("child", command(folder), tasks)
         await process.ready(HEALTH)
-        process.leave_alone()
+        process.detach()
         assert (await process.stop(grace_seconds=0)).reason == "left to the next router"
     assert is_alive(process.identity)
     async with owning_tasks() as tasks:

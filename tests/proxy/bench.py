@@ -14,11 +14,11 @@ import aiohttp
 from aiohttp import web
 from yarl import URL
 
-from router.api.errors import tell_errors
-from router.pool import Pool
-from router.proxy import Ask, Patience, Proxy
-from tests.api.fake_pool import FakePool
-from tests.api.upstream import Connection, Received, Script, Upstream
+from router.admin.errors import tell_errors
+from router.proxy import HeartbeatConfig, Proxy, RequestInfo
+from router.supervisor.pool import Pool
+from tests.admin.fake_pool import FakePool
+from tests.admin.upstream import Connection, Received, Script, Upstream
 from tests.deadline import DEADLINE_SECONDS
 
 DEADLINE = DEADLINE_SECONDS
@@ -32,10 +32,10 @@ class Bench:
         self._stack = AsyncExitStack()
         self.pool = FakePool()
         self.children: list[Upstream] = []
-        self.ask = Ask("qwen")
+        self.ask = RequestInfo("qwen")
         self.base = ""
         self.requests: list[tuple[web.Request, asyncio.Task[object]]] = []
-        self.patience = Patience()
+        self.patience = HeartbeatConfig()
         self.slots: int | None = None
         self.proxy = Proxy(cast(Pool, self.pool), lambda: self.patience, lambda _: self.slots)
 

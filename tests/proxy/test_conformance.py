@@ -20,18 +20,18 @@ import pytest
 import uvloop
 from aiohttp import web
 
-from router.api.allowed_hosts import AllowedHosts
-from router.api.errors import tell_errors
-from router.api.express import Express
-from router.api.head import Head
-from router.api.keys import Keys
-from router.api.requests import InFlight
-from router.app.connections import Limits
-from router.app.front import Runner
+from router.admin.allowed_hosts import AllowedHosts
+from router.admin.errors import tell_errors
+from router.admin.head import Head
+from router.admin.keys import Keys
+from router.admin.requests import InFlight
 from router.config import ServerConfig
-from router.pool import Pool
-from router.proxy import Ask, Dialect, Proxy, read_body
-from tests.api.fake_pool import FakePool
+from router.http.connections import Limits
+from router.http.express import Express
+from router.http.front import Runner
+from router.proxy import Dialect, Proxy, RequestInfo, read_body
+from router.supervisor.pool import Pool
+from tests.admin.fake_pool import FakePool
 from tests.proxy.exchanges import Framing, Request, make
 from tests.proxy.wire import Headers, Message, ScriptedChild, read_answer
 
@@ -63,8 +63,8 @@ def test_the_same_by_the_short_way(tmp_path: Path, monkeypatch, factory):
     """Requests for a ready model are answered before aiohttp's server sees them, in turn with those that it
     has to read, on the same connections."""
     monkeypatch.setattr("router.proxy.failures.EXIT_NOTICE_SECONDS", 0.01)
-    monkeypatch.setattr("router.api.express._DIALECTS", Everything())
-    monkeypatch.setattr("router.api.express.read_fields", lambda _: Head("m"))  # of bodies that mean nothing
+    monkeypatch.setattr("router.http.express._DIALECTS", Everything())
+    monkeypatch.setattr("router.http.express.read_fields", lambda _: Head("m"))  # of bodies that mean nothing
     count = EXCHANGES if factory is uvloop.new_event_loop else EXCHANGES // 10
     with asyncio.Runner(loop_factory=factory) as runner:
         seen = runner.run(compare(tmp_path, count, SEED + 2, is_short=True))
@@ -228,7 +228,7 @@ class Router:
 
     async def __aenter__(self) -> Router:
         async def handle(request: web.Request) -> web.StreamResponse:
-            return await self.proxy.forward(request, await read_body(request), Ask("m"))
+            return await self.proxy.forward(request, await read_body(request), RequestInfo("m"))
 
         app = web.Application(middlewares=[tell_errors], client_max_size=64 << 20)
         app.router.add_route("*", "/{path:.*}", handle)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import json
 
-from router.proxy import Ask
-from router.proxy.ask import ACCOUNT
-from tests.api.upstream import Connection, Received
+from router.proxy import RequestInfo
+from router.proxy.ask import REQUEST_STATS
+from tests.admin.upstream import Connection, Received
 from tests.proxy.bench import DEADLINE, Bench, eventually
 
 
@@ -48,7 +48,7 @@ async def test_a_request_that_is_abandoned_holds_its_lease_until_its_child_close
     ((request, _),) = bench.requests
     assert bench.pool.open_leases == 1
     assert [flow.requests for flow in bench.proxy.traffic.flows.values()] == [1], "a stall is still seen"
-    ending = request[ACCOUNT].ending
+    ending = request[REQUEST_STATS].ending
     assert ending is not None and not ending.done()
     child.done.set()
     await eventually(lambda: not bench.pool.open_leases)
@@ -108,7 +108,7 @@ async def test_a_stream_whose_child_does_not_look_for_its_client_is_aborted(benc
 
 async def test_a_stream_that_is_to_outlive_its_client_is_held_by_whoever_asked_for_that(bench: Bench):
     child = Child()
-    bench.ask = Ask("qwen", stream=True, outlives_client=True)
+    bench.ask = RequestInfo("qwen", stream=True, outlives_client=True)
     await abandon(bench, child)
     await eventually(lambda: not bench.pool.open_leases)
 

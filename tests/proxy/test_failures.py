@@ -9,13 +9,13 @@ from typing import Any, cast
 
 import pytest
 
-from router.core.types import Cause
 from router.errors import ShuttingDown, Unloaded, UpstreamFailed
-from router.pool import Pool
 from router.proxy.failures import Failures
 from router.proxy.upstream import HungUp
-from router.stall import Traffic
-from tests.api.fake_pool import FakePool
+from router.scheduler.types import Cause
+from router.supervisor.pool import Pool
+from router.supervisor.stall import Traffic
+from tests.admin.fake_pool import FakePool
 
 #: Streams of one child.
 STREAMS = 256

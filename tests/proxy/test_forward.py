@@ -9,10 +9,10 @@ import json
 import aiohttp
 import pytest
 
-from router.core.types import Cause, Priority
 from router.errors import LoadFailed, NoRoom
-from router.proxy import Ask, Dialect
-from tests.api.upstream import Connection, Received
+from router.proxy import Dialect, RequestInfo
+from router.scheduler.types import Cause, Priority
+from tests.admin.upstream import Connection, Received
 from tests.proxy.bench import DEADLINE, Bench, echo, eventually
 
 # --- what passes ---
@@ -134,7 +134,7 @@ async def test_an_answer_says_what_it_took(bench: Bench):
 
 async def test_the_pool_is_told_what_the_request_asks_for(bench: Bench):
     await bench.child(echo)
-    bench.ask = Ask("qwen", Priority.HIGH, keep_alive=-1.0, size=64.0)
+    bench.ask = RequestInfo("qwen", Priority.HIGH, keep_alive=-1.0, size=64.0)
     async with bench.post() as answer:
         await answer.read()
     asked = bench.pool.acquired[0]
@@ -390,7 +390,7 @@ async def test_anthropic_clients_get_their_own_error_event(bench: Bench):
         connection.die()
 
     await bench.child(script)
-    bench.ask = Ask("qwen", dialect=Dialect.ANTHROPIC)
+    bench.ask = RequestInfo("qwen", dialect=Dialect.ANTHROPIC)
     async with bench.post() as answer:
         name, data = (await answer.read()).decode().strip().split("\n")
     assert name == "event: error"

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from router.proxy import idle
-from tests.api.upstream import Connection, Received
+from tests.admin.upstream import Connection, Received
 from tests.proxy.bench import DEADLINE, Bench, eventually
 
 KEPT = "Content-Type: application/json\r\nKeep-Alive: timeout=5, max=100"

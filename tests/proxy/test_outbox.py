@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from router.proxy.outbox import Outbox
+from router.proxy.outbox import WriteCoalescer
 from router.proxy.upstream import Upstream, ask_now, connect
 
 
@@ -27,7 +27,7 @@ class Heard:
 
 
 async def test_all_of_a_turn_is_written_in_order_before_what_is_scheduled_later():
-    outbox, seen = Outbox(), list[int]()
+    outbox, seen = WriteCoalescer(), list[int]()
     for number in range(3):
         outbox.put(partial(seen.append, number))
         asyncio.get_running_loop().call_soon(lambda: seen.append(-1))
@@ -56,7 +56,7 @@ class Told(asyncio.Transport):
 
 
 async def test_answers_are_said_in_order_behind_all_requests_and_not_to_who_has_left():
-    outbox, stays, leaves = Outbox(), Told(), Told()
+    outbox, stays, leaves = WriteCoalescer(), Told(), Told()
     outbox.say(stays, b"1")
     outbox.say(leaves, b"1")
     outbox.say(stays, b"2")
@@ -89,7 +89,7 @@ async def child(tmp_path: Path) -> AsyncIterator[tuple[Upstream, socket.socket]]
 
 async def test_a_request_waits_in_it_and_reaches_the_child_once(child: tuple[Upstream, socket.socket]):
     upstream, end = child
-    outbox = Outbox()
+    outbox = WriteCoalescer()
     upstream.begin(Heard())
     upstream.write(b"asked", outbox)
     with pytest.raises(BlockingIOError):
@@ -105,7 +105,7 @@ async def test_a_child_that_closes_before_it_was_asked_can_be_asked_again(
     upstream, _ = child
     heard = Heard()
     upstream.begin(heard)
-    upstream.write(b"asked", Outbox())
+    upstream.write(b"asked", WriteCoalescer())
     upstream.eof_received()
     (error,) = heard.error
     assert isinstance(error, ConnectionError), "by which it is known that it has begun nothing"
@@ -114,7 +114,7 @@ async def test_a_child_that_closes_before_it_was_asked_can_be_asked_again(
 async def test_what_nobody_waits_for_any_more_is_not_written(child: tuple[Upstream, socket.socket]):
     upstream, end = child
     upstream.begin(Heard())
-    upstream.write(b"asked", Outbox())
+    upstream.write(b"asked", WriteCoalescer())
     upstream.close()
     for _ in range(3):
         await asyncio.sleep(0)

@@ -7,7 +7,7 @@ import asyncio
 import resource
 import socket
 
-from tests.api.upstream import Connection, Received
+from tests.admin.upstream import Connection, Received
 from tests.deadline import FACTOR
 from tests.proxy.bench import DEADLINE, Bench, eventually
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from router.proxy.ask import Account
-from router.proxy.usage import FIRST_BYTES, LAST_BYTES, Ends, note_whole
+from router.proxy.ask import RequestStats
+from router.proxy.usage import FIRST_BYTES, LAST_BYTES, HeadTailBuffer, note_whole
 
 TIMINGS = (
     b'"timings":{"cache_n":2,"prompt_n":17,"prompt_ms":3.4,"prompt_per_token_ms":0.18,'
@@ -21,15 +21,15 @@ ANTHROPIC = (
 )
 
 
-def said(*pieces: bytes) -> Account:
-    ends, account = Ends(), Account("m")
+def said(*pieces: bytes) -> RequestStats:
+    ends, account = HeadTailBuffer(), RequestStats("m")
     for piece in pieces:
         ends.passed(piece)
     ends.note(account)
     return account
 
 
-def tokens(account: Account) -> tuple[int | None, int | None, int | None]:
+def tokens(account: RequestStats) -> tuple[int | None, int | None, int | None]:
     return account.prompt_tokens, account.cached_tokens, account.completion_tokens
 
 
@@ -71,7 +71,7 @@ def test_what_is_not_understood_is_left_out():
 
 
 def test_little_is_kept_of_much():
-    ends = Ends()
+    ends = HeadTailBuffer()
     for _ in range(100):
         ends.passed(bytes(1 << 16))
     assert len(ends._first) == FIRST_BYTES
@@ -79,6 +79,6 @@ def test_little_is_kept_of_much():
 
 
 def test_what_is_nested_too_deep_says_nothing():
-    account = Account("m")
+    account = RequestStats("m")
     note_whole(b'{"a":' * 200 + b"[" * 1000, account)
-    assert account == Account("m")
+    assert account == RequestStats("m")

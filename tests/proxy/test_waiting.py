@@ -8,20 +8,20 @@ import json
 import aiohttp
 import pytest
 
-from router.core.views import ModelView, QueueView, Snapshot
 from router.errors import LoadFailed, RouterError
-from router.proxy import Ask, Dialect, Patience
-from router.proxy.ask import ACCOUNT
-from tests.api.upstream import Connection, Received
+from router.proxy import Dialect, HeartbeatConfig, RequestInfo
+from router.proxy.ask import REQUEST_STATS
+from router.scheduler.views import ModelView, QueueView, Snapshot
+from tests.admin.upstream import Connection, Received
 from tests.proxy.bench import DEADLINE, Bench, echo, eventually
 
-SOON = Patience(head_seconds=0.01, beat_seconds=0.02)
+SOON = HeartbeatConfig(head_seconds=0.01, beat_seconds=0.02)
 
 
 @pytest.fixture
 def waiting(bench: Bench) -> Bench:
     """Streams are asked for, and the model takes as long as the test wants."""
-    bench.ask = Ask("qwen", stream=True)
+    bench.ask = RequestInfo("qwen", stream=True)
     bench.patience = SOON
     bench.pool.load_gate = asyncio.Event()
     bench.pool.queues = (QueueView("qwen", 1, 0.0, 2, "room, until b#1 has ended its 1 requests", 12.34),)
@@ -61,7 +61,7 @@ async def test_the_head_comes_before_the_model_with_its_place_and_then_signs_of_
 
 async def test_anthropic_clients_are_pinged(waiting: Bench):
     await waiting.child(stream)
-    waiting.ask = Ask("qwen", dialect=Dialect.ANTHROPIC, stream=True)
+    waiting.ask = RequestInfo("qwen", dialect=Dialect.ANTHROPIC, stream=True)
     async with asyncio.timeout(DEADLINE), waiting.post() as answer:
         comment, name, data = (await answer.content.readuntil(b"\n\n")).strip().split(b"\n")
         go_on(waiting)
@@ -74,7 +74,7 @@ async def test_anthropic_clients_are_pinged(waiting: Bench):
 @pytest.mark.parametrize("dialect", Dialect)
 async def test_a_load_that_fails_is_told_as_an_event_and_never_as_done(waiting: Bench, dialect: Dialect):
     await waiting.child(echo)
-    waiting.ask = Ask("qwen", dialect=dialect, stream=True)
+    waiting.ask = RequestInfo("qwen", dialect=dialect, stream=True)
     failing = waiting.pool._start
 
     async def fail(model: str) -> None:
@@ -137,7 +137,7 @@ async def test_a_stream_that_its_child_counts_or_ends_by_closing_is_framed_anew(
 
 async def test_who_does_not_stream_hears_nothing_before_the_answer(waiting: Bench):
     await waiting.child(echo)
-    waiting.ask = Ask("qwen")
+    waiting.ask = RequestInfo("qwen")
     reader, _ = await waiting.raw()
     await eventually(lambda: waiting.pool.waiting)
     with pytest.raises(TimeoutError):
@@ -150,7 +150,7 @@ async def test_who_does_not_stream_hears_nothing_before_the_answer(waiting: Benc
 
 async def test_it_can_be_switched_off(waiting: Bench):
     await waiting.child(stream)
-    waiting.patience = Patience(head_seconds=0)
+    waiting.patience = HeartbeatConfig(head_seconds=0)
     reader, _ = await waiting.raw()
     await eventually(lambda: waiting.pool.waiting)
     with pytest.raises(TimeoutError):
@@ -186,7 +186,7 @@ async def test_who_is_ended_by_an_operator_is_told_so(waiting: Bench):
     async with asyncio.timeout(DEADLINE), waiting.post() as answer:
         assert answer.status == 200
         request, task = waiting.requests[0]
-        request[ACCOUNT].ended_by = RouterError("an operator ended it")
+        request[REQUEST_STATS].ended_by = RouterError("an operator ended it")
         task.cancel()
         last = (await answer.read()).rstrip(b"\n").split(b"\n\n")[-1]
     assert json.loads(last.removeprefix(b"data: "))["error"]["message"] == "an operator ended it"
@@ -217,7 +217,7 @@ async def test_all_who_wait_share_one_picture_of_the_scheduler(waiting: Bench):
 @pytest.fixture
 def busy(bench: Bench) -> Bench:
     """The model is ready, and streams are asked for."""
-    bench.ask = Ask("qwen", stream=True)
+    bench.ask = RequestInfo("qwen", stream=True)
     bench.patience = SOON
     return bench
 
@@ -284,7 +284,7 @@ async def test_a_long_prompt_is_told_of_behind_the_head_of_the_child(busy: Bench
     child = Silent()
     child.go_on.set()
     await busy.child(child)
-    busy.patience = Patience(head_seconds=0.5, beat_seconds=0.02)
+    busy.patience = HeartbeatConfig(head_seconds=0.5, beat_seconds=0.02)
     async with asyncio.timeout(DEADLINE), busy.post() as answer:
         assert "Cache-Control" not in answer.headers, "the head is the child's"
         told = [await beat(answer) for _ in range(2)]
@@ -305,7 +305,7 @@ async def test_the_pings_of_the_child_itself_are_not_taken_for_its_answer(busy: 
         await connection.end_stream()
 
     await busy.child(pinging)
-    busy.patience = Patience(head_seconds=0.05, beat_seconds=0.02)
+    busy.patience = HeartbeatConfig(head_seconds=0.05, beat_seconds=0.02)
     async with asyncio.timeout(DEADLINE), busy.post() as answer:
         assert await answer.content.readuntil(b"\n\n") == b":\n\n"
         assert [(await beat(answer))["state"] for _ in range(2)] == ["processing"] * 2
@@ -317,7 +317,7 @@ async def test_the_pings_of_the_child_itself_are_not_taken_for_its_answer(busy: 
 async def test_anthropic_clients_are_pinged_while_they_wait_for_a_slot(busy: Bench):
     child = Silent()
     await busy.child(child)
-    busy.ask = Ask("qwen", dialect=Dialect.ANTHROPIC, stream=True)
+    busy.ask = RequestInfo("qwen", dialect=Dialect.ANTHROPIC, stream=True)
     async with asyncio.timeout(DEADLINE), busy.post() as answer:
         comment, name, data = (await answer.content.readuntil(b"\n\n")).strip().split(b"\n")
         child.go_on.set()
@@ -362,7 +362,7 @@ async def test_nothing_is_said_within_an_answer_that_is_no_stream_of_events(busy
 async def test_who_does_not_stream_hears_nothing_from_a_busy_child(busy: Bench):
     child = Silent()
     await busy.child(child)
-    busy.ask = Ask("qwen")
+    busy.ask = RequestInfo("qwen")
     reader, _ = await busy.raw()
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(10 * SOON.beat_seconds):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from router.core.types import Command, Event, Tick
+from router.scheduler.types import Command, Event, Tick
 from router.simulate.machine import GIB, Machine, Spec, card
 from router.simulate.trace import Request, Trace
 from router.simulate.world import World

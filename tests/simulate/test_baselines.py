@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from router.core.types import Cause, Start, Stop
+from router.scheduler.types import Cause, Start, Stop
 from router.simulate.baselines import CountFifo, DrainOnMiss, FifoNoGate, SwapWhenIdle, group_statically
 from router.simulate.machine import GIB
 from router.simulate.world import Outcome, World

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from router.core.scheduler import Settings
 from router.errors import StartupError
+from router.scheduler.scheduler import Settings
 from router.simulate.clairvoyant import best_goodput
 from router.simulate.clients import TRACES, generate
 from router.simulate.compare import BEST, CONTESTANTS, average, compare

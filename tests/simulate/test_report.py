@@ -8,8 +8,8 @@ from dataclasses import replace
 
 import pytest
 
-from router.core.types import Acquire, Refuse
 from router.errors import QueueFull
+from router.scheduler.types import Acquire, Refuse
 from router.simulate.baselines import CountFifo
 from router.simulate.report import Figures, as_json, jain, mean, measure, quantile, table
 from router.simulate.world import World

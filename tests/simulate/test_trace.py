@@ -6,9 +6,9 @@ import json
 
 import pytest
 
-from router.core.types import Acquire, Grant, Unload
 from router.errors import StartupError
-from router.journal import Journal, entry_lines
+from router.observability.journal import Journal, entry_lines
+from router.scheduler.types import Acquire, Grant, Unload
 from router.simulate.clients import generate
 from router.simulate.trace import read_trace, write_trace
 from tests.simulate.build import ask, machine, trace

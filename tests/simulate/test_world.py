@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from router.core.types import (
+from router.errors import QueueFull
+from router.scheduler.types import (
     Cause,
     Exited,
     Grant,
@@ -16,7 +17,6 @@ from router.core.types import (
     Start,
     Stop,
 )
-from router.errors import QueueFull
 from router.simulate.baselines import CountFifo
 from router.simulate.machine import GIB
 from router.simulate.world import BrokenRule, Outcome, Overcommitted, World

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pynvml
 
-from router.devices import nvml_probe
+from router.memory.devices import nvml_probe
 from tests.stub_nvml.python_library import PythonNvml
 from tests.stub_nvml.state import FOLDER_VARIABLE
 

@@ -17,9 +17,9 @@ from router.cli.client import Client, NoRouter, Refused, address_of
 from router.cli.doctor.findings import Finding, fail, ok, warn
 from router.cli.words import gib
 from router.config import Config, ServerConfig, models_dirs, state_paths
-from router.devices import DeviceInfo, Devices, Sample
 from router.errors import StartupError
 from router.installation import build_command
+from router.memory.devices import DeviceInfo, Devices, Sample
 
 _HEALTH_SECONDS: Final = 2.0
 #: Two sockets a request, and those of the children.

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Final
 
 from router import __version__
-from router.backends.llama_server import find_binary, list_devices, version
-from router.catalog import Catalog
 from router.cli.doctor.findings import Finding, fail, ok, warn
 from router.config import Config, find_config, load_config, models_dirs
+from router.engines.llama_server import find_binary, list_devices, version
 from router.errors import ConfigError, RouterError, StartupError
 from router.installation import build_command
+from router.models.catalog import Catalog
 
 #: Errors are one finding each; a folder of broken files needs not all of them.
 _MODELS_SHOWN: Final = 5

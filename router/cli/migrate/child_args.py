@@ -11,7 +11,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final
 
-from router.backends.llama_server import refused_variable
+from router.engines.llama_server import refused_variable
 from router.presets.layer import Layer, LayerReader, merge
 from router.presets.options import spelling_of, spelling_of_arg
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import msgspec
 
-from router.api import application
-from router.api.openapi import DOCUMENT
+from router.admin import application
+from router.admin.openapi import DOCUMENT
 from router.cli.reference.markdown import MADE, code, table
 from router.config import ServerConfig
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from router.cli.reference.markdown import MADE, code, table
-from router.core.views import Snapshot
 from router.metrics import Page, Seen
+from router.scheduler.views import Snapshot
 
 
 def metrics_page() -> str:

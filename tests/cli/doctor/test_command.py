@@ -9,7 +9,7 @@ import pytest
 from click.testing import CliRunner
 
 from router.cli import cli
-from tests.api.upstream import free_port
+from tests.admin.upstream import free_port
 from tests.fake_binary import make_fake_binary
 from tests.make_gguf import make_llama
 

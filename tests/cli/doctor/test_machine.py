@@ -22,10 +22,10 @@ from router.cli.doctor.machine import (
     look_at_permissions,
 )
 from router.config import Config, PathsConfig, ServerConfig
-from router.devices import Sample
-from router.devices.host import host_device
-from tests.api.conftest import Api, api, known, models_dir
-from tests.api.upstream import free_port
+from router.memory.devices import Sample
+from router.memory.devices.host import host_device
+from tests.admin.conftest import Api, api, known, models_dir
+from tests.admin.upstream import free_port
 from tests.e2e.stub_machine import make_stub_machine
 from tests.stub_nvml.state import StubGpu
 

@@ -11,8 +11,8 @@ from click.testing import CliRunner
 
 from router.cli import cli
 from router.hosts import Measurement
-from tests.api.fake_pool import GPU
-from tests.api.upstream import free_port
+from tests.admin.fake_pool import GPU
+from tests.admin.upstream import free_port
 from tests.cli.conftest import Terminal, api, known, models_dir, terminal
 
 __all__ = ["api", "known", "models_dir", "terminal"]  # fixtures

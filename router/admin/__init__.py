@@ -1,0 +1,106 @@
+"""The HTTP surface: one file per family of endpoints, each with its `ROUTES`, put together here.
+
+To add an endpoint, write a handler and a Route in its family's file; a new family is named in `FAMILIES`."""
+
+from __future__ import annotations
+
+from aiohttp import web
+
+from router.admin import (
+    deletion,
+    downloads,
+    events,
+    explain,
+    health,
+    inventory,
+    journal,
+    loaded,
+    log,
+    metrics,
+    models,
+    openai,
+    openapi,
+    page,
+    requests,
+    restart,
+    streams,
+    upstream,
+    verify,
+    vram,
+)
+from router.admin.access_log import ACCESS_LOG, AccessLog, note_access
+from router.admin.allowed_hosts import ALLOWED_HOSTS, AllowedHosts
+from router.admin.context import CONTEXT, Context, Known
+from router.admin.cors import ORIGINS, Origins, check_source, mark_answer
+from router.admin.dialect import ANTHROPIC_PATHS
+from router.admin.errors import BodyTooLarge, check_version, expect, tell_errors
+from router.admin.headers import check_headers
+from router.admin.keys import ACCESS, KEYS, Keys, check_key
+from router.admin.requests import IN_FLIGHT, InFlight, note_request
+from router.admin.route import ENDLESS
+from router.admin.stream_limit import Streams
+from router.config import ServerConfig
+from router.errors import InvalidRequest, RequestTooSlow, UnsupportedCoding
+from router.proxy.body import PACE, Pace
+
+FAMILIES = (
+    openai,
+    loaded,
+    streams,
+    upstream,
+    models,
+    downloads,
+    verify,
+    deletion,
+    inventory,
+    events,
+    log,
+    requests,
+    vram,
+    explain,
+    journal,
+    health,
+    metrics,
+    restart,
+    page,
+    openapi,
+)
+
+#: A GET answers HEAD as well, as RFC 9110 (9.1) asks of every server.
+_METHODS = {"GET": ("GET", "HEAD"), "*": ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")}
+
+#: What every request passes before anything is done for it.
+FIRST = (note_access, tell_errors, check_version, check_headers, check_source)
+
+#: What any path that takes a body may answer instead.
+_OF_BODIES = (InvalidRequest, BodyTooLarge, RequestTooSlow, UnsupportedCoding)
+
+__all__ = ["CONTEXT", "FAMILIES", "FIRST", "Context", "Known", "application"]
+
+
+def application(server: ServerConfig) -> web.Application:
+    """Every endpoint, with its keys and limits. Whoever starts it sets `app[CONTEXT]` before the first
+    request."""
+    app = web.Application(
+        middlewares=[*FIRST, check_key, note_request],
+        client_max_size=server.max_body_mib << 20,
+    )
+    app[ACCESS_LOG] = AccessLog(server, lambda: app[CONTEXT])
+    app[PACE] = Pace(server.request_body_seconds)
+    app[KEYS] = Keys(server.api_keys, server.admin_keys)
+    app[ALLOWED_HOSTS], app[ORIGINS] = AllowedHosts(server), Origins(server.cors_origins)
+    app[IN_FLIGHT] = InFlight()
+    for key in (log.FOLLOWERS, events.READERS, page.VIEWERS):
+        app[key] = Streams(server.client_share)
+    app[ACCESS], app[ENDLESS] = {}, set()
+    routes = tuple(route for family in FAMILIES for route in family.ROUTES)
+    app[openapi.DOCUMENT] = openapi.Document(routes, ANTHROPIC_PATHS, _OF_BODIES)
+    for route in routes:
+        for method in _METHODS.get(route.method, (route.method,)):
+            added = app.router.add_route(method, route.path, route.handler, expect_handler=expect)
+            app[ACCESS][added] = route.access
+            if route.endless:
+                app[ENDLESS].add(added)
+    page.prepare(app)
+    app.on_response_prepare.append(mark_answer)
+    return app

@@ -1,0 +1,368 @@
+"""llama-server: its command line and environment, from the settings of a model and where it is placed."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+from typing import Final, Literal
+
+import msgspec
+
+from router.config import ChildConfig
+from router.engines import Launch
+from router.engines.llama_binary import (
+    INHERITED,
+    BuildInfo,
+    find_binary,
+    list_devices,
+    refused_args,
+    version,
+)
+from router.errors import ModelUnusable
+from router.memory.devices import DeviceInfo
+from router.presets.options import spelling_of_arg
+
+#: One of these in the last log lines of a child that died: it wanted memory that was not there.
+OUT_OF_MEMORY_TEXTS: Final = (
+    "out of memory",
+    "OutOfDeviceMemory",
+    "cudaMalloc failed",
+    "hipMalloc failed",
+    "failed to allocate",
+    "unable to allocate",
+    "cannot allocate memory",
+    "std::bad_alloc",
+)
+
+#: One of these as it starts: it cannot use a GPU, and goes on with the CPU. ggml-cuda says the first (built
+#: for AMD, the second), with the driver's reason behind it; a build without any GPU backend says the third.
+CPU_FALLBACK_TEXTS: Final = (
+    "failed to initialize CUDA",
+    "failed to initialize ROCm",
+    "no usable GPU found",
+)
+
+#: What it has got done, slot by slot. Its main loop answers, so a stuck one does not.
+PROGRESS_PATH: Final = "/slots"
+#: What it tells Prometheus (--metrics); a sleeping one is not woken by it.
+METRICS_PATH: Final = "/metrics"
+
+__all__ = [
+    "CPU_FALLBACK_TEXTS",
+    "METRICS_PATH",
+    "OUT_OF_MEMORY_TEXTS",
+    "PROGRESS_PATH",
+    "BuildInfo",
+    "LlamaServerSettings",
+    "find_binary",
+    "launch",
+    "list_devices",
+    "refused_args",
+    "refused_variable",
+    "restated",
+    "version",
+]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LlamaServerSettings:
+    """How one model is run: what a preset left open, estimate and configuration have filled in.
+
+    None is llama-server's default; `ctx_size` 0 the context of the training; `cache_ram_mib` -1 no limit.
+    `placement_args` come from the estimate of where it goes (-ngl, -ts, -ot ...) and replace what the
+    settings say. `args` are the preset's, those of the configuration among them. Without a `spec_type`
+    ("draft-simple") llama-server loads an ordinary draft model, and then does not use it.
+    """
+
+    name: str
+    model: Path
+    ctx_size: int
+    n_gpu_layers: int | Literal["all"] = "all"
+    parallel: int = 1
+    kv_unified: bool = True
+    cache_ram_mib: int = 0
+    mmproj: Path | None = None
+    mmproj_offload: bool | None = None
+    draft_model: Path | None = None
+    draft_n_gpu_layers: int | Literal["all"] | None = None
+    spec_type: str | None = None
+    lora: tuple[Path, ...] = ()
+    split_mode: str | None = None
+    tensor_split: tuple[float, ...] = ()
+    main_gpu: int | None = None
+    cache_type_k: str | None = None
+    cache_type_v: str | None = None
+    flash_attn: str | None = None
+    batch_size: int | None = None
+    ubatch_size: int | None = None
+    swa_full: bool = False
+    kv_offload: bool | None = None
+    cpu_moe: bool = False
+    n_cpu_moe: int | None = None
+    n_cpu_ffn: int | None = None
+    override_tensor: tuple[str, ...] = ()
+    embedding: bool = False
+    reranking: bool = False
+    pooling: str | None = None
+    placement_args: tuple[str, ...] = ()
+    args: tuple[str, ...] = ()
+    env: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+
+
+def launch(
+    settings: LlamaServerSettings,
+    devices: Sequence[DeviceInfo],
+    *,
+    binary: Path,
+    environ: Mapping[str, str],
+    child: ChildConfig = ChildConfig(),  # noqa: B008 - frozen
+    extra_args: Sequence[str] = (),
+) -> Launch:
+    """How to start it on these devices, of which the first becomes CUDA0; without a GPU, on the CPU.
+
+    `environ` is the router's own environment, of which little is passed on. Raises ModelUnusable for
+    arguments or variables that would take the child out of the router's hands.
+    """
+    masks = _masks(settings.name, devices)
+    return Launch(
+        argv=(str(binary), *_argv(settings, devices, extra_args)),
+        env=_environment(settings, environ, masks),
+        health_path="/health",
+        health_poll_seconds=child.health_poll_ms / 1000,
+        health_timeout_seconds=child.health_timeout_ms / 1000,
+        stall_seconds=child.startup_stall_seconds,
+        timeout_seconds=child.startup_timeout_seconds,
+        log_max_bytes=child.log_max_mib << 20,
+        out_of_memory_texts=OUT_OF_MEMORY_TEXTS,
+    )
+
+
+# --- the command line -------------------------------------------------------------------------------------
+
+
+def _argv(
+    settings: LlamaServerSettings, devices: Sequence[DeviceInfo], extra_args: Sequence[str]
+) -> list[str]:
+    own = ["--host", "{socket}", "--alias", settings.name, "-m", str(settings.model), "--no-ui", "--slots"]
+    own += ["--metrics", "--log-colors", "off", "--fit", "off"]
+    tensor_split = "tensor-split" in _options(settings.placement_args) or bool(settings.tensor_split)
+    assert len(_gpus(devices)) < 2 or tensor_split or settings.split_mode == "none", (
+        "several devices need a tensor split: without one llama-server divides by what is free at that moment"
+    )
+    memory = _without(_memory_args(settings, _gpus(devices)), _options(settings.placement_args))
+    further = [*settings.args, *extra_args]
+    _refuse(settings.name, further)
+    return [*own, *_device_args(devices), *memory, *settings.placement_args, *_model_args(settings), *further]
+
+
+def _memory_args(settings: LlamaServerSettings, gpus: Sequence[DeviceInfo]) -> list[list[str]]:
+    """What decides memory and place, always explicit: the defaults depend on what is free at that moment."""
+    groups = [
+        ["-c", str(settings.ctx_size)],
+        ["-np", str(settings.parallel)],
+        ["-kvu" if settings.kv_unified else "-no-kvu"],
+        ["-cram", str(settings.cache_ram_mib)],
+        ["-ngl", str(settings.n_gpu_layers) if gpus else "0"],
+    ]
+    groups += _optional("-sm", settings.split_mode if gpus else None)
+    groups += _optional("-ts", ",".join(f"{share:g}" for share in settings.tensor_split) if gpus else None)
+    groups += _optional("-mg", settings.main_gpu if gpus else None)
+    groups += _optional("-ctk", settings.cache_type_k)
+    groups += _optional("-ctv", settings.cache_type_v)
+    groups += _optional("-fa", settings.flash_attn)
+    groups += _optional("-b", settings.batch_size)
+    groups += _optional("-ub", settings.ubatch_size)
+    groups += _optional("-ncmoe", settings.n_cpu_moe)
+    groups += _optional("-ncffn", settings.n_cpu_ffn)
+    groups += _optional("-ot", ",".join(settings.override_tensor))
+    groups += [["--swa-full"]] if settings.swa_full else []
+    groups += [["-cmoe"]] if settings.cpu_moe else []
+    groups += [["-nkvo"]] if settings.kv_offload is False else []
+    return groups
+
+
+def _model_args(settings: LlamaServerSettings) -> list[str]:
+    """What else is opened, and what it is for."""
+    args: list[str] = []
+    if settings.mmproj is not None:
+        args += ["--mmproj", str(settings.mmproj)]
+        args += ["--no-mmproj-offload"] if settings.mmproj_offload is False else []
+    if settings.draft_model is not None:
+        args += ["-md", str(settings.draft_model)]
+        args += [] if settings.draft_n_gpu_layers is None else ["-ngld", str(settings.draft_n_gpu_layers)]
+    if settings.spec_type is not None and "spec-type" not in _options(settings.args):
+        args += ["--spec-type", settings.spec_type]
+    for path in settings.lora:
+        args += ["--lora", _csv(str(path))]
+    args += ["--embedding"] if settings.embedding else []
+    args += ["--reranking"] if settings.reranking else []
+    args += [] if settings.pooling is None else ["--pooling", settings.pooling]
+    return args
+
+
+def _optional(flag: str, value: object) -> list[list[str]]:
+    return [] if value is None or value == "" else [[flag, str(value)]]
+
+
+def _without(groups: list[list[str]], replaced: Collection[str]) -> list[str]:
+    return [arg for group in groups if not _options(group) & set(replaced) for arg in group]
+
+
+def _options(args: Sequence[str]) -> set[str]:
+    """The options that occur in arguments, by their one name."""
+    found = (spelling_of_arg(arg) for arg in args if arg.startswith("-"))
+    return {spelling.option.name for spelling in found if spelling is not None}
+
+
+def _csv(text: str) -> str:
+    """llama-server reads paths of adapters as a line of comma separated values."""
+    return '"' + text.replace('"', '""') + '"' if "," in text or '"' in text else text
+
+
+#: Refused beyond what presets refuse: these are fields of the settings, and counted by the estimate,
+_SETTLED: Final = frozenset(
+    {
+        "ctx-size",
+        "parallel",
+        "n-gpu-layers",
+        "tensor-split",
+        "split-mode",
+        "main-gpu",
+        "device",
+        "model",
+        "alias",
+    }
+    | {"hf-repo", "hf-file", "hf-repo-draft", "kv-unified", "cache-ram"}
+)
+#: and a child that sleeps takes its memory back without asking.
+_SLEEP: Final = "sleep-idle-seconds"
+
+
+def _refuse(name: str, args: Sequence[str]) -> None:
+    for arg in args:
+        spelling = spelling_of_arg(arg.partition("=")[0]) if arg.startswith("-") else None
+        if spelling is None:
+            continue
+        if spelling.option.refused is not None:
+            raise ModelUnusable(f"{name}: {arg} cannot be given to llama-server: {spelling.option.refused}")
+        if spelling.option.name == _SLEEP:
+            raise ModelUnusable(f"{name}: {arg} cannot be given to llama-server: use ttl_seconds")
+        if spelling.option.name in _SETTLED:
+            raise ModelUnusable(
+                f"{name}: {arg} cannot stand in args: the router counts its memory; set it as a key"
+            )
+
+
+# --- what it answers --------------------------------------------------------------------------------------
+
+#: The status of an answer that `restated` may change; such an answer is never longer than this.
+RESTATED_STATUS: Final = 500
+RESTATED_BYTES: Final = 4096
+#: tools/server/server-context.cpp: an input that cannot be split and is longer than -ub.
+_TOO_LONG: Final = re.compile(
+    rb"input \((\d+) tokens\) is too large to process. increase the physical batch size "
+    rb"\(current batch size: (\d+)\)"
+)
+
+
+def restated(status: int, body: bytes) -> tuple[int, bytes]:
+    """Return the status and body for the client of an answer of llama-server.
+
+    llama-server refuses an embedding or rerank input that is too long for one step with 500. Here it is 400,
+    in the shape of llama-server's refusal of a prompt beyond the context. All other answers stay as they are.
+    """
+    found = _TOO_LONG.search(body) if status == RESTATED_STATUS else None
+    if found is None:
+        return status, body
+    n_tokens, most = int(found[1]), int(found[2])
+    message = (
+        f"the input has {n_tokens} tokens; this model takes an input in one step, of at most {most} tokens "
+        "(its context per request, or its ubatch_size or batch_size where one is set)"
+    )
+    error = {"code": 400, "message": message, "type": "exceed_context_size_error"}
+    return 400, msgspec.json.encode({"error": {**error, "n_prompt_tokens": n_tokens, "n_ctx": most}})
+
+
+# --- devices and environment ------------------------------------------------------------------------------
+
+
+def _gpus(devices: Sequence[DeviceInfo]) -> list[DeviceInfo]:
+    return [device for device in devices if device.kind != "host"]
+
+
+def _masks(name: str, devices: Sequence[DeviceInfo]) -> dict[str, str]:
+    """Which GPUs the process can see. A mask, not only -dev: on each GPU it sees, CUDA may take 550 MiB.
+
+    Never both families: ROCm obeys CUDA_VISIBLE_DEVICES too, by its own numbers.
+    """
+    gpus = _gpus(devices)
+    kinds = {device.kind for device in gpus}
+    if len(kinds) > 1:
+        raise ModelUnusable(
+            f"{name}: one llama-server cannot run on {' and '.join(sorted(kinds))} devices at once"
+        )
+    uuids = ",".join(device.uuid for device in gpus)
+    match next(iter(kinds), "host"):
+        case "cuda" | "host":
+            return {"CUDA_VISIBLE_DEVICES": uuids, "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
+        case "rocm":
+            return {"ROCR_VISIBLE_DEVICES": uuids}
+        case _:
+            return {}
+
+
+def _device_args(devices: Sequence[DeviceInfo]) -> list[str]:
+    gpus = _gpus(devices)
+    if not gpus:
+        return ["-dev", "none"]
+    return ["-dev", ",".join(device.uuid for device in gpus)] if gpus[0].kind not in ("cuda", "rocm") else []
+
+
+_VISIBILITY: Final = (
+    "CUDA_VISIBLE_DEVICES",
+    "HIP_VISIBLE_DEVICES",
+    "ROCR_VISIBLE_DEVICES",
+    "GPU_DEVICE_ORDINAL",
+)
+_REFUSED_VARIABLES: Final = re.compile(
+    r"(?P<place>(CUDA|HIP|ROCR)_VISIBLE_DEVICES|GPU_DEVICE_ORDINAL|CUDA_DEVICE_ORDER)"
+    r"|(?P<setting>LLAMA_ARG_.+|LLAMA_API_KEY|MTMD_BACKEND_DEVICE)"
+    r"|(?P<role>LLAMA_SERVER_ROUTER_PORT|LLAMA_SERVER_CHILD_MODE|AIP_MODE)"
+    r"|(?P<memory>GGML_CUDA_ENABLE_UNIFIED_MEMORY)"
+)
+_REFUSALS: Final = {
+    "place": "the router chooses the devices; set the key `devices`",
+    "setting": "it is a setting of llama-server; set it as a key or in args",
+    "role": "it changes what llama-server listens to",
+    "memory": "memory that moves between GPU and host cannot be counted",
+}
+
+
+def refused_variable(name: str) -> str | None:
+    """Why a model may not be given this variable; None where it may."""
+    refused = _REFUSED_VARIABLES.fullmatch(name)
+    return None if refused is None else _REFUSALS[refused.lastgroup or ""]
+
+
+def _environment(
+    settings: LlamaServerSettings, environ: Mapping[str, str], masks: Mapping[str, str]
+) -> dict[str, str]:
+    for variable in settings.env:
+        if (reason := refused_variable(variable)) is not None:
+            raise ModelUnusable(f"{settings.name}: {variable} cannot be set for llama-server: {reason}")
+    inherited = {
+        name: value
+        for name, value in environ.items()
+        if INHERITED.fullmatch(name) and not _REFUSED_VARIABLES.fullmatch(name)
+    }
+    if not masks:  # a device known by its name in llama-server's own list: as the router itself sees it
+        inherited |= {name: environ[name] for name in _VISIBILITY if name in environ}
+    fixed = {
+        "GGML_NO_BACKTRACE": "1",  # an abort would fork a debugger, which holds the memory for seconds
+        "XDG_CONFIG_HOME": os.devnull,  # no config.ini of the user: it may ask for keys or TLS
+    }
+    return {**inherited, **fixed, **settings.env, **masks}

@@ -1,0 +1,621 @@
+"""A catalog entry and the devices become the core's Model, and a placement of it becomes a Launch.
+
+`define` reads headers and does arithmetic: it blocks, and is called in a thread. What it makes is
+immutable; a reload makes another one, and the scheduler compares definitions by their hash.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import zip_longest
+from pathlib import Path
+from types import MappingProxyType
+from typing import Literal, TypeAlias
+
+from router.config import Config
+from router.descriptors import is_out_of_files
+from router.engines import Launch
+from router.engines.llama_server import LlamaServerSettings, launch
+from router.errors import ModelUnusable, RouterError
+from router.gguf import GgufError, GgufMetadata, read_gguf
+from router.installation import build_command
+from router.memory.devices import DeviceInfo
+from router.memory.estimate.context import takes_input_whole
+from router.memory.estimate.placing import Preference, placements
+from router.memory.estimate.shape import read_shape
+from router.memory.estimate.values import (
+    Companions,
+    DeviceBudget,
+    EstimatedPlacement,
+    LoadSettings,
+    Tier,
+)
+from router.models.catalog import Catalog, CatalogEntry
+from router.models.catalog.candidate import Stamp
+from router.presets import ModelPreset, Overrides
+from router.presets.options import spelling_of_arg
+from router.presets.overrides import overridden, read, written
+from router.scheduler.types import Device, DeviceId, Model, ModelName, Placement, Priority
+
+#: A memory pool as the estimate sees it, and what people call it.
+Budget: TypeAlias = tuple[DeviceBudget, frozenset[str]]
+
+MIB = 1 << 20
+#: What a load is expected to take before one was measured: a process start, and the file at a plain SSD's
+#: pace.
+START_SECONDS = 1.0
+READ_BYTES_PER_SECOND = 1 << 30
+#: Tiers from here on leave layers on the host: they are offered only when no better one is possible at all.
+FIRST_SLOW_TIER = 2
+#: An estimate that would fit if it were a fifth lower is tried once, where nearly all of the GPU is free.
+ATTEMPT_SHARE = 0.8
+#: Weights that stay on the host are few where they are those of the input alone.
+HOST_WEIGHTS_BYTES = 1 << 30
+NEARLY_ALL = 0.95
+#: Inputs of encoders are cut into passages of this size, in tokens, since BERT.
+LEAST_WHOLE_CONTEXT = 512
+
+
+@dataclass(frozen=True, slots=True)
+class Definition:
+    """One model, ready to be scheduled and launched. `estimates` are those of `model.placements`, one by one.
+    When it is unusable there are none, and neither `metadata` nor `companions`."""
+
+    entry: CatalogEntry
+    model: Model
+    metadata: GgufMetadata | None = None
+    estimates: tuple[EstimatedPlacement, ...] = ()
+    companions: Companions | None = field(default=None, repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What a load reads: its files as they were (real path, size, time of change), by which program, onto
+    which kinds of GPUs."""
+
+    files: tuple[Stamp, ...]
+    binary: str
+    devices: tuple[str, ...]
+
+    @property
+    def size_bytes(self) -> int:
+        return sum(size for _, size, _ in self.files)
+
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        return tuple(Path(path) for path, _, _ in self.files)
+
+
+@dataclass(frozen=True, slots=True)
+class Definitions:
+    """All models by their canonical names, and the way to start them."""
+
+    by_name: Mapping[ModelName, Definition]
+    infos: Mapping[DeviceId, DeviceInfo]
+    config: Config
+    binary: Path
+    environ: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}), repr=False)
+    extra_args: tuple[str, ...] = ()
+
+    @property
+    def models(self) -> dict[ModelName, Model]:
+        return {name: definition.model for name, definition in self.by_name.items()}
+
+    def check(self, name: ModelName) -> None:
+        """Look whether what a launch needs is still there, before anybody is evicted for it. Touches files.
+        Raises ModelUnusable; an unknown name is for the scheduler to refuse.
+        """
+        definition = self.by_name.get(name)
+        if definition is None or definition.model.error is not None:
+            return
+        for file in self.files(name):
+            if not os.access(file, os.R_OK):
+                raise ModelUnusable(f"{name} cannot be loaded: {file} is gone, or may not be read")
+        if not os.access(self.binary, os.X_OK):
+            raise ModelUnusable(
+                f"{name} cannot be loaded: llama-server is not at {self.binary} any more, or may not be run; "
+                f"{build_command()} makes one"
+            )
+
+    def files(self, name: ModelName) -> tuple[Path, ...]:
+        """What its llama-server opens, in that order; nothing for a name that is not known."""
+        if (definition := self.by_name.get(name)) is None:
+            return ()
+        entry, preset = definition.entry, definition.entry.preset
+        files = (*entry.files, entry.mmproj, preset.draft_model, *preset.lora)
+        return tuple(file for file in files if file is not None)
+
+    def reading(self, name: ModelName, placement: Placement) -> Reading | None:
+        """What a load of the model there reads; None where it is not the router's to choose how: because that
+        is said, or because what the model takes would depend on it. With the weights on GPUs that have memory
+        of their own it does not.
+        """
+        own = self.by_name.get(name)
+        if own is None or self.load_mode(name) is not None:
+            return None
+        gpus = [info for device in placement.devices if (info := self.infos.get(device)) is not None]
+        pairs = zip(own.model.placements, own.estimates, strict=True)
+        there = (e for p, e in pairs if (p.devices, p.args) == (placement.devices, placement.args))
+        if (estimated := next(there, None)) is None or estimated.estimate.is_guess:
+            return None
+        if not gpus or any(info.kind == "host" or info.pool != info.id for info in gpus):
+            return None
+        if _weights_on_host(estimated) > HOST_WEIGHTS_BYTES:
+            return None
+        return Reading(own.entry.stamps, _identity(self.binary), tuple(info.name or info.id for info in gpus))
+
+    def load_mode(self, name: ModelName) -> str | None:
+        """How the model is read, where that is said: by its preset, or by the configuration for all."""
+        own = self.by_name.get(name)
+        said = None if own is None else _said_load_mode((*own.entry.preset.args, *self.extra_args))
+        configured = self.config.memory.load_mode
+        return said or (None if configured == "auto" else configured)
+
+    def launch(self, name: ModelName, placement: Placement, definition: str = "") -> Launch:
+        """How to start `name` where it was placed; `definition` of a load with other settings than its own.
+        Raises RouterError for a model that cannot be run.
+        """
+        return self._launch(self._defined(name, definition), placement)
+
+    def overridden(self, name: ModelName, overrides: Overrides, devices: Sequence[Device]) -> Definition:
+        """The model as one load gets it; as it is where that is the same. Arithmetic, some milliseconds.
+        Raises RouterError for settings that it cannot be loaded with.
+        """
+        own = self.by_name[name]
+        if own.model.error is not None:
+            raise own.model.error.copy()
+        preset = overridden(own.entry.preset, overrides)
+        if preset == own.entry.preset:
+            return own
+        named = replace(own.model, definition=written(own.model.definition, overrides))
+        varied = self._placed_anew(replace(own, model=named), preset, devices)
+        for place in varied.model.placements:
+            self._launch(varied, place)
+        return varied
+
+    def _defined(self, name: ModelName, definition: str) -> Definition:
+        own = self.by_name.get(name)
+        if own is None:
+            raise ModelUnusable(f"{name} is not in the catalog any more")
+        overrides = read(definition)
+        if overrides is None:
+            return own
+        return replace(own, entry=replace(own.entry, preset=overridden(own.entry.preset, overrides)))
+
+    def _launch(self, definition: Definition, placement: Placement) -> Launch:
+        settings = _server_settings(definition, placement)
+        devices = [self.infos[device] for device in placement.devices if device in self.infos]
+        return launch(
+            settings,
+            devices,
+            binary=self.binary,
+            environ=self.environ,
+            child=self.config.child,
+            extra_args=(*self.extra_args, *self._load_mode_args(definition.entry.preset)),
+        )
+
+    def _load_mode_args(self, preset: ModelPreset) -> tuple[str, ...]:
+        configured = self.config.memory.load_mode
+        if configured == "auto" or _said_load_mode((*preset.args, *self.extra_args)) is not None:
+            return ()
+        return ("--load-mode", configured)
+
+    def at_context(self, name: ModelName, ctx_size: int, devices: Sequence[Device]) -> Definition:
+        """The same model as it would be placed with a context of `ctx_size`. Arithmetic, some milliseconds.
+
+        An unusable model is returned as it is. Raises ModelUnusable where `devices` miss one it asks for.
+        """
+        definition = self.by_name[name]
+        if definition.metadata is None or definition.companions is None:
+            return definition
+        return self._placed_anew(definition, replace(definition.entry.preset, ctx_size=ctx_size), devices)
+
+    def _placed_anew(
+        self, definition: Definition, preset: ModelPreset, devices: Sequence[Device]
+    ) -> Definition:
+        assert definition.metadata is not None and definition.companions is not None, "it can be loaded"
+        budgets = _budgets(devices, self.infos, self.config)
+        found = _placed(preset, definition.metadata, definition.companions, budgets, self.config)
+        return replace(
+            definition,
+            entry=replace(definition.entry, preset=preset),
+            model=replace(definition.model, placements=tuple(_placement(place) for place in found)),
+            estimates=found,
+        )
+
+
+def define(
+    catalog: Catalog,
+    config: Config,
+    devices: Sequence[Device],
+    infos: Mapping[DeviceId, DeviceInfo],
+    *,
+    binary: Path,
+    environ: Mapping[str, str],
+    extra_args: Sequence[str] = (),
+) -> Definitions:
+    """Read every header and place every model. A model that cannot be run is defined with its error, not
+    left out. Raises OSError only where files have run out."""
+    config = _with_ids(config, catalog)
+    budgets = _budgets(devices, infos, config)
+    how = f"{_identity(binary)} {config.child} {tuple(extra_args)}"
+    how += "" if config.memory.load_mode == "auto" else f" {config.memory.load_mode}"
+    return Definitions(
+        {
+            name: _define(name, entry, catalog.fingerprint(entry) + how, budgets, config)
+            for name, entry in catalog.entries.items()
+        },
+        infos,
+        config,
+        binary,
+        environ,
+        tuple(extra_args),
+    )
+
+
+def _with_ids(config: Config, catalog: Catalog) -> Config:
+    """With the ids of the models that scheduler.exclusive names. A shortened name that several models could
+    have stands for each of them: they are never loaded together then, which is safe.
+    """
+    groups = tuple(
+        tuple(model for name in members for model in catalog.meant_by(name))
+        for members in config.scheduler.exclusive
+    )
+    return replace(config, scheduler=replace(config.scheduler, exclusive=groups))
+
+
+# --- one model ---
+
+
+def _define(
+    name: ModelName, entry: CatalogEntry, how: str, budgets: Sequence[Budget], config: Config
+) -> Definition:
+    hashed = hashlib.sha256(how.encode()).hexdigest()[:16]
+    try:
+        metadata, companions = _read(entry)
+        found = _placed(entry.preset, metadata, companions, budgets, config)
+    except (RouterError, GgufError, OSError, ValueError) as error:
+        if is_out_of_files(error):
+            raise
+        words = f"{name} cannot be loaded: {error}"
+        unusable = error.copy() if isinstance(error, RouterError) else ModelUnusable(words)
+        return Definition(entry, _model(name, entry, (), hashed, config, unusable))
+    return Definition(entry, _model(name, entry, found, hashed, config, None), metadata, found, companions)
+
+
+def _read(entry: CatalogEntry) -> tuple[GgufMetadata, Companions]:
+    if entry.error is not None:
+        raise ModelUnusable(f"{entry.id} cannot be loaded: {entry.error}")
+    assert entry.path is not None, f"{entry.id} has neither a file nor an error"
+    preset = entry.preset
+    companions = Companions(
+        mmproj=read_gguf(entry.mmproj) if entry.mmproj is not None else None,
+        draft=read_gguf(preset.draft_model) if preset.draft_model is not None else None,
+        draft_settings=LoadSettings(n_gpu_layers=_layers(preset.draft_n_gpu_layers)),
+        lora_bytes=tuple(path.stat().st_size for path in preset.lora),
+        mmproj_offload=preset.mmproj_offload is not False,
+    )
+    metadata = read_gguf(entry.path)
+    for path in preset.lora:
+        _check_adapter(read_gguf(path), metadata)
+    return metadata, companions
+
+
+def _check_adapter(adapter: GgufMetadata, model: GgufMetadata) -> None:
+    """Raises ModelUnusable for an adapter that llama-server would refuse to load with the model, as
+    llama_adapter_lora_init in src/llama-adapter.cpp does."""
+    shapes = {tensor.name: tensor.shape for tensor in model.tensors}
+    for tensor in adapter.tensors:
+        base, is_half, half = tensor.name.rpartition(".lora_")
+        if not is_half:
+            continue
+        if (shape := shapes.get(base)) is None:
+            raise ModelUnusable(f"its adapter {adapter.path} is for another model: it changes {base}")
+        # What goes in is the first dimension of a; of the embeddings, which are looked up, it is that of b.
+        is_in = (half == "a") != base.endswith("token_embd.weight")
+        mine, its = (tensor.shape[0 if half == "a" else 1], shape[0 if is_in else 1])
+        if mine != its:
+            size = f"{tensor.name} has {mine} dimensions, not {its}"
+            raise ModelUnusable(f"its adapter {adapter.path} is for another model: {size}")
+
+
+def _placed(
+    preset: ModelPreset,
+    metadata: GgufMetadata,
+    companions: Companions,
+    budgets: Sequence[Budget],
+    config: Config,
+) -> tuple[EstimatedPlacement, ...]:
+    """Best first; those that leave layers on the host only where nothing better is possible, or as a resort
+    for a model that takes more than is estimated."""
+    context = _context(preset, metadata, config)
+    settings, preference = _load_settings(preset, context, budgets), config.scheduler.placement
+    pools = tuple(budget for budget, _ in budgets)
+    found = placements(metadata, settings, pools, preference, companions=companions)
+    if not found and preset.ctx_size == config.child.ctx_size:
+        found = _with_shorter_inputs(metadata, settings, pools, preference, companions)
+    fast = tuple(place for place in found if place.tier < FIRST_SLOW_TIER)
+    if fast and fast[0].n_gpu_layers:
+        best: Tier = "gpu" if len(fast[0].devices) == 1 else "split"
+        slow = placements(metadata, settings, pools, preference, companions=companions, slower_than=best)
+        return (*fast, *(replace(place, is_fallback=True) for place in slow))
+    if found:
+        return found
+    # Too large for this machine: the scheduler refuses it, with the numbers of what it would take.
+    large = placements(metadata, settings, pools, preference, companions=companions, must_fit=False)
+    return tuple(replace(place, attempt=_attempt(place, pools)) for place in large)
+
+
+def _with_shorter_inputs(
+    metadata: GgufMetadata,
+    settings: LoadSettings,
+    pools: Sequence[DeviceBudget],
+    preference: Preference,
+    companions: Companions,
+) -> tuple[EstimatedPlacement, ...]:
+    """With the largest part of a context that nobody set for this model: the step of a model that takes an
+    input whole grows with it, by gigabytes where the vocabulary is large. Nothing for other models."""
+    shape, context = read_shape(metadata), settings.ctx_size
+    if shape is None or not isinstance(context, int) or not takes_input_whole(shape, settings):
+        return ()
+    while (context := context // 2) >= LEAST_WHOLE_CONTEXT:
+        shorter = replace(settings, ctx_size=context)
+        if found := placements(metadata, shorter, pools, preference, companions=companions):
+            return found
+    return ()
+
+
+def _attempt(place: EstimatedPlacement, pools: Sequence[DeviceBudget]) -> Mapping[DeviceId, int] | None:
+    """What to reserve, once, of an estimate that is too large for a GPU but may be too high: nearly all that
+    GPU has. None where it is too large by far, or for the host: nobody is to be driven into swap by a guess.
+    """
+    found = dict(place.footprint)
+    for pool in pools:
+        need, most = place.footprint.get(pool.id, 0), pool.total_bytes - pool.margin_bytes
+        if need <= most or pool.pool:
+            continue
+        if pool.is_host or need * ATTEMPT_SHARE > most:
+            return None
+        found[pool.id] = int(max(need * ATTEMPT_SHARE, most * NEARLY_ALL))
+    return found
+
+
+def _model(
+    name: ModelName,
+    entry: CatalogEntry,
+    found: Sequence[EstimatedPlacement],
+    definition: str,
+    config: Config,
+    error: RouterError | None,
+) -> Model:
+    preset = entry.preset
+    groups = {f"preset:{group}" for group in preset.exclusive}
+    for number, members in enumerate(config.scheduler.exclusive):
+        if name in members:
+            groups.add(f"exclusive:{number}")
+    return Model(
+        name=name,
+        placements=tuple(_placement(place) for place in found),
+        definition=definition,
+        ttl=preset.ttl_seconds,
+        pinned=preset.pinned,
+        priority=Priority(preset.priority),
+        replicas=preset.replicas,
+        replica_max=max(preset.replicas, preset.replica_max),
+        target_inflight=preset.target_inflight or 0,
+        exclusive=frozenset(groups),
+        load_seconds=START_SECONDS + entry.size_bytes / READ_BYTES_PER_SECOND,
+        error=error,
+    )
+
+
+def _placement(place: EstimatedPlacement) -> Placement:
+    args = ["-c", str(place.ctx_size), "-ngl", str(place.n_gpu_layers)]
+    if place.tensor_split:
+        args += ["-ts", ",".join(str(layers) for layers in place.tensor_split)]
+    if place.batch:
+        args += ["-b", str(place.batch), "-ub", str(place.batch)]
+    if place.ctx_checkpoints:
+        args += ["-ctxcp", str(place.ctx_checkpoints)]
+    host = place.devices[0].partition("/")[0]
+    return Placement(host, dict(place.reserved), place.devices, tuple(args), place.tier, place.is_fallback)
+
+
+# --- values from one vocabulary to the next ---
+
+
+def _budgets(
+    devices: Sequence[Device], infos: Mapping[DeviceId, DeviceInfo], config: Config
+) -> tuple[Budget, ...]:
+    found = [
+        (_budget(device, infos.get(device.id), config), _names(device.id, infos.get(device.id)))
+        for device in devices
+    ]
+    pools = {device.id: device for device in devices}
+    for name, info in infos.items():
+        pool = pools.get(f"{name.partition('/')[0]}/{info.pool}")
+        # Nobody plans for a GPU without memory of its own but its pool: one that is not well is left out.
+        if name not in pools and pool is not None and info.free_bytes is not None:
+            shared = replace(_budget(pool, info, config), id=name, total_bytes=info.total_bytes, pool=pool.id)
+            found.append((shared, _names(name, info)))
+    return tuple(found)
+
+
+def _budget(device: Device, info: DeviceInfo | None, config: Config) -> DeviceBudget:
+    kind = info.kind if info is not None else "other"
+    free = info.free_bytes if info is not None and info.free_bytes is not None else 0
+    overhead = None if kind == "host" else config.memory.context_overhead_mib * MIB
+    return DeviceBudget(device.id, kind, device.total, free, device.margin, overhead)
+
+
+def _context(preset: ModelPreset, metadata: GgufMetadata, config: Config) -> int | Literal["auto"] | None:
+    """The context to load with: what [child] says for all models never exceeds what this one was trained
+    with; what was said of the model itself holds (it may be stretched by RoPE scaling); 0 is the
+    training context."""
+    asked, trained = preset.ctx_size, metadata.n_ctx_train
+    if trained is None or asked is None or asked == "auto":
+        return asked
+    if asked == 0:
+        return trained
+    return min(asked, trained) if asked == config.child.ctx_size else asked
+
+
+def _load_settings(
+    preset: ModelPreset, context: int | Literal["auto"] | None, budgets: Sequence[Budget]
+) -> LoadSettings:
+    plain = LoadSettings()  # llama-server's own defaults, for what the preset leaves to it
+    return LoadSettings(
+        ctx_size=context,
+        n_gpu_layers=_layers(preset.n_gpu_layers),
+        parallel=preset.parallel or 1,  # as it is launched
+        kv_unified=preset.kv_unified is not False,
+        tensor_split=preset.tensor_split or None,
+        split_mode=preset.split_mode or plain.split_mode,
+        main_gpu=preset.main_gpu or 0,
+        override_tensor=preset.override_tensor,
+        cpu_moe=preset.cpu_moe,
+        n_cpu_moe=preset.n_cpu_moe or 0,
+        n_cpu_ffn=preset.n_cpu_ffn or 0,
+        cache_type_k=preset.cache_type_k or plain.cache_type_k,
+        cache_type_v=preset.cache_type_v or plain.cache_type_v,
+        flash_attn=preset.flash_attn or plain.flash_attn,
+        batch=preset.batch_size,
+        ubatch=preset.ubatch_size,
+        swa_full=bool(preset.swa_full),
+        kv_offload=preset.kv_offload is not False,
+        embedding=preset.embedding or preset.reranking,
+        pooling=preset.pooling or ("rank" if preset.reranking else None),
+        cache_ram_bytes=max(0, preset.cache_ram_mib or 0) * MIB,
+        ctx_checkpoints=_checkpoints(preset),
+        devices=_chosen(preset, budgets),
+    )
+
+
+def _weights_on_host(placed: EstimatedPlacement) -> int:
+    estimate = placed.estimate
+    kinds = ("weights", "repacked", "mmproj", "draft", "lora")
+    return sum(
+        term.bytes
+        for term in estimate.terms
+        if term.kind in kinds and estimate.pool_of(term.device).endswith("/host")
+    )
+
+
+def _said_load_mode(args: Sequence[str]) -> str | None:
+    """What arguments say of how a model is read, also in the words of older llama-servers."""
+    said = None
+    for arg, value in zip_longest(args, args[1:], fillvalue=""):
+        name, is_joined, joined = arg.partition("=")
+        spelling = spelling_of_arg(name) if name.startswith("-") else None
+        if spelling is None or "--load-mode" not in spelling.option.args:
+            continue
+        given = joined if is_joined else value
+        said = given if spelling.switch is None else spelling.switch[0] or "mmap"
+    return said
+
+
+def _checkpoints(preset: ModelPreset) -> int | None:
+    """What its arguments say; there is no key for it."""
+    asked = None
+    for arg, value in zip_longest(preset.args, preset.args[1:], fillvalue=""):
+        name, is_joined, joined = arg.partition("=")
+        spelling = spelling_of_arg(name) if name.startswith("-") else None
+        text = joined if is_joined else value
+        if spelling is not None and "--ctx-checkpoints" in spelling.option.args and text.isdecimal():
+            asked = int(text)
+    return asked
+
+
+def _chosen(preset: ModelPreset, budgets: Sequence[Budget]) -> tuple[DeviceId, ...] | None:
+    """The devices a preset names: by id, UUID, "cuda:0", or "CUDA0" as llama.cpp calls it. Raises
+    ModelUnusable for one that is not there.
+    """
+    if not preset.devices:
+        return None
+    chosen = []
+    for name in preset.devices:
+        match = next((budget.id for budget, names in budgets if name.lower() in names), None)
+        if match is None:
+            there = ", ".join(budget.id.partition("/")[2] for budget, _ in budgets)
+            raise ModelUnusable(f"{preset.name}: device {name!r} is not on this machine; there are: {there}")
+        chosen.append(match)
+    return tuple(chosen)
+
+
+def _names(device: DeviceId, info: DeviceInfo | None) -> frozenset[str]:
+    """All that people call a device, in lower case."""
+    plain = device.partition("/")[2]
+    names = {device, plain, plain.rpartition(":")[2]}
+    if info is not None and info.label:
+        label = info.label.split()[0]  # "cuda:0 NVIDIA RTX 3090"
+        names |= {label, label.replace(":", ""), info.label, info.uuid}
+    return frozenset(name.lower() for name in names if name)
+
+
+def _layers(layers: int | Literal["all", "auto"] | None) -> int | Literal["all"]:
+    return layers if isinstance(layers, int) else "all"
+
+
+def _server_settings(definition: Definition, placement: Placement) -> LlamaServerSettings:
+    entry, preset = definition.entry, definition.entry.preset
+    assert entry.path is not None, f"{entry.id} was placed without a file"
+    return LlamaServerSettings(
+        name=entry.id,
+        model=entry.path,
+        ctx_size=int(placement.args[placement.args.index("-c") + 1]),
+        n_gpu_layers=int(placement.args[placement.args.index("-ngl") + 1]),
+        parallel=preset.parallel or 1,
+        kv_unified=preset.kv_unified is not False,
+        cache_ram_mib=preset.cache_ram_mib or 0,
+        mmproj=entry.mmproj,
+        mmproj_offload=preset.mmproj_offload,
+        draft_model=preset.draft_model,
+        draft_n_gpu_layers=None if preset.draft_n_gpu_layers == "auto" else preset.draft_n_gpu_layers,
+        spec_type=_spec_type(definition.companions.draft if definition.companions is not None else None),
+        lora=preset.lora,
+        split_mode=preset.split_mode,
+        main_gpu=preset.main_gpu,
+        cache_type_k=preset.cache_type_k,
+        cache_type_v=preset.cache_type_v,
+        flash_attn=preset.flash_attn,
+        batch_size=preset.batch_size,
+        ubatch_size=preset.ubatch_size,
+        swa_full=bool(preset.swa_full),
+        kv_offload=preset.kv_offload,
+        cpu_moe=preset.cpu_moe,
+        n_cpu_moe=preset.n_cpu_moe,
+        n_cpu_ffn=preset.n_cpu_ffn,
+        override_tensor=preset.override_tensor,
+        embedding=preset.embedding,
+        reranking=preset.reranking,
+        pooling=preset.pooling,
+        placement_args=placement.args,
+        args=preset.args,
+        env=preset.env,
+    )
+
+
+def _spec_type(draft: GgufMetadata | None) -> str | None:
+    """How llama-server has to use a draft, by its header. llama-server finds that out for some of the kinds
+    only (common_speculative_types_from_gguf in common/speculative.cpp of b11434)."""
+    if draft is None:
+        return None
+    tensors = {tensor.name for tensor in draft.tensors}
+    if draft.architecture == "dflash":
+        return "draft-dspark" if "markov_w1.weight" in tensors else "draft-dflash"
+    if draft.architecture == "eagle3":
+        return "draft-eagle3"
+    is_head = f"blk.{(draft.n_layers or 0) - 1}.nextn.eh_proj.weight" in tensors
+    return "draft-mtp" if is_head or draft.architecture == "gemma4-assistant" else "draft-simple"
+
+
+def _identity(binary: Path) -> str:
+    """A binary that was replaced runs a model differently: its models are started anew after a reload."""
+    try:
+        found = binary.resolve().stat()
+    except OSError:
+        return str(binary)
+    return f"{binary.resolve()} {found.st_size} {found.st_mtime_ns}"
