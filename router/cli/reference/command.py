@@ -7,6 +7,7 @@ from typing import Final
 
 import click
 
+from router.cli.reference.architecture import architecture_page
 from router.cli.reference.commands import commands_page
 from router.cli.reference.configuration import configuration_page
 from router.cli.reference.http import http_page
@@ -14,6 +15,7 @@ from router.cli.reference.metrics import metrics_page
 
 #: Name, also of the file in docs/ -> what makes it.
 PAGES: Final[Mapping[str, Callable[[], str]]] = {
+    "architecture": architecture_page,
     "configuration": configuration_page,
     "commands": commands_page,
     "http": http_page,
@@ -24,5 +26,6 @@ PAGES: Final[Mapping[str, Callable[[], str]]] = {
 @click.command()
 @click.argument("page", type=click.Choice(tuple(PAGES)))
 def reference(page: str) -> None:
-    """Print the reference of this version as Markdown: every key, command, path or metric."""
+    """Print the reference of this version as Markdown: every key, command, path or metric, and
+    the architecture."""
     click.echo(PAGES[page](), nl=False)
