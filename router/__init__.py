@@ -41,4 +41,4 @@ in admin; a command = a file in cli; a metric = a row in metrics.state, or a cou
 event = a reader of the journal.
 """
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
