@@ -59,7 +59,7 @@ class Abandoning:
         host, port = self._up.url.removeprefix("http://").split(":")
         self.reader, self.writer = await asyncio.open_connection(host, int(port))
         data = json.dumps(body).encode()
-        head = f"POST {path} HTTP/1.1\r\nHost: here\r\n{header}Content-Length: {len(data)}\r\n\r\n"
+        head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\n{header}Content-Length: {len(data)}\r\n\r\n"
         self.writer.write(head.encode() + data)
 
     async def leave(self) -> None:
