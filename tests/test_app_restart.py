@@ -443,12 +443,12 @@ import router.app.serving
 import router.db.store
 from router.process import LogFile
 router.app.last_resort.SPARE_SECONDS = router.app.serving.SPARE_SECONDS = 3.0
-execute = router.store.Store._execute
+execute = router.db.store.Store._execute
 def hang(self, statement, row):
     if statement.startswith("DELETE FROM processes"):
         time.sleep(3600)
     return execute(self, statement, row)
-router.store.Store._execute = hang
+router.db.store.Store._execute = hang
 LogFile.trim = lambda self: time.sleep(3600)
 """
 
@@ -513,7 +513,9 @@ async def test_all_addresses_are_handed_over(router: Start, hosts: tuple[str, ..
     up = router(config=TALKATIVE)
     path = up.folder / "router.sock"
     up = router(
-        *(arg for one in hosts for arg in ("--host", one.replace("SOCKET", str(path)))), config=TALKATIVE
+        RouterProcess,
+        *(arg for one in hosts for arg in ("--host", one.replace("SOCKET", str(path)))),
+        config=TALKATIVE,
     )
     async with up:
         port = up.url.rpartition(":")[2]

@@ -140,6 +140,11 @@ async def test_arguments_that_would_take_a_child_out_of_hand_are_refused_from_pr
         assert (await up.chat("other"))[0] == 200
 
 
+def _is_of_platform(node: ast.Attribute) -> bool:
+    """platform.system() is the name of the operating system, and runs nothing."""
+    return isinstance(node.value, ast.Name) and node.value.id == "platform"
+
+
 def test_no_command_goes_through_a_shell():
     shells = {
         "system",
@@ -152,7 +157,7 @@ def test_no_command_goes_through_a_shell():
     found = []
     for path in Path(package.__file__).parent.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.Attribute) and node.attr in shells:
+            if isinstance(node, ast.Attribute) and node.attr in shells and not _is_of_platform(node):
                 found.append(f"{path}:{node.lineno} {node.attr}")
             if isinstance(node, ast.ImportFrom):
                 found += [f"{path}:{node.lineno} {one.name}" for one in node.names if one.name in shells]

@@ -60,7 +60,7 @@ def test_every_file_and_module_that_pyproject_names_exists():
     used = {module.partition(".")[0] for _, module, _ in imports("router", "tests", "bench")}
     for override in PYPROJECT["tool"]["mypy"]["overrides"]:
         assert {module.partition(".")[0] for module in override["module"]} <= used | {"tests"}, override
-    (layers, _) = PYPROJECT["tool"]["importlinter"]["contracts"]
+    layers, *_ = PYPROJECT["tool"]["importlinter"]["contracts"]
     for layer in layers["layers"]:
-        for room in re.findall(r"\w+", layer):
-            assert any((ROOT / "router" / name).exists() for name in (room, f"{room}.py")), room
+        for package in re.findall(r"\w+", layer):
+            assert any((ROOT / "router" / name).exists() for name in (package, f"{package}.py")), package

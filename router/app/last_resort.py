@@ -36,7 +36,7 @@ def exit_after(seconds: float, end_children: Callable[[], None]) -> None:
             end_children()
         finally:
             for handler in logging.getLogger().handlers:
-                handler.flush()  # bounded (`log_lines.Unhurried`)
+                handler.flush()  # bounded (`log_lines.AsyncLogHandler`)
             os._exit(EXIT_STATUS)
 
     timer = threading.Timer(seconds, end)

@@ -1,7 +1,7 @@
 """Models from a Hugging Face hub into its cache on this machine, and out of it again.
 
 async with Downloads(store, cache, settings, reload) as downloads:
-    job = await downloads.start(Wish("org/repo"))     # looks, chooses, sees that there is room, begins
+    job = await downloads.start(DownloadSpec("org/repo"))  # looks, chooses, sees that there is room
     stop = downloads.listen(print)                    # progress, finished, failed: as llama.cpp tells them
 
 `source`     what a person names -> a repository, a revision, a quantisation

@@ -91,7 +91,7 @@ LOAD_POLL_SECONDS = 1.0
 
 
 class Learner(Protocol):
-    """Corrects what is reserved by what is measured (router.learning). Only `consult` waits."""
+    """Corrects what is reserved by what is measured (router.supervisor.calibration). Only `consult` waits."""
 
     def heard(self, event: Event, commands: Sequence[Command]) -> Iterable[Event]:
         """Told all that the scheduler is told and answers, but for requests that find their model ready;
@@ -117,7 +117,7 @@ class Learner(Protocol):
 
 
 class Loader(Protocol):
-    """Chooses how a model is read (router.learning.load_modes)."""
+    """Chooses how a model is read (router.supervisor.calibration.load_modes)."""
 
     async def load(
         self, start: Start, launch: Launch, begin: Callable[[Launch], Awaitable[Address]]

@@ -1,4 +1,4 @@
-"""A pool in memory: the whole interface of router.pool.Pool, with instances that are whatever Unix
+"""A pool in memory: the whole interface of router.supervisor.pool.Pool, with instances that are whatever Unix
 sockets a test made."""
 
 from __future__ import annotations

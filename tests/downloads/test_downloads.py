@@ -276,12 +276,12 @@ SCRIPT = """
 import asyncio, sys
 from pathlib import Path
 from router.config import DownloadsConfig
-from router.downloads import Downloads, Nowhere, Wish
+from router.downloads import Downloads, DownloadSpec, NullJobStore
 async def main():
     async def reload(): ...
     settings = DownloadsConfig(min_free_mib=0)
-    async with Downloads(Nowhere(), Path(sys.argv[1]), lambda: settings, reload) as downloads:
-        await downloads.start(Wish(sys.argv[2]))
+    async with Downloads(NullJobStore(), Path(sys.argv[1]), lambda: settings, reload) as downloads:
+        await downloads.start(DownloadSpec(sys.argv[2]))
         await asyncio.sleep(60)
 asyncio.run(main())
 """

@@ -129,9 +129,8 @@ def rig(stub: StubNvml, tmp_path: Path) -> Callable[..., contextlib.AbstractAsyn
     async def open_rig(
         *models: str, on: dict[str, str] | None = None, patience: float = 0.3
     ) -> AsyncIterator[Rig]:
-        config = (
-            f"[memory]\nmargin_mib = {MARGIN_MIB}\npoll_seconds = 0.1\nforeign_wait_seconds = {patience}\n"
-        )
+        config = f"[memory]\nmargin_mib = {MARGIN_MIB}\npoll_seconds = 0.1\n"
+        config += f"external_memory_wait_seconds = {patience}\n"
         config += child_environment(stub, alloc_mib=ALLOCATED_MIB, grow_mib=GROWN_MIB)
         for name, gpu in (on or {}).items():
             config += f'[models."{name}"]\ndevices = ["{gpu.rpartition(":")[2]}"]\n'
