@@ -83,6 +83,28 @@ async def test_a_name_that_several_models_could_have_is_refused_with_them(router
     assert await router.names() == before and len(before) == len(FILES)
 
 
+@pytest.mark.parametrize("operation", OPERATIONS, ids=lambda each: f"{each[0]} {each[1]}")
+async def test_the_name_of_a_folder_or_repository_of_several_models_is_refused_with_them(
+    api: Api, tmp_path: Path, monkeypatch: Any, models_dir: Path, operation
+):
+    over = OverCache(api, tmp_path, monkeypatch, {})
+    for file in ("Flash-Q4_0.gguf", "Flash-Q8_0.gguf"):
+        put(over.cache, REPO, file, models_dir / "tiny.gguf")
+        (over.folder / "author/repo").mkdir(parents=True, exist_ok=True)
+        (over.folder / "author/repo" / file).write_bytes((models_dir / "tiny.gguf").read_bytes())
+    await over.start()
+    for name, candidates in (
+        (REPO, [f"{REPO}:Q4_0", f"{REPO}:Q8_0"]),
+        ("author/repo", ["author/repo/Flash-Q4_0", "author/repo/Flash-Q8_0"]),
+        ("author", ["author/repo/Flash-Q4_0", "author/repo/Flash-Q8_0"]),
+    ):
+        answer = await asked(api, operation, name)
+        error = answer.json()["error"]
+        assert (answer.status, error["code"], error["candidates"]) == (409, "model_ambiguous", candidates)
+    assert not (api.pool.instances or api.pool.acquired or api.pool.unloads or api.pool.pins)
+    assert len(await over.names()) == 4
+
+
 @pytest.mark.parametrize(
     ("name", "model"),
     [

@@ -108,8 +108,8 @@ class Catalog:
 
     def resolve(self, name: str) -> CatalogEntry:
         """The model called `name`: by id or alias; else a file of the cache by its id in other letter cases,
-        or by the end of its name (`org/repo:Q4_K_M`), where only one file has that; else by a pattern among
-        the aliases.
+        or by the end of its name (`org/repo:Q4_K_M`), where only one file has that; else the only model of
+        the repository or folder of that name; else by a pattern among the aliases.
 
         An entry with an `error` is found like any other. Raises ModelNotFound, which says what there is, and
         AmbiguousModel, which says which models the name could be.
@@ -192,10 +192,6 @@ class Catalog:
             return f"model {shown!r} not found; there are no models yet{fetch}"
         names = [entry.id for entry in visible]
         aliases = [alias for entry in visible for alias in entry.aliases]
-        inside = [each for each in names if each.startswith(f"{name}/")]
-        if len(inside) > 1:
-            several = ", ".join(inside[:MAX_NAMES_SHOWN])
-            return f"model {shown!r} not found; there are several below that name: {several}"
         # Compared without case: `SMALL` is nearer to `small` than to anything else.
         by_folded = {known.casefold(): known for known in (*aliases, *names)}
         near = difflib.get_close_matches(shown.casefold(), by_folded, n=1)

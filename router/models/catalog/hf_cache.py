@@ -16,6 +16,7 @@ from router.errors import AmbiguousModel
 from router.models.catalog.candidate import Candidate
 from router.models.catalog.companions import mmproj_of
 from router.models.catalog.hub_names import choose, labels, without_drafts
+from router.models.catalog.kinds import is_model_file
 from router.models.catalog.names import GgufName, parse_name
 from router.models.catalog.notes import Notes, is_there
 from router.presets import HUB_PRESET
@@ -107,6 +108,9 @@ class HfCache:
         found = choose(named, tag)
         if not tag and not found:  # which is there depends on what was fetched, so none of several is taken
             found = list(without_drafts(named))
+        if len(found) > 1:  # what is no model is meant only by its whole name
+            files = {label: one.snapshot / model.path for label, (one, model) in labelled.items()}
+            found = [label for label in found if is_model_file(files[label])] or found
         if len(found) > 1:
             raise AmbiguousModel(hf_repo, [f"{repo}:{label}" for label in found])
         if not found:

@@ -1,7 +1,8 @@
 """What the files of a hub repository are called: `org/repo:LABEL`, one label for each file or shard set.
 
-A label is made of the repository's name and of the file's own path, of nothing else. So a file keeps its id
-whatever is fetched or deleted beside it, and no id ever means another file.
+A label is made of the repository's name and of the file's own path. So a file keeps its id whatever is
+fetched or deleted beside it, unless both would have the same: then each is called by more of its path (see
+`labels`).
 
     org/Flash-GGUF  Flash-Q4_K_M.gguf                            Q4_K_M
                     Flash-UD-Q4_K_XL.gguf                        UD-Q4_K_XL
@@ -57,8 +58,9 @@ def meant_by(asked: str, spellings: Mapping[str, str]) -> list[str]:
     """The labels that `asked` may mean: one, several where it is ambiguous, or none.
 
     1. The label itself.
-    2. Else the label in other letter cases.
-    3. Else every file whose path ends with `asked`, component by component: `Q4_K_XL` is `UD-Q4_K_XL` where
+    2. Else the whole path, which a single file and a set of shards may share.
+    3. Else the label in other letter cases.
+    4. Else every file whose path ends with `asked`, component by component: `Q4_K_XL` is `UD-Q4_K_XL` where
        no `Q4_K_XL` is there, but `UD-Q4_K_XL` is never `Q4_K_XL`. A file that is named as a draft counts only
        where no other is meant.
 
@@ -66,6 +68,8 @@ def meant_by(asked: str, spellings: Mapping[str, str]) -> list[str]:
     """
     if asked in spellings:
         return [asked]
+    if exact := [label for label, path in spellings.items() if path == asked]:
+        return exact
     folded = asked.casefold()
     if same := [label for label in spellings if label.casefold() == folded]:
         return same

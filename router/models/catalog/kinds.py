@@ -67,6 +67,16 @@ def ruled_out(header: Header, *, is_configured: bool = False) -> str | None:
     return f"has the architecture {architecture!r}, which llama.cpp {LLAMA_CPP} does not know; {hint}"
 
 
+def is_model_file(path: Path) -> bool:
+    """Whether the file may be a model, as far as its header says: one that cannot be read may be. Raises
+    OSError where files have run out.
+    """
+    try:
+        return ruled_out(glance(path)) is None
+    except Unusable:
+        return True
+
+
 def _kind(header: Header, name: GgufName) -> Kind:
     if (kind := _kind_by_header(header)) is not None:
         return kind

@@ -18,7 +18,7 @@ from router.models.catalog.companions import adapter_misfit, misfit, with_true_w
 from router.models.catalog.entry import CatalogEntry
 from router.models.catalog.header import Header, Unusable, glance
 from router.models.catalog.hf_cache import HfCache, hf_cache_dir, scan_hf_cache
-from router.models.catalog.kinds import ruled_out
+from router.models.catalog.kinds import is_model_file, ruled_out
 from router.models.catalog.models_dir import scan_models_dir
 from router.models.catalog.names import parse_name
 from router.models.catalog.notes import Notes, is_there
@@ -107,11 +107,17 @@ class _Sections:
     def __init__(self, presets: Presets, names: Names, found: Mapping[str, Candidate]) -> None:
         self._presets = presets
         self._found = found
-        self.meant = {section: names.meant_by(section) for section in presets.names}
+        self.meant = {section: self._models(names.meant_by(section)) for section in presets.names}
         self._owners: dict[str, str] = {}
         for section in sorted(presets.names, key=lambda each: each not in found):
             if len(meant := self.meant[section]) == 1 and not self.names_a_file(section):
                 self._owners.setdefault(meant[0], section)
+
+    def _models(self, meant: tuple[str, ...]) -> tuple[str, ...]:
+        """Of several that a name may mean those whose headers rule out no model."""
+        if len(meant) < 2:
+            return meant
+        return tuple(each for each in meant if is_model_file(self._found[each].files[0])) or meant
 
     def names_a_file(self, section: str) -> bool:
         """Whether the settings say which file is run: then nothing is looked for by the section's name."""

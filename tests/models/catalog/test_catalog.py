@@ -157,10 +157,27 @@ def test_a_name_in_other_case_is_not_served_but_told(name: str, near: str):
     assert "SECRET" not in refusal(catalog, "secret").removeprefix("model 'secret'")
 
 
-def test_a_folder_of_several_models_is_no_model_and_says_which_are_in_it():
-    catalog = catalog_of("m/m-Q4_0", "m/m-Q8_0", "m/secret", "mm", hidden="m/secret")
-    several = "there are several below that name: m/m-Q4_0, m/m-Q8_0"
-    assert refusal(catalog, "m") == f"model 'm' not found; {several}"
+def test_the_name_of_a_folder_of_several_models_is_ambiguous_and_says_which_are_in_it():
+    catalog = catalog_of("m/m-Q4_0", "m/q8/m-Q8_0", "m/secret", "mm", "secrets/s", hidden="m/secret")
+    with pytest.raises(AmbiguousModel) as refused:
+        catalog.resolve("m")
+    assert refused.value.candidates == ("m/m-Q4_0", "m/q8/m-Q8_0")
+    assert catalog.resolve("m/q8").id == "m/q8/m-Q8_0", "the only one there"
+    for name in ("m/", "m/q", "M", "/m", "secret"):
+        with pytest.raises(ModelNotFound):
+            catalog.resolve(name)
+
+
+def test_the_name_of_a_repository_means_its_only_model_and_is_ambiguous_where_there_are_several(disk):
+    disk.download("o/r", "r-Q4_0.gguf", "r-dflash-Q8_0.gguf", "mmproj-F16.gguf")
+    assert Catalog.scan(disk.config).resolve("o/r").id == "o/r:Q4_0"
+    disk.download("o/r", "r-Q8_0.gguf")
+    with pytest.raises(AmbiguousModel) as refused:
+        Catalog.scan(disk.config).resolve("o/r")
+    assert refused.value.candidates == ("o/r:Q4_0", "o/r:Q8_0")
+    for name in ("o", "o/", "o/r:", "O/R"):
+        with pytest.raises(ModelNotFound):
+            Catalog.scan(disk.config).resolve(name)
 
 
 def test_a_hidden_model_is_not_given_away_as_the_nearest():

@@ -158,6 +158,13 @@ def test_labels_that_differ_in_case_alone_are_ambiguous_in_any_other_case():
     assert meant("o/r", "BASE-q4_0", *paths) == ["base-Q4_0", "Base-Q4_0"]
 
 
+def test_the_whole_name_of_a_file_goes_before_that_of_another_in_other_case():
+    paths = ["X-Q4_0.gguf", "X-Q4_0-00001-of-00002.gguf", "x-q4_0.gguf"]
+    assert list(labels("org/X-GGUF", names(*paths))) == [*paths[:2], "x-Q4_0"]
+    assert meant("org/X-GGUF", "X-Q4_0", *paths) == paths[:2]
+    assert meant("org/X-GGUF", "x-q4_0", *paths) == meant("org/X-GGUF", "x-Q4_0", *paths) == ["x-Q4_0"]
+
+
 @pytest.mark.parametrize(
     ("tag", "chosen"),
     [

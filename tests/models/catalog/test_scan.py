@@ -148,6 +148,33 @@ def test_a_section_that_could_be_about_two_files_is_about_neither(disk):
         catalog.resolve("mine")
 
 
+def test_a_section_with_the_name_of_a_folder_is_about_its_only_model_or_about_none(disk):
+    disk.write("one/deep/m.gguf", "two/a.gguf", "two/b.gguf")
+    disk.write("one/lora.gguf", content=gguf(general__architecture="llama", general__type="adapter"))
+    catalog = Catalog.scan(disk.with_models({"one": {"ctx_size": 5}, "two": {"ctx_size": 6}}))
+    assert (catalog.resolve("one").id, catalog.resolve("one").preset.ctx_size) == ("one/deep", 5)
+    assert "[two] is left out: 'two' could be several models: two/a, two/b; give the whole name of one" in (
+        catalog.warnings
+    )
+    assert all(entry.preset.ctx_size != 6 for entry in catalog.entries.values())
+    with pytest.raises(AmbiguousModel):
+        catalog.resolve("two")
+
+
+def test_what_is_no_model_makes_no_name_ambiguous(disk):
+    snapshot = disk.download("o/r", "r.gguf", "r-lora.gguf", "r-vision.gguf")
+    (snapshot / "r-lora.gguf").write_bytes(gguf(general__architecture="llama", general__type="adapter"))
+    (snapshot / "r-vision.gguf").write_bytes(gguf(general__architecture="clip"))
+    mine = Catalog.scan(disk.with_models({"mine": {"hf_repo": "o/r"}})).entries["mine"]
+    assert (mine.path, mine.error) == (snapshot / "r.gguf", None)
+    catalog = Catalog.scan(disk.with_models({"o/r": {"ctx_size": 5}}))
+    assert (catalog.resolve("o/r").id, catalog.resolve("o/r").preset.ctx_size) == ("o/r:r", 5)
+    (warning,) = catalog.warnings
+    assert warning.startswith(
+        f"not offered as a model: {snapshot}/r-lora.gguf is no model but a LoRA adapter"
+    )
+
+
 def test_a_section_with_a_file_of_its_own_keeps_its_name_beside_a_file_of_the_cache(disk):
     disk.write("mine.gguf")
     disk.download("o/r", "r-UD-Q4_K_XL.gguf")
