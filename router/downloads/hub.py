@@ -38,6 +38,8 @@ from router.downloads.protocol import Failed, Listed, Look, Sweep, Swept
 from router.downloads.source import is_repo
 
 LOOK_SECONDS: Final = 20.0
+#: What a proxy asks for beyond that is no limit on requests; the hub counts them in windows of 5 minutes.
+MAX_RETRY_AFTER_SECONDS: Final = 3600.0
 #: Of a list without sizes: the router waits 30 s for all of it.
 MEASURED_FILES: Final = 64
 MEASURED_AT_A_TIME: Final = 8
@@ -197,7 +199,7 @@ def _from_status(error: HfHubHTTPError, what: str) -> Failed:
             return Failed("unauthorized", f"{hub} does not accept the token (HF_TOKEN) for {what}")
         case 429:
             after = error.response.headers.get("Retry-After", "")
-            seconds = float(after) if after.isdecimal() else None
+            seconds = min(float(after), MAX_RETRY_AFTER_SECONDS) if after.isdecimal() else None
             message = f"{hub} takes no more requests for now (429)"
             return Failed("limited", message, is_transient=True, retry_after_seconds=seconds)
         case _:

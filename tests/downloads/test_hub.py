@@ -4,16 +4,36 @@ from __future__ import annotations
 
 import os
 
+import httpx2
 import pytest
+from huggingface_hub.errors import HfHubHTTPError
 
 from router.downloads import DownloadSpec
 from router.downloads.errors import HubMisbehaves
-from router.downloads.hub import endpoint
+from router.downloads.hub import MAX_RETRY_AFTER_SECONDS, endpoint, translated
 from tests.hub_stub import Mirror
 
 MODEL = b"GGUF" + os.urandom(5000)
 REPO = "org/tiny-GGUF"
 Q4 = "tiny-Q4_K_M.gguf"
+
+
+@pytest.mark.parametrize(
+    ("after", "seconds"),
+    [
+        ("7", 7.0),
+        ("9" * 400, MAX_RETRY_AFTER_SECONDS),
+        ("1e9", None),
+        ("-5", None),
+        ("nan", None),
+        ("", None),
+    ],
+)
+def test_a_hub_that_is_busy_says_for_how_long_within_bounds(after, seconds):
+    request = httpx2.Request("GET", "https://hub/x")
+    response = httpx2.Response(429, headers={"Retry-After": after}, request=request)
+    failed = translated(HfHubHTTPError("busy", response=response), REPO, "main").failed
+    assert (failed.problem, failed.is_transient, failed.retry_after_seconds) == ("limited", True, seconds)
 
 
 @pytest.mark.parametrize(
