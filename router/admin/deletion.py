@@ -109,9 +109,11 @@ def _snapshot(file: Path) -> Path:
 
 
 def _needed_files(entries: Iterable[CatalogEntry]) -> list[Path]:
+    """What other models are run with. A projector or adapter that none of them names is not needed."""
     found = [
         file
         for one in entries
+        if one.is_model
         for file in (*one.files, one.mmproj, one.preset.draft_model, *one.preset.lora)
         if file is not None
     ]

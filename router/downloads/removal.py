@@ -17,6 +17,7 @@ from pathlib import Path
 from router.downloads.errors import InUse, NotRemovable
 from router.downloads.layout import COMMIT, RepoFolder
 from router.downloads.source import is_repo
+from router.models.catalog.kinds import look_at
 from router.models.catalog.names import parse_name
 
 
@@ -131,13 +132,17 @@ def _pointers(places: Iterable[Place]) -> list[Path]:
 
 
 def _left_projectors(repo: RepoFolder, commit: str) -> list[Path]:
-    """Where no model is left they are of no use."""
+    """Where no model is left they are of no use. Header and name say what a file is, as in the catalog."""
     folder = repo.snapshots / commit
-    left = [Path(root) / name for root, _, names in os.walk(folder) for name in names]
-    names = {file: name for file in left if (name := parse_name(file.name)) is not None}
-    if any(name.is_model for name in names.values()):
+    left = (Path(root, file).relative_to(folder) for root, _, files in os.walk(folder) for file in files)
+    names = filter(None, (parse_name(path.as_posix()) for path in left))
+    try:
+        found = [look_at(folder, name) for name in names]
+    except OSError:  # no descriptor is left to look with
         return []
-    return [file for file, name in names.items() if name.is_mmproj]
+    if any(file.kind not in ("projector", "other") for file in found):
+        return []
+    return [file.path for file in found if file.kind == "projector"]
 
 
 def _commits(repo: RepoFolder) -> list[str]:

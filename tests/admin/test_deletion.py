@@ -57,6 +57,20 @@ async def test_a_projector_stays_while_another_model_uses_it(over, models_dir):
     assert not list(router.cache.iterdir())
 
 
+async def test_a_projector_that_only_its_header_tells_goes_with_the_last_model(over, models_dir):
+    router = over()
+    for name, file in (("Q4_K_M", "tiny.gguf"), ("Q8_0", "other.gguf")):
+        put(router.cache, REPO, f"tiny-{name}.gguf", models_dir / file)
+    eyes = put(router.cache, REPO, "tiny-vision.gguf", models_dir / "seeing" / "mmproj-seeing.gguf")
+    await router.start()
+    assert f"{REPO}:VISION" not in await router.names()
+    await router.api.call("DELETE", f"/models?model={REPO}:Q4_K_M")
+    assert eyes.exists()
+    last = (await router.api.call("DELETE", f"/models?model={REPO}:Q8_0")).json()
+    assert last["kept"] == [] and str(eyes) in last["files"]
+    assert not list(router.cache.iterdir())
+
+
 async def test_models_of_other_folders_are_their_owners_to_delete(over, models_dir):
     router = over()
     own = router.folder / "mine.gguf"

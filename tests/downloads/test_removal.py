@@ -10,6 +10,7 @@ import pytest
 from router.downloads import DownloadSpec
 from router.downloads.errors import NotRemovable
 from router.downloads.removal import Removed, place_of, remove
+from tests.models.catalog.conftest import gguf
 
 OLD, NEW = "a" * 40, "b" * 40
 
@@ -70,6 +71,17 @@ def test_projectors_that_no_model_is_left_for_go_too(cache):
     config = cache.add("config.json", "{}")
     assert cache.remove(model).freed_bytes == 300
     assert config.exists(), "that was no part of the model"
+
+
+def test_projectors_are_known_by_their_header_and_models_too(cache):
+    model, other = cache.add("x-Q4_0.gguf", "four"), cache.add("mmproj-x.gguf", "eight")
+    vision = cache.add("sub/x-vision.gguf", "eyes")
+    vision.resolve().write_bytes(gguf(general__architecture="clip"))
+    other.resolve().write_bytes(gguf(general__architecture="llama"))
+    cache.remove(model)
+    assert vision.exists(), "a model is left, whatever it is called"
+    cache.remove(other)
+    assert not cache.repo.exists()
 
 
 def test_content_that_another_named_snapshot_has_stays(cache):
