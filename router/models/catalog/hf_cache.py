@@ -133,8 +133,7 @@ def scan_hf_cache(folder: Path, notes: Notes) -> HfCache:
         notes.cannot_read(folder, error)
         return HfCache()
     for entry in entries:
-        repo = entry.removeprefix("models--").replace("--", "/")
-        if not entry.startswith("models--") or not _REPO.fullmatch(repo):
+        if (repo := _repository_of(entry)) is None:
             continue
         found = []
         for number, commit in enumerate(_commits(folder / entry, notes)):
@@ -146,6 +145,16 @@ def scan_hf_cache(folder: Path, notes: Notes) -> HfCache:
         if found:
             repositories[repo] = replace(found[0], others=tuple(found[1:]))
     return HfCache(MappingProxyType(repositories), MappingProxyType(presets))
+
+
+def is_repository(folder: Path) -> bool:
+    """Whether the cache, or another one like it, has a repository in `folder`."""
+    return _repository_of(folder.name) is not None and (folder / "snapshots").is_dir()
+
+
+def _repository_of(folder: str) -> str | None:
+    repo = folder.removeprefix("models--").replace("--", "/")
+    return repo if folder.startswith("models--") and _REPO.fullmatch(repo) else None
 
 
 def _commits(repository: Path, notes: Notes) -> list[str]:

@@ -19,6 +19,7 @@ from typing import Final
 
 from router.models.catalog.candidate import Candidate
 from router.models.catalog.companions import Beside, sort_out
+from router.models.catalog.hf_cache import is_repository
 from router.models.catalog.kinds import GgufFile, look_at, ruled_out
 from router.models.catalog.names import GgufName, parse_name
 from router.models.catalog.notes import Notes, is_there
@@ -30,14 +31,20 @@ MAX_FOLDERS: Final = 10_000
 _ARTICLES: Final = {"projector": "a projector", "draft": "a draft", "other": "no model"}
 
 
-def scan_models_dir(folder: Path, notes: Notes, elsewhere: Collection[str] = ()) -> list[Candidate]:
+def scan_models_dir(
+    folder: Path, notes: Notes, elsewhere: Collection[str] = (), caches: list[Path] | None = None
+) -> list[Candidate]:
     """All models in `folder`; those of a folder come before those of the folders in it. `elsewhere` are the
-    real paths of folders that are searched by themselves.
+    real paths of folders that are searched by themselves. Folders in it that hold repositories as a Hugging
+    Face cache does are added to `caches`: their models have the ids of a cache.
 
     A file whose header rules it out as a model is among them; what is left out by its name is noted, with the
     reason, and so is what cannot be read. Raises OSError only where files have run out.
     """
-    names = _Walk(folder, notes, elsewhere).names()
+    walk = _Walk(folder, notes, elsewhere)
+    names = walk.names()
+    if caches is not None:
+        caches += walk.caches
     notes.gguf_files += len(names)
     files = [look_at(folder, name) for name in _first_parts(folder, names, notes)]
     parts = sort_out(files, root_is_shared=True)
@@ -73,6 +80,7 @@ class _Walk:
         self._seen = set(elsewhere) - {os.path.realpath(folder)}
         self._names: list[GgufName] = []
         self._not_searched: list[Path] = []
+        self.caches: list[Path] = []
 
     def names(self) -> list[GgufName]:
         self._enter("", 0)
@@ -95,6 +103,7 @@ class _Walk:
             return
         self._seen.add(real)
         folders = []
+        has_repositories = False
         try:
             with os.scandir(folder) as entries:
                 for entry in sorted(entries, key=lambda entry: entry.name):
@@ -102,11 +111,16 @@ class _Walk:
                     if entry.name.startswith("."):
                         continue
                     if _is_dir(entry, self._notes):
-                        folders.append(path)
+                        if is_repository(Path(entry.path)):
+                            has_repositories = True
+                        else:
+                            folders.append(path)
                     elif (name := parse_name(path)) and _is_file_or_broken(entry):
                         self._names.append(name)
         except OSError as error:
             self._notes.cannot_read(folder, error)
+        if has_repositories:
+            self.caches.append(folder)
         for path in folders:
             self._enter(path, depth + 1)
 

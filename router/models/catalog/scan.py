@@ -37,13 +37,20 @@ def scan(config: Config, presets: Presets, notes: Notes) -> tuple[Iterable[Catal
     warnings = notes.warnings
     found = _Found()
     folders = models_dirs(config)
-    elsewhere = [os.path.realpath(folder) for folder in (*folders, hf_cache_dir())]
+    searched = [os.path.realpath(hf_cache_dir())] if config.paths.hf_cache else []
+    elsewhere = [*map(os.path.realpath, folders), *searched]
+    caches: list[Path] = []
     for folder in folders:
         if config.paths.models_dirs or _may_be_there(folder):  # the default folder need not exist
-            found.add(scan_models_dir(folder, notes, elsewhere), warnings)
+            found.add(scan_models_dir(folder, notes, elsewhere, caches), warnings)
     cache = scan_hf_cache(hf_cache_dir(), notes) if config.paths.hf_cache else HfCache()
-    notes.gguf_files += sum(len(repository.names) for repository in cache.repositories.values())
     found.add(cache.models(), warnings)
+    for folder in caches:
+        if os.path.realpath(folder) not in searched:
+            more = scan_hf_cache(folder, notes)
+            found.add((replace(each, source="models_dir") for each in more.models()), warnings)
+            cache = replace(cache, repositories={**more.repositories, **cache.repositories})
+    notes.gguf_files += sum(len(repository.names) for repository in cache.repositories.values())
     paths = cache.paths()
     for repo, path in cache.presets.items():
         presets = presets.with_hub_preset(read_hub_preset(path, repo), found.by_id.keys())

@@ -68,6 +68,49 @@ def test_of_two_models_with_one_name_the_first_is_kept_with_a_warning(disk, tmp_
     )
 
 
+def test_a_hub_cache_in_a_folder_of_models_has_the_ids_of_a_cache(disk):
+    snapshot = disk.download("o/r", "r-Q4_0.gguf", "sub/r-Q8_0.gguf")
+    disk.download("o/other", "other-Q4_0.gguf")
+    disk.write("hub/loose.gguf", "models--no--snapshots/a.gguf")
+    for repo in ("models--o--r", "models--o--other"):
+        (disk.cache / repo).rename(disk.models / "hub" / repo)
+    disk.download("o/other", "other-Q4_0.gguf")
+    snapshot = disk.models / "hub" / snapshot.relative_to(disk.cache)
+    catalog = Catalog.scan(disk.with_models({"mine": {"hf_repo": "o/r:Q8_0", "ctx_size": 5}}))
+    found = {name: (entry.source, entry.removable) for name, entry in catalog.entries.items()}
+    assert found == {
+        "mine": ("preset", False),
+        "hub": ("models_dir", False),
+        "models--no--snapshots": ("models_dir", False),
+        "o/other:Q4_0": ("hf_cache", True),
+        "o/r:Q4_0": ("models_dir", False),
+        "o/r:sub-Q8_0": ("models_dir", False),
+    }
+    assert catalog.resolve("o/r:q4_0").path == snapshot / "r-Q4_0.gguf"
+    assert (
+        catalog.resolve("o/r:sub/r-Q8_0").path == catalog.resolve("mine").path == snapshot / "sub/r-Q8_0.gguf"
+    )
+    (warning,) = catalog.warnings
+    assert f"left out: {disk.cache}" in warning and "has the name 'o/other:Q4_0' already" in warning
+
+
+def test_a_hub_cache_in_a_folder_of_models_is_found_where_there_is_no_other(disk):
+    disk.download("o/r", "r-Q4_0.gguf")
+    disk.cache.rename(disk.models / "hub")
+    assert list(scan(disk.config)) == ["o/r:Q4_0"]
+
+
+@pytest.mark.parametrize("hf_cache", [True, False])
+def test_a_folder_of_models_that_is_the_cache_itself_has_the_same_ids(disk, hf_cache):
+    disk.download("o/r", "r-Q4_0.gguf")
+    (disk.cache / "loose.gguf").write_bytes(gguf())
+    for folder in (disk.cache, disk.cache.parent):
+        paths = PathsConfig(models_dirs=(folder,), hf_cache=hf_cache)
+        entries = scan(Config(paths=paths))
+        assert entries["o/r:Q4_0"].removable == hf_cache
+        assert len(entries) == (2 if folder == disk.cache or not hf_cache else 1)
+
+
 # --- sections ---
 
 
