@@ -35,6 +35,8 @@ from router.memory.estimate.values import (
 )
 from router.models.catalog import Catalog, CatalogEntry
 from router.models.catalog.candidate import Stamp
+from router.models.catalog.header import Header
+from router.models.catalog.kinds import ruled_out
 from router.presets import ModelPreset, Overrides
 from router.presets.options import spelling_of_arg
 from router.presets.overrides import overridden, read, written
@@ -299,6 +301,10 @@ def _read(entry: CatalogEntry) -> tuple[GgufMetadata, Companions]:
         mmproj_offload=preset.mmproj_offload is not False,
     )
     metadata = read_gguf(entry.path)
+    # All of the header: a catalog reads only its beginning, which a long text may fill.
+    reason = ruled_out(Header(metadata.architecture, kind=metadata.kind), is_configured=True)
+    if reason is not None:
+        raise ModelUnusable(f"{entry.id} cannot be loaded: {entry.path} {reason}")
     for path in preset.lora:
         _check_adapter(read_gguf(path), metadata)
     return metadata, companions

@@ -70,6 +70,19 @@ def test_a_model_is_offered_on_every_gpu_that_could_hold_it_and_not_on_the_host_
     assert all(place.footprint[place.devices[0]] > 600 << 20 for place in offered), "a CUDA context"
 
 
+@pytest.mark.parametrize(
+    ("architecture", "kind", "reason"),
+    [("llama", "adapter", "a LoRA adapter"), ("clip", "model", "a projector"), ("flux", "model", "an image")],
+)
+def test_what_a_header_says_late_rules_a_file_out_too(
+    models: Path, architecture: str, kind: str, reason: str
+) -> None:
+    first = {"aaa": "x" * (1 << 17), "general.type": kind}
+    write_gguf(models / "late.gguf", architecture, first, [Tensor("x", (4, 4))])
+    error = defined(models, machine(host=32)).models["late"].error
+    assert isinstance(error, ModelUnusable) and reason in error.message
+
+
 def test_slower_ways_are_there_for_a_model_that_takes_more_than_is_estimated(models: Path) -> None:
     placements = defined(models, machine(host=32, small=8, large=24)).models["tiny"].placements
     resorts = [place for place in placements if place.is_fallback]
