@@ -113,19 +113,27 @@ class Front(Connection):
         """To aiohttp's server."""
         self._stop_body_timer()
         self._coming, self._has_passed_on = None, True
-        readable = self._with_ascii_line(data)
+        readable = self._with_ascii_lines(data)
         self._note(data)
         super().data_received(readable)
 
-    def _with_ascii_line(self, data: bytes) -> bytes:
-        """`data` with a target as aiohttp's parser takes it, if a request begins there or its first line goes
-        on."""
+    def _with_ascii_lines(self, data: bytes) -> bytes:
+        """`data` with targets as aiohttp's parser takes them, if a request begins there or its first line
+        goes on: that of the first request, and those of the next as far as each one's end is known."""
         if not self._is_in_line and not self._is_between_requests():
             return data
-        end = data.find(b"\n")
-        self._is_in_line = end < 0
-        end = len(data) if end < 0 else end
-        return data if data[:end].isascii() else encode_line(data[:end]) + data[end:]
+        readable, start = [], 0
+        while True:
+            rest = data[start:]
+            end_of_line = rest.find(b"\n")
+            self._is_in_line = end_of_line < 0
+            end_of_line = len(rest) if end_of_line < 0 else end_of_line
+            readable += [encode_line(rest[:end_of_line]), rest[end_of_line:]]
+            size = _size_of_request(rest)
+            if size is None or size >= len(rest):
+                return b"".join(readable)
+            readable[-1] = rest[end_of_line:size]
+            start += size
 
     def _note(self, data: bytes) -> None:
         """Where aiohttp's request ends."""
@@ -134,11 +142,8 @@ class Front(Connection):
         if self._owed or not self._is_between_requests():
             self._owed -= len(data)
         else:
-            head = data.find(END_OF_HEAD) + len(END_OF_HEAD)
-            found = split(data)
-            size = 0 if found is None else found[1]
-            is_clear = head >= len(END_OF_HEAD) and b"ransfer-" not in data[:head].lower()
-            self._owed = size - (len(data) - head) if is_clear else -1
+            size = _size_of_request(data)
+            self._owed = -1 if size is None else size - len(data)
         self._is_strange = self._owed < 0
 
     def _is_between_requests(self) -> bool:
@@ -234,6 +239,21 @@ class Front(Connection):
                 async with asyncio.timeout(timeout):
                     await self._over
         await super().shutdown(timeout)
+
+
+def _size_of_request(data: bytes) -> int | None:
+    """Head and body of the request that `data` begins with, in bytes; None: the head does not tell, or is not
+    whole."""
+    found = split(data)
+    if found is not None:
+        _, size, body_at = found
+    else:
+        size, body_at = 0, data.find(END_OF_HEAD) + len(END_OF_HEAD)
+    head = data[:body_at].lower()
+    is_clear = body_at >= len(END_OF_HEAD) and b"transfer-encoding" not in head
+    if not is_clear or (found is None and b"content-length" in head):
+        return None
+    return body_at + size
 
 
 class FrontServer(Server):

@@ -106,6 +106,32 @@ async def test_raw_utf_8_on_a_connection_that_goes_on(api: Api):
         assert " 200 " in (await caller.ask(said(ASKED, path="/v1/chat/completions?größe"))).start
 
 
+async def test_raw_utf_8_in_a_later_request_of_several_said_at_once(api: Api):
+    await api.start()
+    named = "GET /v1/models/größe HTTP/1.1\r\nHost: localhost\r\n\r\n".encode()
+    plain = b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    load = said('{"model":"größe"}'.encode(), path="/models/load")
+    for several in ((plain, named), (named, named), (load, named, plain, named), (said(), load, named)):
+        async with calling(api) as caller:
+            answers = [await caller.ask(b"".join(several))]
+            answers += [await caller.answer() for _ in several[1:]]
+        for asked, answer in zip(several, answers, strict=True):
+            expected = "größe".encode() in asked
+            assert ("model 'größe' not found".encode() in answer.body) is expected, several
+
+
+@pytest.mark.parametrize("head", ["CONTENT-LENGTH: 19", "X: " + "x" * 5000 + "\r\nContent-Length: 19"])
+async def test_a_body_whose_length_is_said_in_an_unusual_way_stays_as_it_is(api: Api, head: str):
+    await api.start()
+    body = '{"model":"größe"}'.encode()
+    assert len(body) == 19
+    load = f"POST /models/load HTTP/1.1\r\nHost: localhost\r\n{head}\r\n\r\n".encode() + body
+    async with calling(api) as caller:
+        first = await caller.ask(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n" + load)
+        assert " 200 " in first.start
+        assert "model 'größe' not found".encode() in (await caller.answer()).body
+
+
 async def talk(api: Api, *pieces: bytes) -> Message:
     """Say `pieces` one after another, each when the one before has been read."""
     reader, writer = await asyncio.open_connection("127.0.0.1", int(api.url.rpartition(":")[2]))
