@@ -12,6 +12,7 @@ from typing import Final, TypeAlias
 import msgspec
 from aiohttp import web
 
+from router.admin.client_address import shown_address
 from router.admin.context import Context
 from router.admin.route import Handler
 from router.config import ServerConfig
@@ -40,7 +41,7 @@ async def note_access(request: web.Request, handler: Handler) -> web.StreamRespo
         raise
     finally:
         request.app[ACCESS_LOG].ended(
-            request.remote,
+            shown_address(request.remote),
             request.method,
             request.rel_url.raw_path,
             request.get(REQUEST_STATS),

@@ -23,6 +23,15 @@ def client_of(peername: Any) -> str:
     return _client(str(peername[0])) if isinstance(peername, tuple) and peername else UNIX
 
 
+def shown_address(address: str | None) -> str | None:
+    """A client's address as logs and lists show it: an IPv4 client of a socket for both families has
+    "::ffff:" before it there, which no filter of a log expects."""
+    if address is None or not address.startswith("::ffff:"):
+        return address
+    found = ip_of(address)
+    return address if found is None else str(found)
+
+
 def is_local(request: web.Request) -> bool:
     """Whether a user of this machine asks, without a proxy between that asks for others."""
     if any(name in request.headers for name in _FORWARDED):

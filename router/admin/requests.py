@@ -13,6 +13,7 @@ import msgspec
 from aiohttp import web
 
 from router.admin.answer import json_response
+from router.admin.client_address import shown_address
 from router.admin.route import Access, Handler, Route
 from router.errors import RouterError
 from router.proxy import REQUEST_STATS, RequestStats
@@ -106,7 +107,7 @@ class Ticket:
 
     @property
     def client(self) -> str | None:
-        return self.request.remote
+        return shown_address(self.request.remote)
 
     @property
     def method(self) -> str:

@@ -15,7 +15,7 @@ from aiohttp import web
 from multidict import CIMultiDict
 from yarl import URL
 
-from router.admin.client_address import is_local
+from router.admin.client_address import is_local, shown_address
 from router.admin.route import Handler
 from router.app.listening import own_address
 from router.errors import RouterError, ShuttingDown
@@ -72,7 +72,7 @@ class Relay:
         body = (await read_body(request)).joined() or await request.read()
         headers = CIMultiDict((k, v) for k, v in request.headers.items() if _passes(k, v))
         if not is_local(request):  # the next process sees only that this one asks
-            headers.setdefault("X-Forwarded-For", request.remote or "unknown")
+            headers.setdefault("X-Forwarded-For", shown_address(request.remote) or "unknown")
         connector = aiohttp.UnixConnector(self._path) if self._path is not None else None
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=None)
         async with aiohttp.ClientSession(

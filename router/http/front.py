@@ -15,6 +15,7 @@ from typing import Any, Final
 from aiohttp import web
 from yarl import URL
 
+from router.admin.client_address import shown_address
 from router.admin.target import encode_line, tidy
 from router.http.connections import Connection, Limits, Server, with_known_versions
 from router.http.express import Coming, Express
@@ -60,7 +61,8 @@ class Front(Connection):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
         name = transport.get_extra_info("peername")
-        self.peer = str(name[0]) if isinstance(name, tuple) else None if name is None else str(name)
+        address = str(name[0]) if isinstance(name, tuple) else None if name is None else str(name)
+        self.peer = shown_address(address)
         if self.transport is not None:
             self.transport.set_write_buffer_limits(HELD_BYTES)
 

@@ -7,7 +7,7 @@ from typing import Any, cast
 import pytest
 from aiohttp import web
 
-from router.admin.client_address import UNIX, client_of, is_local
+from router.admin.client_address import UNIX, client_of, is_local, shown_address
 from tests.admin.test_stream_limit import Request
 
 
@@ -26,6 +26,22 @@ from tests.admin.test_stream_limit import Request
 )
 def test_a_client_is_an_ipv4_address_or_an_ipv6_network(peername: Any, client: str):
     assert client_of(peername) == client
+
+
+@pytest.mark.parametrize(
+    ("address", "shown"),
+    [
+        ("::ffff:10.0.0.1", "10.0.0.1"),
+        ("::ffff:7f00:1", "127.0.0.1"),
+        ("10.0.0.1", "10.0.0.1"),
+        ("2001:db8::5", "2001:db8::5"),
+        ("fe80::1%eth0", "fe80::1%eth0"),
+        ("", ""),
+        (None, None),
+    ],
+)
+def test_an_ipv4_client_of_a_socket_for_both_families_is_shown_as_one(address: str | None, shown: str | None):
+    assert shown_address(address) == shown
 
 
 class With(Request):
