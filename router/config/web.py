@@ -154,16 +154,18 @@ def listen_address(text: str) -> str:
         raise ValueError('an address is empty; "0.0.0.0" and "::" are all of this machine')
     if "://" in text:
         raise ValueError(f"{text!r} is an address of a page; write the host alone")
-    address = ip_of(text.removeprefix("[").removesuffix("]"))
+    bare = text[1:-1] if text.startswith("[") and text.endswith("]") else text
+    address = ip_of(bare)
     if address is not None and "%" not in text:
         return str(address)
-    bare = text[1:-1] if text.startswith("[") and text.endswith("]") else text
     if is_socket_path(bare):
         return bare
     if "/" in bare:
         raise ValueError(f"{text!r}: the path of a Unix socket ends in .sock")
-    if bare.count(":") > 1 and not bare.startswith("["):
+    if bare.count(":") > 1 and not bare.startswith("[") and not bare.endswith("]"):
         return bare
+    if text.startswith("[") != ("]" in text):
+        raise ValueError(f'{text!r} has one bracket of two; IPv6 is written "::1" or "[::1]"')
     if ":" in bare:
         raise ValueError(f"{text!r} has a port; the port is a key of its own (server.port, --port)")
     return bare

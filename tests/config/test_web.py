@@ -153,6 +153,9 @@ def test_addresses_to_listen_on_are_one_or_several_each_once(host, addresses: tu
         ("localhost:80", "server.port"),
         ("http://localhost", "the host alone"),
         ("/run/router", "ends in .sock"),
+        ("[::1", "bracket"),
+        ("::1]", "bracket"),
+        ("127.0.0.1]", "bracket"),
     ],
 )
 def test_an_address_to_listen_on_that_is_none_is_refused(host, reason: str):
