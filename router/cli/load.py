@@ -10,6 +10,7 @@ import click
 
 from router.cli.client import Client, client_options, print_json
 from router.cli.complete import MODEL
+from router.cli.numbers import IDLE_SECONDS, CountOr
 from router.cli.progress import share_bar, while_waiting
 
 
@@ -17,12 +18,22 @@ from router.cli.progress import share_bar, while_waiting
 @client_options
 @click.argument("model", type=MODEL)
 @click.option("--no-wait", is_flag=True, help="Return when the load has begun.")
-@click.option("--ctx-size", metavar="N", help="Tokens of context; 0: as trained; auto: as much as fits.")
-@click.option("--gpu-layers", "n_gpu_layers", metavar="N", help="Layers on the GPU; all, or auto.")
+@click.option(
+    "--ctx-size",
+    type=CountOr("auto"),
+    metavar="N",
+    help="Tokens of context; 0: as trained; auto: as much as fits.",
+)
+@click.option(
+    "--gpu-layers", "n_gpu_layers", type=CountOr("all", "auto"), metavar="N",
+    help="Layers on the GPU; all, or auto.",
+)  # fmt: skip
 @click.option("--device", "devices", multiple=True, metavar="NAME", help="Where; may be given several times.")
 @click.option("--cache-type-k", metavar="TYPE", help="Of the keys in the cache, e.g. q8_0.")
 @click.option("--cache-type-v", metavar="TYPE", help="Of the values in the cache.")
-@click.option("--ttl", "ttl_seconds", type=float, metavar="SECONDS", help="Leave when idle for so long.")
+@click.option(
+    "--ttl", "ttl_seconds", type=IDLE_SECONDS, metavar="SECONDS", help="Leave when idle for so long."
+)
 @click.option(
     "--arg", "args", multiple=True, metavar="WORD", help="For llama-server, if server.load_args allows it."
 )
@@ -42,12 +53,8 @@ def load(url: str, api_key: str | None, as_json: bool, model: str, no_wait: bool
 
 
 def _given(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Those that were said; a number of tokens or layers as a number."""
-    said = {name: value for name, value in settings.items() if value not in (None, ())}
-    for name in ("ctx_size", "n_gpu_layers"):
-        if name in said and said[name].isdecimal():
-            said[name] = int(said[name])
-    return said
+    """Those that were said."""
+    return {name: value for name, value in settings.items() if value not in (None, ())}
 
 
 def _progress(client: Client, model: str, seconds: float) -> str:

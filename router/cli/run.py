@@ -15,6 +15,7 @@ import click
 
 from router.cli.client import Client, client_options, print_json
 from router.cli.complete import MODEL
+from router.cli.numbers import FiniteRange
 from router.cli.progress import show_line
 
 _HELP: Final = """\
@@ -71,7 +72,7 @@ class Chat:
 @click.argument("prompt", nargs=-1)
 @click.option("--system", default="", help="Tell the model who it is.")
 @click.option("--max-tokens", type=click.IntRange(min=1), help="End an answer after so many tokens.")
-@click.option("--temperature", type=click.FloatRange(min=0), help="0: always the likeliest word.")
+@click.option("--temperature", type=FiniteRange(min=0), help="0: always the likeliest word.")
 def run(
     url: str,
     api_key: str | None,

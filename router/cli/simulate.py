@@ -10,6 +10,7 @@ import click
 import msgspec
 
 from router import simulate as sim
+from router.cli.numbers import FiniteRange
 from router.errors import StartupError
 from router.scheduler.scheduler import Settings
 
@@ -23,14 +24,14 @@ from router.scheduler.scheduler import Settings
 @click.option("--seed", default=1, show_default=True, help="Seed of a named trace.")
 @click.option("--seeds", metavar="1,2,3", help="Several seeds: the table shows their mean.")
 @click.option(
-    "--minutes", type=click.FloatRange(min=0.1), help="Length of the trace.  [default: 60, of a file all]"
+    "--minutes", type=FiniteRange(min=0.1), help="Length of the trace.  [default: 60, of a file all]"
 )
 @click.option(
     "--policy", "policies", multiple=True, type=click.Choice(list(sim.CONTESTANTS)), metavar="NAME",
     help=f"Only these; repeatable. One of {', '.join(sim.CONTESTANTS)}.",
 )  # fmt: skip
 @click.option(
-    "--slo", "slo_seconds", type=click.FloatRange(min=0, min_open=True), default=sim.SLO_SECONDS,
+    "--slo", "slo_seconds", type=FiniteRange(min=0, min_open=True), default=sim.SLO_SECONDS,
     show_default=True, metavar="SECONDS", help="Answers whose first token came within this count as good.",
 )  # fmt: skip
 @click.option(

@@ -16,6 +16,7 @@ from rich.text import Text
 
 from router.cli.bars import legend
 from router.cli.client import Client, client_options, print_json
+from router.cli.numbers import FiniteRange
 from router.cli.progress import share_bar
 from router.cli.vram import PARTS, device_bar, device_name
 from router.cli.words import duration, gib
@@ -37,7 +38,7 @@ _STYLES: Final[Mapping[str, str]] = {"ready": "green", "starting": "yellow", "pl
 @click.option(
     "--interval",
     "-d",
-    type=click.FloatRange(min=0.2),
+    type=FiniteRange(min=0.2),
     default=1.0,
     show_default=True,
     help="Seconds between two looks.",

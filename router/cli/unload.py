@@ -8,6 +8,7 @@ import click
 
 from router.cli.client import Client, client_options, print_json
 from router.cli.complete import MODEL
+from router.cli.numbers import SECONDS
 from router.cli.progress import while_waiting
 
 
@@ -16,7 +17,7 @@ from router.cli.progress import while_waiting
 @click.argument("model", type=MODEL, required=False)
 @click.option("--all", "everything", is_flag=True, help="Every model, pinned ones too.")
 @click.option("--force", is_flag=True, help="Do not wait for requests in flight: end them.")
-@click.option("--deadline", type=float, metavar="SECONDS", help="Wait for requests no longer than this.")
+@click.option("--deadline", type=SECONDS, metavar="SECONDS", help="Wait for requests no longer than this.")
 def unload(
     url: str,
     api_key: str | None,
