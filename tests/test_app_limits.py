@@ -258,9 +258,14 @@ def test_nothing_is_waited_for_by_the_clock_on_the_wall():
     """Time that is set or jumps changes neither a wait nor an age: those are told by the loop's clock. Only
     what is shown to people or outlives the machine is dated.
     """
-    shown = {"api/access_log.py": 1, "api/requests.py": 1, "api/page/state.py": 1, "api/page/stream.py": 2}
-    shown |= {"cli/pull.py": 1, "downloads/downloads.py": 3, "journal.py": 1}
-    dated = {**shown, "hosts/local.py": 1, "store.py": 4}
+    shown = {
+        "admin/access_log.py": 1,
+        "admin/requests.py": 1,
+        "admin/page/state.py": 1,
+        "admin/page/stream.py": 2,
+    }
+    shown |= {"cli/pull.py": 1, "downloads/downloads.py": 3, "observability/journal.py": 1}
+    dated = {**shown, "hosts/local.py": 1, "db/store.py": 4}
     root = Path(package.__file__).parent
     found = {}
     for path in root.rglob("*.py"):
