@@ -9,7 +9,8 @@ from typing import Any, Final
 
 from router.errors import StartupError
 from router.models.catalog.names import parse_name
-from router.presets.options import spelling_of_arg
+from router.presets.files import ARGS_OF_ONE_MODEL
+from router.presets.options import spelling_of_arg, split_arg
 
 #: llama-server's options that are about one model -> keys of its section.
 _KEYS: Final = {
@@ -29,18 +30,23 @@ def one_model(args: Sequence[str]) -> tuple[dict[str, object], list[str]]:
     rest, left = [], list(args)
     while left:
         arg = left.pop(0)
-        name, is_joined, value = arg.partition("=") if arg.startswith("--") else (arg, "", "")
+        name, joined = split_arg(arg)
         spelling = spelling_of_arg(name)
-        key = _KEYS.get(spelling.option.name) if spelling is not None else None
-        if key is None or not (is_joined or left):
-            # The value of another option is its own, whatever it looks like.
-            count = spelling.values if spelling is not None and not is_joined else 0
-            rest += [arg, *left[:count]]
-            left = left[count:]
-            continue
-        section[key] = _value(key, value if is_joined else left.pop(0))
+        option = spelling.option.name if spelling is not None else ""
+        # The value of an option is its own, whatever it looks like.
+        count = spelling.values if spelling is not None and joined is None else 0
+        values, left = left[:count], left[count:]
+        if option in _KEYS and (values or joined is not None):
+            key = _KEYS[option]
+            section[key] = _value(key, values[0] if joined is None else joined)
+        elif option in ARGS_OF_ONE_MODEL:
+            section.setdefault("args", []).extend([arg, *values])
+        else:
+            rest += [arg, *values]
     if "model" not in section and "hf_repo" not in section:
         return {}, list(args)
+    if section.get("model") == "":
+        raise StartupError("command line: -m names no file")
     if (path := section.get("model")) is not None and not Path(path).exists():
         raise StartupError(f"command line: -m {path}: there is no such file")
     return {f"models.{json.dumps(_name(section), ensure_ascii=False)}": section}, rest
@@ -57,5 +63,5 @@ def _name(section: dict[str, Any]) -> str:
 def _value(key: str, text: str) -> str | list[str]:
     texts = text.split(",") if key in _LISTS else [text]
     if key in _PATHS:
-        texts = [str(Path(each).expanduser().absolute()) for each in texts]
+        texts = [each and str(Path(each).expanduser().absolute()) for each in texts]
     return texts if key in _LISTS else texts[0]

@@ -32,7 +32,8 @@ _NOT_FOR_ALL: Final[Mapping[str, str]] = MappingProxyType(
 _NOT_FOR_EVERY: Final[Mapping[str, str]] = MappingProxyType(
     dict.fromkeys(("draft_model", "draft_hf_repo", "lora"), _COMPANION)
 )
-_ARGS_NOT_FOR_EVERY: Final = ("lora-scaled", "control-vector", "control-vector-scaled")
+#: Options without a field of their own that fit one model alone.
+ARGS_OF_ONE_MODEL: Final = ("lora-scaled", "control-vector", "control-vector-scaled")
 _TABLES: Final = ("defaults", "families", "models")
 _MATCHING: Final = ("match", "architectures")
 
@@ -197,7 +198,7 @@ def not_for_all(layer: Layer, where: str) -> Iterator[str]:
     yield from not_for_family(layer, where)
     for key in sorted(_NOT_FOR_EVERY.keys() & layer.fields.keys()):
         yield _for_one(where, key, _NOT_FOR_EVERY[key])
-    for name in _ARGS_NOT_FOR_EVERY:
+    for name in ARGS_OF_ONE_MODEL:
         if name in layer.args:
             yield _for_one(where, name, _COMPANION)
 

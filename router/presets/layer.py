@@ -17,7 +17,7 @@ from types import MappingProxyType
 from typing import Any, Final, TypeAlias
 
 from router.config.values import Wrong, absolute, convert, hints_of, shown
-from router.presets.options import Spelling, nearest_option, spelling_of, spelling_of_arg
+from router.presets.options import Spelling, nearest_option, spelling_of, spelling_of_arg, split_arg
 from router.presets.preset import ModelPreset
 
 FIELDS: Final[Mapping[str, Any]] = MappingProxyType(
@@ -33,6 +33,9 @@ _EITHER: Final = (
     ("draft_hf_repo", {"draft_model"}),
 )
 _PATHS: Final = frozenset({"model", "mmproj", "draft_model", "lora"})
+
+_NAME: Final = re.compile(r'\s*(?:"[^"]*"\s*(?=,|$)|[^,]+)')
+_IN_QUOTES: Final = re.compile(r'"[^"]*"')
 
 Tokens: TypeAlias = tuple[str, ...]
 
@@ -86,6 +89,7 @@ class LayerReader:
         self._args: dict[str, Tokens] = {}
         self._problems: list[str] = []
         self._warnings: list[str] = []
+        self._load_mode: str | None = None  # as the old switches have it so far
 
     def layer(self) -> Layer:
         problems, warnings = tuple(self._problems), tuple(self._warnings)
@@ -116,16 +120,19 @@ class LayerReader:
         return None
 
     def set_args(self, args: Sequence[str], where: str) -> None:
-        """Arguments as on a command line. What is unknown is passed on: llama-server may be newer than
-        this.
+        """Arguments as on a command line, `--option=value` too. What is unknown is passed on: llama-server
+        may be newer than this.
         """
         rest = list(args)
         groups: dict[str, Tokens] = {}
         while rest:
-            arg = rest.pop(0)
+            arg, joined = split_arg(rest.pop(0))
             spelling = spelling_of_arg(arg)
             count = spelling.values if spelling is not None else _values_of_unknown(rest)
-            values, rest = rest[:count], rest[count:]
+            if joined is not None:
+                values = [joined]
+            else:
+                values, rest = rest[:count], rest[count:]
             if len(values) < count:
                 self.problem(where, f"args: {arg} needs a value")
                 continue
@@ -155,7 +162,12 @@ class LayerReader:
         option = spelling.option
         if spelling.switch is not None:
             mode = spelling.switch[not _boolean(text)]
-            return {option.name: (option.args[-1], mode)} if mode is not None else {}
+            if mode is None:
+                return {}
+            if {mode, self._load_mode} == {"none", "mmap+mlock"}:  # --no-mmap --mlock
+                mode = "mlock"
+            self._load_mode = mode
+            return {option.name: (option.args[-1], mode)}
         if option.values == 0:
             text = "true" if _boolean(text) != spelling.is_negation else "false"
         if option.name == "device" and text.strip() == "none":
@@ -248,7 +260,9 @@ def _layers(text: str) -> int | str:
 
 
 def _names(text: str) -> tuple[str, ...]:
-    return tuple(part.strip() for part in text.split(",") if part.strip())
+    """Names between commas; one in quotes may hold a comma."""
+    parts = (part.strip() for part in _NAME.findall(text))
+    return tuple(name for part in parts if (name := part[1:-1] if _IN_QUOTES.fullmatch(part) else part))
 
 
 def _shares(text: str) -> tuple[float, ...]:

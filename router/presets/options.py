@@ -68,6 +68,15 @@ def spelling_of_arg(arg: str) -> Spelling | None:
     return _ARGS.get(arg.replace("_", "-") if arg.startswith("--") else arg)
 
 
+def split_arg(arg: str) -> tuple[str, str | None]:
+    """`--ctx-size=4096` as the option and its value, as other programs spell it; llama-server does not. An
+    argument that is no known option with a value is returned whole."""
+    option, equals, value = arg.partition("=")
+    if equals and option.startswith("-") and spelling_of_arg(option) is not None:
+        return option, value
+    return arg, None
+
+
 def nearest_option(name: str) -> str | None:
     """The option name nearest to a misspelt one."""
     near = difflib.get_close_matches(name.lstrip("-").replace("_", "-"), _SPELLINGS, n=1)

@@ -69,3 +69,19 @@ def test_without_a_model_all_arguments_are_for_all_models(args: list[str]):
 def test_a_file_that_does_not_exist_is_told(tmp_path: Path):
     with pytest.raises(StartupError, match="no such file"):
         one_model(["-m", str(tmp_path / "typo.gguf")])
+
+
+def test_a_scaled_adapter_and_a_control_vector_beside_it_are_its_own(file: Path):
+    section, rest = one_model(["-m", file.name, "--lora-scaled", "/l.gguf:0.5", "--control-vector=/v.gguf"])
+    (settings,) = section.values()
+    assert settings == {
+        "model": str(file),
+        "args": ["--lora-scaled", "/l.gguf:0.5", "--control-vector=/v.gguf"],
+    }
+    assert rest == []
+
+
+@pytest.mark.parametrize("args", [["-m", ""], ["--model="]])
+def test_a_file_without_a_name_is_told(args: list[str]):
+    with pytest.raises(StartupError, match="names no file"):
+        one_model(args)

@@ -53,6 +53,9 @@ def args(*tokens: str) -> Layer:
         ("cram", "-1", "cache_ram_mib", -1),
         ("sm", "row", "split_mode", "row"),
         ("ts", "3,1", "tensor_split", (3.0, 1.0)),
+        ("alias", '"a", "b, c" ,d', "aliases", ("a", "b, c", "d")),
+        ("alias", 'say "hi",b', "aliases", ('say "hi"', "b")),
+        ("tags", ' , "x",,', "tags", ("x",)),
         ("ts", "3/1.5", "tensor_split", (3.0, 1.5)),
         ("mg", "1", "main_gpu", 1),
         ("dev", "CUDA0, CUDA1", "devices", ("CUDA0", "CUDA1")),
@@ -186,6 +189,29 @@ def test_an_option_may_be_given_several_times():
     assert args("--override-kv", "a=int:1", "--override-kv", "b=int:2").args == {
         "override-kv": ("--override-kv", "a=int:1", "--override-kv", "b=int:2")
     }
+
+
+@pytest.mark.parametrize(
+    ("token", "fields", "arguments"),
+    [
+        ("--ctx-size=4096", {"ctx_size": 4096}, {}),
+        ("-c=4096", {"ctx_size": 4096}, {}),
+        ("--override-tensor=exps=CPU", {"override_tensor": ("exps=CPU",)}, {}),
+        ("--temp=-1", {}, {"temperature": ("--temperature", "-1")}),
+        ("--chat-template=", {}, {"chat-template": ("--chat-template", "")}),
+        ("--jinja=off", {}, {"jinja": ("--no-jinja",)}),
+        ("--brand-new=1", {}, {"--brand-new=1": ("--brand-new=1",)}),
+    ],
+)
+def test_a_value_may_be_joined_to_its_option(token, fields, arguments):
+    layer = args(token)
+    assert (layer.fields, layer.args, layer.problems) == (fields, arguments, ())
+
+
+@pytest.mark.parametrize("tokens", [("--no-mmap", "--mlock"), ("--mlock", "--no-mmap")])
+def test_the_old_switches_of_loading_go_together(tokens):
+    assert args(*tokens).args["load-mode"][-2:] == ("--load-mode", "mlock")
+    assert ini(mlock="on", mmap="off").args == {"load-mode": ("--load-mode", "mlock")}
 
 
 def test_an_unknown_argument_is_passed_on_with_what_follows_it_and_a_warning():

@@ -204,6 +204,12 @@ def test_memory_settings_in_child_args_are_fields_too():
         (["--fit", "on"], "the router decides what fits where"),
         (["-mu", "https://x/y.gguf"], "it downloads while loading"),
         (["--log-file", "/l"], "the router keeps the log"),
+        (["--alias=x"], "aliases can only be set for a single model"),
+        (["-a=x"], "aliases can only be set for a single model"),
+        (["--mmproj=/p.gguf"], "mmproj can only be set for a single model"),
+        (["--lora_scaled=/l.gguf:0.5"], "lora-scaled can only be set"),
+        (["--host=0.0.0.0"], "--host = '0.0.0.0': is not for presets: the router answers clients itself"),
+        (["--api-key=k"], "the router answers clients itself"),
     ],
 )
 def test_what_makes_no_sense_for_every_model_is_refused_in_child_args_with_the_reason(args, says):

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from router.engines.llama_server import refused_variable
 from router.presets.layer import Layer, LayerReader, merge
-from router.presets.options import spelling_of, spelling_of_arg
+from router.presets.options import spelling_of, spelling_of_arg, split_arg
 
 #: Where it listens and what it is called is the router's business; these need no word in a report.
 _OURS: Final = frozenset({"host", "port", "alias", "metrics", "slots", "ui", "webui", "fit"})
@@ -113,6 +113,9 @@ def _of_container(tokens: list[str]) -> tuple[list[str], list[tuple[str, str]], 
 
 
 def _outside(token: str, mounts: Sequence[tuple[str, str]]) -> str:
+    option, joined = split_arg(token)
+    if joined is not None:
+        return f"{option}={_outside(joined, mounts)}"
     for inside, outside in mounts:
         if inside and token.startswith(inside.rstrip("/") + "/"):
             return outside.rstrip("/") + token[len(inside.rstrip("/")) :]
@@ -181,11 +184,11 @@ def _is_device(name: str) -> bool:
 
 def _wanted(command: Command, tokens: list[str]) -> Iterator[str]:
     """Every argument but those of the router's own business, and those that it refuses."""
-    rest = [part for token in tokens for part in _split(token)]
+    rest = list(tokens)
     while rest:
-        token = rest.pop(0)
+        token, joined = split_arg(rest.pop(0))
         spelling = spelling_of_arg(token)
-        count = spelling.values if spelling is not None else 0
+        count = spelling.values if spelling is not None and joined is None else 0
         values, rest = rest[:count], rest[count:]
         name = spelling.option.name if spelling is not None else token.lstrip("-")
         if name in _OURS or (spelling is None and name in ("no-webui", "no-ui", "no-slots")):
@@ -193,11 +196,4 @@ def _wanted(command: Command, tokens: list[str]) -> Iterator[str]:
         if spelling is not None and spelling.option.refused is not None:
             command.left_out.append(f"{token}: {spelling.option.refused}")
             continue
-        yield from (token, *values)
-
-
-def _split(token: str) -> list[str]:
-    """llama-server wants `--option value`; people also write `--option=value` and are told so by it."""
-    option, equals, value = token.partition("=")
-    is_option = bool(equals) and option.startswith("--") and spelling_of_arg(option) is not None
-    return [option, value] if is_option else [token]
+        yield from (token, *values) if joined is None else (f"{token}={joined}",)
