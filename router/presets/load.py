@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from itertools import combinations
 from pathlib import Path
 from types import MappingProxyType
+from typing import Final
 
 from router.config import Config
 from router.errors import ConfigError
@@ -17,6 +18,9 @@ from router.presets.files import inline_presets, not_for_all, read_preset_file
 from router.presets.hub_preset import HubPreset
 from router.presets.layer import Layer, LayerReader, merge
 from router.presets.preset import ModelPreset
+
+#: llama.cpp's LLAMA_MAX_SEQ (src/llama-cparams.h): a context with more sequences is not made.
+_MAX_PARALLEL: Final = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,5 +191,10 @@ def _contradictions(preset: ModelPreset) -> Iterator[str]:
         yield "model and hf_repo name two models; one of them must go"
     if preset.draft_model is not None and preset.draft_hf_repo is not None:
         yield "draft_model and draft_hf_repo name two models; one of them must go"
+    quantized = preset.cache_type_v not in (None, "f32", "f16", "bf16")
+    if quantized and preset.flash_attn == "off":
+        yield f"cache_type_v = {preset.cache_type_v!r} needs flash attention, and flash_attn is off"
+    if (preset.parallel or 0) > _MAX_PARALLEL:
+        yield f"parallel = {preset.parallel}: llama-server serves at most {_MAX_PARALLEL} requests at a time"
     if preset.hf_file is not None and preset.hf_repo is None:
         yield "hf_file needs hf_repo"

@@ -293,3 +293,21 @@ def test_patterns_that_share_no_name_or_are_of_one_model_are_accepted(load):
         config_toml='[models.b]\naliases = ["claude-opus-*-5", "claude-sonnet-4"]\n',
     )
     assert presets.for_model("a").aliases == ("claude-sonnet-*", "claude-*-4")
+
+
+@pytest.mark.parametrize(
+    ("section", "says"),
+    [
+        ("cache_type_v = 'q8_0'\nflash_attn = 'off'", "cache_type_v = 'q8_0' needs flash attention"),
+        ("args = ['-ctv=q4_0', '-fa', '0']", "cache_type_v = 'q4_0' needs flash attention"),
+        ("parallel = 257", "at most 256 requests at a time"),
+        ("cache_type_v = 'q8_0'", None),
+        ("cache_type_v = 'bf16'\nflash_attn = 'off'", None),
+        ("cache_type_k = 'q8_0'\nflash_attn = 'off'\nparallel = 256", None),
+    ],
+)
+def test_settings_with_which_no_context_can_be_made_are_an_error(tmp_path, section, says):
+    path = tmp_path / "p.toml"
+    path.write_text(f"[models.a]\nmodel = '/a.gguf'\n{section}\n")
+    error = load_presets(Config(paths=PathsConfig(presets=(path,))), NO_SHIPPED).for_model("a").error
+    assert error is None if says is None else says in (error or "")
