@@ -18,11 +18,19 @@ from router.presets.options import spelling_of, spelling_of_arg, split_arg
 #: Where it listens and what it is called is the router's business; these need no word in a report.
 _OURS: Final = frozenset({"host", "port", "alias", "metrics", "slots", "ui", "webui", "fit"})
 _CONTAINERS: Final = frozenset({"docker", "podman"})
+#: They start what stands behind them, with another priority, on other cores, ...
+_STARTERS: Final = frozenset(
+    {"env", "exec", "sudo", "nice", "ionice", "chrt", "taskset", "numactl", "nohup", "setsid", "stdbuf"}
+)
+_SHELLS: Final = frozenset({"sh", "bash", "dash", "zsh"})
+_ASSIGNMENT: Final = re.compile(r"[A-Za-z_]\w*=.*", re.DOTALL)
 #: What `docker run` takes a value for, as far as such commands have it: to find the image.
 _WITH_VALUE: Final = frozenset(
     {"--name", "-p", "--publish", "-v", "--volume", "-e", "--env", "--gpus", "--device", "--network", "--ipc"}
     | {"--shm-size", "-u", "--user", "--memory", "-m", "--cpus", "--runtime", "--entrypoint", "-w", "--mount"}
     | {"--security-opt", "--group-add", "--ulimit", "--label", "-l", "--restart", "--pull", "--add-host"}
+    | {"--env-file", "--hostname", "-h", "--log-driver", "--log-opt", "--tmpfs", "--cpuset-cpus", "--cap-add"}
+    | {"--cap-drop", "--platform", "--userns", "--network-alias", "--net", "--memory-swap", "--pids-limit"}
 )
 
 
@@ -53,11 +61,9 @@ class Command:
 def read_command(text: str, folders: Sequence[Path], environ: Mapping[str, str]) -> Command:
     """Relative paths are relative to the first of `folders` where they exist, else to the last. `environ` are
     the variables that are set for it. Raises NotLlamaServer."""
-    tokens, env = _tokens(text), dict(environ)
-    while tokens and (tokens[0] == "env" or re.fullmatch(r"[A-Za-z_]\w*=.*", tokens[0])):
-        name, _, value = tokens.pop(0).partition("=")
-        if name != "env":
-            env[name] = value
+    env = dict(environ)
+    starters, tokens = _unwrapped(_tokens(text))
+    env |= {name: value for token in starters if _is_assignment(token) for name, value in [_variable(token)]}
     mounts: list[tuple[str, str]] = []
     if tokens and Path(tokens[0]).name in _CONTAINERS:
         program, (rest, mounts, env) = "llama-server", _of_container(tokens)
@@ -68,6 +74,8 @@ def read_command(text: str, folders: Sequence[Path], environ: Mapping[str, str])
     if "llama-server" not in Path(program).name:
         raise NotLlamaServer(f"{Path(program).name} is not llama-server")
     command = Command(program)
+    if others := [token for token in starters if token != "env" and not _is_assignment(token)]:
+        command.left_out.append(f"{shlex.join(others)}: the router starts llama-server itself")
     below = _of_environment(command, env, folders)
     _settle(command, below, [_outside(token, mounts) for token in rest], folders)
     _place(command, env)
@@ -87,6 +95,32 @@ def _tokens(text: str) -> list[str]:
         raise NotLlamaServer(f"the command cannot be understood: {error}") from error
 
 
+def _unwrapped(tokens: list[str]) -> tuple[list[str], list[str]]:
+    """What stands before the program, variables among it, and the program with its arguments."""
+    if len(tokens) > 2 and Path(tokens[0]).name in _SHELLS and re.fullmatch(r"-\w*c", tokens[1]):
+        if re.search(r"[;&|<>`$(]", tokens[2]):
+            raise NotLlamaServer(f"{tokens[0]} runs a script")
+        return _unwrapped(_tokens(tokens[2]))
+    is_start = bool(tokens) and (Path(tokens[0]).name in _STARTERS or _is_assignment(tokens[0]))
+    if not is_start:
+        return [], tokens
+    names = (_is_assignment(token) or Path(token).name for token in tokens)
+    at = next((n for n, name in enumerate(names) if name in _CONTAINERS or "llama-server" in str(name)), None)
+    if at is None:
+        rest = [token for token in tokens if token not in _STARTERS and not _is_assignment(token)]
+        return [], rest
+    return tokens[:at], tokens[at:]
+
+
+def _is_assignment(token: str) -> bool:
+    return _ASSIGNMENT.fullmatch(token) is not None
+
+
+def _variable(token: str) -> tuple[str, str]:
+    name, _, value = token.partition("=")
+    return name, value
+
+
 def _of_container(tokens: list[str]) -> tuple[list[str], list[tuple[str, str]], dict[str, str]]:
     """The arguments behind the image of llama.cpp, its volumes as (inside, outside), and its variables."""
     mounts: list[tuple[str, str]] = []
@@ -101,6 +135,13 @@ def _of_container(tokens: list[str]) -> tuple[list[str], list[tuple[str, str]], 
             if option in ("-v", "--volume"):
                 outside, _, inside = value.partition(":")
                 mounts.append((inside.partition(":")[0], outside))
+            if option == "--mount":
+                given = dict(_variable(part) for part in value.split(","))
+                inside = next((given[key] for key in ("target", "dst", "destination") if key in given), "")
+                mounts.append((inside, given.get("source", given.get("src", ""))))
+            if option == "--device" and re.fullmatch(r"nvidia\.com/gpu=(?!all$).+", value):
+                chosen = [*filter(None, [env.get("CUDA_VISIBLE_DEVICES")]), value.partition("=")[2]]
+                env["CUDA_VISIBLE_DEVICES"] = ",".join(chosen)
             if option in ("-e", "--env") and "=" in value:
                 name, _, env[name] = value.partition("=")
             if option == "--gpus" and value.strip("\"'").startswith("device="):
@@ -108,6 +149,8 @@ def _of_container(tokens: list[str]) -> tuple[list[str], list[tuple[str, str]], 
             continue
         if "llama.cpp" not in token and "llama-server" not in token:
             raise NotLlamaServer(f"{token} runs in a container")
+        if rest[:1] in (["--server"], ["-s"]):  # of the image `full`, which runs other programs as well
+            rest = rest[1:]
         return rest, mounts, {name: _outside(value, mounts) for name, value in env.items()}
     raise NotLlamaServer("it runs a container of which the image cannot be found")
 

@@ -11,6 +11,7 @@ import click
 from router.cli.client import print_json
 from router.cli.migrate.llama_ini import read_llama_ini
 from router.cli.migrate.llama_swap import Imported, read_llama_swap
+from router.config.text_file import read_text_file
 
 
 @click.command("import")
@@ -68,12 +69,11 @@ def _read(file: Path, *, keep_groups: bool) -> Imported:
 
 
 def _yaml(file: Path) -> dict[str, Any]:
-    import yaml
+    from router.cli.migrate.swap_yaml import read_document
 
     try:
-        document = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        return read_document(read_text_file(file))
+    except ValueError as error:
         raise click.ClickException(f"{file}: {error}") from error
-    if not isinstance(document, dict) or not isinstance(document.get("models") or {}, dict):
-        raise click.ClickException(f"{file}: this is no llama-swap configuration: it has no table of models")
-    return document
+    except OSError as error:
+        raise click.ClickException(f"{file}: {error.strerror or error}") from error

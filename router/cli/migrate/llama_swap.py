@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -9,8 +10,12 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any, Final
 
+import msgspec
+
 from router.cli.migrate.child_args import NotLlamaServer, read_command, without_comments
 from router.cli.migrate.macros import Unknown, expand
+from router.cli.migrate.swap_yaml import Macros
+from router.cli.migrate.swap_yaml import Model as SwapModel
 from router.cli.migrate.toml_text import toml_text
 
 #: Taken care of in another way here: nobody misses them.
@@ -91,10 +96,16 @@ def read_llama_swap(
     macros = dict(document.get("macros") or {})
     programs = Counter[str]()
     for name, given in (document.get("models") or {}).items():
-        own = {**macros, **(given.get("macros") or {}), "MODEL_ID": name, "PORT": 0, "PID": 0}
         try:
+            local = msgspec.convert(given, Macros).macros or {}
+            own = {**macros, **local, "MODEL_ID": name, "PORT": 0, "PID": 0}
             model = expand({**given, "cmd": without_comments(str(given.get("cmd") or ""))}, own, environ)
+            msgspec.convert(model, SwapModel)
             settings, program = _model(name, model, folders, imported.report)
+        except msgspec.ValidationError as error:
+            imported.report.append(f"{name}: NOT CARRIED OVER: llama-swap does not take it either: {error}")
+        except RecursionError:
+            imported.report.append(f"{name}: NOT CARRIED OVER: it contains itself")
         except Unknown as unknown:
             imported.report.append(f"{name}: NOT CARRIED OVER: ${{{unknown}}} is not defined")
         except NotLlamaServer as other:
@@ -105,9 +116,12 @@ def read_llama_swap(
     _globals(imported, document)
     _program(imported, programs)
     _selectors(imported, document.get("selectors") or {})
+    names = {alias: name for name, model in imported.models.items() for alias in model.get("aliases", ())}
     for name in _preloaded(document):
-        if name in imported.models:
-            imported.models[name]["load_on_startup"] = True
+        if (model := imported.models.get(name) or imported.models.get(names.get(name, ""))) is not None:
+            model["load_on_startup"] = True
+        elif name not in (document.get("models") or {}):
+            imported.report.append(f"hooks.on_startup.preload: {name} is no model here")
     _priorities(imported, document)
     _groups(imported, document, keep=keep_groups)
     return imported
@@ -124,14 +138,14 @@ def _model(
         report.append(f"{name}: keeps to {', '.join(devices)}; without `devices` it goes where there is room")
     filters = model.get("filters") or {}
     by_id = filters.get("setParamsByID") or {}
-    aliases = [_id(alias) for alias in model.get("aliases") or ()]
-    aliases += [alias for alias in by_id if alias != name and alias not in aliases]
+    given = [*(_id(alias) for alias in model.get("aliases") or ()), *by_id]
+    aliases = [alias for alias in dict.fromkeys(given) if alias != name]
     settings |= {"aliases": aliases} if aliases else {}
     if words := model.get("description") or model.get("name"):
         settings["description"] = str(words)
     settings |= {"hidden": True} if model.get("unlisted") else {}
-    ttl = model.get("ttl", -1)
-    if ttl != -1:
+    ttl = model.get("ttl")
+    if ttl is not None and ttl >= 0:
         settings["ttl_seconds"] = ttl or -1  # 0 is "never" there, and "as soon as idle" here
     if timeout := model.get("unloadTimeout"):
         settings["stop_grace_seconds"] = timeout
@@ -167,7 +181,8 @@ def _differences(name: str, settings: Mapping[str, Any]) -> Iterator[str]:
     elif path is not None and not Path(path).exists():
         yield f"{name}: there is no file {path}"
     elif "hf_repo" in settings:
-        yield f"{name}: fetch it once, as a load does not: llama-router pull {settings['hf_repo']}"
+        file = f" --include {shlex.quote(settings['hf_file'])}" if "hf_file" in settings else ""
+        yield f"{name}: fetch it once, as a load does not: llama-router pull {settings['hf_repo']}{file}"
 
 
 def _globals(imported: Imported, document: Mapping[str, Any]) -> None:

@@ -246,3 +246,87 @@ def test_what_is_no_llama_swap_configuration_is_told_so(tmp_path: Path, text: st
     result = one(tmp_path, text)
     assert result.exit_code == 1
     assert "swap.yaml" in result.output and "Traceback" not in result.output
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["services: {}\n", "models: {}\ngroups: [a]\n", "models: {}\napiKeys: abc\n", "models: {}\nmacros: [a]\n",
+     "models: {}\nhooks: {on_startup: {preload: a}}\n", "models: &m\n  a: *m\nx: 2024-13-45\n? [a]\n: 1\n",
+     "models: {}\nglobalTTL: '5'\n", "[" * 5000],
+)  # fmt: skip
+def test_a_part_of_another_shape_is_told_and_not_guessed_at(tmp_path: Path, text: str):
+    result = one(tmp_path, text)
+    assert result.exit_code == 1 and isinstance(result.exception, SystemExit)
+    assert "swap.yaml: " in result.output
+
+
+@pytest.mark.parametrize("bad", ["", "text", "{cmd: [a]}", "{cmd: a, env: 'A=1'}", "{cmd: a, aliases: x}",
+                                 "{cmd: a, env: {A: 1}}", "{macros: [a]}", "{cmd: a, filters: [x]}",
+                                 "&b {cmd: llama-server, metadata: {x: *b}}"])  # fmt: skip
+def test_a_model_of_another_shape_costs_itself_alone(tmp_path: Path, bad: str):
+    result = one(tmp_path, f"models:\n  bad: {bad}\n  good:\n    cmd: {RUN} -c 1\n")
+    assert list(config_of(result)["models"]) == ["good"]
+    assert "bad: NOT CARRIED OVER: " in report_of(result)
+
+
+def test_plain_words_are_texts_as_in_yaml_1_2(tmp_path: Path):
+    result = one(
+        tmp_path,
+        "macros: {fa: on, at: 12:30}\nmodels:\n"
+        f"  7:\n    cmd: {RUN} -fa ${{fa}} -c 1 --rope-scale ${{at}}\n    aliases: [2024-01-01, no]\n"
+        f"  yes: {{cmd: {RUN} -c 1, ttl: '${{t}}', macros: {{t: 60}}}}\n",
+    )
+    models = config_of(result)["models"]
+    assert models["7"] == {
+        "model": "/a.gguf", "flash_attn": "on", "ctx_size": 1, "aliases": ["2024-01-01", "no"],
+        "args": ["--rope-scale", "12:30"],
+    }  # fmt: skip
+    assert models["yes"]["ttl_seconds"] == 60
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "latin-1"])
+def test_a_file_of_another_encoding_is_read_or_told(tmp_path: Path, encoding: str):
+    path = tmp_path / "swap.yaml"
+    path.write_bytes(f"# café\r\nmodels:\r\n  a: {{cmd: {RUN} -c 1}}\r\n".encode(encoding))
+    result = CliRunner().invoke(cli, ["import", str(path)])
+    if encoding == "utf-8-sig":
+        assert "[models.a]" in result.stdout
+    else:
+        assert result.exit_code == 1 and "UTF-8" in result.output
+
+
+@pytest.mark.parametrize(
+    ("cmd", "left_out"),
+    [
+        ("sudo " + RUN, "sudo"),
+        ("nice -n 5 /opt/llama-server -m /a.gguf", "nice -n 5"),
+        ("CUDA_VISIBLE_DEVICES=1 numactl --cpunodebind=0 " + RUN, "numactl --cpunodebind=0"),
+        ("env -u X CUDA_VISIBLE_DEVICES=1 taskset -c 0-3 " + RUN, "-u X taskset -c 0-3"),
+        ("bash -c 'exec " + RUN + "'", "exec"),
+        ("sudo docker run -v /:/m ghcr.io/ggml-org/llama.cpp:full --server -m /m/a.gguf", "sudo"),
+        ("docker run --mount type=bind,source=/,target=/m x/llama.cpp --model=/m/a.gguf", ""),
+        ("podman run --device nvidia.com/gpu=1 -v /:/m:Z x/llama.cpp -m /m/a.gguf", ""),
+    ],
+)
+def test_what_starts_the_program_is_left_out(tmp_path: Path, cmd: str, left_out: str):
+    found, report = model(tmp_path, cmd)
+    assert found["model"] == "/a.gguf" and found.keys() <= {"model", "devices"}
+    assert found.get("devices", ["cuda:1"]) == ["cuda:1"]
+    assert f"a: left out: {left_out}: the router starts llama-server itself" in report or not left_out
+
+
+def test_a_script_is_not_read(tmp_path: Path):
+    result = one(tmp_path, f"models: {{a: {{cmd: \"sh -c 'cd /x && {RUN}'\"}}}}")
+    assert "a: NOT CARRIED OVER: sh runs a script" in report_of(result)
+
+
+def test_a_preload_may_name_an_alias_and_one_of_nothing_is_reported(tmp_path: Path):
+    result = one(
+        tmp_path,
+        f"models:\n  a: {{cmd: {RUN} -c 1, aliases: [x, x, a]}}\n"
+        "hooks: {on_startup: {preload: [x, y]}}\n",
+    )
+    assert config_of(result)["models"]["a"] == {
+        "model": "/a.gguf", "ctx_size": 1, "aliases": ["x"], "load_on_startup": True,
+    }  # fmt: skip
+    assert "preload: y is no model here" in report_of(result)
