@@ -24,9 +24,9 @@ each other.
     scheduler          the whole decision, pure: (event, now) -> commands
     build_llama_server finds llama-server, or builds it; with the standard library only
     errors             each has its HTTP status, its OpenAI type and its Retry-After
-    descriptors, first_process, installation, tasks
+    descriptors, first_process, installation, tasks, text_file
                        whether file descriptors have run out; PID 1 of a container; which commands there are;
-                       tasks whose failure cancels no other
+                       tasks whose failure cancels no other; a text file that a person wrote
 
 One request: admin reads the head of the body -> proxy acquires a lease -> supervisor.pool passes Acquire to
 the scheduler and awaits its Grant (before it, maybe: Stop a victim, wait until its memory is free, Start,

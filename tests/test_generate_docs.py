@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner
 
-from router.cli import COMMANDS, cli
+from router.cli import COMMANDS
 from router.cli.reference import PAGES
 from router.cli.reference.configuration import _ABOUT
 from router.presets.layer import FIELDS, options_of_field
@@ -19,10 +20,13 @@ WRITTEN = [*REPOSITORY.glob("docs/*.md"), *REPOSITORY.glob("*.md"), *REPOSITORY.
 
 @pytest.mark.parametrize("page", PAGES)
 def test_a_page_that_is_made_is_as_the_code_makes_it(page: str):
-    made = CliRunner().invoke(cli, ["reference", page])
-    assert made.exit_code == 0, made.output
+    # In a process of its own, as bin/generate-docs does: click keeps what a command's help was in an earlier
+    # test, and one that was called by itself has no -h.
+    command = [sys.executable, "-m", "router", "reference", page]
+    made = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
+    assert made.returncode == 0, made.stderr
     kept = (REPOSITORY / "docs" / f"{page}.md").read_text()
-    assert kept == made.output, "run bin/generate-docs"
+    assert kept == made.stdout, "run bin/generate-docs"
 
 
 def test_the_script_writes_all_of_them():

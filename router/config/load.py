@@ -12,11 +12,11 @@ from typing import Any, Final, TypeVar, get_args
 
 from router.config.nearest import KeyPath
 from router.config.reader import Reader
-from router.config.text_file import NotText, read_text_file
 from router.config.toml_lines import toml_lines
 from router.config.tree import Config, SchedulerConfig
 from router.config.values import hints_of
 from router.errors import ConfigError
+from router.text_file import NotText, read_text_file
 
 COMMAND_LINE: Final = "command line"
 _APPENDED: Final = ("child", "args")

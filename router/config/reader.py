@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any, Final, get_args, get_origin
 
 from router.config.nearest import KeyPath, did_you_mean, dotted, valid_keys
-from router.config.text_file import NotText, read_text_file
 from router.config.tree import Config
 from router.config.values import Wrong, absolute, convert, hints_of, shown
 from router.config.web import OriginPattern, host_pattern, listen_addresses
+from router.text_file import NotText, read_text_file
 
 _SECRETS: Final = frozenset({("server", "api_keys"), ("server", "admin_keys")})
 #: What a type alone does not say of a value: each raises ValueError.

@@ -16,10 +16,10 @@ from typing import Any, Final
 
 from router.config import Config, toml_lines
 from router.config.nearest import KeyPath, dotted, nearest_of
-from router.config.text_file import NotText, read_text_file
 from router.presets.family import Family
 from router.presets.ini import DEFAULTS, IniSection, parse_ini
 from router.presets.layer import FIELDS, Layer, LayerReader, options_of_field
+from router.text_file import NotText, read_text_file
 
 _WHICH: Final = "it names one model"
 _COMPANION: Final = "it fits the models that it was made for, and no others"

@@ -20,6 +20,7 @@ import msgspec
 from router.errors import StartupError
 from router.scheduler.types import ModelName
 from router.simulate.machine import GIB, MACHINES, Machine, Spec, card
+from router.text_file import NotText, read_text_file
 
 DEFAULT_MACHINE: Final = "home"
 JOURNAL_INPUT_TOKENS: Final = 600
@@ -173,10 +174,12 @@ def read_trace(path: Path, minutes: float | None = None) -> Trace:
 
 def _read_lines(path: Path) -> Iterator[tuple[int, DeviceLine | ModelLine | RequestLine | JournalLine]]:
     try:
-        text = path.read_bytes()
+        text = read_text_file(path)
     except OSError as error:
         raise StartupError(f"{path}: cannot be read: {error.strerror}") from error
-    for number, line in enumerate(text.splitlines(), 1):
+    except NotText as error:
+        raise StartupError(f"{path}: {error}") from error
+    for number, line in enumerate(text.split("\n"), 1):
         if line.strip():
             try:
                 yield number, _decode(line)
@@ -184,7 +187,7 @@ def _read_lines(path: Path) -> Iterator[tuple[int, DeviceLine | ModelLine | Requ
                 raise StartupError(f"{path}:{number}: {error}") from error
 
 
-def _decode(line: bytes) -> DeviceLine | ModelLine | RequestLine | JournalLine:
+def _decode(line: str) -> DeviceLine | ModelLine | RequestLine | JournalLine:
     fields = msgspec.json.decode(line)
     if not isinstance(fields, dict):
         raise TypeError("expected a JSON object")

@@ -201,3 +201,13 @@ def test_minutes_bound_what_is_sent_of_a_file(tmp_path):
     path = write(tmp_path / "t", {"timestamp": 0}, {"timestamp": 90_000})
     assert read_trace(path, minutes=1).seconds == 60
     assert read_trace(path).seconds == pytest.approx(91)
+
+
+def test_what_an_editor_made_of_a_file_is_read_or_told(tmp_path):
+    text = '{"timestamp": 0, "model": "a\u2028b"}\n{"timestamp": 1}\n'
+    path = tmp_path / "t"
+    path.write_bytes("\ufeff".encode() + text.replace("\n", "\r\n").encode() + b"\0")
+    assert len(read_trace(path).requests) == 2
+    path.write_bytes(text.encode("utf-16"))
+    with pytest.raises(StartupError, match=r"t: is UTF-16 text; save it as UTF-8"):
+        read_trace(path)

@@ -11,7 +11,7 @@ import click
 from router.cli.client import print_json
 from router.cli.migrate.llama_ini import read_llama_ini
 from router.cli.migrate.llama_swap import Imported, read_llama_swap
-from router.config.text_file import read_text_file
+from router.text_file import read_text_file
 
 
 @click.command("import")

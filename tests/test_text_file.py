@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from router.config import load_config
-from router.config.text_file import NotText, read_text_file
 from router.errors import ConfigError
+from router.text_file import NotText, read_text_file
 
 TEXT = "[server]\nport = 9000\n"
 
