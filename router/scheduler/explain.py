@@ -37,7 +37,8 @@ def waits_for(state: SchedulerState, record: Record, wait: Wait | None) -> str:
         if one.state is State.STARTING:
             return "its llama-server, which is loading"
         if one.state is State.PLANNED:
-            candidates = [state.instances[v] for v in sorted(one.victims) if v in state.instances]
+            victims = [state.instances[v] for v in sorted(one.victims) if v in state.instances]
+            candidates = victims or _leaving(state)
             return (
                 "room: " + _and(_leaving_words(v) for v in candidates)
                 if candidates
@@ -92,7 +93,8 @@ def explain(state: SchedulerState, record: Record, wait: Wait | None, now: float
                 sentences.append(_sentence(f"A request for it is refused now: {error.message}"))
             case Wait(_, place_, _, blockers, missing):
                 would, placement, evict, short = "wait", place_, blockers, missing
-                way = _and(_name(state, b) for b in blockers) or "no model of this router"
+                leaving = [f"{one.id}, which is leaving" for one in _leaving(state)]
+                way = _and([_name(state, b) for b in blockers] or leaving) or "no model of this router"
                 short_words = _short_words(state, missing)
                 sentences.append(f"A request for it would wait: {short_words}; in the way: {way}.")
     elif any(one.state is State.PLANNED for one in record.instances.values()):
@@ -101,6 +103,13 @@ def explain(state: SchedulerState, record: Record, wait: Wait | None, now: float
     if record.last_error is not None:
         times = "once" if record.failures == 1 else f"{record.failures} times in a row"
         sentences.append(_sentence(f"Its load failed {times}, last: {record.last_error.message}"))
+        if record.retry_at is not None and record.retry_at > now and not record.has_coming():
+            pause = record.retry_at - now
+            sentences.append(
+                f"Requests for it are refused for another {pause:.0f} s, before it is tried again."
+            )
+    if record.is_pinned:
+        sentences.append("It is pinned: it is neither evicted nor does it leave by itself.")
     if record.evicted_at is not None:
         for_whom = f" for {record.evicted_for}" if record.evicted_for else ""
         sentences.append(f"It was last evicted {now - record.evicted_at:.0f} s ago{for_whom}.")
@@ -288,6 +297,11 @@ def _residence(record: Record, now: float) -> str:
             case State.DRAINING | State.STOPPING:
                 parts.append(_leaving_words(one))
     return (_and(parts) if parts else f"{record.model.name} is not loaded") + "."
+
+
+def _leaving(state: SchedulerState) -> list[Instance]:
+    """Those that are on their way out, for whatever cause."""
+    return [one for one in state.instances.values() if one.state in (State.DRAINING, State.STOPPING)]
 
 
 def _leaving_words(one: Instance) -> str:

@@ -15,6 +15,7 @@ from router.scheduler.types import (
     Exited,
     Measured,
     Model,
+    Pinned,
     Placement,
     Ready,
     Release,
@@ -206,3 +207,33 @@ def test_evicted_before():
     made.handle(Acquire("r1", "b"), 4.0)
     made.handle(Exited("a#1"), 5.0)
     assert text(made, "a").endswith("It was last evicted 6 s ago for b.")
+
+
+def test_while_it_backs_off_requests_are_said_to_be_refused():
+    made = scheduler(model("a", 8))
+    made.handle(Acquire("r1", "a"), 4.0)
+    made.handle(Exited("a#1", LoadFailed("exit status 1")), 5.0)
+    made.handle(Measured({GPU: 24 * GIB}, at=5.5), 5.5)
+    again = "Requests for it are refused for another {} s, before it is tried again."
+    assert again.format(1) in text(made, "a", 5.2)
+    assert "are refused" not in text(made, "a", 6.5)
+
+
+def test_that_it_is_pinned_is_told_loaded_or_not():
+    words = "It is pinned: it is neither evicted nor does it leave by itself."
+    made = scheduler(model("a", 8, pinned=True))
+    assert words in text(made, "a")
+    load(made, "a")
+    assert words in text(made, "a")
+    made.handle(Pinned("a", False), 4.0)
+    assert words not in text(made, "a")
+
+
+def test_what_leaves_for_another_cause_is_what_is_waited_for():
+    made = scheduler(model("a", 20), model("b", 20))
+    load(made, "a", keep_busy=True)
+    made.handle(Unload("a"), 4.0)
+    assert text(made, "a").endswith("in the way: a#1, which is leaving.")
+    made.handle(Acquire("r1", "b"), 5.0)
+    waits = "1 request waits for room: a#1 takes no new requests and is stopped when its 1 request has ended"
+    assert waits in text(made, "b")
