@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Final
+from typing import Annotated, Final, TypeAlias
 
 import msgspec
 
@@ -87,19 +87,23 @@ class RequestLine(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_
     hash_ids: list[int] | None = None
 
 
+Positive: TypeAlias = Annotated[float, msgspec.Meta(gt=0, le=1e9)]
+NotNegative: TypeAlias = Annotated[float, msgspec.Meta(ge=0, le=1e9)]
+
+
 class DeviceLine(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     device: str
-    gib: float
-    margin_gib: float = 0.5
+    gib: Positive
+    margin_gib: NotNegative = 0.5
 
 
 class ModelLine(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     model: str
-    gib: float
-    slots: int = 4
-    prefill_rate: float | None = None
-    decode_rate: float | None = None
-    load_seconds: float | None = None
+    gib: Positive
+    slots: Annotated[int, msgspec.Meta(ge=1)] = 4
+    prefill_rate: Positive | None = None
+    decode_rate: Positive | None = None
+    load_seconds: NotNegative | None = None
 
 
 class JournalLine(msgspec.Struct, frozen=True):
@@ -185,6 +189,8 @@ def _read_lines(path: Path) -> Iterator[tuple[int, DeviceLine | ModelLine | Requ
                 yield number, _decode(line)
             except (msgspec.DecodeError, TypeError) as error:
                 raise StartupError(f"{path}:{number}: {error}") from error
+            except RecursionError as error:
+                raise StartupError(f"{path}:{number}: JSON is nested too deeply") from error
 
 
 def _decode(line: str) -> DeviceLine | ModelLine | RequestLine | JournalLine:

@@ -233,7 +233,7 @@ def test_what_leaves_for_another_cause_is_what_is_waited_for():
     made = scheduler(model("a", 20), model("b", 20))
     load(made, "a", keep_busy=True)
     made.handle(Unload("a"), 4.0)
-    assert text(made, "a").endswith("in the way: a#1, which is leaving.")
     made.handle(Acquire("r1", "b"), 5.0)
+    assert text(made, "a").endswith("in the way: a#1, which is leaving.")
     waits = "1 request waits for room: a#1 takes no new requests and is stopped when its 1 request has ended"
     assert waits in text(made, "b")

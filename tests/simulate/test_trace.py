@@ -211,3 +211,23 @@ def test_what_an_editor_made_of_a_file_is_read_or_told(tmp_path):
     path.write_bytes(text.encode("utf-16"))
     with pytest.raises(StartupError, match=r"t: is UTF-16 text; save it as UTF-8"):
         read_trace(path)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        '{"device": "d", "gib": 1e308}',
+        '{"device": "d", "gib": -4}',
+        '{"device": "d", "gib": 8, "margin_gib": -1}',
+        '{"model": "a", "gib": 0}',
+        '{"model": "a", "gib": 1, "slots": 0}',
+        '{"model": "a", "gib": 1, "decode_rate": 0}',
+        '{"model": "a", "gib": 1, "load_seconds": -3}',
+        "[" * 100_000,
+    ],
+)
+def test_a_machine_that_cannot_be_is_refused_with_its_line(tmp_path, line):
+    path = tmp_path / "t"
+    path.write_text(f'{line}\n{{"timestamp": 0, "model": "a"}}\n')
+    with pytest.raises(StartupError, match="t:1: "):
+        read_trace(path)
