@@ -421,7 +421,7 @@ def test_weights_that_a_model_keeps_on_the_host_are_not_read_another_way(
         ("", "", None, []),
         ('args = ["-lm", "dio"]', "", "dio", ["dio"]),
         ('args = ["--no-mmap"]', "", "none", ["none"]),
-        ('args = ["--load-mode=mlock"]', "", "mlock", []),
+        ('args = ["--load-mode=mlock"]', "", "mlock", ["mlock"]),
         ("", 'load_mode = "none"', "none", ["none"]),
         ('args = ["--load-mode", "mmap"]', 'load_mode = "dio"', "mmap", ["mmap"]),
     ],
