@@ -24,6 +24,16 @@ parallel = 1
 [models.four-slots]
 ctx_size = 12288
 kv_unified = false
+[models.three-slots]
+parallel = 3
+[models.five-slots-apart]
+parallel = 5
+kv_unified = false
+[models.odd-step]
+parallel = 3
+ubatch_size = 512
+[models.decoder-five-slots]
+parallel = 5
 [models.small-step]
 ubatch_size = 512
 [models.large-step]
@@ -49,6 +59,11 @@ def embedder(folder: Path, llama_server: Path) -> RouterProcess:
     made = RouterProcess(folder, llama_server, *SMALL, config=CONFIG)
     for name in ("mean", "one-slot", "four-slots", "small-step", "large-step", "short"):
         make_bert(made.models / f"{name}.gguf", name=name, n_ctx_train=CONTEXT, pooling=MEAN)
+    for name in ("three-slots", "five-slots-apart", "odd-step"):
+        make_bert(made.models / f"{name}.gguf", name=name, n_ctx_train=CONTEXT, pooling=MEAN)
+    make_bert(made.models / "odd-context.gguf", n_ctx_train=514, pooling=MEAN)
+    mean = {"llama.pooling_type": MEAN}
+    make_llama(made.models / "decoder-five-slots.gguf", n_ctx_train=CONTEXT, extra=mean)
     make_bert(made.models / "cls.gguf", name="cls", n_ctx_train=CONTEXT, pooling=CLS)
     make_bert(made.models / "rank.gguf", name="rank", n_ctx_train=CONTEXT, pooling=RANK)
     keys = {"gemma-embedding.pooling_type": MEAN}
@@ -134,6 +149,23 @@ async def test_a_step_or_context_that_is_set_bounds_the_input_and_is_named(embed
             assert_too_long(status, answer)
             assert f"at most {most} tokens" in answer["error"]["message"]
             assert "ubatch_size" in answer["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("model", "longest"),
+    [
+        ("odd-context", 514), ("three-slots", CONTEXT), ("five-slots-apart", 765), ("odd-step", 510),
+        ("decoder-five-slots", CONTEXT - 2),
+    ],
+)  # fmt: skip
+async def test_mean_pooling_is_served_whatever_the_number_of_slots(
+    embedder: RouterProcess, model: str, longest: int
+):
+    """llama-server aborts at its start where the step is no multiple of the slots."""
+    async with embedder as router:
+        status, answer = await ask(router, "/v1/embeddings", model=model, input=[TOKEN] * longest)
+        assert status == 200, answer
+        assert_too_long(*await ask(router, "/v1/embeddings", model=model, input=[TOKEN] * (longest + 9)))
 
 
 async def test_a_model_that_can_split_an_input_refuses_one_beyond_its_context_too(embedder: RouterProcess):

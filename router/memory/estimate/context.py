@@ -83,11 +83,21 @@ def ubatch(shape: ModelShape, settings: LoadSettings, ctx_size: int) -> int:
     """Tokens of one step: no more than a batch, nor than the context; all of the longest input where that
     cannot be split and neither number is set."""
     said = [number for number in (settings.batch, settings.ubatch) if number is not None]
-    if takes_input_whole(shape, settings):
-        step = min(said, default=slot_context(shape, settings, ctx_size))
-    else:
-        step = min(settings.batch or BATCH, settings.ubatch or UBATCH)
-    return max(1, min(step, _pad256(ctx_size)))
+    most = _pad256(ctx_size)
+    if not takes_input_whole(shape, settings):
+        return max(1, min(settings.batch or BATCH, settings.ubatch or UBATCH, most))
+    step = min(*said, most) if said else min(slot_context(shape, settings, ctx_size), most)
+    if (settings.pooling or shape.pooling) == "mean":
+        return _multiple(step, settings.n_slots, step if said else most)
+    return max(1, step)
+
+
+def _multiple(step: int, n_slots: int, most: int) -> int:
+    """The next multiple of `n_slots` from `step` on, or the last one up to `most`: with mean pooling
+    llama-server aborts at its start where a step is none (GGML_ASSERT(ggml_can_mul_mat(a, b)), measured with
+    b11434 and 3, 4 and 5 slots)."""
+    next_one = -(-step // n_slots) * n_slots
+    return next_one if next_one <= most else max(n_slots, most // n_slots * n_slots)
 
 
 def uses_flash_attention(shape: ModelShape, settings: LoadSettings) -> bool:

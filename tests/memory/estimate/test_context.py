@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from router.gguf import GgufMetadata, KvValue
@@ -204,3 +206,23 @@ def test_a_step_that_is_set_is_kept_and_needs_no_batch_beside_it() -> None:
         assert ubatch(shape, settings, 8192) == expected
     decoder = shape_of(llama())
     assert ubatch(decoder, LoadSettings(ubatch=4096), 8192) == 2048, "llama-server's own batch bounds it"
+
+
+@pytest.mark.parametrize(
+    ("ctx_size", "n_ctx_train", "settings", "expected"),
+    [
+        (514, 514, LoadSettings(parallel=4, kv_unified=True), 516),
+        (8192, 8194, LoadSettings(parallel=4, kv_unified=True), 8192),
+        (8192, 8192, LoadSettings(parallel=5, kv_unified=True), 8190),
+        (8192, 8192, LoadSettings(parallel=3, kv_unified=False), 2817),
+        (8192, 8192, LoadSettings(parallel=3, kv_unified=True, ubatch=512), 510),
+        (8192, 8192, LoadSettings(parallel=4, kv_unified=True, batch=2), 4),
+        (8192, 8192, LoadSettings(parallel=1), 8192),
+    ],
+)
+def test_with_mean_pooling_a_step_is_a_multiple_of_the_slots(ctx_size, n_ctx_train, settings, expected) -> None:
+    of_file = llama(architecture="bert", n_ctx_train=n_ctx_train, pooling_type=1)
+    assert ubatch(shape_of(of_file), replace(settings, embedding=True), ctx_size) == expected
+    other = shape_of(llama(architecture="bert", n_ctx_train=n_ctx_train, pooling_type=2))
+    of_preset = replace(settings, embedding=True, pooling="mean")
+    assert ubatch(other, of_preset, ctx_size) == expected, "what a preset says counts"
