@@ -21,6 +21,9 @@ from router.supervisor.stall import InstanceTraffic
 #: Of the body's last bytes, so many say whether an event was whole; with the line end that ends a chunk.
 _LAST_BYTES: Final = 4
 _ENDS_OF_EVENTS: Final = (b"\n\n", b"\r\n\r\n", b"\n\n\r\n")
+#: What llama-server sends in a stream before it generates: pings, and what `return_progress` asks for.
+_PINGS: Final = (b":\n\n", b":\n\n\r\n")
+_PROGRESS: Final = b'"prompt_progress"'
 #: So much is kept of a refusal that is to become an event.
 REJECTION_BYTES: Final = 64 << 10
 
@@ -62,6 +65,12 @@ class Answer(msgspec.Struct, eq=False):
     def ends_an_event(self) -> bool:
         """Whether what passed last is whole: else more of ours would become a part of it."""
         return not self._last or self._last.endswith(_ENDS_OF_EVENTS)
+
+    @property
+    def has_generated(self) -> bool:
+        """Whether what passed last is more than a sign that the prompt is being processed."""
+        latest = self._ends.latest
+        return bool(latest) and not latest.endswith(_PINGS) and _PROGRESS not in latest
 
     def has_last(self, event: bytes) -> bool:
         """Whether what passed last is this short event, of at most as many bytes as are kept."""

@@ -29,8 +29,9 @@ from router.supervisor.stall import InstanceTraffic
 #: (2,048 tokens) takes many seconds; a slot that is busy for longer is busy with something else.
 BATCH_SECONDS: Final = 60.0
 SLOTS_POLL_SECONDS: Final = 0.05
-SLOTS_ANSWER_SECONDS: Final = 1.0
-#: A child that does not answer this often in a row does not tell whether it works.
+#: llama-server answers between two batches (b11434); 9 s were measured on a slow processor.
+SLOTS_ANSWER_SECONDS: Final = 20.0
+#: A child that closes without an answer this often in a row does not tell whether it works.
 SLOTS_TRIES: Final = 3
 
 
@@ -52,15 +53,17 @@ class Endings:
         flow: InstanceTraffic,
         account: RequestStats,
         held: AsyncExitStack,
+        *,
+        has_generated: bool,
     ) -> None:
-        """Abandon the exchange on `upstream`. Where the child may work on, `held` (the lease, and what else
+        """Abandon the exchange on `upstream`, of a stream that `has_generated` or of any other. Where the child may work on, `held` (the lease, and what else
         counts the request) is taken over until it has ended, and `account.ending` is set; else `held` is left
         to the caller.
         """
         ended = upstream.abandon()
         if ended is None:
             return
-        work = self._wait(ended, upstream, lease, flow, account, held.pop_all())
+        work = self._wait(ended, upstream, lease, flow, held.pop_all(), has_generated=has_generated)
         task = asyncio.get_running_loop().create_task(work, name=f"{lease.instance} ends a request")
         account.ending = task
         self._tasks.add(task)
@@ -85,16 +88,17 @@ class Endings:
         upstream: Upstream,
         lease: Lease,
         flow: InstanceTraffic,
-        account: RequestStats,
         held: AsyncExitStack,
+        *,
+        has_generated: bool,
     ) -> None:
         async with held:
             try:
                 await ended
             finally:
                 upstream.close()
-            if account.sent_bytes:
-                return  # it generated: its slot is idle after one token
+            if has_generated:
+                return  # its slot is idle after one token
             self._closed[lease.instance] += 1
             try:
                 await self._until_idle(lease, flow)
@@ -108,9 +112,13 @@ class Endings:
         """
         path, loop = Path(lease.address.socket), asyncio.get_running_loop()
         deadline, tries = loop.time() + BATCH_SECONDS, 0
-        while tries < SLOTS_TRIES and loop.time() < deadline:
-            answer = await get_answer(path, PROGRESS_PATH, timeout_seconds=SLOTS_ANSWER_SECONDS)
+        while tries < SLOTS_TRIES and (left := deadline - loop.time()) > 0:
+            timeout = min(left, SLOTS_ANSWER_SECONDS)
+            asked_at = loop.time()
+            answer = await get_answer(path, PROGRESS_PATH, timeout_seconds=timeout)
             if answer is None:
+                if loop.time() - asked_at >= timeout:
+                    return
                 tries += 1
                 continue
             if _working(answer) <= flow.requests - self._closed[lease.instance]:

@@ -424,4 +424,5 @@ class Exchange(msgspec.Struct, eq=False):
         lane, lease, held = self._lane, self._lease, AsyncExitStack()
         held.callback(lane.pool.give_back, lease)
         held.callback(lane.traffic.leave, self._flow, lease.instance, self._number)
-        lane.endings.begin(upstream, lease, self._flow, self.account, held)
+        has_generated = self._answer is not None and self._answer.has_generated
+        lane.endings.begin(upstream, lease, self._flow, self.account, held, has_generated=has_generated)

@@ -239,7 +239,8 @@ class Proxy:
                 if call.ask.outlives_client:
                     upstream.close()
                 else:
-                    self.endings.begin(upstream, lease, flow, call.account, held)
+                    has_generated = answer.has_generated
+                    self.endings.begin(upstream, lease, flow, call.account, held, has_generated=has_generated)
                 raise
             finally:
                 answer.end()

@@ -92,6 +92,11 @@ class HeadTailBuffer:
             self._last.clear()
         self._keep(data)
 
+    @property
+    def latest(self) -> bytes:
+        """The end of what was read last."""
+        return self._last[-1] if self._last else b""
+
     def note(self, account: RequestStats) -> None:
         """As `note_whole`."""
         last = self._last[0] if len(self._last) == 1 else b"".join(self._last)

@@ -67,6 +67,54 @@ async def test_its_lease_is_held_until_no_slot_works_on_it(bench: Bench):
     await eventually(lambda: not bench.pool.open_leases)
 
 
+async def test_a_stream_that_told_of_its_prompt_alone_is_held_until_no_slot_works_on_it(bench: Bench):
+    """Progress and pings come before the batch that the cancellation waits for."""
+    idle, asked = asyncio.Event(), 0
+
+    async def processes(received: Received, connection: Connection) -> None:
+        nonlocal asked
+        if received.line.startswith("GET /slots "):
+            asked += 1
+            await connection.answer(json.dumps([{"is_processing": not idle.is_set()}]).encode())
+            return
+        await connection.begin_stream()
+        await connection.chunk(b'data: {"prompt_progress":{"total":9000,"processed":2048}}\n\n')
+        await connection.until_client_left()
+
+    await bench.child(processes)
+    reader, writer = await bench.raw()
+    async with asyncio.timeout(DEADLINE):
+        await reader.readuntil(b"prompt_progress")
+    writer.close()
+    await eventually(lambda: asked > 2)
+    assert bench.pool.open_leases == 1
+    idle.set()
+    await eventually(lambda: not bench.pool.open_leases)
+
+
+async def test_a_child_that_answers_after_a_long_batch_is_waited_for(bench: Bench):
+    computed, asked = asyncio.Event(), 0
+
+    async def computes(received: Received, connection: Connection) -> None:
+        nonlocal asked
+        if received.line.startswith("GET /slots "):
+            asked += 1
+            await computed.wait()
+            await connection.answer(b'[{"is_processing":false}]')
+            return
+        await connection.until_client_left()
+
+    upstream = await bench.child(computes)
+    _, writer = await bench.raw()
+    await eventually(lambda: upstream.requests)
+    writer.close()
+    await eventually(lambda: asked)
+    await asyncio.sleep(3.5)  # longer than a child was waited for before
+    assert (bench.pool.open_leases, asked) == (1, 1)
+    computed.set()
+    await eventually(lambda: not bench.pool.open_leases)
+
+
 async def test_slots_that_work_for_others_hold_nothing(bench: Bench):
     child = Child(working=1)
     await abandon(bench, child)

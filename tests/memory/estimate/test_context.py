@@ -220,7 +220,9 @@ def test_a_step_that_is_set_is_kept_and_needs_no_batch_beside_it() -> None:
         (8192, 8192, LoadSettings(parallel=1), 8192),
     ],
 )
-def test_with_mean_pooling_a_step_is_a_multiple_of_the_slots(ctx_size, n_ctx_train, settings, expected) -> None:
+def test_with_mean_pooling_a_step_is_a_multiple_of_the_slots(
+    ctx_size, n_ctx_train, settings, expected
+) -> None:
     of_file = llama(architecture="bert", n_ctx_train=n_ctx_train, pooling_type=1)
     assert ubatch(shape_of(of_file), replace(settings, embedding=True), ctx_size) == expected
     other = shape_of(llama(architecture="bert", n_ctx_train=n_ctx_train, pooling_type=2))
