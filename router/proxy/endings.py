@@ -56,9 +56,9 @@ class Endings:
         *,
         has_generated: bool,
     ) -> None:
-        """Abandon the exchange on `upstream`, of a stream that `has_generated` or of any other. Where the child may work on, `held` (the lease, and what else
-        counts the request) is taken over until it has ended, and `account.ending` is set; else `held` is left
-        to the caller.
+        """Abandon the exchange on `upstream`, of a stream that `has_generated` or of any other. Where the
+        child may work on, `held` (the lease, and what else counts the request) is taken over until it has
+        ended, and `account.ending` is set; else `held` is left to the caller.
         """
         ended = upstream.abandon()
         if ended is None:
