@@ -15,6 +15,8 @@ _logger = logging.getLogger("router.process")
 _NO_ROOM: Final = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 _TAIL_BYTES: Final = 64 << 10
 _HEAD_BYTES: Final = 256 << 10
+#: A line that is longer is shown without its middle, in characters: it becomes part of error messages.
+_LINE_MAX: Final = 2000
 #: So much of what was read last is looked for after a cut.
 _MARK_BYTES: Final = 512
 _TRIMMED: Final = b"[llama-router: the log was cut here to stay within its limit]\n"
@@ -63,7 +65,7 @@ class LogFile:
             tail, end = _read_tail(fd, self.max_bytes // 4)
             kept = 0
             try:
-                kept = _write_at(fd, _TRIMMED + tail.partition(b"\n")[2], 0)
+                kept = _write_at(fd, _TRIMMED + _whole_lines(tail), 0)
                 while kept < self.max_bytes and (more := os.pread(fd, _TAIL_BYTES, end)):
                     kept, end = _write_at(fd, more, kept), end + len(more)
             finally:  # also where the disk has no room for a copy: then there is some
@@ -80,15 +82,18 @@ class LogFile:
         return next((line.strip() for line in lines if any(text in line for text in texts)), None)
 
     def tail(self, lines: int) -> tuple[str, ...]:
-        """The last lines, as far as 64 KiB hold them; empty if there is no file."""
+        """The last lines, as far as 64 KiB hold them, none longer than `_LINE_MAX` characters; empty if there
+        is no file.
+        """
         try:
             with self.path.open("rb", buffering=0) as file:
                 data, size = _read_tail(file.fileno(), _TAIL_BYTES)
         except OSError:
             return ()
         if size > len(data):
-            data = data.partition(b"\n")[2]
-        return tuple(data.decode(errors="replace").splitlines()[-lines:]) if lines > 0 else ()
+            data = _whole_lines(data)
+        found = data.decode(errors="replace").splitlines()[-lines:] if lines > 0 else []
+        return tuple(_shortened(line) for line in found)
 
 
 class LogReader:
@@ -113,7 +118,7 @@ class LogReader:
     def _first(self, fd: int) -> bytes:
         tail, self._offset = _read_tail(fd, _TAIL_BYTES)
         is_cut = self._offset > len(tail)
-        whole = tail.partition(b"\n")[2] if is_cut else tail
+        whole = _whole_lines(tail) if is_cut else tail
         lines, self._lines = self._lines or 0, None
         return b"".join(whole.splitlines(keepends=True)[-lines:]) if lines > 0 else b""
 
@@ -126,6 +131,18 @@ class LogReader:
         data = os.pread(fd, _TAIL_BYTES, self._offset)
         self._offset += len(data)
         return data
+
+
+def _whole_lines(tail: bytes) -> bytes:
+    """Without the line of which it has only the end; but of a line longer than all of it that end is kept."""
+    return tail.partition(b"\n")[2] or tail
+
+
+def _shortened(line: str) -> str:
+    if len(line) <= _LINE_MAX:
+        return line
+    half = _LINE_MAX // 2 - 2
+    return f"{line[:half]} … {line[-half:]}"
 
 
 def _write_at(fd: int, data: bytes, at: int) -> int:

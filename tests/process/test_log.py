@@ -65,6 +65,27 @@ def test_one_endless_line_is_cut_too(tmp_path):
     assert log.size() <= 4000
 
 
+@pytest.mark.parametrize("end", [b"", b"\n"], ids=["open", "ended"])
+def test_of_a_line_longer_than_what_is_read_its_end_is_kept(tmp_path, end):
+    """Progress that is drawn with carriage returns, a dump of bytes: the last words of a child stand there."""
+    log = LogFile(tmp_path / "log", 4000)
+    write(log, b"first\n" + b"x" * 100_000 + b" the last words" + end)
+    assert log.tail(5)[-1].endswith("the last words")
+    assert len(log.tail(5)[-1]) <= 2000
+    assert LogReader(log.path, 5).read().rstrip().endswith(b"the last words")
+    log.trim()
+    assert log.path.read_bytes().rstrip().endswith(b"the last words")
+    assert log.size() <= log.max_bytes
+
+
+def test_a_long_line_is_told_without_its_middle(tmp_path):
+    log = LogFile(tmp_path / "log", 1 << 20)
+    write(log, b"begin " + b"x" * 50_000 + b" end\nshort\n")
+    long, short = log.tail(2)
+    assert (long[:8], long[-6:], short) == ("begin xx", "xx end", "short")
+    assert len(long) < 2000
+
+
 def test_a_log_is_private_and_a_link_is_not_followed(tmp_path):
     log = LogFile(tmp_path / "log", 4000)
     os.close(log.open_for_child())
