@@ -90,6 +90,18 @@ async def test_a_log_folder_that_was_removed_is_made_again(router: Start):
         assert [path.name.partition("-")[0] for path in (up.state / "logs").iterdir()] == ["other"]
 
 
+async def test_where_no_folder_of_logs_can_be_made_models_are_loaded_without(router: Start):
+    async with router() as up:
+        assert await action(up, "tiny") == "loaded"
+        shutil.rmtree(up.state / "logs")
+        (up.state / "logs").touch()
+        assert await action(up, "other") == "loaded"
+        await up.until(lambda: "going on without it" in up.output, "it has said so")
+        async with up.client.get("/models/log", params={"model": "other"}) as answer:
+            assert (answer.status, await answer.read()) == (200, b"")
+        assert "Traceback" not in up.output
+
+
 async def test_a_state_folder_that_was_removed_as_a_whole_costs_no_model_its_service(router: Start):
     async with router() as up:
         assert await action(up, "tiny") == "loaded"

@@ -68,8 +68,16 @@ class RuntimeDir:
             _logger.warning("%s was removed; children that listened in it are loaded anew", self.path)
             self.release()
             self.claim()
-        elif not self._logs.is_dir():
-            self._paths.prepare()
+        else:
+            self._restore_logs()
+
+    def _restore_logs(self) -> None:
+        """A model is worth more than its log: without a folder for it the model runs without one."""
+        try:
+            if not self._logs.is_dir():
+                self._paths.prepare()
+        except (OSError, StartupError) as error:
+            _logger.warning("there is no folder for logs: %s", error)
 
     def release(self) -> None:
         """Give the folder to the next router. Safe to call twice."""

@@ -12,7 +12,8 @@ from typing import Final
 
 _logger = logging.getLogger("router.process")
 
-_NO_ROOM: Final = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+#: What is no fault of the log's disk: files or memory run out, or a link that somebody has put there.
+_NOT_OF_THE_DISK: Final = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ELOOP)
 _TAIL_BYTES: Final = 64 << 10
 _HEAD_BYTES: Final = 256 << 10
 #: A line that is longer is shown without its middle, in characters: it becomes part of error messages.
@@ -32,13 +33,13 @@ class LogFile:
     def open_for_child(self) -> int:
         """A descriptor to hand to the child; the caller closes it. Raises OSError.
 
-        A model is worth more than its log: on a disk that takes no more it runs without one.
+        A model is worth more than its log: where a disk or a folder takes none it runs without one.
         """
         flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
         try:
             return os.open(self.path, flags, 0o600)
         except OSError as error:
-            if error.errno not in _NO_ROOM:
+            if error.errno in _NOT_OF_THE_DISK:
                 raise
             _logger.warning("%s cannot be written (%s): going on without it", self.path, error.strerror)
             return os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)

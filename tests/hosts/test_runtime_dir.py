@@ -145,3 +145,16 @@ def test_a_leftover_that_cannot_be_removed_keeps_none_of_the_others(runtime, mon
     runtime.remove_leftovers([])
     assert [path.name for path in runtime.path.glob("*.sock")] == ["b.sock"]
     runtime.release()
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EIO, errno.ESTALE], ids=errno.errorcode.get)
+def test_a_folder_of_logs_that_cannot_be_looked_at_keeps_no_child_from_its_start(
+    runtime, monkeypatch, number
+):
+    def broken(self: Path) -> bool:
+        raise OSError(number, os.strerror(number), str(self))
+
+    monkeypatch.setattr(Path, "is_dir", broken)
+    runtime.restore()
+    monkeypatch.undo()
+    runtime.release()

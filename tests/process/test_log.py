@@ -99,7 +99,13 @@ def test_a_log_is_private_and_a_link_is_not_followed(tmp_path):
         raise AssertionError("followed a link")
 
 
-@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EDQUOT])
+NO_LOG = [
+    errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EIO, errno.ENOENT, errno.ENOTDIR,
+    errno.EISDIR, errno.EBUSY, errno.ESTALE,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("number", NO_LOG, ids=errno.errorcode.get)
 def test_a_disk_that_takes_no_log_costs_the_log_and_not_the_child(tmp_path, monkeypatch, number):
     real = os.open
 
@@ -113,6 +119,16 @@ def test_a_disk_that_takes_no_log_costs_the_log_and_not_the_child(tmp_path, monk
     write(log, b"words")
     assert log.size() == 0
     assert log.tail(10) == ()
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE])
+def test_files_that_have_run_out_are_no_reason_to_go_on_without_a_log(tmp_path, monkeypatch, number):
+    def none_left(*_: object) -> int:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "open", none_left)
+    with pytest.raises(OSError, match=os.strerror(number)):
+        LogFile(tmp_path / "log", 4000).open_for_child()
 
 
 def test_a_reader_begins_with_the_last_lines_and_goes_on(tmp_path: Path) -> None:
