@@ -409,6 +409,53 @@ async def test_one_that_fails_after_the_models_were_let_go_of_is_followed_by_ano
         assert pids(up) == before
 
 
+class LosesItsSuccessorsLate(LosesItsSuccessors):
+    """They fail in a step that comes after they have adopted the models."""
+
+    owner, name = "", ""
+
+    @property
+    def patch(self) -> str:  # type: ignore[override]
+        return f"""
+import os, pathlib, pkgutil
+import router.app.restart
+router.app.restart.PAUSES_SECONDS = (0.0, 0.1)
+owner = pkgutil.resolve_name({self.owner!r})
+step = owner.{self.name}
+def fail(*args, **kwargs):
+    if successor and pathlib.Path({str(self.broken)!r}).exists():
+        raise OSError(5, "Input/output error")
+    return step(*args, **kwargs)
+successor = "LLAMA_ROUTER_HANDOVER" in os.environ
+owner.{self.name} = fail
+"""
+
+
+LATE_STEPS = {
+    "memory is measured": ("router.supervisor.pool:Pool", "measure"),
+    "downloads go on": ("router.downloads:Downloads", "listen"),
+    "it listens": ("router.app.serving", "_listen"),
+    "it is about to say that it serves": ("router.app.serving", "_settle_memory"),
+}
+
+
+@pytest.mark.parametrize(("owner", "name"), LATE_STEPS.values(), ids=list(LATE_STEPS))
+async def test_one_that_fails_after_it_has_adopted_the_models_ends_none_of_them(
+    router: Start, owner: str, name: str
+):
+    async with router(type("Late", (LosesItsSuccessorsLate,), {"owner": owner, "name": name})) as up:
+        await up.chat("tiny")
+        before = pids(up)
+        up.broken.touch()
+        restarting = asyncio.ensure_future(up.restart())
+        await up.until(lambda: "trying again" in up.output, "the first one has failed")
+        up.broken.unlink()
+        await restarting
+        assert pids(up) == before
+        async with up.client.post("/v1/chat/completions", json={"model": "tiny"}) as answer:
+            assert answer.headers["X-Router-Action"] == "already_loaded"
+
+
 async def test_where_no_next_process_serves_it_exits_for_its_supervisor_and_the_models_are_adopted(
     router: Start,
 ):

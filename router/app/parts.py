@@ -135,6 +135,14 @@ async def _host(app: web.Application) -> AsyncIterator[None]:
         yield
 
 
+def give_back(app: web.Application) -> None:
+    """Leave what was adopted to the next router. To be called where this one does not start, though its
+    predecessor has let go of its children for it: that one starts another, and none of them shall end.
+    """
+    if app[SETUP].predecessor is not None and HOST in app:
+        app[HOST].hand_over()
+
+
 @asynccontextmanager
 async def _learning(app: web.Application) -> AsyncIterator[None]:
     async with Learning(app[STORE]) as app[LEARNING]:
@@ -188,7 +196,11 @@ async def _pool(app: web.Application) -> AsyncIterator[None]:
         app[CONTEXT] = context
         keep_timeline(app)  # before anything is decided
         app[POOL].callback(context.proxy.close)
-        await _adopt(app, pool)
+        try:
+            await _adopt(app, pool)
+        except Exception:
+            give_back(app)  # here and not only where it is caught: the pool would end them
+            raise
         for name, definition in known.definitions.by_name.items():
             if definition.entry.preset.load_on_startup:
                 app[BACKGROUND].spawn(pool.load(name), name=f"load {name} on startup")

@@ -23,7 +23,7 @@ from router.app.background import BACKGROUND
 from router.app.handover import Predecessor, RestartFailed
 from router.app.last_resort import SPARE_SECONDS, exit_after
 from router.app.listening import allow_many_files, bind, bind_words, is_answered, is_on_loopback, url_of
-from router.app.parts import HOST, MODELS, SETUP, Setup, build, express, longest_stop_seconds
+from router.app.parts import HOST, MODELS, SETUP, Setup, build, express, give_back, longest_stop_seconds
 from router.app.requests import REQUESTS
 from router.app.restart import Restart
 from router.app.systemd import Notifier, take_sockets
@@ -89,6 +89,7 @@ async def _serve(
     listening: list[socket.socket] = []
     restart = Restart(app, listening, lambda: _stop_accepting(runner), notifier)
     stop = install_signal_handlers(app, restart, notifier)
+    has_taken_over = False
     try:
         for one in sockets:
             listening.append(one.dup())  # noqa: PERF401 - what was opened is closed; a site closes its own
@@ -105,6 +106,7 @@ async def _serve(
             _announce(app, sockets, say)
             if (predecessor := app[SETUP].predecessor) is not None:
                 predecessor.serving()
+            has_taken_over = True
             notifier.ready(_status(app))
             telling = _tell_that_it_lives(app, notifier, restart, listening, stop)
             app[BACKGROUND].spawn(telling, name="notify")
@@ -127,8 +129,12 @@ async def _serve(
                 for one in listening:  # else who comes now waits until the last request has ended
                     one.close()
                 await _drain(app)
-    except OSError as error:
-        raise StartupError(f"cannot start: {error}") from error
+    except Exception as error:
+        if not has_taken_over:
+            give_back(app)
+        if isinstance(error, OSError):
+            raise StartupError(f"cannot start: {error}") from error
+        raise
     finally:
         await runner.cleanup()
         for one in (*sockets, *listening):
