@@ -120,15 +120,7 @@ async def _serve(
                 await _settle(app, MOVING_SECONDS)
                 raise restart.failure
             else:
-                server = app[SETUP].config.server
-                grace_seconds = server.shutdown_grace_seconds + longest_stop_seconds(app[CONTEXT])
-                exit_after(grace_seconds + SPARE_SECONDS, app[HOST].kill_all)
-                await restart.call_off()
-                notifier.stopping("waiting for requests to end")
-                await _stop_accepting(runner)
-                for one in listening:  # else who comes now waits until the last request has ended
-                    one.close()
-                await _drain(app)
+                await _shut_down(app, runner, restart, notifier, listening)
     except Exception as error:
         if not has_taken_over:
             give_back(app)
@@ -139,6 +131,24 @@ async def _serve(
         await runner.cleanup()
         for one in (*sockets, *listening):
             one.close()
+
+
+async def _shut_down(
+    app: web.Application,
+    runner: Runner,
+    restart: Restart,
+    notifier: Notifier,
+    listening: Sequence[socket.socket],
+) -> None:
+    """Refuse new connections and wait for the requests in flight, within `server.shutdown_grace_seconds`."""
+    grace_seconds = app[SETUP].config.server.shutdown_grace_seconds + longest_stop_seconds(app[CONTEXT])
+    exit_after(grace_seconds + SPARE_SECONDS, app[HOST].kill_all)
+    await restart.call_off()
+    notifier.stopping("waiting for requests to end")
+    await _stop_accepting(runner)
+    for one in listening:  # else a new client waits until the last request has ended
+        one.close()
+    await _drain(app)
 
 
 async def _listen(runner: web.AppRunner, bound: socket.socket) -> None:

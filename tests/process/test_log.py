@@ -67,7 +67,7 @@ def test_one_endless_line_is_cut_too(tmp_path):
 
 @pytest.mark.parametrize("end", [b"", b"\n"], ids=["open", "ended"])
 def test_of_a_line_longer_than_what_is_read_its_end_is_kept(tmp_path, end):
-    """Progress that is drawn with carriage returns, a dump of bytes: the last words of a child stand there."""
+    """Progress that is drawn with carriage returns, a dump of bytes: the end of the output is there."""
     log = LogFile(tmp_path / "log", 4000)
     write(log, b"first\n" + b"x" * 100_000 + b" the last words" + end)
     assert log.tail(5)[-1].endswith("the last words")
@@ -100,7 +100,8 @@ def test_a_log_is_private_and_a_link_is_not_followed(tmp_path):
 
 
 NO_LOG = [
-    errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EIO, errno.ENOENT, errno.ENOTDIR,
+    errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EIO,
+    errno.ENOENT, errno.ENOTDIR,
     errno.EISDIR, errno.EBUSY, errno.ESTALE,
 ]  # fmt: skip
 
