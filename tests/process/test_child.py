@@ -106,11 +106,13 @@ async def test_a_runtime_folder_that_is_gone_is_named(folder):
             await Process.spawn("child", bad, tasks)
 
 
-async def test_a_log_that_cannot_be_written_fails_the_load(folder):
-    bad = dataclasses.replace(command(folder), log=LogFile(folder / "no" / "log", 1000))
+async def test_a_link_in_the_place_of_a_log_fails_the_load(folder):
+    (folder / "link").symlink_to(folder / "elsewhere")
+    bad = dataclasses.replace(command(folder), log=LogFile(folder / "link", 1000))
     async with owning_tasks() as tasks:
-        with pytest.raises(LoadFailed, match="No such file or directory"):
+        with pytest.raises(LoadFailed, match="Too many levels of symbolic links"):
             await Process.spawn("child", bad, tasks)
+    assert not (folder / "elsewhere").exists()
 
 
 async def test_a_child_that_cannot_be_named_for_want_of_files_is_ended_at_once(folder, monkeypatch):
