@@ -22,7 +22,7 @@ MOST_TOKENS: Final = 2**64 - 1
 
 _OUT_OF_RANGE: Final = "out of range"
 _NUMBER = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?", re.ASCII)
-_DURATION = re.compile(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s)?", re.ASCII)
+_DURATION = re.compile(r"[+-]?(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s)?", re.ASCII)
 _KEEP_ALIVE_FORMS = (
     'keep_alive takes seconds (300), a duration ("5m", "1h30m", "90s"), 0 (leave when idle) or -1 (stay), '
     f"at most {LONGEST_SECONDS:.0f} s (31 years)"
@@ -124,7 +124,7 @@ def _seconds(value: object) -> float | None:
 
 
 def _duration_seconds(text: str) -> float | None:
-    found = _DURATION.fullmatch(text.lstrip("+-"))
+    found = _DURATION.fullmatch(text)
     if found is None or not any(found.groups()):
         return None
     hours, minutes, seconds = (float(part or 0) for part in found.groups())

@@ -125,7 +125,8 @@ def test_json_is_accepted_under_a_wrong_name_as_llama_server_does():
 @pytest.mark.parametrize(
     "value",
     [10**9 + 1, -(10**9) - 1, 1e9 + 0.5, 1e308, 10**320, -(10**400), 10**4299, "9" * 320, "9" * 320 + "h",
-     "-" + "9" * 320 + "m", "1" + "0" * 10 + "s", "1e10", "-1e10", "300000h", "1_000", "\u0663", "infinity"],
+     "-" + "9" * 320 + "m", "1" + "0" * 10 + "s", "1e10", "-1e10", "300000h", "1_000", "\u0663", "infinity",
+     "--5m", "+-5m", "-+5", "-"],
 )  # fmt: skip
 def test_a_keep_alive_out_of_bounds_is_refused_with_the_bound(value: object):
     with pytest.raises(InvalidRequest, match=r"at most 1000000000 s \(31 years\)") as refused:

@@ -48,11 +48,19 @@ _IMAGE_MODELS: Final = """
 _IMAGE_MODEL: Final = "an image, video or music model, which llama-server does not run"
 _IMAGE_ENCODER: Final = "a text encoder of image models, which llama-server does not run"
 
-#: What can never answer a request, and what it is.
+#: Values of general.type that no model has, and what such a file is. Adapters and projectors are not here.
+NO_MODELS: Final[Mapping[str, str]] = MappingProxyType(
+    {
+        "imatrix": "an importance matrix for quantising models",
+        "vocab": "a vocabulary without weights",
+        "dataset": "a data set",
+    }
+)
+
+#: Architectures that can never answer a request, and what such a file is.
 NOT_SERVED: Final[Mapping[str, str]] = MappingProxyType(
     {
         "controlvector": 'a control vector: give it to a model with args = ["--control-vector", FILE]',
-        "imatrix": "an importance matrix for quantising models",
         "wavtokenizer-dec": "the vocoder of a speech model",
         "clip_l": _IMAGE_ENCODER,
         "clip_g": _IMAGE_ENCODER,

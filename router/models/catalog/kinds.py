@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeAlias
 
-from router.models.catalog.architectures import DRAFTS, ENCODERS, LLAMA_CPP, NOT_SERVED, SERVED
+from router.models.catalog.architectures import DRAFTS, ENCODERS, LLAMA_CPP, NO_MODELS, NOT_SERVED, SERVED
 from router.models.catalog.header import Header, Unusable, glance
 from router.models.catalog.names import GgufName
 
@@ -52,8 +52,8 @@ def ruled_out(header: Header, *, is_configured: bool = False) -> str | None:
             return f"is no model but a LoRA adapter ({_of(header)}): it goes with a model, as its lora"
         case "draft":
             return f"is no model but a draft ({_of(header)}): it goes with a model, as its draft_model"
-        case "other" if header.kind == "imatrix":
-            return f"is no model but {NOT_SERVED['imatrix']} ({_of(header)})"
+        case "other" if header.kind is not None and header.kind in NO_MODELS:
+            return f"is no model but {NO_MODELS[header.kind]} ({_of(header)})"
         case "other":
             assert architecture is not None, "only its architecture says so"
             return f"is no chat or embedding model but {NOT_SERVED[architecture.lower()]} ({_of(header)})"
@@ -96,12 +96,12 @@ def _kind_by_header(header: Header) -> Kind | None:
         return "projector"
     if architecture in DRAFTS:
         return "draft"
-    if header.kind == "imatrix" or architecture in NOT_SERVED:
+    if header.kind in NO_MODELS or architecture in NOT_SERVED:
         return "other"
     return None
 
 
 def _of(header: Header) -> str:
-    if header.kind in ("adapter", "mmproj", "imatrix"):
+    if header.kind in ("adapter", "mmproj", *NO_MODELS):
         return f"general.type = {header.kind}"
     return f"architecture {header.architecture}"

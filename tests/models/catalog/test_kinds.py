@@ -19,6 +19,8 @@ from tests.models.catalog.conftest import gguf
         (Header("llama", kind="mmproj"), "a projector or encoder"),
         (Header(None, kind="imatrix"), "an importance matrix"),
         (Header("llama", kind="imatrix"), "an importance matrix"),
+        (Header("llama", kind="vocab"), "a vocabulary without weights (general.type = vocab)"),
+        (Header(None, kind="dataset"), "a data set"),
         (Header("controlvector"), "a control vector"),
         (Header("dflash"), "a draft"),
         (Header("eagle3"), "a draft"),
