@@ -196,6 +196,7 @@ class Store:
         self.is_persistent = path is not None
         self._database: sqlite3.Connection | None = None
         self._thread: ThreadPoolExecutor | None = None
+        self._is_handed_over = False
         self._tasks = Tasks()
 
     async def __aenter__(self) -> Self:
@@ -216,6 +217,12 @@ class Store:
         thread.shutdown(wait=False)
         # A disk that does not answer holds up neither the loop nor, for longer than this, a shutdown.
         await asyncio.wait({asyncio.wrap_future(closing)}, timeout=CLOSE_SECONDS)
+
+    def hand_over(self) -> None:
+        """Another process keeps the records of the children in the file from now on: this one does not return
+        to it with its own, which say what was.
+        """
+        self._is_handed_over = True
 
     # --- records of children -------------------------------------------------------------------------------
 
@@ -395,6 +402,7 @@ class Store:
         try:
             on_disk = on_disk or _reader(self.path)
             on_disk.backup(self._database)
+            _check(self._database)
             _migrate(self._database)
         except (sqlite3.Error, _Unusable, OSError):
             self._database.close()
@@ -406,7 +414,7 @@ class Store:
     async def _return_for_ever(self) -> None:
         while self.path is not None:
             await asyncio.sleep(RETURN_SECONDS)
-            if not self.is_persistent:
+            if not self.is_persistent and not self._is_handed_over:
                 try:
                     await self._in_thread(self._return)
                 except Exception:
@@ -416,7 +424,7 @@ class Store:
         """Write all that is known to the file; if it does not take it, the next time."""
         assert self.path is not None and self._database is not None, "in memory, for want of its file"
         try:
-            on_disk = _open_file(self.path)
+            on_disk = self._open_or_replace(self.path, keep_newer=True)
         except (sqlite3.Error, _Unusable, OSError):
             return
         try:
@@ -433,25 +441,27 @@ class Store:
             database = _connect(":memory:")
             _migrate(database)
             return database
-        for _ in range(2):
-            try:
-                return _open_file(self.path)
-            except (_Unusable, sqlite3.DatabaseError) as error:
-                if isinstance(error, sqlite3.OperationalError):  # not the file's content: disk or permissions
-                    self._go_on_in_memory(error)
-                    break
-                try:
-                    _move_aside(self.path, error)
-                except OSError as why:
-                    self._go_on_in_memory(why)
-                    break
-            except OSError as error:
-                self._go_on_in_memory(error)
-                break
-        else:
-            self._go_on_in_memory(OSError("it is damaged and cannot be moved aside"))
+        try:
+            return self._open_or_replace(self.path)
+        except (_Unusable, sqlite3.Error, OSError) as error:
+            self._go_on_in_memory(error)
         assert self._database is not None, "in memory"
         return self._database
+
+    @staticmethod
+    def _open_or_replace(path: Path, *, keep_newer: bool = False) -> sqlite3.Connection:
+        """The file, or a new one where its content cannot be used; raises what the disk says of it.
+        `keep_newer`: the file of a newer program, which may be about to take over, is left to that program.
+        """
+        try:
+            return _open_file(path)
+        except (_Unusable, sqlite3.DatabaseError) as error:
+            if isinstance(error, sqlite3.OperationalError):  # not the file's content: disk or permissions
+                raise
+            if keep_newer and isinstance(error, _Newer):
+                raise
+            _move_aside(path, error)
+        return _open_file(path)
 
     def _close(self) -> None:
         if self._database is not None:
@@ -463,12 +473,15 @@ class _Unusable(Exception):
     """The file's content cannot be used; the message says why."""
 
 
+class _Newer(_Unusable):
+    """The file was written by a newer program."""
+
+
 def _open_file(path: Path) -> sqlite3.Connection:
     os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))  # sqlite would ask the umask
     database = _connect(str(path), LOCK_SECONDS)
     try:
-        if database.execute("PRAGMA quick_check").fetchone() != ("ok",):
-            raise _Unusable("it is damaged")
+        _check(database)
         _migrate(database)
         database.execute("PRAGMA journal_mode = WAL")
         # Safe against a crash of the router. A crash of the machine may lose a write, but also the children.
@@ -511,10 +524,15 @@ def _write_all(source: sqlite3.Connection, target: sqlite3.Connection) -> None:
         raise
 
 
+def _check(database: sqlite3.Connection) -> None:
+    if database.execute("PRAGMA quick_check").fetchone() != ("ok",):
+        raise _Unusable("it is damaged")
+
+
 def _migrate(database: sqlite3.Connection) -> None:
     (version,) = database.execute("PRAGMA user_version").fetchone()
     if not 0 <= version <= SCHEMA_VERSION:
-        raise _Unusable(f"its schema is version {version}, this program knows {SCHEMA_VERSION}")
+        raise _Newer(f"its schema is version {version}, this program knows {SCHEMA_VERSION}")
     if version < SCHEMA_VERSION:
         steps = "".join(_MIGRATIONS[version:])
         database.executescript(f"BEGIN; {steps} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;")

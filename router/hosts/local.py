@@ -445,6 +445,7 @@ class LocalHost:
         for child in self._children.values():
             if child.process is not None:
                 child.process.detach()
+        self._store.hand_over()
         self._runtime.release()
         return tuple(child.record for child in self._children.values() if child.process is not None)
 

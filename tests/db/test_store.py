@@ -303,6 +303,52 @@ async def test_it_returns_to_its_file_as_soon_as_that_takes_it(path, monkeypatch
     assert "can be used again" in caplog.text
 
 
+async def _until_persistent(store: Store) -> None:
+    async with asyncio.timeout(20):
+        while not store.is_persistent:
+            await asyncio.sleep(0.01)
+
+
+async def test_a_file_that_is_damaged_while_it_is_used_is_replaced_and_what_comes_is_kept(
+    path, monkeypatch, caplog
+):
+    monkeypatch.setattr("router.db.store.RETURN_SECONDS", 0.05)
+    async with Store(path) as store:
+        for number in range(200):
+            await store.put_process(dataclasses.replace(RECORD, instance=f"a#{number}"))
+        with contextlib.closing(sqlite3.connect(path)) as other:  # what the store has read is no longer valid
+            other.execute("DELETE FROM processes WHERE instance = 'a#1'")
+            other.commit()
+            other.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            with path.open("rb+") as file:
+                file.seek(100)
+                file.write(b"garbage" * 4000)
+        for number in range(3):
+            await store.put_process(dataclasses.replace(RECORD, instance=f"new#{number}"))
+        known = {record.instance for record in await store.processes()}
+        assert {"new#1", "new#2"} <= known
+        await _until_persistent(store)
+        with contextlib.closing(sqlite3.connect(path)) as reader:
+            assert {name for (name,) in reader.execute("SELECT instance FROM processes")} == known
+    assert "Traceback" not in caplog.text
+
+
+async def test_one_that_was_handed_over_does_not_write_its_old_records_over_those_of_the_next(
+    path, monkeypatch
+):
+    monkeypatch.setattr("router.db.store.RETURN_SECONDS", 0.01)
+    async with Store(path) as former:
+        with contextlib.closing(_locked(path)):
+            await former.put_process(RECORD)
+        assert not former.is_persistent
+        former.hand_over()
+        async with Store(path) as following:
+            await following.put_process(dataclasses.replace(RECORD, instance="later#1"))
+            await asyncio.sleep(0.1)
+            with contextlib.closing(sqlite3.connect(path)) as reader:
+                assert reader.execute("SELECT instance FROM processes").fetchall() == [("later#1",)]
+
+
 def _locked(path: Path) -> sqlite3.Connection:
     """Somebody with a shell, who forgot that he writes."""
     somebody = sqlite3.connect(path, isolation_level=None)
