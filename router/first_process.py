@@ -42,6 +42,7 @@ class _First:
     def __init__(self, manager: str) -> None:
         self._manager = manager
         self._main = 0  # the pid of the router
+        self._announced = 1  # the status with which the router is about to exit, as far as it has told
         self._woken, self._wakes = socket.socketpair()
         for one in (self._woken, self._wakes):
             one.setblocking(False)
@@ -57,9 +58,9 @@ class _First:
         self._main = os.fork()
         if self._main:
             return True
-        signal.set_wakeup_fd(-1)
         for number in (*_SIGNALS, signal.SIGCHLD):
             signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+        signal.set_wakeup_fd(-1)  # not before: what has come until now is sent again by the parent
         os.setpgid(0, 0)  # Ctrl-C in a terminal reaches it once, from here
         self._pass_environment_on()
         for one in (self._woken, self._wakes, self._told):
@@ -100,8 +101,8 @@ class _First:
             return status if status >= 0 else 128 - status
         try:
             os.kill(self._main, 0)
-        except ProcessLookupError:  # reaped by its predecessor
-            return 1
+        except ProcessLookupError:  # reaped by its predecessor, which was its parent
+            return self._announced
         return None
 
     def _listen(self) -> None:
@@ -118,7 +119,9 @@ class _First:
             lines = data.decode(errors="replace").split("\n")
             for line in lines:
                 if line.startswith("MAINPID=") and line[8:].isdecimal():
-                    self._main = int(line[8:])
+                    self._main, self._announced = int(line[8:]), 1
+                if line.startswith("EXIT_STATUS=") and line[12:].isdecimal():
+                    self._announced = int(line[12:])
             self._tell_manager([line for line in lines if not line.startswith("MAINPID=")])
 
     def _tell_manager(self, lines: list[str]) -> None:

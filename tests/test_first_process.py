@@ -164,6 +164,17 @@ async def test_a_router_that_is_killed_ends_the_container_also_after_a_restart(f
         assert await up.ended() == 128 + signal.SIGKILL
 
 
+async def test_a_stop_while_the_former_router_still_streams_ends_the_container_as_any_stop(folder: Path):
+    """The next router is a child of the former one, so that its status cannot be waited for."""
+    env = '{ FAKE_LLAMA_TOKENS = "100000", FAKE_LLAMA_TOKEN_SECONDS = "0.02" }'
+    config = f'[server]\nshutdown_grace_seconds = 0.2\n[models."tiny"]\nenv = {env}\n'
+    async with container(folder, config) as up, Stream(up, "tiny"):
+        await up.restart_it()
+        assert len(routers(up)) == 2
+        assert await up.stop() == 0
+        assert not up.children()
+
+
 async def test_a_service_manager_outside_hears_what_the_router_says_of_a_service_that_stays(folder: Path):
     with closing(Manager(str(folder / "notify"))) as manager:
         asyncio.get_running_loop().add_reader(manager.socket, manager.listen)

@@ -71,8 +71,8 @@ def run(
     allow_many_files()
     app = build(Setup(config, catalog, paths, binary, read_config, predecessor))
     tune_gil()
-    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-        runner.run(_serve(app, sockets, notifier, say))
+    with notifier.opened() as told, asyncio.Runner(loop_factory=_loop_factory()) as runner:
+        runner.run(_serve(app, sockets, told, say))
 
 
 async def _serve(
@@ -131,6 +131,8 @@ async def _serve(
         await runner.cleanup()
         for one in (*sockets, *listening):
             one.close()
+    if not restart.done.is_set():  # else the next process is the service
+        notifier.exiting(0)
 
 
 async def _shut_down(

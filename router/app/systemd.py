@@ -8,8 +8,9 @@ import logging
 import os
 import socket
 import time
-from collections.abc import MutableMapping
-from dataclasses import dataclass
+from collections.abc import Iterator, MutableMapping
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field, replace
 from typing import Final, Self
 
 from router.errors import StartupError
@@ -30,6 +31,7 @@ class Notifier:
 
     address: str = ""
     watchdog_seconds: float | None = None
+    out: socket.socket | None = field(default=None, compare=False, repr=False)
 
     @classmethod
     def from_environ(cls, environ: MutableMapping[str, str]) -> Self:
@@ -39,6 +41,18 @@ class Notifier:
         is_meant = bool(address) and pid in ("", str(os.getpid()))
         is_wanted = is_meant and microseconds.isdecimal() and int(microseconds) > 0
         return cls(address, int(microseconds) / 1e6 if is_wanted else None)
+
+    @contextmanager
+    def opened(self) -> Iterator[Self]:
+        """With its socket held open. Files may have run out by the time at which a restart must name the next
+        process, and a manager that has not heard of that process ends it together with this one.
+        """
+        with ExitStack() as held:
+            out = None
+            if self.address:
+                with suppress(OSError):
+                    out = held.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM))
+            yield replace(self, out=out)
 
     def variables(self) -> dict[str, str]:
         """For the process that takes this one's place."""
@@ -59,6 +73,12 @@ class Notifier:
     def stopping(self, status: str) -> None:
         self.tell("STOPPING=1", _status(status))
 
+    def exiting(self, status: int) -> None:
+        """With what status this process is about to exit: while its predecessor is its parent, no other
+        process can wait for it.
+        """
+        self.tell(f"EXIT_STATUS={status}")
+
     def alive(self, status: str) -> None:
         watchdog = ["WATCHDOG=1"] if self.watchdog_seconds is not None else []
         self.tell(*watchdog, _status(status), patience_seconds=0.0)  # the next one says the same
@@ -72,7 +92,10 @@ class Notifier:
         # A leading @ stands for the zero byte of an abstract socket.
         address = "\0" + self.address[1:] if self.address.startswith("@") else self.address
         try:
-            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as out:  # files may have run out
+            with ExitStack() as opened:
+                out = self.out
+                if out is None:
+                    out = opened.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM))
                 out.settimeout(patience_seconds)
                 out.sendto("\n".join(assignments).encode(), address)
         except OSError as error:

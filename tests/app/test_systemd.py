@@ -359,6 +359,20 @@ def test_a_manager_that_does_not_read_just_now_hears_all_but_the_signs_of_life(f
         assert manager.heard[-1][1][:2] == ["MAINPID=1", "READY=1"]
 
 
+def test_the_next_process_is_named_though_no_file_is_left(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    given = Notifier.from_environ({"NOTIFY_SOCKET": str(folder / "notify")})
+    with closing(Manager(str(folder / "notify"))) as manager, given.opened() as notifier:
+
+        def none_left(*_: object) -> None:
+            raise OSError(24, "Too many open files")
+
+        with monkeypatch.context() as patch:
+            patch.setattr("router.app.systemd.socket.socket", none_left)
+            notifier.ready("serving", main_pid=17)
+        manager.listen()
+        assert [lines[0] for _, lines in manager.heard] == ["MAINPID=17"]
+
+
 def test_a_manager_that_is_gone_is_no_reason_to_fail(folder: Path, caplog):
     Notifier(str(folder / "nobody")).ready("up")
     assert "cannot tell the service manager READY=1" in caplog.text
