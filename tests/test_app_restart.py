@@ -434,7 +434,7 @@ owner.{self.name} = fail
 LATE_STEPS = {
     "memory is measured": ("router.supervisor.pool:Pool", "measure"),
     "downloads go on": ("router.downloads:Downloads", "listen"),
-    "it listens": ("router.app.serving", "_listen"),
+    "it listens": ("router.app.serving:_Server", "_listen"),
     "it is about to say that it serves": ("router.app.serving", "_settle_memory"),
 }
 

@@ -17,7 +17,6 @@
 from __future__ import annotations
 
 from router.app.handover import taking_over
-from router.app.parts import build
 from router.app.serving import run
 
-__all__ = ["build", "run", "taking_over"]
+__all__ = ["run", "taking_over"]

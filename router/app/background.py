@@ -6,8 +6,6 @@ import asyncio
 import logging
 from collections.abc import Coroutine
 
-from aiohttp import web
-
 from router.errors import RouterError
 from router.supervisor.pool import HandedOver
 
@@ -34,9 +32,6 @@ class Background:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
-
-
-BACKGROUND = web.AppKey("background", Background)
 
 
 async def _to_the_end(coroutine: Coroutine[object, object, None], name: str) -> None:

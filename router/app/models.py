@@ -100,11 +100,11 @@ class Models:
             await context.pool.reload(placed, devices)
             log.info("reloaded: %d models", len(known.definitions.by_name))
 
-    async def look_again(self, context: Context | None) -> None:
+    async def look_again(self, context: Context) -> None:
         """Where a device has come, or is well again, place all models anew; all else stays as it is. A driver
         may be slow to open, and what was placed without it would stay on the host until a reload."""
-        if context is None or _same_devices(context.known.definitions.infos, self._host.infos):
-            return  # it is only just being put together, or nothing is new
+        if _same_devices(context.known.definitions.infos, self._host.infos):
+            return
         async with self._reloading:
             if _same_devices(context.known.definitions.infos, self._host.infos):
                 return  # who came before has done it
@@ -118,13 +118,6 @@ class Models:
                 return  # the next request tries again
             context.known = known
             await context.pool.reload(placed, devices)
-
-    async def try_reload(self, context: Context) -> None:
-        """As `reload`, when nobody waits to be told of a mistake."""
-        try:
-            await self.reload(context)
-        except RouterError as error:
-            log.error("not reloaded, all stays as it was: %s", error.message)
 
     def _know(
         self, config: Config, catalog: Catalog, devices: Sequence[Device], former: Known | None

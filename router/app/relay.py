@@ -26,8 +26,8 @@ _HOP_BY_HOP: Final = frozenset(
     {"connection", "keep-alive", "proxy-connection", "te", "trailer", "transfer-encoding", "upgrade"}
     | {"content-length", "expect"}  # written anew
 )
-#: A body has been decoded here.
-_OF_THE_BODY: Final = frozenset({"content-encoding"})
+#: What is left out of a request: its body has been decoded here.
+_LEFT_OUT: Final = _HOP_BY_HOP | {"content-encoding"}
 _NOT_ADDED: Final = ("Accept", "Accept-Encoding", "Content-Type", "User-Agent")
 
 
@@ -35,12 +35,9 @@ class Relay:
     """Off until `begin` says where the next process listens."""
 
     def __init__(self) -> None:
+        #: The URL of the next process, empty while there is none; and its Unix socket, if it is one.
         self._base = ""
         self._path: str | None = None
-
-    @property
-    def is_on(self) -> bool:
-        return bool(self._base)
 
     def begin(self, listening: socket.socket) -> None:
         address = own_address(listening)
@@ -49,12 +46,22 @@ class Relay:
         else:
             self._base = str(URL.build(scheme="http", host=address[0], port=address[1]))
 
-    async def forward(self, request: web.Request) -> web.StreamResponse:
-        """Raises ShuttingDown when there is nobody any more."""
+    @web.middleware
+    async def after_handover(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        """Pass the request on to the next process, also one that was already waiting here for its model: of
+        its answer at most heartbeats were sent. Raises ShuttingDown when there is no next process any more.
+        """
+        if not self._base:
+            try:
+                return await handler(request)
+            except Begun as begun:
+                return await self._go_on(request, begun)
+            except HandedOver:
+                pass
         async with self._asked(request) as upstream:
             return await _pass_on(request, upstream)
 
-    async def go_on(self, request: web.Request, begun: Begun) -> web.StreamResponse:
+    async def _go_on(self, request: web.Request, begun: Begun) -> web.StreamResponse:
         """The same for a client that has the head of its stream already."""
         try:
             async with self._asked(request) as upstream:
@@ -67,7 +74,7 @@ class Relay:
     @asynccontextmanager
     async def _asked(self, request: web.Request) -> AsyncIterator[aiohttp.ClientResponse]:
         """Waits while nobody accepts yet: the connection stands in the queue of the socket."""
-        assert self.is_on, "nobody to pass it to"
+        assert self._base, "there is a next process"
         # A handler that has taken it as a whole leaves aiohttp to keep it.
         body = (await read_body(request)).joined() or await request.read()
         headers = CIMultiDict((k, v) for k, v in request.headers.items() if _passes(k, v))
@@ -89,29 +96,10 @@ class Relay:
                 yield upstream
 
 
-RELAY = web.AppKey("relay", Relay)
-
-
-@web.middleware
-async def relay_after_handover(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Also a request that was already waiting for its model: nothing of its answer was sent, but what tells
-    it that it waits.
-    """
-    relay = request.app[RELAY]
-    if not relay.is_on:
-        try:
-            return await handler(request)
-        except Begun as begun:
-            return await relay.go_on(request, begun)
-        except HandedOver:
-            pass
-    return await relay.forward(request)
-
-
 def _passes(name: str, value: str) -> bool:
     """Whether a header of a request goes on. aiohttp cannot send bytes that are not UTF-8."""
     is_text = value.isascii() or value.encode("utf-8", "replace").decode() == value
-    return is_text and (lower := name.lower()) not in _HOP_BY_HOP and lower not in _OF_THE_BODY
+    return is_text and name.lower() not in _LEFT_OUT
 
 
 async def _pass_on(request: web.Request, upstream: aiohttp.ClientResponse) -> web.StreamResponse:

@@ -1,10 +1,8 @@
-"""The requests in flight, counted, so that a shutdown can wait for them; but for those that never end."""
+"""The requests in flight, counted for a shutdown, which waits for all that end by themselves."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 from aiohttp import web
@@ -14,13 +12,18 @@ from router.errors import ShuttingDown
 
 
 class Requests:
-    """`settled` is set when a shutdown need not wait any longer, or must not."""
+    """The requests in flight."""
 
     def __init__(self) -> None:
+        #: How many a shutdown waits for.
         self.count = 0
+        #: Whether a shutdown or a handover waits for them.
         self.is_draining = False
+        #: Whether new ones are refused.
         self.is_refusing = False
+        #: Set when a shutdown need not wait any longer, or must not.
         self.settled = asyncio.Event()
+        #: The tasks of those whose answers end only with their clients.
         self._endless: set[asyncio.Task[Any]] = set()
 
     def drain(self, *, refuse: bool = True) -> None:
@@ -28,21 +31,28 @@ class Requests:
         self.end_endless()
         self._settle()
 
-    @contextmanager
-    def endless(self) -> Iterator[None]:
-        """Around a request that ends only with its client, or with `end_endless`."""
-        task = asyncio.current_task()
-        assert task is not None, "a request is handled in a task"
-        self._endless.add(task)
-        try:
-            yield
-        finally:
-            self._endless.discard(task)
-
     def end_endless(self) -> None:
-        """Their clients come again, and find who serves then."""
+        """End those that end only with their clients, which come again and find the process that serves."""
         for task in self._endless:
             task.cancel()
+
+    @web.middleware
+    async def count_request(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        if self.is_refusing:  # on a connection that was open before
+            raise ShuttingDown("the router is shutting down", retry_after_seconds=5.0)
+        if request.match_info.route in request.app[ENDLESS]:
+            task = asyncio.current_task()
+            assert task is not None, "a request is handled in a task"
+            self._endless.add(task)
+            try:
+                return await handler(request)
+            finally:
+                self._endless.discard(task)
+        self.begun()
+        try:
+            return await handler(request)
+        finally:
+            self.ended()
 
     def begun(self) -> None:
         self.count += 1
@@ -54,21 +64,3 @@ class Requests:
     def _settle(self) -> None:
         if self.is_draining and not self.count:
             self.settled.set()
-
-
-REQUESTS = web.AppKey("requests", Requests)
-
-
-@web.middleware
-async def count_requests(request: web.Request, handler: Handler) -> web.StreamResponse:
-    requests = request.app[REQUESTS]
-    if requests.is_refusing:  # on a connection that was open before
-        raise ShuttingDown("the router is shutting down", retry_after_seconds=5.0)
-    if request.match_info.route in request.app[ENDLESS]:
-        with requests.endless():
-            return await handler(request)
-    requests.begun()
-    try:
-        return await handler(request)
-    finally:
-        requests.ended()

@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import os
 import signal
 import socket
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
+from enum import Enum
 from typing import Final
 
-from aiohttp import web
-
-from router.admin import CONTEXT
-from router.app.background import BACKGROUND
 from router.app.handover import RestartFailed, Successor
-from router.app.parts import HOST, SETUP
-from router.app.relay import RELAY
+from router.app.parts import Router
 from router.app.systemd import Notifier
 from router.db.store import ProcessRecord
 
@@ -36,33 +33,50 @@ LET_GO_SECONDS: Final = 60.0
 _QUIET_POLL_SECONDS: Final = 0.02
 
 
-class Restart:
-    """Called, it returns the pid of the process that serves from then on. `done` is set then, too. `lost` is
-    set where none does and this one cannot any more, for the reason `failure`: it must exit, so that its
-    supervisor starts another, which adopts the models.
+class Phase(Enum):
+    """How far this process is with letting go."""
 
-    `listening` are held for the next process; `stop_accepting` is told when it is about to take over.
+    #: It has everything: a restart that fails changes nothing.
+    SERVING = "serving"
+    #: It stops accepting, and lets go of leases and children: there is no way back.
+    LETTING_GO = "letting go"
+    #: The children are the next process's; while one after the other fails to take over, none accepts.
+    LET_GO = "let go"
+
+
+class Restart:
+    """Called, it returns the pid of the process that serves from then on.
+
+    `listening` are held for the next process; `stop_accepting` is called when it is about to take over.
     """
 
     def __init__(
         self,
-        app: web.Application,
+        router: Router,
         listening: Sequence[socket.socket],
         stop_accepting: Callable[[], Awaitable[None]],
         notifier: Notifier,
     ) -> None:
-        self._app = app
+        self._router = router
         self._listening = listening
         self._stop_accepting = stop_accepting
         self._notifier = notifier
+        self._phase = Phase.SERVING
+        #: The next process that was told last of the children.
         self._successor: Successor | None = None
-        self._held: dict[str, str] | None = None  # leases that still run, once the children are let go of
+        #: Lease -> instance, of the leases that still run here after LETTING_GO.
+        self._held: dict[str, str] = {}
+        #: What the next process adopts.
         self._children: tuple[ProcessRecord, ...] = ()
+        #: The pid that all callers of the restart wait for; None while there is no restart.
         self._running: asyncio.Future[int] | None = None
         self._task: asyncio.Task[None] | None = None
-        self._deadline: float | None = None  # once this process has stopped accepting
-        self._has_let_go = False
+        #: When the next process must serve, on the loop's clock; only after SERVING.
+        self._deadline = math.inf
+        #: Set once another process serves.
         self.done = asyncio.Event()
+        #: Set where none does and this one cannot any more, for the reason `failure`: it must exit, so that
+        #: its supervisor starts another, which adopts the models.
         self.lost = asyncio.Event()
         self.failure: RestartFailed | None = None
 
@@ -72,7 +86,7 @@ class Restart:
         """
         if self._running is None:
             running: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-            self._task = self._app[BACKGROUND].spawn(self._run(running), name="restart")
+            self._task = self._router.background.spawn(self._run(running), name="restart")
             self._running = running
         return await asyncio.shield(self._running)
 
@@ -90,7 +104,7 @@ class Restart:
             pid = await self._replace()
         except Exception as error:  # noqa: BLE001 - whatever it is: the next restart must be possible
             failure = _as_failure(error)
-            if self._held is None:
+            if self._phase is Phase.SERVING:
                 log.error("not restarted, all stays as it was: %s", failure.message)
                 self._notifier.ready(f"not restarted: {failure.message}")
                 self._running = None
@@ -109,10 +123,8 @@ class Restart:
                 told.cancel()
 
     def _lose(self, failure: RestartFailed) -> RestartFailed:
-        if not self._has_let_go:
-            self._app[
-                HOST
-            ].hand_over()  # in whichever step it failed: the exit of this process stops no child
+        if self._phase is not Phase.LET_GO:  # in whichever step it failed: the exit stops no child
+            self._router.host.hand_over()
         self.failure = RestartFailed(
             f"no next router serves, and this one exits: {failure.message}. The models run on; the router"
             " that is started next adopts them"
@@ -126,7 +138,7 @@ class Restart:
             try:
                 return await self._try()
             except RestartFailed as failure:
-                if not self._has_let_go or self._left_seconds() <= pause_seconds:
+                if self._phase is not Phase.LET_GO or self._left_seconds() <= pause_seconds:
                     raise
                 log.error("%s; trying again in %g s", failure.message, pause_seconds)
                 await asyncio.sleep(pause_seconds)
@@ -147,29 +159,27 @@ class Restart:
                 raise RestartFailed("the next router did not start in time") from error
             raise _as_failure(error) from error
         except BaseException:
-            successor.end(signal.SIGTERM if self._held is not None else signal.SIGKILL)
+            successor.end(signal.SIGKILL if self._phase is Phase.SERVING else signal.SIGTERM)
             raise
         return successor.pid
 
     def _left_seconds(self) -> float:
         """How long a next process may take for its next step."""
-        if self._deadline is None:
-            return START_SECONDS
         return min(START_SECONDS, self._deadline - asyncio.get_running_loop().time())
 
     async def _let_go(self, successor: Successor) -> None:
-        self._successor = successor
-        if self._held is None:
+        router, self._successor = self._router, successor
+        if self._phase is Phase.SERVING:
             await self._until_quiet()
-            self._held = {}
+            self._phase = Phase.LETTING_GO
             self._deadline = asyncio.get_running_loop().time() + TAKEOVER_SECONDS
             async with asyncio.timeout(LET_GO_SECONDS):
                 await self._stop_accepting()
-                self._app[RELAY].begin(self._listening[0])
-                await self._app[CONTEXT].downloads.suspend()  # the next process goes on with them
-                self._held |= await self._app[CONTEXT].pool.hand_over(self._lease_ended)
-            self._children = self._app[HOST].hand_over()
-            self._has_let_go = True
+                router.relay.begin(self._listening[0])
+                await router.context.downloads.suspend()  # the next process goes on with them
+                self._held |= await router.context.pool.hand_over(self._lease_ended)
+            self._children = router.host.hand_over()
+            self._phase = Phase.LET_GO
         successor.let_go(self._held, self._children)
 
     def _forget_children(self) -> None:
@@ -184,12 +194,12 @@ class Restart:
     async def _until_quiet(self) -> None:
         """A load in progress would be lost, a child that is being stopped would be found alive."""
         with suppress(TimeoutError):
-            async with asyncio.timeout(self._app[SETUP].config.server.shutdown_grace_seconds):
-                while self._app[CONTEXT].pool.is_changing():  # noqa: ASYNC110 - the core has no events
+            async with asyncio.timeout(self._router.setup.config.server.shutdown_grace_seconds):
+                while self._router.context.pool.is_changing():  # noqa: ASYNC110 - the core has no events
                     await asyncio.sleep(_QUIET_POLL_SECONDS)
 
     def _lease_ended(self, lease: str) -> None:
-        assert self._held is not None and self._successor is not None, "let go of"
+        assert self._successor is not None, "let go of"
         if self._held.pop(lease, None) is not None:
             self._successor.lease_ended(lease)
 

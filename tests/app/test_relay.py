@@ -17,7 +17,7 @@ import pytest
 from aiohttp import web
 
 from router.admin.errors import tell_errors
-from router.app.relay import RELAY, Relay, relay_after_handover
+from router.app.relay import Relay
 from router.proxy import Begun, Dialect, RequestStats
 from router.proxy.client import AiohttpClient, AlreadySentResponse
 from router.supervisor.pool import HandedOver
@@ -26,17 +26,14 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 @asynccontextmanager
-async def serving(
-    handler: Handler, listening: socket.socket, *middlewares: Any
-) -> AsyncIterator[web.Application]:
+async def serving(handler: Handler, listening: socket.socket, *middlewares: Any) -> AsyncIterator[None]:
     app = web.Application(middlewares=middlewares)
-    app[RELAY] = Relay()
     app.router.add_route("*", "/{path:.*}", handler)
     runner = web.AppRunner(app, handler_cancellation=True, auto_decompress=False)
     await runner.setup()
     await web.SockSite(runner, listening).start()
     try:
-        yield app
+        yield
     finally:
         await runner.cleanup()
 
@@ -51,8 +48,9 @@ class Pair:
         self.address = self._here.getsockname()
 
     async def __aenter__(self) -> Pair:
-        self._middle = serving(self._former, self._here, tell_errors, relay_after_handover)
-        self._app = await self._middle.__aenter__()
+        self._relay = Relay()
+        self._middle = serving(self._former, self._here, tell_errors, self._relay.after_handover)
+        await self._middle.__aenter__()
         self._end = serving(self._following, self.next_address)
         await self._end.__aenter__()
         self.client = aiohttp.ClientSession(
@@ -66,7 +64,7 @@ class Pair:
         await self._end.__aexit__(None, None, None)
 
     def replace(self, to: socket.socket | None = None) -> None:
-        self._app[RELAY].begin(to or self.next_address)
+        self._relay.begin(to or self.next_address)
 
 
 async def told_by_the_former(request: web.Request) -> web.StreamResponse:

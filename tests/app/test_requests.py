@@ -9,15 +9,14 @@ from aiohttp import web
 from aiohttp.test_utils import make_mocked_request
 
 from router.admin.route import ENDLESS
-from router.app.requests import REQUESTS, Requests, count_requests
+from router.app.requests import Requests
 from router.errors import ShuttingDown
 
 
-def app_with(requests: Requests) -> web.Application:
+def some_request() -> web.Request:
     app = web.Application()
     app[ENDLESS] = set()
-    app[REQUESTS] = requests
-    return app
+    return make_mocked_request("GET", "/", app=app)
 
 
 async def test_a_drain_with_nobody_there_is_over_at_once():
@@ -33,8 +32,7 @@ async def test_a_drain_waits_for_the_last_request_also_when_that_fails():
         await gate.wait()
         raise KeyError
 
-    request = make_mocked_request("GET", "/", app=app_with(requests))
-    running = asyncio.get_running_loop().create_task(count_requests(request, handle))
+    running = asyncio.get_running_loop().create_task(requests.count_request(some_request(), handle))
     await asyncio.sleep(0)
     assert requests.count == 1
     requests.drain()
@@ -51,7 +49,7 @@ async def test_without_a_drain_nothing_is_settled():
     async def handle(_: web.Request) -> web.Response:
         return web.Response()
 
-    await count_requests(make_mocked_request("GET", "/", app=app_with(requests)), handle)
+    await requests.count_request(some_request(), handle)
     assert not requests.settled.is_set()
 
 
@@ -63,6 +61,6 @@ async def test_whoever_comes_during_a_drain_is_told_to_come_later():
         pytest.fail("it must not be served")
 
     with pytest.raises(ShuttingDown) as refused:
-        await count_requests(make_mocked_request("GET", "/", app=app_with(requests)), handle)
+        await requests.count_request(some_request(), handle)
     assert refused.value.retry_after_seconds
     assert requests.count == 0

@@ -6,17 +6,15 @@ import asyncio
 import signal
 import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
-from aiohttp import web
 
-from router.admin import CONTEXT
 from router.app import handover
-from router.app.background import BACKGROUND, Background
+from router.app.background import Background
 from router.app.handover import RestartFailed
-from router.app.parts import HOST, SETUP
-from router.app.relay import RELAY, Relay
+from router.app.relay import Relay
 from router.app.restart import Restart
 from router.app.systemd import Notifier
 from router.config import Config
@@ -87,16 +85,17 @@ class Bench:
     """A Restart over parts that do nothing, and next processes by script."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, *processes: Next) -> None:
-        self.app = web.Application()
-        self.pool = FakePool()
-        self.app[RELAY], self.app[BACKGROUND] = Relay(), Background()
-        parts: dict[Any, Any] = {
-            CONTEXT: type("Context", (), {"pool": self.pool, "downloads": FakeDownloads()})(),
-            HOST: FakeHost(),
-            SETUP: type("Setup", (), {"config": Config()})(),
-        }
-        for key, part in parts.items():
-            self.app[key] = part
+        self.pool, self.host = FakePool(), FakeHost()
+        self.router = cast(
+            Any,
+            SimpleNamespace(
+                relay=Relay(),
+                background=Background(),
+                context=SimpleNamespace(pool=self.pool, downloads=FakeDownloads()),
+                host=self.host,
+                setup=SimpleNamespace(config=Config()),
+            ),
+        )
         self.stops = 0
         self.listening = socket.create_server(("127.0.0.1", 0))
         script = iter(processes)
@@ -105,17 +104,17 @@ class Bench:
             return next(script)
 
         monkeypatch.setattr("router.app.restart.Successor.start", start)
-        self.restart = Restart(self.app, [self.listening], self._stop_accepting, Notifier())
+        self.restart = Restart(self.router, [self.listening], self._stop_accepting, Notifier())
 
     async def _stop_accepting(self) -> None:
         self.stops += 1
 
     async def __aenter__(self) -> Bench:
-        await self.app[BACKGROUND].__aenter__()
+        await self.router.background.__aenter__()
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        await self.app[BACKGROUND].__aexit__()
+        await self.router.background.__aexit__()
         self.listening.close()
 
 
@@ -124,7 +123,7 @@ async def test_one_that_fails_before_it_takes_over_leaves_everything_as_it_is(mo
     async with Bench(monkeypatch, failing, Next("ready", "serving")) as bench:
         with pytest.raises(RestartFailed):
             await bench.restart()
-        assert (bench.stops, bench.pool.handed_over, bench.app[RELAY].is_on) == (0, 0, False)
+        assert (bench.stops, bench.pool.handed_over, bench.router.relay._base) == (0, 0, "")
         assert failing.is_given_up
         assert not bench.restart.done.is_set()
         await bench.restart()
@@ -223,10 +222,9 @@ async def test_a_step_after_which_there_is_no_way_back_ends_this_router_and_leav
         raise OSError(5, "Input/output error")
 
     async with Bench(monkeypatch, Next("ready", "serving"), Next("ready", "serving")) as bench:
-        context, host = bench.app[CONTEXT], cast(FakeHost, bench.app[HOST])
         target: tuple[Any, str] = {
             "stop accepting": (bench.restart, "_stop_accepting"),
-            "suspend": (context.downloads, "suspend"),
+            "suspend": (bench.router.context.downloads, "suspend"),
             "hand over": (bench.pool, "hand_over"),
         }[step]
         monkeypatch.setattr(*target, broken)
@@ -234,7 +232,7 @@ async def test_a_step_after_which_there_is_no_way_back_ends_this_router_and_leav
             async with asyncio.timeout(20):
                 await bench.restart()
         assert bench.restart.lost.is_set()
-        assert host.handed_over == 1, "the exit of this process stops no child"
+        assert bench.host.handed_over == 1, "the exit of this process stops no child"
 
 
 async def test_a_next_process_that_hangs_after_it_took_over_is_given_up_in_bounded_time(monkeypatch):

@@ -16,16 +16,15 @@ import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import closing, suppress
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import aiohttp
 import psutil
 import pytest
-from aiohttp import web
 
-from router.admin import CONTEXT
-from router.app.requests import REQUESTS, Requests
-from router.app.serving import _tell_that_it_lives
+from router.app.requests import Requests
+from router.app.serving import _Server
 from router.app.systemd import Notifier, take_sockets
 from router.errors import StartupError
 from tests.deadline import DEADLINE_SECONDS
@@ -195,26 +194,27 @@ async def test_the_watchdog_hears_nothing_when_the_scheduler_does_not_answer(fol
         def snapshot(self) -> None:
             raise RuntimeError("a bug")
 
-    app = web.Application()
-    app[REQUESTS] = Requests()
-    app[CONTEXT] = type("Context", (), {"pool": Broken()})()
-    never = type("Restart", (), {"done": asyncio.Event(), "lost": asyncio.Event()})()
     with pytest.raises(RuntimeError):
-        notifier = Notifier(str(folder / "notify"), 1.0)
-        await _tell_that_it_lives(app, notifier, never, [], asyncio.Event())
+        await _server(Broken(), Notifier(str(folder / "notify"), 1.0))._notify()
     manager.listen()
     assert manager.heard == []
 
 
+def _server(pool: Any, notifier: Notifier) -> Any:
+    """Of a server what tells the service manager that it lives."""
+    server: Any = object.__new__(_Server)
+    server.router = SimpleNamespace(requests=Requests(), context=SimpleNamespace(pool=pool))
+    server.notifier, server.listening, server.stop = notifier, [], asyncio.Event()
+    server.restart = SimpleNamespace(done=asyncio.Event(), lost=asyncio.Event())
+    return server
+
+
 async def _tell(folder: Path, listening: socket.socket) -> None:
     """As a router that listens on one socket does, until it is cancelled."""
-    snapshot = type("Snapshot", (), {"instances": (), "queues": ()})()
-    app = web.Application()
-    app[REQUESTS] = Requests()
-    app[CONTEXT] = type("Context", (), {"pool": type("Pool", (), {"snapshot": lambda _: snapshot})()})()
-    never: Any = type("Restart", (), {"done": asyncio.Event(), "lost": asyncio.Event()})()
-    notifier = Notifier(str(folder / "notify"), 0.1)
-    await _tell_that_it_lives(app, notifier, never, [listening], asyncio.Event())
+    snapshot = SimpleNamespace(instances=(), queues=())
+    server = _server(SimpleNamespace(snapshot=lambda: snapshot), Notifier(str(folder / "notify"), 0.1))
+    server.listening.append(listening)
+    await server._notify()
 
 
 @pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_UNIX])

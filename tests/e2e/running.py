@@ -15,8 +15,7 @@ import aiohttp
 import psutil
 from aiohttp import web
 
-from router.admin import CONTEXT
-from router.app.parts import Setup, build, express
+from router.app.parts import Router, Setup
 from router.config import load_config, state_paths
 from router.engines.llama_server import find_binary
 from router.http.connections import Limits
@@ -129,18 +128,18 @@ async def running(
     state = state_paths(loaded)
     state.prepare()
     setup = Setup(loaded, Catalog.scan(loaded), state, find_binary(), lambda: load_config(source))
-    app = build(setup)
-    runner = Runner(app, Limits(), handler_cancellation=True, auto_decompress=False, access_log=None)
+    router = Router(setup)
+    runner = Runner(router.app, Limits(), handler_cancellation=True, auto_decompress=False, access_log=None)
     try:
         await runner.setup()
-        runner.front.express = express(app)
+        runner.front.express = router.express()
         site = web.TCPSite(runner, "127.0.0.1", 0)
         await site.start()
         url = f"http://127.0.0.1:{runner.addresses[0][1]}"
         timeout = aiohttp.ClientTimeout(total=DEADLINE_SECONDS)
         connector = aiohttp.TCPConnector(limit=0)
         async with aiohttp.ClientSession(url, timeout=timeout, connector=connector) as session:
-            yield Running(url, app[CONTEXT].pool, session)
+            yield Running(url, router.context.pool, session)
     finally:
         await runner.cleanup()
     assert not llama_servers(), "the router left children behind"
