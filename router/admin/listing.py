@@ -1,7 +1,6 @@
 """A model as `/models` shows it: llama.cpp's fields, and beside them what only this router knows.
 
-What is fixed is made, and written as JSON, once per reload; the rest is read off a snapshot. A list of a
-thousand models, of which a few run, is a thousand texts put one behind the other."""
+What is fixed is made once per reload; the rest is read off a snapshot."""
 
 from __future__ import annotations
 
@@ -146,44 +145,24 @@ class CommandLine(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class ModelInfoCache:
-    """The fixed part of every model. `unloaded_row` is the whole row of one that nobody uses, as JSON."""
+    """What stays the same until the next reload: of every model its card and its command line, of every
+    instance (and the settings of its load) the command line that it runs with.
+    """
 
+    definitions: Definitions
     by_name: Mapping[ModelName, Card]
     lines: Mapping[ModelName, CommandLine]
-    unloaded_row: Mapping[ModelName, bytes]
     running: dict[tuple[InstanceId, str], CommandLine] = field(default_factory=dict)
 
 
 def make_info_cache(definitions: Definitions) -> ModelInfoCache:
     """Reads headers of projectors: call it in a thread."""
-    cards, lines, unloaded_row = {}, {}, {}
+    cards, lines = {}, {}
     for name, definition in definitions.by_name.items():
         cards[name] = _card(definition)
         placements = definition.model.placements
         lines[name] = _line(definitions, name, placements[0]) if placements else CommandLine()
-        if definition.model.error is None:
-            unloaded_row[name] = msgspec.json.encode(
-                _row(cards[name], _unloaded_row(lines[name], definition))
-            )
-    return ModelInfoCache(cards, lines, unloaded_row)
-
-
-def list_bytes(
-    names: Iterable[ModelName],
-    cards: ModelInfoCache,
-    definitions: Definitions,
-    snapshot: Snapshot,
-    downloading: Mapping[ModelName, Job],
-) -> bytes:
-    """The list of these models as JSON, and of those that are being downloaded."""
-    look = _Look(cards, definitions, snapshot)
-    rows = [look.encoded(name) for name in names]
-    rows += [
-        msgspec.json.encode(download_row(name, job))
-        for name, job in downloading.items()
-        if name not in definitions.by_name
-    ]
-    return b'{"data":[' + b",".join(rows) + b'],"object":"list"}'
+    return ModelInfoCache(definitions, cards, lines)
 
 
 def visible(definitions: Definitions, *, with_others: bool = False) -> list[ModelName]:
@@ -195,17 +174,6 @@ def visible(definitions: Definitions, *, with_others: bool = False) -> list[Mode
         for name, one in definitions.by_name.items()
         if not one.entry.hidden and (one.entry.is_model or with_others)
     ]
-
-
-def listed(cards: ModelInfoCache, definitions: Definitions, snapshot: Snapshot) -> list[Row]:
-    """The same as values."""
-    look = _Look(cards, definitions, snapshot)
-    return [look.row(name) for name in visible(definitions)]
-
-
-def listed_one(name: ModelName, cards: ModelInfoCache, definitions: Definitions, snapshot: Snapshot) -> Row:
-    """Hidden ones too: who knows the name may use it."""
-    return _Look(cards, definitions, snapshot).row(name)
 
 
 # --- what is fixed ---
@@ -280,13 +248,8 @@ def _preset(name: ModelName, argv: Sequence[str]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _row(card: Card, status: Status, instances: Sequence[Instance] = ()) -> Row:
-    fixed = {name: getattr(card, name) for name in Card.__struct_fields__}
-    return Row(**fixed, status=status, instances=list(instances))
-
-
-def _unloaded_row(line: CommandLine, definition: Definition) -> Status:
-    return Status("unloaded", line.args, line.preset, 0, definition.model.pinned)
+def _row(card: Card, status: Status, instances: Iterable[Instance] = ()) -> Row:
+    return Row(**msgspec.structs.asdict(card), status=status, instances=list(instances))
 
 
 def download_row(name: ModelName, job: Job, value: str = "downloading") -> Row:
@@ -295,73 +258,66 @@ def download_row(name: ModelName, job: Job, value: str = "downloading") -> Row:
     progress = Progress(("download",), "download", share)
     status = Status(value, (), "", 0, False, progress=progress, job=job.id)
     none = Architecture((), ())
-    card = Card(name, (), (), int(job.created_at), "cache", None, none, can_remove=False)
-    return _row(card, status)
+    return _row(Card(name, (), (), int(job.created_at), "cache", None, none, can_remove=False), status)
 
 
 # --- what changes ---
 
 
-class _Look:
-    """One snapshot, by model."""
+class Listing:
+    """The models at the moment of a snapshot, whose parts it has by model."""
 
-    def __init__(self, cards: ModelInfoCache, definitions: Definitions, snapshot: Snapshot) -> None:
-        self._cards, self._definitions, self._now = cards, definitions, snapshot.now
-        self._running: dict[ModelName, list[InstanceView]] = {}
+    def __init__(self, cards: ModelInfoCache, snapshot: Snapshot) -> None:
+        self._cards, self._now = cards, snapshot.now
+        #: The instances there are, by model.
+        self.running: dict[ModelName, list[InstanceView]] = {}
         for one in snapshot.instances:
-            self._running.setdefault(one.model, []).append(one)
-        self._queues = {queue.model: queue for queue in snapshot.queues}
-        self._views = {view.name: view for view in snapshot.models}
+            self.running.setdefault(one.model, []).append(one)
+        self.queues: Mapping[ModelName, QueueView] = {queue.model: queue for queue in snapshot.queues}
+        self.views: Mapping[ModelName, ModelView] = {view.name: view for view in snapshot.models}
 
-    def encoded(self, name: ModelName) -> bytes:
-        view, unloaded_row = self._views.get(name), self._cards.unloaded_row.get(name)
-        if (
-            unloaded_row is None
-            or name in self._running
-            or name in self._queues
-            or not self._is_plain(name, view)
-        ):
-            return msgspec.json.encode(self.row(name))
-        return unloaded_row
+    def rows(self, names: Iterable[ModelName], downloading: Mapping[ModelName, Job] = {}) -> Listed:
+        """These models, and those that are being downloaded and are no models yet."""
+        rows, known = [self.row(name) for name in names], self._cards.by_name
+        return Listed(
+            [*rows, *(download_row(name, job) for name, job in downloading.items() if name not in known)]
+        )
 
     def row(self, name: ModelName) -> Row:
-        ones, card = self._running.get(name, []), self._cards.by_name[name]
+        """Hidden ones too: who knows the name may use it."""
+        ones, card = self.running.get(name, ()), self._cards.by_name[name]
         if ones and card.meta is not None:
             args = ones[0].placement.args
             context = int(args[args.index("-c") + 1]) if "-c" in args else None
-            n_ctx = _per_request(self._definitions.by_name[name], context)
+            n_ctx = _per_request(self._cards.definitions.by_name[name], context)
             card = msgspec.structs.replace(card, meta=msgspec.structs.replace(card.meta, n_ctx=n_ctx))
-        status = self._status(name, ones, self._views.get(name), self._queues.get(name))
-        return _row(card, status, [_instance(one, self._now) for one in ones])
+        return _row(card, self._status(name, ones), (_instance(one, self._now) for one in ones))
 
-    def _is_plain(self, name: ModelName, view: ModelView | None) -> bool:
-        pinned = self._definitions.by_name[name].model.pinned
-        return view is None or (view.error is None and view.pinned == pinned)
-
-    def _status(
-        self, name: ModelName, ones: list[InstanceView], view: ModelView | None, queue: QueueView | None
-    ) -> Status:
+    def _status(self, name: ModelName, ones: Sequence[InstanceView]) -> Status:
         values = {_VALUES[one.state] for one in ones}
         value = "loaded" if "loaded" in values else "loading" if values else "unloaded"
-        definition = self._definitions.by_name[name]
-        unusable, line = definition.model.error, self._line(name, ones)
-        error = unusable.message if unusable is not None else view.error if view is not None else None
-        has_failed = error is not None and not ones
+        view, queue = self.views.get(name), self.queues.get(name)
+        model, line = self._cards.definitions.by_name[name].model, self._line(name, ones)
+        error = view.error if view is not None else None
+        if model.error is not None:
+            error = model.error.message
+        if ones:  # the failure is over
+            error = None
         return Status(
             value=value,
             args=line.args,
             preset=line.preset,
             waiting=queue.waiting if queue is not None else 0,
-            pinned=view.pinned if view is not None else definition.model.pinned,
-            progress=self._progress(definition, ones, view) if value == "loading" else None,
+            pinned=view.pinned if view is not None else model.pinned,
+            progress=self._progress(name, ones) if value == "loading" else None,
             reason=queue.reason if queue is not None else None,
             expected_seconds=queue.expected_seconds if queue is not None else None,
-            failed=has_failed,
-            error=error if has_failed else None,
-            exit_code=view.exit_code if view is not None and has_failed else None,
+            failed=error is not None,
+            error=error,
+            exit_code=view.exit_code if view is not None and error is not None else None,
         )
 
-    def _line(self, name: ModelName, ones: list[InstanceView]) -> CommandLine:
+    def _line(self, name: ModelName, ones: Sequence[InstanceView]) -> CommandLine:
         """What it runs with, or would."""
         if not ones:
             return self._cards.lines[name]
@@ -369,26 +325,20 @@ class _Look:
         if (one.id, one.definition) not in kept:
             if len(kept) >= _ARGS_KEPT:
                 kept.clear()
-            kept[one.id, one.definition] = _line(self._definitions, name, one.placement, one.definition)
+            kept[one.id, one.definition] = _line(self._cards.definitions, name, one.placement, one.definition)
         return kept[one.id, one.definition]
 
-    def _progress(self, definition: Definition, ones: list[InstanceView], view: ModelView | None) -> Progress:
-        return progress(definition, ones, view, self._now)
-
-
-def progress(
-    definition: Definition, ones: Sequence[InstanceView], view: ModelView | None, now: float
-) -> Progress:
-    """How far a load is, by the time that loads of this model have taken."""
-    entry = definition.entry
-    stages = ["text_model"]
-    stages += ["spec_model"] if entry.preset.draft_model is not None else []
-    stages += ["mmproj_model"] if entry.mmproj is not None else []
-    expected = view.load_seconds if view is not None else definition.model.load_seconds
-    begun = [one.started_at for one in ones if one.started_at is not None]
-    passed = now - min(begun) if begun else 0.0
-    value = min(0.99, passed / expected) if expected > 0 else 0.0
-    return Progress(tuple(stages), stages[0], round(max(0.0, value), 3))
+    def _progress(self, name: ModelName, ones: Sequence[InstanceView]) -> Progress:
+        """How far a load is, by the time that loads of this model have taken."""
+        definition, view = self._cards.definitions.by_name[name], self.views.get(name)
+        stages = ["text_model"]
+        stages += ["spec_model"] if definition.entry.preset.draft_model is not None else []
+        stages += ["mmproj_model"] if definition.entry.mmproj is not None else []
+        expected = view.load_seconds if view is not None else definition.model.load_seconds
+        begun = [one.started_at for one in ones if one.started_at is not None]
+        passed = self._now - min(begun) if begun else 0.0
+        value = min(0.99, passed / expected) if expected > 0 else 0.0
+        return Progress(tuple(stages), stages[0], round(max(0.0, value), 3))
 
 
 def _instance(one: InstanceView, now: float) -> Instance:

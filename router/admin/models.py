@@ -14,7 +14,7 @@ from router.admin.answer import is_set, json_response, read_json
 from router.admin.context import CONTEXT, Context
 from router.admin.head import LONGEST_SECONDS
 from router.admin.keys import require_admin
-from router.admin.listing import Listed, Row, download_row, list_bytes, listed_one, visible
+from router.admin.listing import Listed, Listing, Row, download_row, visible
 from router.admin.route import Access, Query, Route
 from router.config import Context as ContextSize
 from router.config import Layers
@@ -114,27 +114,20 @@ async def list_models(request: web.Request) -> web.Response:
     if is_set(request, "reload"):
         require_admin(request)
         await context.reload()
-    known = context.known
-    names = visible(known.definitions, with_others=is_set(request, "all"))
-    snapshot = context.pool.snapshot()
-    body = list_bytes(names, known.cards, known.definitions, snapshot, context.downloads.active())
-    return web.Response(body=body, content_type="application/json")
+    names = visible(context.known.definitions, with_others=is_set(request, "all"))
+    return json_response(_listing(context).rows(names, context.downloads.active()))
 
 
 async def list_loaded(request: web.Request) -> web.Response:
     """Those that are loaded, or about to be, hidden ones too."""
     context = request.app[CONTEXT]
-    known, snapshot = context.known, context.pool.snapshot()
-    names = [
-        name for name in dict.fromkeys(one.model for one in snapshot.instances) if name in known.cards.by_name
-    ]
-    body = list_bytes(names, known.cards, known.definitions, snapshot, {})
-    return web.Response(body=body, content_type="application/json")
+    listing, known = _listing(context), context.known.cards.by_name
+    return json_response(listing.rows(name for name in listing.running if name in known))
 
 
 async def show_model(request: web.Request) -> web.Response:
     context = request.app[CONTEXT]
-    return json_response(_standing(context, request.match_info["model"]))
+    return json_response(_listing(context).row(context.name_of(request.match_info["model"])))
 
 
 # --- changed ---
@@ -154,7 +147,7 @@ async def load_model(request: web.Request) -> web.Response:
         await context.pool.load(model, overrides=overrides, keep_alive=wanted.ttl_seconds)
     else:
         await _begin_load(context, model, overrides, wanted.ttl_seconds)
-    return json_response(_done(context, model))
+    return _done(context, model)
 
 
 async def unload_model(request: web.Request) -> web.Response:
@@ -164,11 +157,11 @@ async def unload_model(request: web.Request) -> web.Response:
     job = context.downloads.active().get(wanted.model)
     if job is not None and context.known.catalog.literal(wanted.model) is None:
         await context.downloads.cancel(job.id)
-        return json_response(_as_done(download_row(wanted.model, job, "unloaded")))
+        return _answer_done(download_row(wanted.model, job, "unloaded"))
     model = context.name_of(wanted.model)
     if not await context.pool.unload(model, force=wanted.force, deadline=wanted.deadline):
         raise ModelNotLoaded(f"{model} is not loaded")
-    return json_response(_done(context, model))
+    return _done(context, model)
 
 
 async def unload_all(request: web.Request) -> web.Response:
@@ -198,7 +191,7 @@ async def unpin_model(request: web.Request) -> web.Response:
 def _pin(context: Context, name: str, pinned: bool | None) -> web.Response:
     model = context.name_of(name)
     context.pool.pin(model, pinned)
-    return json_response(_done(context, model))
+    return _done(context, model)
 
 
 async def _begin_load(
@@ -220,18 +213,17 @@ async def _begin_load(
         raise refused.result()
 
 
-def _standing(context: Context, model: ModelName) -> Row:
+def _listing(context: Context) -> Listing:
+    return Listing(context.known.cards, context.pool.snapshot())
+
+
+def _done(context: Context, model: ModelName) -> web.Response:
     """Raises ModelNotFound: a reload may have come between."""
-    known = context.known
-    return listed_one(context.name_of(model), known.cards, known.definitions, context.pool.snapshot())
+    return _answer_done(_listing(context).row(context.name_of(model)))
 
 
-def _done(context: Context, model: ModelName) -> Done:
-    return _as_done(_standing(context, model))
-
-
-def _as_done(row: Row) -> Done:
-    return Done(**{name: getattr(row, name) for name in Row.__struct_fields__})
+def _answer_done(row: Row) -> web.Response:
+    return json_response(Done(**msgspec.structs.asdict(row)))
 
 
 _LOAD_REFUSALS = (

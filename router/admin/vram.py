@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 from aiohttp import web
 
@@ -33,9 +33,7 @@ async def vram(request: web.Request) -> web.Response:
         await pool.measure()
     if "model" in request.query:
         return json_response(await _one_model(request, context))
-    snapshot = pool.snapshot()
-    standings = {one.id: pool.standing(one.id) for one in snapshot.instances}
-    return json_response(vram_body(snapshot, standings, pool.measurements.values()))
+    return json_response(vram_body(pool.snapshot(), pool.standing, pool.measurements.values()))
 
 
 async def plan(request: web.Request) -> web.Response:
@@ -52,7 +50,7 @@ async def plan(request: web.Request) -> web.Response:
 
 def vram_body(
     snapshot: Snapshot,
-    standings: Mapping[InstanceId, FootprintStatus | None],
+    standing: Callable[[InstanceId], FootprintStatus | None],
     measurements: Iterable[Measurement],
 ) -> Vram:
     """Every device with all its shares; every instance with what was predicted, reserved and measured of it;
@@ -64,7 +62,7 @@ def vram_body(
         "policy": snapshot.policy,
         "models_max": snapshot.models_max,
         "devices": [_device(device, snapshot, infos) for device in snapshot.devices],
-        "models": [_loaded(one, standings.get(one.id)) for one in snapshot.instances],
+        "models": [_loaded(one, standing(one.id)) for one in snapshot.instances],
         "notes": [
             note for one in measurements for note in (*one.warnings, *one.fallbacks.values(), *one.notes)
         ],

@@ -10,7 +10,7 @@ import msgspec
 import pytest
 
 from router.admin import Known
-from router.admin.listing import Progress, list_bytes, listed, listed_one, visible
+from router.admin.listing import Listing, Progress, visible
 from router.downloads import DownloadSpec, Job, RemoteFile
 from router.scheduler.types import State
 from router.scheduler.views import ModelView, QueueView, Snapshot
@@ -22,7 +22,7 @@ def shown(known: Known, name: str, *states: State, **changes: Any) -> Any:
     for number, state in enumerate(states, 1):
         pool.instances[f"{name}#{number}"] = Instance(f"{name}#{number}", name, "", state)
     snapshot = replace(pool.snapshot(), **changes)
-    row = listed_one(name, known.cards, known.definitions, snapshot)
+    row = Listing(known.cards, snapshot).row(name)
     return msgspec.json.decode(msgspec.json.encode(row))
 
 
@@ -103,8 +103,9 @@ def test_an_instance_is_shown_with_its_memory_and_its_times(known: Known):
 def test_the_order_is_that_of_the_catalog(known: Known):
     snapshot: Snapshot = FakePool().snapshot()
     entries = known.catalog.entries.items()
-    visible = [name for name, entry in entries if entry.is_model and not entry.hidden]
-    assert [m.id for m in listed(known.cards, known.definitions, snapshot)] == visible
+    names = [name for name, entry in entries if entry.is_model and not entry.hidden]
+    assert visible(known.definitions) == names
+    assert [m.id for m in Listing(known.cards, snapshot).rows(names).data] == names
 
 
 def test_a_load_tells_how_far_it_is_by_the_time_that_loads_have_taken(known: Known):
@@ -115,7 +116,7 @@ def test_a_load_tells_how_far_it_is_by_the_time_that_loads_have_taken(known: Kno
     for started_at, value in ((95.0, 0.25), (0.0, 0.99), (None, 0.0)):
         one = replace(snapshot.instances[0], started_at=started_at)
         looked = replace(snapshot, instances=(one,), models=(view,))
-        status = listed_one("seeing", known.cards, known.definitions, looked).status
+        status = Listing(known.cards, looked).row("seeing").status
         assert status.progress == Progress(("text_model", "mmproj_model"), "text_model", value)
 
 
@@ -128,7 +129,7 @@ def test_a_failed_load_is_shown_with_its_exit_code_a_signal_as_a_negative_one(kn
 def test_a_pin_is_shown_of_what_is_not_loaded_too(known: Known):
     view = ModelView("tiny", 1.0, 0, 0, 0, None, None, None, None, pinned=True)
     snapshot = replace(FakePool().snapshot(), models=(view,))
-    encoded = list_bytes(["tiny", "other"], known.cards, known.definitions, snapshot, {})
+    encoded = msgspec.json.encode(Listing(known.cards, snapshot).rows(["tiny", "other"]))
     tiny, other = msgspec.json.decode(encoded)["data"]
     assert (tiny["status"]["pinned"], other["status"]["pinned"]) == (True, False)
 
@@ -158,7 +159,7 @@ def test_what_is_being_downloaded_is_listed_until_it_is_a_model(known: Known):
     )
     snapshot = FakePool().snapshot()
     downloading = {"o/r:Q4_K_M": job, "tiny": job}
-    encoded = list_bytes(["tiny"], known.cards, known.definitions, snapshot, downloading)
+    encoded = msgspec.json.encode(Listing(known.cards, snapshot).rows(["tiny"], downloading))
     tiny, coming = msgspec.json.decode(encoded)["data"]
     assert (tiny["id"], tiny["status"]["value"]) == ("tiny", "unloaded")
     assert (coming["id"], coming["status"]["value"], coming["status"]["job"]) == (
@@ -167,11 +168,3 @@ def test_what_is_being_downloaded_is_listed_until_it_is_a_model(known: Known):
         "j1",
     )
     assert coming["status"]["progress"]["value"] == 0.25
-
-
-def test_every_list_is_the_same_whether_its_texts_were_ready_or_made_for_it(known: Known):
-    snapshot = FakePool().snapshot()
-    names = visible(known.definitions)
-    ready = msgspec.json.decode(list_bytes(names, known.cards, known.definitions, snapshot, {}))["data"]
-    made = listed(known.cards, known.definitions, snapshot)
-    assert ready == msgspec.json.decode(msgspec.json.encode(made))

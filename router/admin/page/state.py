@@ -5,19 +5,18 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Mapping
 from math import isfinite
-from typing import Any
 
 import msgspec
 
 from router import __version__
 from router.admin.context import Context
-from router.admin.listing import Row, listed
+from router.admin.listing import Listing, visible
 from router.admin.page.timeline import Moment
 from router.admin.shapes import DeviceShares
 from router.admin.vram import vram_body
 from router.observability.stats import Counted
-from router.scheduler.types import ModelName
-from router.scheduler.views import InstanceView, ModelView, QueueView, Snapshot
+from router.scheduler.types import Model, ModelName
+from router.scheduler.views import InstanceView
 
 
 class ShownModel(msgspec.Struct, frozen=True):
@@ -60,72 +59,46 @@ class State(msgspec.Struct, frozen=True):
 
 def state(context: Context, lasts: Mapping[ModelName, Moment]) -> State:
     """`lasts`: the last moment of each model."""
-    pool, known = context.pool, context.known
-    snapshot = pool.snapshot()
-    standings = {one.id: pool.standing(one.id) for one in snapshot.instances}
-    memory = vram_body(snapshot, standings, pool.measurements.values())
+    known, pool, snapshot = context.known, context.pool, context.pool.snapshot()
+    memory = vram_body(snapshot, pool.standing, pool.measurements.values())
+    listing, counted = Listing(known.cards, snapshot), context.stats.told().models
+    # A monotonic time of the scheduler as Unix time, to a second: what did not change must read the same.
+    offset = time.time() - snapshot.now
     return State(
         version=__version__,
         policy=snapshot.policy,
         models_max=snapshot.models_max,
         devices=memory["devices"],
         notes=memory["notes"],
-        models=list(_models(context, snapshot, known.definitions.by_name, lasts)),
+        models=[
+            _model(listing, known.definitions.by_name[name].model, counted.get(name), lasts.get(name), offset)
+            for name in visible(known.definitions)
+        ],
     )
 
 
-def _models(
-    context: Context, snapshot: Snapshot, definitions: Mapping[ModelName, Any], lasts: Mapping[str, Moment]
-) -> Iterable[ShownModel]:
-    queues = {queue.model: queue for queue in snapshot.queues}
-    views = {view.name: view for view in snapshot.models}
-    counted = context.stats.told().models
-    # A monotonic time of the scheduler as Unix time, to a second: what did not change must read the same.
-    offset = time.time() - snapshot.now
-    running: dict[ModelName, list[InstanceView]] = {}
-    for one in snapshot.instances:
-        running.setdefault(one.model, []).append(one)
-    for card in listed(context.known.cards, context.known.definitions, snapshot):
-        name = card.id
-        yield _shown(
-            card,
-            running.get(name, []),
-            queues.get(name),
-            views.get(name),
-            counted.get(name),
-            _predicted(definitions[name], running.get(name, [])),
-            lasts.get(name),
-            offset,
-        )
-
-
-def _shown(
-    card: Row,
-    ones: list[InstanceView],
-    queue: QueueView | None,
-    view: ModelView | None,
-    counted: Counted | None,
-    predicted: int,
-    last: Moment | None,
-    offset: float,
+def _model(
+    listing: Listing, model: Model, counted: Counted | None, last: Moment | None, offset: float
 ) -> ShownModel:
     def unix(moments: Iterable[float | None]) -> float | None:
         known = [moment for moment in moments if moment is not None and isfinite(moment)]
         return float(round(max(known) + offset)) if known else None
 
-    measured = [sum(one.used.values()) for one in ones if one.used]
-    status = card.status
+    name = model.name
+    row, ones, view = listing.row(name), listing.running.get(name, ()), listing.views.get(name)
+    status, measured = row.status, [sum(one.used.values()) for one in ones if one.used]
+    seconds = status.expected_seconds
     return ShownModel(
-        id=card.id,
-        aliases=card.aliases,
+        id=name,
+        aliases=row.aliases,
         value=status.value,
         states=tuple(one.state.value for one in ones),
-        predicted=predicted,
+        predicted=_predicted(model, ones),
         measured=sum(measured) if measured else None,
         leases=sum(len(one.leases) for one in ones),
-        waiting=queue.waiting if queue is not None else 0,
-        reason=queue.reason if queue is not None else None,
-        expected_seconds=_whole(queue.expected_seconds) if queue is not None else None,
+        waiting=status.waiting,
+        reason=status.reason,
+        expected_seconds=float(round(seconds)) if seconds is not None and isfinite(seconds) else None,
         since=unix(one.since for one in ones),
         idle_since=unix(one.idle_since for one in ones),
         expires_at=unix(one.expires_at for one in ones),
@@ -140,13 +113,7 @@ def _shown(
     )
 
 
-def _predicted(definition: Any, ones: list[InstanceView]) -> int:
-    """What it has reserved, or would."""
-    if ones:
-        return sum(sum(one.reserved.values()) for one in ones)
-    placements = definition.model.placements
-    return sum(placements[0].footprint.values()) if placements else 0
-
-
-def _whole(seconds: float | None) -> float | None:
-    return float(round(seconds)) if seconds is not None and isfinite(seconds) else None
+def _predicted(model: Model, ones: Iterable[InstanceView]) -> int:
+    """The bytes that its instances have reserved, or that a load would."""
+    footprints = [one.reserved for one in ones] or [one.footprint for one in model.placements[:1]]
+    return sum(sum(footprint.values()) for footprint in footprints)
