@@ -32,15 +32,13 @@ from router.admin.access_log import ACCESS_LOG, AccessLog, note_access
 from router.admin.allowed_hosts import ALLOWED_HOSTS, AllowedHosts
 from router.admin.context import CONTEXT, Context, Known
 from router.admin.cors import ORIGINS, Origins, check_source, mark_answer
-from router.admin.dialect import ANTHROPIC_PATHS
-from router.admin.errors import BodyTooLarge, check_version, expect, tell_errors
+from router.admin.errors import check_version, expect, tell_errors
 from router.admin.headers import check_headers
 from router.admin.keys import ACCESS, KEYS, Keys, check_key
 from router.admin.requests import IN_FLIGHT, InFlight, note_request
 from router.admin.route import ENDLESS
 from router.admin.stream_limit import Streams
 from router.config import ServerConfig
-from router.errors import InvalidRequest, RequestTooSlow, UnsupportedCoding
 from router.proxy.body import PACE, Pace
 
 FAMILIES = (
@@ -72,9 +70,6 @@ _METHODS = {"GET": ("GET", "HEAD"), "*": ("GET", "HEAD", "POST", "PUT", "PATCH",
 #: What every request passes before anything is done for it.
 FIRST = (note_access, tell_errors, check_version, check_headers, check_source)
 
-#: What any path that takes a body may answer instead.
-_OF_BODIES = (InvalidRequest, BodyTooLarge, RequestTooSlow, UnsupportedCoding)
-
 __all__ = ["CONTEXT", "FAMILIES", "FIRST", "Context", "Known", "application"]
 
 
@@ -94,7 +89,7 @@ def application(server: ServerConfig) -> web.Application:
         app[key] = Streams(server.client_share)
     app[ACCESS], app[ENDLESS] = {}, set()
     routes = tuple(route for family in FAMILIES for route in family.ROUTES)
-    app[openapi.DOCUMENT] = openapi.Document(routes, ANTHROPIC_PATHS, _OF_BODIES)
+    app[openapi.DOCUMENT] = openapi.Document(routes)
     for route in routes:
         for method in _METHODS.get(route.method, (route.method,)):
             added = app.router.add_route(method, route.path, route.handler, expect_handler=expect)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol, Self, cast
+from typing import Any, Final, Protocol, Self, cast
 
 import msgspec
 from aiohttp import web
@@ -14,7 +14,7 @@ from router.admin.listing import ModelInfoCache, make_info_cache, visible
 from router.config import Config
 from router.downloads import Downloads, NullJobStore
 from router.engines.llama_server import BuildInfo
-from router.errors import Unavailable
+from router.errors import AmbiguousModel, ModelNotFound, Unavailable
 from router.metrics import Page
 from router.models.catalog import Catalog, hf_cache_dir
 from router.models.definitions import Definitions
@@ -113,3 +113,6 @@ class Context:
 
 
 CONTEXT = web.AppKey("context", Context)
+
+#: What `name_of` raises, for `/openapi.json`.
+NAME_REFUSALS: Final = (ModelNotFound, AmbiguousModel)

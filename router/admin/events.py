@@ -13,7 +13,7 @@ from aiohttp import web
 
 from router.admin.answer import event_stream, json_response
 from router.admin.context import CONTEXT
-from router.admin.route import Query, Route
+from router.admin.route import Query, Routes
 from router.admin.stream_limit import Streams
 from router.errors import ClientLimit, Unavailable
 from router.observability.events import Feed, ModelEvent, Reader
@@ -28,7 +28,19 @@ READERS_MAX: Final = 128
 
 READERS: Final = web.AppKey("event_readers", Streams)
 
+ROUTES: Final = Routes()
 
+
+@ROUTES.add(
+    "GET",
+    "/models/sse",
+    endless=True,
+    summary="What happens to the models, as it happens",
+    query=(Query("last_event_id", "The id of the last event you had, where no header can say it"),),
+    answer=ModelEvent,
+    media=("text/event-stream",),
+    refusals=(Unavailable, ClientLimit),
+)
 async def stream_events(request: web.Request) -> web.StreamResponse:
     """First a `snapshot`, then what happens, until the client leaves or the router stops (`shutdown`). With
     `Last-Event-ID` what was missed comes before that, or `reset` where it is not kept any more. A reader that
@@ -69,28 +81,9 @@ async def _say_goodbye(response: web.StreamResponse, feed: Feed) -> None:
             await response.write_eof()
 
 
+@ROUTES.add(
+    "GET", "/models/stats", summary="What was asked of each model, and what that cost", answer=Statistics
+)
 async def show_stats(request: web.Request) -> web.Response:
     """Requests, hits, loads, swaps and failures since the router started: of each model, and in sum."""
     return json_response(request.app[CONTEXT].stats.told())
-
-
-ROUTES = (
-    Route(
-        "GET",
-        "/models/sse",
-        stream_events,
-        endless=True,
-        summary="What happens to the models, as it happens",
-        query=(Query("last_event_id", "The id of the last event you had, where no header can say it"),),
-        answer=ModelEvent,
-        media=("text/event-stream",),
-        refusals=(Unavailable, ClientLimit),
-    ),
-    Route(
-        "GET",
-        "/models/stats",
-        show_stats,
-        summary="What was asked of each model, and what that cost",
-        answer=Statistics,
-    ),
-)

@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 import msgspec
 from aiohttp import web
 
 from router.admin.answer import json_response
-from router.admin.route import Access, Route
+from router.admin.route import Access, Routes
 
-
-async def health(_: web.Request) -> web.Response:
-    return json_response({"status": "ok"})
+ROUTES: Final = Routes()
 
 
 class Health(msgspec.Struct, frozen=True):
     status: str
 
 
-ROUTES = tuple(
-    Route("GET", path, health, Access.PUBLIC, summary="Whether the router itself is alive", answer=Health)
-    for path in ("/health", "/v1/health")
+@ROUTES.add(
+    "GET",
+    "/health",
+    "/v1/health",
+    access=Access.PUBLIC,
+    summary="Whether the router itself is alive",
+    answer=Health,
 )
+async def health(_: web.Request) -> web.Response:
+    return json_response(Health("ok"))

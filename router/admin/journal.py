@@ -13,7 +13,7 @@ import msgspec
 from aiohttp import web
 
 from router.admin.context import CONTEXT, Context, Known
-from router.admin.route import Access, Route
+from router.admin.route import Access, Routes
 from router.observability.journal import Entry, entry_lines
 from router.scheduler.types import Acquire
 from router.scheduler.views import DeviceView, Snapshot
@@ -21,7 +21,17 @@ from router.scheduler.views import DeviceView, Snapshot
 GIB: Final = 1 << 30
 JSON_LINES: Final = "application/x-ndjson"
 
+ROUTES: Final = Routes()
 
+
+@ROUTES.add(
+    "GET",
+    "/journal",
+    access=Access.ADMIN,
+    summary="The newest decisions of the scheduler, as JSON lines",
+    answer=Any,
+    media=(JSON_LINES,),
+)
 async def export(request: web.Request) -> web.Response:
     """At most the newest 3000, as far back as none between them is missing. They hold names of models, times
     and sizes; no text of any request or answer, no message of an error, no key and no path."""
@@ -66,16 +76,3 @@ def _models(
             "slots": definition.entry.preset.parallel or 1,
             "load_seconds": loads.get(name),
         }
-
-
-ROUTES = (
-    Route(
-        "GET",
-        "/journal",
-        export,
-        Access.ADMIN,
-        summary="The newest decisions of the scheduler, as JSON lines",
-        answer=Any,
-        media=(JSON_LINES,),
-    ),
-)

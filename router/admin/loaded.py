@@ -18,11 +18,12 @@ from router.admin.context import CONTEXT, Context
 from router.admin.head import read_head
 from router.admin.keys import require_key_or_local
 from router.admin.openai import REFUSALS
-from router.admin.route import Access, Query, Route
+from router.admin.route import Access, Query, Routes
 from router.errors import InvalidRequest, ModelNotLoaded, Unavailable
 from router.proxy import RequestInfo, read_body
 from router.scheduler.types import ModelName
 
+ROUTES: Final = Routes()
 #: What each slot does, with what its client has said in it.
 SLOTS: Final = "/slots"
 #: llama-server's paths that are read with GET. (`/metrics` is a family of its own, as the router has some.)
@@ -42,23 +43,14 @@ _MODEL: Final = Query("model", "The model's name or alias; none: the default one
 _LOADING_SECONDS: Final = 1.0
 
 
-async def look(request: web.Request) -> web.StreamResponse:
-    """As llama-server answers it, from a model that is loaded."""
-    context = request.app[CONTEXT]
-    model = context.name_or_default(request.query.get("model"))
-    if request.path == SLOTS:
-        require_key_or_local(request)
-    if is_set(request, "autoload"):
-        return await context.proxy.forward(request, await read_body(request), RequestInfo(model))
-    child = next(children(context, model), None)
-    if child is None:
-        raise _not_there(context, model)
-    # Also for HEAD, from whose answer aiohttp cuts the body.
-    said = await ask(child, "GET", request.rel_url.raw_path_qs)
-    headers = {"Content-Type": said.content_type} if said.content_type else {}
-    return web.Response(status=said.status, body=said.body, headers=headers)
-
-
+@ROUTES.add(
+    "GET",
+    "/props",
+    summary="The properties of a loaded model, or of this router",
+    query=(Query("model", "The model's name or alias; none: this router"), AUTOLOAD),
+    answer=dict[str, Any],
+    refusals=(InvalidRequest, *REFUSALS),
+)
 async def props(request: web.Request) -> web.StreamResponse:
     """Without a model: what llama.cpp's router says there, so that its clients know that they talk to one."""
     if request.query.get("model"):
@@ -81,6 +73,23 @@ async def props(request: web.Request) -> web.StreamResponse:
             "cors_proxy_enabled": False,
         }
     )
+
+
+async def look(request: web.Request) -> web.StreamResponse:
+    """As llama-server answers it, from a model that is loaded."""
+    context = request.app[CONTEXT]
+    model = context.name_or_default(request.query.get("model"))
+    if request.path == SLOTS:
+        require_key_or_local(request)
+    if is_set(request, "autoload"):
+        return await context.proxy.forward(request, await read_body(request), RequestInfo(model))
+    child = next(children(context, model), None)
+    if child is None:
+        raise _not_there(context, model)
+    # Also for HEAD, from whose answer aiohttp cuts the body.
+    said = await ask(child, "GET", request.rel_url.raw_path_qs)
+    headers = {"Content-Type": said.content_type} if said.content_type else {}
+    return web.Response(status=said.status, body=said.body, headers=headers)
 
 
 async def change(request: web.Request) -> web.StreamResponse:
@@ -108,41 +117,24 @@ def _not_there(context: Context, model: ModelName) -> ModelNotLoaded | Unavailab
     return ModelNotLoaded(f"{model} is not loaded; ?autoload=1 loads it for this")
 
 
-ROUTES = (
-    Route(
+for _path, _summary in LOOKS.items():
+    ROUTES.add(
         "GET",
-        "/props",
-        props,
-        summary="The properties of a loaded model, or of this router",
-        query=(Query("model", "The model's name or alias; none: this router"), AUTOLOAD),
-        answer=dict[str, Any],
+        _path,
+        access=Access.ADMIN if _path == SLOTS else Access.INFERENCE,
+        summary=_summary,
+        query=(_MODEL, AUTOLOAD),
+        answer=Any,
         refusals=(InvalidRequest, *REFUSALS),
-    ),
-    *(
-        Route(
-            "GET",
-            path,
-            look,
-            Access.ADMIN if path == SLOTS else Access.INFERENCE,
-            summary=summary,
-            query=(_MODEL, AUTOLOAD),
-            answer=Any,
-            refusals=(InvalidRequest, *REFUSALS),
-        )
-        for path, summary in LOOKS.items()
-    ),
-    *(
-        Route(
-            "POST",
-            path,
-            change,
-            Access.ADMIN,
-            summary=summary,
-            query=(_MODEL, AUTOLOAD),
-            body=Any,
-            answer=Any,
-            refusals=REFUSALS,
-        )
-        for path, summary in CHANGES.items()
-    ),
-)
+    )(look)
+for _path, _summary in CHANGES.items():
+    ROUTES.add(
+        "POST",
+        _path,
+        access=Access.ADMIN,
+        summary=_summary,
+        query=(_MODEL, AUTOLOAD),
+        body=Any,
+        answer=Any,
+        refusals=REFUSALS,
+    )(change)

@@ -5,18 +5,30 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Iterator
+from typing import Final
 
 from aiohttp import web
 
-from router.admin.context import CONTEXT, Context
-from router.admin.route import Query, Route
+from router.admin.context import CONTEXT, NAME_REFUSALS, Context
+from router.admin.route import Query, Routes
 from router.engines.llama_server import METRICS_PATH
-from router.errors import AmbiguousModel, ModelNotFound, ModelNotLoaded, UpstreamFailed
+from router.errors import ModelNotLoaded, UpstreamFailed
 from router.metrics import Child, Seen, ask_children
 from router.scheduler.types import ModelName
 from router.scheduler.views import Snapshot
 
+ROUTES: Final = Routes()
 
+
+@ROUTES.add(
+    "GET",
+    METRICS_PATH,
+    summary="The router's figures and those of every loaded model, for Prometheus",
+    query=(Query("model", "Only what the llama-server of this loaded model tells"),),
+    answer=str,
+    media=("text/plain", "application/openmetrics-text"),
+    refusals=(*NAME_REFUSALS, ModelNotLoaded, UpstreamFailed),
+)
 async def metrics(request: web.Request) -> web.Response:
     """Nobody is loaded or woken for it. `?model=NAME`: what the llama-server of a loaded model tells of
     itself, as it tells it."""
@@ -51,17 +63,3 @@ def _children(context: Context, snapshot: Snapshot) -> Iterator[Child]:
         if address is not None:
             yield Child(one.model, seen[one.model], address.socket)
             seen[one.model] += 1
-
-
-ROUTES = (
-    Route(
-        "GET",
-        METRICS_PATH,
-        metrics,
-        summary="The router's figures and those of every loaded model, for Prometheus",
-        query=(Query("model", "Only what the llama-server of this loaded model tells"),),
-        answer=str,
-        media=("text/plain", "application/openmetrics-text"),
-        refusals=(ModelNotFound, AmbiguousModel, ModelNotLoaded, UpstreamFailed),
-    ),
-)

@@ -4,25 +4,23 @@ operator's word."""
 from __future__ import annotations
 
 import asyncio
-from typing import Annotated
+from typing import Annotated, Final
 
 import msgspec
 from aiohttp import web
 from msgspec import Meta
 
 from router.admin.answer import is_set, json_response, read_json
-from router.admin.context import CONTEXT, Context
+from router.admin.context import CONTEXT, NAME_REFUSALS, Context
 from router.admin.head import LONGEST_SECONDS
 from router.admin.keys import require_admin
 from router.admin.listing import Listed, Listing, Row, download_row, visible
-from router.admin.route import Access, Query, Route
+from router.admin.route import Access, Query, Routes
 from router.config import Context as ContextSize
 from router.config import Layers
 from router.errors import (
-    AmbiguousModel,
     Forbidden,
     LoadFailed,
-    ModelNotFound,
     ModelNotLoaded,
     ModelTooLarge,
     ModelUnusable,
@@ -40,6 +38,19 @@ from router.scheduler.types import Model, ModelName
 
 #: A load that is refused is refused within a moment; what takes longer is loading.
 REFUSAL_SECONDS = 0.25
+
+ROUTES: Final = Routes()
+_LOAD_REFUSALS: Final = (
+    *NAME_REFUSALS,
+    ModelUnusable,
+    ModelTooLarge,
+    SettingsConflict,
+    QueueFull,
+    NoRoom,
+    WaitTimeout,
+    LoadFailed,
+    Unloaded,
+)
 
 
 # --- shapes ---
@@ -106,6 +117,18 @@ class UnloadedAll(msgspec.Struct, frozen=True):
 # --- listed ---
 
 
+@ROUTES.add(
+    "GET",
+    "/models",
+    "/v1/models",
+    summary="Every model with its state, from memory",
+    query=(
+        Query("reload", "Look for models anew first (needs an admin key)", bool),
+        Query("all", "Also files that are no models, each with the reason", bool),
+    ),
+    answer=Listed,
+    refusals=(Forbidden,),
+)
 async def list_models(request: web.Request) -> web.Response:
     """`?reload=1` looks for models anew first; it is for admins, as it may stop what has changed. `?all=1`
     lists also the files that are found and are no models, each with the reason.
@@ -118,6 +141,7 @@ async def list_models(request: web.Request) -> web.Response:
     return json_response(_listing(context).rows(names, context.downloads.active()))
 
 
+@ROUTES.add("GET", "/models/loaded", summary="The models that are loaded, or about to be", answer=Listed)
 async def list_loaded(request: web.Request) -> web.Response:
     """Those that are loaded, or about to be, hidden ones too."""
     context = request.app[CONTEXT]
@@ -125,6 +149,13 @@ async def list_loaded(request: web.Request) -> web.Response:
     return json_response(listing.rows(name for name in listing.running if name in known))
 
 
+@ROUTES.add(
+    "GET",
+    "/v1/models/{model:.+}",
+    summary="One model, by its name or alias",
+    answer=Row,
+    refusals=NAME_REFUSALS,
+)
 async def show_model(request: web.Request) -> web.Response:
     context = request.app[CONTEXT]
     return json_response(_listing(context).row(context.name_of(request.match_info["model"])))
@@ -133,6 +164,16 @@ async def show_model(request: web.Request) -> web.Response:
 # --- changed ---
 
 
+@ROUTES.add(
+    "POST",
+    "/models/load",
+    access=Access.ADMIN,
+    summary="Load a model",
+    query=(Query("wait", "Answer when it is ready", bool),),
+    body=LoadRequest,
+    answer=Done,
+    refusals=_LOAD_REFUSALS,
+)
 async def load_model(request: web.Request) -> web.Response:
     """Answers when the load has begun, with `?wait=1` when the model is ready. What is loaded already is
     no error, unless other settings are asked for than it has: then it must be unloaded first."""
@@ -150,6 +191,15 @@ async def load_model(request: web.Request) -> web.Response:
     return _done(context, model)
 
 
+@ROUTES.add(
+    "POST",
+    "/models/unload",
+    access=Access.ADMIN,
+    summary="Unload a model",
+    body=UnloadRequest,
+    answer=Done,
+    refusals=(*NAME_REFUSALS, ModelNotLoaded),
+)
 async def unload_model(request: web.Request) -> web.Response:
     """Answers when the model is gone. Of one that is being downloaded the download ends."""
     context = request.app[CONTEXT]
@@ -164,6 +214,14 @@ async def unload_model(request: web.Request) -> web.Response:
     return _done(context, model)
 
 
+@ROUTES.add(
+    "POST",
+    "/models/unload-all",
+    access=Access.ADMIN,
+    summary="Unload every model",
+    body=UnloadAllRequest,
+    answer=UnloadedAll,
+)
 async def unload_all(request: web.Request) -> web.Response:
     """Answers when all are gone, pinned ones too. A body is not needed."""
     context = request.app[CONTEXT]
@@ -176,6 +234,15 @@ async def unload_all(request: web.Request) -> web.Response:
     )
 
 
+@ROUTES.add(
+    "POST",
+    "/models/pin",
+    access=Access.ADMIN,
+    summary="Keep a model loaded",
+    body=PinRequest,
+    answer=Done,
+    refusals=NAME_REFUSALS,
+)
 async def pin_model(request: web.Request) -> web.Response:
     """From now on, loaded or not, it is neither evicted nor does it leave by itself: until it is unpinned,
     also over restarts of the router."""
@@ -183,6 +250,15 @@ async def pin_model(request: web.Request) -> web.Response:
     return _pin(request.app[CONTEXT], wanted.model, wanted.pinned)
 
 
+@ROUTES.add(
+    "POST",
+    "/models/unpin",
+    access=Access.ADMIN,
+    summary="Let a model leave again",
+    body=UnpinRequest,
+    answer=Done,
+    refusals=NAME_REFUSALS,
+)
 async def unpin_model(request: web.Request) -> web.Response:
     """Also one that its preset pins."""
     return _pin(request.app[CONTEXT], (await read_json(request, UnpinRequest)).model, False)
@@ -224,109 +300,3 @@ def _done(context: Context, model: ModelName) -> web.Response:
 
 def _answer_done(row: Row) -> web.Response:
     return json_response(Done(**msgspec.structs.asdict(row)))
-
-
-_LOAD_REFUSALS = (
-    ModelNotFound,
-    AmbiguousModel,
-    ModelUnusable,
-    ModelTooLarge,
-    SettingsConflict,
-    QueueFull,
-    NoRoom,
-    WaitTimeout,
-    LoadFailed,
-    Unloaded,
-)
-
-ROUTES = (
-    *(
-        Route(
-            "GET",
-            path,
-            list_models,
-            summary="Every model with its state, from memory",
-            query=(
-                Query("reload", "Look for models anew first (needs an admin key)", bool),
-                Query("all", "Also files that are no models, each with the reason", bool),
-            ),
-            answer=Listed,
-            refusals=(Forbidden,),
-        )
-        for path in ("/models", "/v1/models")
-    ),
-    Route(
-        "GET",
-        "/models/loaded",
-        list_loaded,
-        summary="The models that are loaded, or about to be",
-        answer=Listed,
-    ),
-    Route(
-        "GET",
-        "/v1/models/{model:.+}",
-        show_model,
-        summary="One model, by its name or alias",
-        answer=Row,
-        refusals=(
-            ModelNotFound,
-            AmbiguousModel,
-        ),
-    ),
-    Route(
-        "POST",
-        "/models/load",
-        load_model,
-        Access.ADMIN,
-        summary="Load a model",
-        query=(Query("wait", "Answer when it is ready", bool),),
-        body=LoadRequest,
-        answer=Done,
-        refusals=_LOAD_REFUSALS,
-    ),
-    Route(
-        "POST",
-        "/models/unload",
-        unload_model,
-        Access.ADMIN,
-        summary="Unload a model",
-        body=UnloadRequest,
-        answer=Done,
-        refusals=(ModelNotFound, AmbiguousModel, ModelNotLoaded),
-    ),
-    Route(
-        "POST",
-        "/models/unload-all",
-        unload_all,
-        Access.ADMIN,
-        summary="Unload every model",
-        body=UnloadAllRequest,
-        answer=UnloadedAll,
-    ),
-    Route(
-        "POST",
-        "/models/pin",
-        pin_model,
-        Access.ADMIN,
-        summary="Keep a model loaded",
-        body=PinRequest,
-        answer=Done,
-        refusals=(
-            ModelNotFound,
-            AmbiguousModel,
-        ),
-    ),
-    Route(
-        "POST",
-        "/models/unpin",
-        unpin_model,
-        Access.ADMIN,
-        summary="Let a model leave again",
-        body=UnpinRequest,
-        answer=Done,
-        refusals=(
-            ModelNotFound,
-            AmbiguousModel,
-        ),
-    ),
-)

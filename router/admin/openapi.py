@@ -6,8 +6,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable
 from functools import cached_property
 from typing import Any, Final, TypeAlias
 
@@ -16,16 +15,29 @@ from aiohttp import web
 
 from router import __version__
 from router.admin.allowed_hosts import HostNotAllowed
-from router.admin.route import Access, Query, Route
-from router.errors import Forbidden, RouterError, ShuttingDown, Unauthorized
+from router.admin.dialect import ANTHROPIC_PATHS
+from router.admin.errors import BodyTooLarge
+from router.admin.route import Access, Route, Routes
+from router.errors import (
+    Forbidden,
+    InvalidRequest,
+    RequestTooSlow,
+    RouterError,
+    ShuttingDown,
+    Unauthorized,
+    UnsupportedCoding,
+)
 
 Json: TypeAlias = dict[str, Any]
 
+ROUTES: Final = Routes()
 _METHODS: Final = ("get", "post", "put", "patch", "delete")
 #: aiohttp's {name} and {name:pattern}.
 _VARIABLE: Final = re.compile(r"\{(\w+)(?::[^{}]*)?\}")
 _REFERENCE: Final = "#/components/schemas/{name}"
 _SECURITY: Final[list[Json]] = [{"bearer": []}, {"key": []}]
+#: What any path that takes a body may answer instead.
+_OF_BODIES: Final = (InvalidRequest, BodyTooLarge, RequestTooSlow, UnsupportedCoding)
 _ABOUT: Final = """\
 Many local GGUF models behind one address. Inference paths are llama-server's own: their bodies and answers
 pass unchanged, and are described by llama.cpp, OpenAI and Anthropic."""
@@ -58,161 +70,123 @@ class AnthropicFailed(msgspec.Struct, frozen=True):
     type: str
 
 
-@dataclass(frozen=True)
 class Document:
-    """Made when it is first asked for, not when the router starts. `anthropic` are the paths whose errors
-    have Anthropic's shape; `of_bodies` are what any route with a body may answer instead."""
+    """The document of these routes: made when it is first asked for, not when the router starts."""
 
-    routes: tuple[Route, ...]
-    anthropic: tuple[str, ...]
-    of_bodies: tuple[type[RouterError], ...]
+    def __init__(self, routes: Iterable[Route]) -> None:
+        self._routes = tuple(routes)
 
     @cached_property
     def text(self) -> bytes:
-        return msgspec.json.encode(document(self.routes, self.anthropic, self.of_bodies))
+        kinds: dict[str, Any] = {}
+        for route in self._routes:
+            answers = route.answer if isinstance(route.answer, tuple) else (route.answer,)
+            for kind in (route.body, *answers, *(one.kind for one in route.query)):
+                if kind is not None and kind is not Any:
+                    kinds[_key(kind)] = kind
+        schemas, components = msgspec.json.schema_components(
+            (*kinds.values(), Failed, AnthropicFailed), ref_template=_REFERENCE
+        )
+        #: The schema of each body, answer and parameter, by the key of its type.
+        self._schemas = dict(zip(kinds, schemas, strict=False))
+        paths: dict[str, Json] = {}
+        for route in self._routes:
+            for method in _METHODS if route.method == "*" else (route.method.lower(),):
+                paths.setdefault(_plain(route.path), {})[method] = self._operation(route, method)
+        document = {
+            "openapi": "3.1.0",
+            "info": {"title": "llama-router", "version": __version__, "description": _ABOUT},
+            "paths": paths,
+            "components": {
+                "schemas": components,
+                "securitySchemes": {
+                    "bearer": {"type": "http", "scheme": "bearer"},
+                    "key": {"type": "apiKey", "in": "header", "name": "x-api-key"},
+                },
+            },
+        }
+        return msgspec.json.encode(document)
+
+    def _schema(self, kind: Any) -> Json:
+        if isinstance(kind, tuple):
+            return {"anyOf": [self._schema(one) for one in kind]}
+        return {} if kind is Any else self._schemas[_key(kind)]
+
+    def _operation(self, route: Route, method: str) -> Json:
+        operation: Json = {
+            "summary": route.summary,
+            "operationId": f"{method} {_plain(route.path)}",
+            "tags": [route.handler.__module__.rpartition(".")[2]],
+            "security": [] if route.access is Access.PUBLIC else _SECURITY,
+            "parameters": [
+                {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
+                for name in _VARIABLE.findall(route.path)
+            ],
+            "responses": self._responses(route, method),
+        }
+        operation["parameters"] += [
+            {
+                "name": query.name,
+                "in": "query",
+                "required": query.required,
+                "description": query.about,
+                "schema": self._schema(query.kind),
+            }
+            for query in route.query
+        ]
+        about = inspect.cleandoc(route.handler.__doc__ or "")
+        if route.access is Access.ADMIN:
+            about = f"{about}\n\nNeeds an admin key, where there are any (server.admin_keys).".strip()
+        if about:
+            operation["description"] = about
+        if route.body is not None and method not in ("get", "delete"):
+            content = {route.takes: {"schema": self._schema(route.body)}}
+            operation["requestBody"] = {"required": True, "content": content}
+        return operation
+
+    def _responses(self, route: Route, method: str) -> Json:
+        good: Json = {"description": route.summary}
+        if route.answer is not None:
+            good["content"] = {media: {"schema": self._schema(route.answer)} for media in route.media}
+        shape = "AnthropicFailed" if _plain(route.path) in ANTHROPIC_PATHS else "Failed"
+        failed = {"application/json": {"schema": {"$ref": _REFERENCE.format(name=shape)}}}
+        by_status: dict[int, list[str]] = {}
+        for error in _refusals(route, method):
+            by_status.setdefault(error.status, []).append(_about(error))
+        return {str(route.status): good} | {
+            str(status): {"description": "; ".join(abouts), "content": failed}
+            for status, abouts in sorted(by_status.items())
+        }
 
 
 DOCUMENT = web.AppKey("openapi", Document)
 
 
+@ROUTES.add("GET", "/openapi.json", access=Access.PUBLIC, summary="This document", answer=dict[str, Any])
 async def openapi(request: web.Request) -> web.Response:
     """OpenAPI 3.1: every path, who may use it, what it takes and what it answers."""
     return web.Response(body=request.app[DOCUMENT].text, content_type="application/json")
-
-
-def document(
-    routes: tuple[Route, ...], anthropic: tuple[str, ...], of_bodies: tuple[type[RouterError], ...]
-) -> Json:
-    types = {
-        _key(kind): kind
-        for route in routes
-        for kind in (route.body, *_each(route.answer), *(one.kind for one in route.query))
-        if kind is not None and kind is not Any
-    }
-    failures = (Failed, AnthropicFailed)
-    schemas, components = msgspec.json.schema_components(
-        (*types.values(), *failures), ref_template=_REFERENCE
-    )
-    shapes = dict(zip(types, schemas, strict=False))
-    paths: dict[str, Json] = {}
-    for route in routes:
-        path = _plain(route.path)
-        failed = {"$ref": _REFERENCE.format(name=("AnthropicFailed" if path in anthropic else "Failed"))}
-        for method in _METHODS if route.method == "*" else (route.method.lower(),):
-            paths.setdefault(path, {})[method] = _operation(route, method, shapes, failed, of_bodies)
-    return {
-        "openapi": "3.1.0",
-        "info": {"title": "llama-router", "version": __version__, "description": _ABOUT},
-        "paths": paths,
-        "components": {
-            "schemas": components,
-            "securitySchemes": {
-                "bearer": {"type": "http", "scheme": "bearer"},
-                "key": {"type": "apiKey", "in": "header", "name": "x-api-key"},
-            },
-        },
-    }
-
-
-def _operation(
-    route: Route,
-    method: str,
-    shapes: Mapping[str, Json],
-    failed: Json,
-    of_bodies: tuple[type[RouterError], ...],
-) -> Json:
-    operation: Json = {
-        "summary": route.summary,
-        "operationId": f"{method} {_plain(route.path)}",
-        "tags": [route.handler.__module__.rpartition(".")[2]],
-        "security": [] if route.access is Access.PUBLIC else _SECURITY,
-        "parameters": [*_variables(route), *(_parameter(one, shapes) for one in route.query)],
-        "responses": _responses(route, method, shapes, failed, of_bodies),
-    }
-    about = inspect.cleandoc(route.handler.__doc__ or "")
-    if route.access is Access.ADMIN:
-        about = f"{about}\n\nNeeds an admin key, where there are any (server.admin_keys).".strip()
-    if about:
-        operation["description"] = about
-    if route.body is not None and method not in ("get", "delete"):
-        content = {route.takes: {"schema": _shape(route.body, shapes)}}
-        operation["requestBody"] = {"required": True, "content": content}
-    return operation
 
 
 def _plain(path: str) -> str:
     return _VARIABLE.sub(r"{\1}", path)
 
 
-def _variables(route: Route) -> Iterator[Json]:
-    for name in _VARIABLE.findall(route.path):
-        yield {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
-
-
-def _parameter(query: Query, shapes: Mapping[str, Json]) -> Json:
-    return {
-        "name": query.name,
-        "in": "query",
-        "required": query.required,
-        "description": query.about,
-        "schema": _shape(query.kind, shapes),
-    }
-
-
-def _responses(
-    route: Route,
-    method: str,
-    shapes: Mapping[str, Json],
-    failed: Json,
-    of_bodies: tuple[type[RouterError], ...],
-) -> Json:
-    good: Json = {"description": route.summary}
-    if route.answer is not None:
-        good["content"] = {media: {"schema": _shape(route.answer, shapes)} for media in route.media}
-    responses: Json = {str(route.status): good}
-    for status, errors in sorted(_refusals(route, method, of_bodies).items()):
-        about = "; ".join(_words(one) for one in errors)
-        responses[str(status)] = {
-            "description": about,
-            "content": {"application/json": {"schema": failed}},
-        }
-    return responses
-
-
-def _refusals(
-    route: Route, method: str, of_bodies: tuple[type[RouterError], ...]
-) -> dict[int, list[type[RouterError]]]:
-    wanted: list[type[RouterError]] = [*route.refusals, ShuttingDown, Forbidden, HostNotAllowed]
+def _refusals(route: Route, method: str) -> dict[type[RouterError], None]:
+    """Each once, in order."""
+    found = dict.fromkeys([*route.refusals, ShuttingDown, Forbidden, HostNotAllowed])
     if route.access is not Access.PUBLIC:
-        wanted.append(Unauthorized)
+        found[Unauthorized] = None
     if route.body is not None and method != "get":
-        wanted += of_bodies
-    found: dict[int, list[type[RouterError]]] = {}
-    for one in dict.fromkeys(wanted):
-        found.setdefault(one.status, []).append(one)
+        found |= dict.fromkeys(_OF_BODIES)
     return found
-
-
-def _each(kind: Any) -> tuple[Any, ...]:
-    return kind if isinstance(kind, tuple) else (kind,)
-
-
-def _shape(kind: Any, shapes: Mapping[str, Json]) -> Json:
-    if isinstance(kind, tuple):
-        return {"anyOf": [_shape(one, shapes) for one in kind]}
-    return {} if kind is Any else shapes[_key(kind)]
 
 
 def _key(kind: Any) -> str:
     return f"{getattr(kind, '__module__', '')}.{kind!r}"
 
 
-def _words(error: type[RouterError]) -> str:
-    # Its own words: a class without any would tell those of its base.
+def _about(error: type[RouterError]) -> str:
+    # Its own docstring: a class without any would have that of its base.
     about = inspect.cleandoc(error.__dict__.get("__doc__") or "").partition("\n\n")[0].replace("\n", " ")
     return f"{error.code}: {about}" if about else error.code
-
-
-ROUTES = (
-    Route("GET", "/openapi.json", openapi, Access.PUBLIC, summary="This document", answer=dict[str, Any]),
-)

@@ -4,13 +4,14 @@ fit together."""
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Literal, NotRequired, TypeAlias, TypedDict
 
 from router.admin.listing import visible
-from router.admin.shapes import FitShape, OneModel, Opinion, Plan, PlannedDevice, PlanRow, Term, Way
 from router.errors import ModelUnusable
+from router.memory.estimate.learning import Confidence
 from router.models.definitions import Definition
 from router.scheduler.ledger import UNBOUNDED
-from router.scheduler.types import DeviceId, Footprint, ModelName
+from router.scheduler.types import DeviceId, Footprint, InstanceId, ModelName
 from router.scheduler.views import DeviceView, Explanation
 from router.supervisor.planning import (
     Choice,
@@ -24,6 +25,129 @@ from router.supervisor.planning import (
     rooms_now,
     together_words,
 )
+
+ByDevice: TypeAlias = dict[DeviceId, int]
+
+# --- shapes: in bytes; a device is named by its id ---
+
+
+class PlannedDevice(TypedDict):
+    """`room` now, `room_if_empty` with none of our models loaded."""
+
+    id: DeviceId
+    label: str
+    healthy: bool
+    total: int
+    margin: int
+    others: int | None
+    room: int | None
+    room_if_empty: int | None
+
+
+class Term(TypedDict):
+    device: DeviceId
+    kind: str
+    bytes: int
+    explanation: str
+
+
+class Opinion(TypedDict):
+    """What llama-fit-params thinks of it."""
+
+    state: str
+    text: str
+
+
+class Way(TypedDict):
+    """One way to load a model; its terms add up to its footprint."""
+
+    tier: int
+    devices: tuple[DeviceId, ...]
+    ctx_size: int
+    n_gpu_layers: int | None
+    tensor_split: tuple[float, ...] | None
+    bytes: int
+    footprint: ByDevice
+    predicted: ByDevice
+    confidence: Confidence
+    is_guess: bool
+    missing_now: ByDevice
+    missing_if_empty: ByDevice
+    second_opinion: Opinion | None
+    terms: list[Term]
+
+
+class Refused(TypedDict):
+    status: int
+    code: str
+    message: str
+
+
+class OneModel(TypedDict):
+    """Every way to load a model, best first. `chosen` is the index of the way that it would take."""
+
+    model: ModelName
+    state: str
+    text: str
+    would: Literal["start", "wait", "refuse"] | None
+    chosen: int | None
+    would_evict: tuple[InstanceId, ...]
+    missing: ByDevice
+    refusal: Refused | None
+    n_ctx_train: int | None
+    placements: list[Way]
+    devices: list[PlannedDevice]
+
+
+class PlanRow(TypedDict):
+    """A model that cannot be used has an `error` and nothing else."""
+
+    model: ModelName
+    error: str | None
+    ctx_size: NotRequired[int]
+    bytes: NotRequired[int]
+    footprint: NotRequired[ByDevice]
+    devices: NotRequired[tuple[DeviceId, ...]]
+    n_gpu_layers: NotRequired[int | None]
+    confidence: NotRequired[Confidence]
+    fits: NotRequired[Literal["now", "if empty", "no"]]
+    loaded: NotRequired[bool]
+    missing: NotRequired[ByDevice]
+
+
+class FitModel(TypedDict):
+    model: ModelName
+    ctx_size: int
+    reduced: bool
+    devices: tuple[DeviceId, ...]
+    footprint: ByDevice
+
+
+class FitShape(TypedDict):
+    """Models side by side, and what is left beside them."""
+
+    models: list[FitModel]
+    common_divisor: int
+    footprint: ByDevice
+    left: ByDevice
+
+
+class Together(TypedDict):
+    fits: bool
+    exact: bool
+    text: str
+    all: FitShape | None
+    sets: list[FitShape]
+
+
+class Plan(TypedDict):
+    devices: list[PlannedDevice]
+    models_max: int
+    models: list[PlanRow]
+    together: Together | None
+
+
+# --- made ---
 
 
 def model_body(seen: Seen, definition: Definition, explanation: Explanation) -> OneModel:

@@ -61,5 +61,18 @@ class Route:
     refusals: tuple[type[RouterError], ...] = ()
 
 
+class Routes(list[Route]):
+    """The routes of one family, in the order in which they are added."""
+
+    def add(self, method: str, *paths: str, **more: Any) -> Callable[[Handler], Handler]:
+        """Decorate the handler of these paths; `more` are further fields of their Route."""
+
+        def decorate(handler: Handler) -> Handler:
+            self.extend(Route(method, path, handler, **more) for path in paths)
+            return handler
+
+        return decorate
+
+
 #: The routes whose answers end only with their clients.
 ENDLESS = web.AppKey("endless", set[web.AbstractRoute])

@@ -15,12 +15,13 @@ from router.admin.context import CONTEXT, Context
 from router.admin.dialect import dialect_of
 from router.admin.keys import require_key_or_local
 from router.admin.openai import REFUSALS
-from router.admin.route import Access, Route
+from router.admin.route import Access, Routes
 from router.errors import ModelNotLoaded, NotSupported
 from router.proxy import RequestInfo, read_body
 from router.scheduler.types import ModelName
 
 PREFIX: Final = "/upstream/"
+ROUTES: Final = Routes()
 _LOOKING: Final = ("GET", "HEAD")
 
 
@@ -59,21 +60,18 @@ def _split(context: Context, rest: str) -> tuple[ModelName, str]:
     return context.name_of(unquote(parts[0])), "/"
 
 
-ROUTES = tuple(
-    Route(
+for _path, _summary in (
+    (PREFIX + "{model}/{path:.*}", "Any other path of a model's llama-server"),
+    (PREFIX + "{model}", "The page that a model's llama-server has at its root"),
+):
+    ROUTES.add(
         "*",
-        path,
-        upstream,
-        Access.ADMIN,
-        summary=summary,
+        _path,
+        access=Access.ADMIN,
+        summary=_summary,
         query=(AUTOLOAD,),
         body=Any,
         answer=Any,
         media=("*/*",),
         refusals=(*REFUSALS, NotSupported),
-    )
-    for path, summary in (
-        (PREFIX + "{model}/{path:.*}", "Any other path of a model's llama-server"),
-        (PREFIX + "{model}", "The page that a model's llama-server has at its root"),
-    )
-)
+    )(upstream)

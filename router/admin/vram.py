@@ -4,23 +4,105 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable, Mapping
+from typing import Final, TypedDict
 
 from aiohttp import web
 
 from router.admin.answer import is_set, json_response
-from router.admin.context import CONTEXT, Context
-from router.admin.plan import model_body, plan_body, shown_room
-from router.admin.route import Query, Route
-from router.admin.shapes import DeviceShares, LoadedModel, OneModel, Plan, Share, Vram
-from router.errors import AmbiguousModel, InvalidRequest, ModelNotFound, ModelUnusable
+from router.admin.context import CONTEXT, NAME_REFUSALS, Context
+from router.admin.plan import OneModel, Plan, model_body, plan_body, shown_room
+from router.admin.route import Query, Routes
+from router.errors import InvalidRequest, ModelUnusable
 from router.hosts import Measurement
 from router.memory.devices import DeviceInfo
 from router.memory.estimate.learning import Confidence, FootprintStatus
-from router.scheduler.types import DeviceId, InstanceId
+from router.scheduler.types import DeviceId, InstanceId, ModelName
 from router.scheduler.views import DeviceView, InstanceView, Snapshot
 from router.supervisor.planning import Seen
 
+ROUTES: Final = Routes()
+_MEASURE: Final = Query("measure", "Measure the devices first", bool)
+_CTX_SIZE: Final = Query("ctx_size", "As if this were its context, in tokens", int)
+_REFUSALS: Final = (InvalidRequest, *NAME_REFUSALS, ModelUnusable)
 
+
+# --- shapes: in bytes; a device is named by its id ---
+
+
+class Share(TypedDict):
+    """What an instance has of one device."""
+
+    id: InstanceId
+    model: ModelName
+    state: str
+    reserved: int
+    measured: int | None
+    leases: int
+
+
+class DeviceShares(TypedDict):
+    """A device with all its shares. `room` is what a newcomer could have."""
+
+    id: DeviceId
+    label: str
+    healthy: bool
+    error: str | None
+    total: int
+    free: int | None
+    ours: int
+    others: int | None
+    reserved: int
+    promised: int
+    returning: int
+    margin: int
+    room: int | None
+    utilisation_percent: float | None
+    temperature_celsius: float | None
+    asleep: bool
+    shared_with: list[str]
+    instances: list[Share]
+
+
+class Held(TypedDict):
+    """What an instance was predicted to take of a device, what is kept for it, what it takes, and the most
+    that was ever seen."""
+
+    predicted: int
+    reserved: int
+    measured: int | None
+    peak: int | None
+
+
+class LoadedModel(TypedDict):
+    id: InstanceId
+    model: ModelName
+    state: str
+    confidence: Confidence
+    predicted: int
+    reserved: int
+    measured: int | None
+    devices: dict[DeviceId, Held]
+
+
+class Vram(TypedDict):
+    policy: str
+    models_max: int
+    devices: list[DeviceShares]
+    models: list[LoadedModel]
+    notes: list[str]
+
+
+# --- handlers ---
+
+
+@ROUTES.add(
+    "GET",
+    "/vram",
+    summary="Who holds the memory of each device; or what a load of one model would need",
+    query=(_MEASURE, Query("model", "Only what a load of this one would need"), _CTX_SIZE),
+    answer=(Vram, OneModel),
+    refusals=_REFUSALS,
+)
 async def vram(request: web.Request) -> web.Response:
     """As last measured: the pool measures by itself while anything is loaded. `?measure=1` measures first.
 
@@ -36,6 +118,14 @@ async def vram(request: web.Request) -> web.Response:
     return json_response(vram_body(pool.snapshot(), pool.standing, pool.measurements.values()))
 
 
+@ROUTES.add(
+    "GET",
+    "/vram/plan",
+    summary="Which models fit together",
+    query=(_MEASURE, Query("model", "One of those that shall fit", list[str]), _CTX_SIZE),
+    answer=Plan,
+    refusals=_REFUSALS,
+)
 async def plan(request: web.Request) -> web.Response:
     """`?model=A&model=B`: which of them fit together if nothing else is loaded; without any, a line for every
     model that is not hidden. `&ctx_size=N` as if that were their context. `?measure=1` measures first."""
@@ -181,28 +271,3 @@ def _loaded(one: InstanceView, standing: FootprintStatus | None) -> LoadedModel:
 def _confidence(one: InstanceView) -> Confidence:
     """Where nobody learns: what was measured is at least known of this instance."""
     return "measured" if any(one.used.values()) else "estimated"
-
-
-_MEASURE = Query("measure", "Measure the devices first", bool)
-_CTX_SIZE = Query("ctx_size", "As if this were its context, in tokens", int)
-
-ROUTES = (
-    Route(
-        "GET",
-        "/vram",
-        vram,
-        summary="Who holds the memory of each device; or what a load of one model would need",
-        query=(_MEASURE, Query("model", "Only what a load of this one would need"), _CTX_SIZE),
-        answer=(Vram, OneModel),
-        refusals=(InvalidRequest, ModelNotFound, AmbiguousModel, ModelUnusable),
-    ),
-    Route(
-        "GET",
-        "/vram/plan",
-        plan,
-        summary="Which models fit together",
-        query=(_MEASURE, Query("model", "One of those that shall fit", list[str]), _CTX_SIZE),
-        answer=Plan,
-        refusals=(InvalidRequest, ModelNotFound, AmbiguousModel, ModelUnusable),
-    ),
-)

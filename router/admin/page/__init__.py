@@ -11,17 +11,9 @@ from typing import Any, Final
 
 from aiohttp import web
 
-from router.admin.page.stream import (
-    VIEWERS,
-    Told,
-    keep_history,
-    keep_timeline,
-    prepare,
-    show_status,
-    stream_status,
-)
-from router.admin.route import Access, Query, Route
-from router.errors import ClientLimit, InvalidRequest, Unavailable
+from router.admin.page import stream
+from router.admin.page.stream import VIEWERS, keep_history, keep_timeline, prepare
+from router.admin.route import Access, Route
 
 __all__ = ["ROUTES", "VIEWERS", "keep_history", "keep_timeline", "prepare"]
 
@@ -73,28 +65,5 @@ ROUTES = (
         )
         for path, (name, kind) in _FILES.items()
     ),
-    Route(
-        "GET",
-        "/status",
-        show_status,
-        Access.ADMIN,
-        summary="All that the status page shows",
-        query=(
-            Query("history", "Whether to tell what the memory was in the last minutes; it does", bool),
-            Query("moments", "So many of the last decisions; all that are kept", int),
-        ),
-        answer=Told,
-        refusals=(InvalidRequest,),
-    ),
-    Route(
-        "GET",
-        "/status/sse",
-        stream_status,
-        Access.ADMIN,
-        endless=True,
-        summary="The same as a stream, whole again whenever it changed",
-        answer=Any,
-        media=("text/event-stream",),
-        refusals=(Unavailable, ClientLimit),
-    ),
+    *stream.ROUTES,
 )

@@ -12,8 +12,7 @@ from router import __version__
 from router.admin.context import Context
 from router.admin.listing import Listing, visible
 from router.admin.page.timeline import Moment
-from router.admin.shapes import DeviceShares
-from router.admin.vram import vram_body
+from router.admin.vram import DeviceShares, vram_body
 from router.observability.stats import Counted
 from router.scheduler.types import Model, ModelName
 from router.scheduler.views import InstanceView

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from contextlib import suppress
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 from aiohttp import web
@@ -21,8 +21,9 @@ from router.admin.page.history import EVERY_SECONDS, History, Point
 from router.admin.page.state import State, state
 from router.admin.page.timeline import KEPT, Moment, Timeline
 from router.admin.requests import RequestRow, rows
+from router.admin.route import Access, Query, Routes
 from router.admin.stream_limit import Streams
-from router.errors import InvalidRequest
+from router.errors import ClientLimit, InvalidRequest, Unavailable
 from router.scheduler.types import DeviceId
 
 #: A page need not be told more often than a person can read.
@@ -33,6 +34,8 @@ VIEWERS_MAX: Final = 32
 #: Nobody reads more of them, and each state tells them all.
 REQUESTS_MAX: Final = 100
 DOWNLOADS_MAX: Final = 20
+
+ROUTES: Final = Routes()
 
 HISTORY = web.AppKey("history", History)
 TIMELINE = web.AppKey("timeline", Timeline)
@@ -50,6 +53,18 @@ class Told(msgspec.Struct, frozen=True, omit_defaults=True):
     history: dict[str, list[Point]] | None = None
 
 
+@ROUTES.add(
+    "GET",
+    "/status",
+    access=Access.ADMIN,
+    summary="All that the status page shows",
+    query=(
+        Query("history", "Whether to tell what the memory was in the last minutes; it does", bool),
+        Query("moments", "So many of the last decisions; all that are kept", int),
+    ),
+    answer=Told,
+    refusals=(InvalidRequest,),
+)
 async def show_status(request: web.Request) -> web.Response:
     """All that the page shows, once. Who asks every second has no need to be told the same minutes each time:
     `?history=0` leaves out what the memory was, `?moments=8` all but the last eight decisions."""
@@ -58,6 +73,16 @@ async def show_status(request: web.Request) -> web.Response:
     return json_response(msgspec.structs.replace(told, moments=told.moments[-newest:] if newest else []))
 
 
+@ROUTES.add(
+    "GET",
+    "/status/sse",
+    access=Access.ADMIN,
+    endless=True,
+    summary="The same as a stream, whole again whenever it changed",
+    answer=Any,
+    media=("text/event-stream",),
+    refusals=(Unavailable, ClientLimit),
+)
 async def stream_status(request: web.Request) -> web.StreamResponse:
     """Server-sent events until the client leaves or the router stops."""
     with request.app[VIEWERS].hold(request, VIEWERS_MAX, "pages look at the status already; close one"):
