@@ -105,7 +105,7 @@ class SchedulerState:
         self.app = application(config.server)
         known = Known.of(Catalog(), Definitions({}, {}, config, folder))
         nothing = cast(Any, None)  # reloads and tasks, which there are none of
-        self.context = self.app[CONTEXT] = Context(config, known, self.pool, nothing, nothing)
+        self.context = self.app[CONTEXT] = Context(config, known, self.pool, nothing, nothing, nothing)
         keep_timeline(self.app)
         ahead = ReadAhead(lambda _: (), lambda: 0)
         self.pool.journal.follow(ahead.heard, *ahead.HEARD)

@@ -34,9 +34,9 @@ from router.admin.context import CONTEXT, Context, Known
 from router.admin.cors import ORIGINS, Origins, check_source, mark_answer
 from router.admin.errors import check_version, expect, tell_errors
 from router.admin.headers import check_headers
-from router.admin.keys import ACCESS, KEYS, Keys, check_key
+from router.admin.keys import KEYS, Keys, check_key
 from router.admin.requests import IN_FLIGHT, InFlight, note_request
-from router.admin.route import ENDLESS
+from router.admin.route import ROUTE_OF
 from router.admin.stream_limit import Streams
 from router.config import ServerConfig
 from router.proxy.body import PACE, Pace
@@ -87,15 +87,13 @@ def application(server: ServerConfig) -> web.Application:
     app[IN_FLIGHT] = InFlight()
     for key in (log.FOLLOWERS, events.READERS, page.VIEWERS):
         app[key] = Streams(server.client_share)
-    app[ACCESS], app[ENDLESS] = {}, set()
+    app[ROUTE_OF] = {}
     routes = tuple(route for family in FAMILIES for route in family.ROUTES)
     app[openapi.DOCUMENT] = openapi.Document(routes)
     for route in routes:
         for method in _METHODS.get(route.method, (route.method,)):
             added = app.router.add_route(method, route.path, route.handler, expect_handler=expect)
-            app[ACCESS][added] = route.access
-            if route.endless:
-                app[ENDLESS].add(added)
+            app[ROUTE_OF][added] = route
     page.prepare(app)
     app.on_response_prepare.append(mark_answer)
     return app

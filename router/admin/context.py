@@ -50,26 +50,24 @@ async def _no_restart() -> int:
     raise Unavailable("this router was not started in a way that lets it start another")
 
 
-async def _no_vary(_: Known, name: ModelName, __: Overrides) -> Model:
-    raise Unavailable(f"{name} cannot be loaded with other settings here")
-
-
 @dataclass(slots=True)
 class Context:
-    """`reload` looks for models anew and replaces `known`; `spawn` starts a task that outlives its
-    request; `restart` returns the pid of the process that takes this one's place; `planning` is held by the
-    one plan that is being made."""
+    """The parts that handlers use."""
 
     config: Config
     known: Known
     pool: Pool
+    #: Looks for models anew and replaces `config` and `known`. Raises RouterError.
     reload: Callable[[], Awaitable[None]]
     spawn: Spawn
+    #: A model as one load with other settings gets it. Raises RouterError.
+    vary: Callable[[Known, ModelName, Overrides], Awaitable[Model]]
+    #: Returns the pid of the process that takes this one's place. Raises RouterError.
     restart: Callable[[], Awaitable[int]] = _no_restart
-    vary: Callable[[Known, ModelName, Overrides], Awaitable[Model]] = _no_vary
     proxy: Proxy = field(init=False)
     metrics: Page = field(default_factory=Page, init=False)
     build_info: BuildInfo = field(default_factory=BuildInfo, init=False)
+    #: Held by the one plan that is being made.
     planning: asyncio.Lock = field(default_factory=asyncio.Lock, init=False)
     downloads: Downloads = field(init=False)
     events: Feed = field(init=False)

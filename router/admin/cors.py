@@ -13,8 +13,7 @@ from aiohttp import web
 
 from router.admin.allowed_hosts import ALLOWED_HOSTS
 from router.admin.answer import is_set
-from router.admin.keys import ACCESS
-from router.admin.route import Access, Handler
+from router.admin.route import ROUTE_OF, Access, Handler
 from router.config.web import Origin, OriginPattern, host_of
 from router.errors import Forbidden
 
@@ -182,4 +181,5 @@ def _refusal(request: web.Request, origin: str | None) -> str:
 
 
 def _needs_admin(request: web.Request, match: web.UrlMappingMatchInfo) -> bool:
-    return request.app[ACCESS].get(match.route) is Access.ADMIN or is_set(request, "reload")
+    route = request.app[ROUTE_OF].get(match.route)
+    return (route is not None and route.access is Access.ADMIN) or is_set(request, "reload")

@@ -10,12 +10,8 @@ from typing import Final
 from aiohttp import web
 
 from router.admin.client_address import is_local
-from router.admin.route import Access, Handler
+from router.admin.route import ROUTE_OF, Access, Handler
 from router.errors import Forbidden, Unauthorized
-
-#: What the route of a request asks for; unknown paths ask for INFERENCE, so that they tell nothing to
-#: strangers.
-ACCESS = web.AppKey("access", dict[web.AbstractRoute, Access])
 
 
 class Keys:
@@ -53,7 +49,9 @@ KEYS = web.AppKey("keys", Keys)
 
 @web.middleware
 async def check_key(request: web.Request, handler: Handler) -> web.StreamResponse:
-    access = request.app[ACCESS].get(request.match_info.route, Access.INFERENCE)
+    route = request.app[ROUTE_OF].get(request.match_info.route)
+    # Unknown paths need a key as well, so that they tell nothing to strangers.
+    access = route.access if route is not None else Access.INFERENCE
     request.app[KEYS].check(_presented_by(request), access)
     return await handler(request)
 

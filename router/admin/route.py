@@ -74,5 +74,5 @@ class Routes(list[Route]):
         return decorate
 
 
-#: The routes whose answers end only with their clients.
-ENDLESS = web.AppKey("endless", set[web.AbstractRoute])
+#: The Route of each route that aiohttp knows.
+ROUTE_OF = web.AppKey("route_of", dict[web.AbstractRoute, Route])

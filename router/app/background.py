@@ -8,34 +8,23 @@ from collections.abc import Coroutine
 
 from router.errors import RouterError
 from router.supervisor.pool import HandedOver
+from router.tasks import Tasks
 
 log = logging.getLogger("router.app")
 
 
-class Background:
-    """Owns them: they end with the router."""
+class Background(Tasks):
+    """The tasks of the router: leaving cancels them."""
 
     def __init__(self) -> None:
-        self._group = asyncio.TaskGroup()
-        self._tasks: set[asyncio.Task[None]] = set()
-
-    async def __aenter__(self) -> None:
-        await self._group.__aenter__()
-
-    async def __aexit__(self, *_: object) -> None:
-        for task in self._tasks:
-            task.cancel()
-        await self._group.__aexit__(None, None, None)
+        super().__init__(end_seconds=0.0)
 
     def spawn(self, coroutine: Coroutine[object, object, None], *, name: str) -> asyncio.Task[None]:
-        task = self._group.create_task(_to_the_end(coroutine, name), name=name)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        return task
+        return self.create_task(_to_the_end(coroutine, name), name=name)
 
 
 async def _to_the_end(coroutine: Coroutine[object, object, None], name: str) -> None:
-    """One that fails must not take the group with it."""
+    """Log a failure: an expected one in one line."""
     try:
         await coroutine
     except RouterError as error:

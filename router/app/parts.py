@@ -165,7 +165,7 @@ class Router:
         self._is_taking_over = setup.predecessor is not None
         await enter(self.background)
         pool = self._make_pool(models, devices)
-        context = Context(config, known, pool, self.reload, self.background.spawn, vary=self.models.vary)
+        context = Context(config, known, pool, self.reload, self.background.spawn, self.models.vary)
         self.context = self.app[CONTEXT] = context
         keep_timeline(self.app)  # before anything is decided
         await enter(self._pool)

@@ -7,7 +7,7 @@ from typing import Any
 
 from aiohttp import web
 
-from router.admin.route import ENDLESS, Handler
+from router.admin.route import ROUTE_OF, Handler
 from router.errors import ShuttingDown
 
 
@@ -40,7 +40,8 @@ class Requests:
     async def count_request(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         if self.is_refusing:  # on a connection that was open before
             raise ShuttingDown("the router is shutting down", retry_after_seconds=5.0)
-        if request.match_info.route in request.app[ENDLESS]:
+        route = request.app[ROUTE_OF].get(request.match_info.route)
+        if route is not None and route.endless:
             task = asyncio.current_task()
             assert task is not None, "a request is handled in a task"
             self._endless.add(task)

@@ -8,11 +8,11 @@ import hashlib
 import json
 import logging
 from collections.abc import Callable
-from pathlib import Path
-from typing import Final, Protocol
+from typing import Final
 
 from router.engines.llama_server import PROGRESS_PATH
-from router.process import LogFile, get_answer, progress
+from router.hosts.local import LocalHost
+from router.process import Process, get_answer, progress
 from router.scheduler.types import InstanceId
 from router.supervisor.stall import InstanceTraffic, ProgressSample, Stall, Traffic
 
@@ -25,25 +25,7 @@ SHORTEST_PAUSE_SECONDS: Final = 0.02
 PROBE_SECONDS: Final = 1.0
 
 
-class Watched(Protocol):
-    """What can be looked at of a child."""
-
-    @property
-    def pid(self) -> int: ...
-    @property
-    def socket(self) -> Path: ...
-    @property
-    def log(self) -> LogFile: ...
-
-
-class Owner(Protocol):
-    """Who has the children, and can end one."""
-
-    def process_of(self, instance: InstanceId) -> Watched | None: ...
-    async def give_up(self, instance: InstanceId, reason: str) -> None: ...
-
-
-async def watch_for_stalls(traffic: Traffic, owner: Owner, bound_seconds: Callable[[], float]) -> None:
+async def watch_for_stalls(traffic: Traffic, host: LocalHost, bound_seconds: Callable[[], float]) -> None:
     """For as long as the router lives. `bound_seconds` is asked every time, as a reload may change it; 0 is
     off.
     """
@@ -56,7 +38,7 @@ async def watch_for_stalls(traffic: Traffic, owner: Owner, bound_seconds: Callab
         for gone in stalls.keys() - waiting.keys():
             del stalls[gone]
         if bound:
-            looks = {name: _look(stalls, name, flow, owner, bound, pause) for name, flow in waiting.items()}
+            looks = {name: _look(stalls, name, flow, host, bound, pause) for name, flow in waiting.items()}
             done = await asyncio.gather(*looks.values(), return_exceptions=True)
             for name, error in zip(looks, done, strict=True):
                 if isinstance(error, Exception):  # the others are watched all the same
@@ -67,11 +49,11 @@ async def _look(
     stalls: dict[InstanceId, Stall],
     instance: InstanceId,
     flow: InstanceTraffic,
-    owner: Owner,
+    host: LocalHost,
     bound_seconds: float,
     pause_seconds: float,
 ) -> None:
-    process = owner.process_of(instance)
+    process = host.process_of(instance)
     if process is None:  # on its way out
         return
     stall = stalls.get(instance)
@@ -87,14 +69,14 @@ async def _look(
         return
     stall.look(signs, now, longest_step_seconds=2 * (pause_seconds + PROBE_SECONDS))
     verdict = stall.verdict(bound_seconds)
-    if verdict is not None and owner.process_of(instance) is process:
+    if verdict is not None and host.process_of(instance) is process:
         log.warning("%s is %s; it is ended, and its next request starts it anew", instance, verdict)
         flow.verdict = verdict
         del stalls[instance]
-        await owner.give_up(instance, verdict)
+        await host.give_up(instance, verdict)
 
 
-async def _signs(process: Watched, flow: InstanceTraffic, *, asks: bool) -> ProgressSample:
+async def _signs(process: Process, flow: InstanceTraffic, *, asks: bool) -> ProgressSample:
     answer = None
     if asks:
         answer = await get_answer(process.socket, PROGRESS_PATH, timeout_seconds=PROBE_SECONDS)

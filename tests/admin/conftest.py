@@ -121,14 +121,13 @@ class Api:
     async def start(self, *, script: Script = echo, autoload: bool = True, **server: Any) -> None:
         served = ServerConfig(**server)
         config = Config(server=served, scheduler=SchedulerConfig(autoload=autoload))
-        context = Context(config, self.known, cast(Pool, self.pool), self._reload, self._spawn)
+        context = Context(config, self.known, cast(Pool, self.pool), self._reload, self._spawn, self._vary)
         self._stack.push_async_callback(context.proxy.endings.settled)  # after the children are gone
         for number, name in enumerate(self.known.catalog.entries):
             upstream = Upstream(self._folder / f"{number}.sock", script)
             await self._stack.enter_async_context(upstream)
             self.pool.sockets[name] = [upstream.path] * 9
         app = self.app = application(served)
-        context.vary = self._vary
         app[CONTEXT] = context
         runner = self.runner = Runner(
             app,

@@ -8,14 +8,14 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import make_mocked_request
 
-from router.admin.route import ENDLESS
+from router.admin.route import ROUTE_OF
 from router.app.requests import Requests
 from router.errors import ShuttingDown
 
 
 def some_request() -> web.Request:
     app = web.Application()
-    app[ENDLESS] = set()
+    app[ROUTE_OF] = {}
     return make_mocked_request("GET", "/", app=app)
 
 

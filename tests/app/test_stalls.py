@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 
@@ -80,7 +81,7 @@ async def slots(path: Path, answer: Callable[[], object]) -> AsyncIterator[list[
 @asynccontextmanager
 async def watching(traffic: Traffic, children: Children, bound: float = BOUND) -> AsyncIterator[None]:
     async with asyncio.TaskGroup() as tasks:
-        watch = tasks.create_task(watch_for_stalls(traffic, children, lambda: bound))
+        watch = tasks.create_task(watch_for_stalls(traffic, cast(Any, children), lambda: bound))
         try:
             yield
         finally:

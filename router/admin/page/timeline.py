@@ -13,7 +13,9 @@ from router.observability.journal import Entry
 from router.scheduler.types import (
     Adopted,
     Cause,
+    Command,
     DeviceId,
+    Event,
     Exited,
     HostLost,
     InstanceId,
@@ -83,55 +85,47 @@ class Timeline:
 def moments(entries: Iterable[Entry], label: Callable[[DeviceId], str]) -> Iterator[Moment]:
     """In order. `label` tells a device's name for people; it is asked only where something is loaded."""
     for entry in entries:
-        yield from _of_event(entry)
-        for command in entry.commands:
-            match command:
-                case Start(instance, model, placement, evicted):
-                    where = " and ".join(
-                        f"{label(device)} ({bytes_ / 2**20:.0f} MiB)"
-                        for device, bytes_ in placement.footprint.items()
-                    )
-                    left = f", after {_names(evicted)} left" if evicted else ""
-                    text = f"{model} loads on {where}{left}"
-                    yield Moment(entry.id, entry.at, "load", text, model, instance)
-                case Stop(instance, cause, for_model):
-                    whom = f" for {for_model}" if for_model is not None else ""
-                    text = f"{_model(instance)} leaves {_WHY[cause]}{whom}"
-                    yield Moment(entry.id, entry.at, "leave", text, _model(instance), instance)
-                case Refuse(_, error):
-                    yield Moment(entry.id, entry.at, "refused", f"a request is refused: {error.message}")
-                case _:
-                    pass
+        for one in (entry.event, *entry.commands):
+            if (told := _told(one, label)) is not None:
+                yield Moment(entry.id, entry.at, *told)
 
 
-def _of_event(entry: Entry) -> Iterator[Moment]:
-    match entry.event:
+def _told(
+    one: Event | Command, label: Callable[[DeviceId], str]
+) -> tuple[str, str, ModelName | None, InstanceId | None] | None:
+    """The fields of its moment from `kind` on."""
+    match one:
         case Ready(instance):
-            text = f"{_model(instance)} is ready"
-            yield Moment(entry.id, entry.at, "ready", text, _model(instance), instance)
+            model = _model(instance)
+            return "ready", f"{model} is ready", model, instance
         case Exited(instance, None):
-            text = f"{_model(instance)} is gone"
-            yield Moment(entry.id, entry.at, "gone", text, _model(instance), instance)
+            model = _model(instance)
+            return "gone", f"{model} is gone", model, instance
         case Exited(instance, error) if error is not None:
-            text = f"{_model(instance)} failed: {error.message}"
-            yield Moment(entry.id, entry.at, "failed", text, _model(instance), instance)
+            model = _model(instance)
+            return "failed", f"{model} failed: {error.message}", model, instance
         case Adopted(instance, model):
-            text = f"{model} lives on from an earlier router"
-            yield Moment(entry.id, entry.at, "adopted", text, model, instance)
+            return "adopted", f"{model} lives on from an earlier router", model, instance
         case Unload(model, force):
-            text = f"an operator unloads {model}" + (", at once" if force else "")
-            yield Moment(entry.id, entry.at, "unload", text, model)
+            return "unload", f"an operator unloads {model}" + (", at once" if force else ""), model, None
         case Reloaded(models):
-            yield Moment(entry.id, entry.at, "reload", f"the configuration is read: {len(models)} models")
+            return "reload", f"the configuration is read: {len(models)} models", None, None
         case HostLost(host):
-            yield Moment(entry.id, entry.at, "lost", f"{host} does not answer any more")
+            return "lost", f"{host} does not answer any more", None, None
+        case Start(instance, model, placement, evicted):
+            where = " and ".join(
+                f"{label(device)} ({size / 2**20:.0f} MiB)" for device, size in placement.footprint.items()
+            )
+            left = f", after {', '.join(map(_model, evicted))} left" if evicted else ""
+            return "load", f"{model} loads on {where}{left}", model, instance
+        case Stop(instance, cause, for_model):
+            model, whom = _model(instance), f" for {for_model}" if for_model is not None else ""
+            return "leave", f"{model} leaves {_WHY[cause]}{whom}", model, instance
+        case Refuse(_, error):
+            return "refused", f"a request is refused: {error.message}", None, None
         case _:
-            pass
+            return None
 
 
 def _model(instance: InstanceId) -> ModelName:
     return instance.rpartition("#")[0]
-
-
-def _names(instances: Iterable[InstanceId]) -> str:
-    return ", ".join(_model(one) for one in instances)
