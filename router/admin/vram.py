@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable, Mapping
-from typing import Final, TypedDict
+from typing import Final
 
+import msgspec
 from aiohttp import web
 
 from router.admin.answer import is_set, json_response
@@ -29,7 +30,7 @@ _REFUSALS: Final = (InvalidRequest, *NAME_REFUSALS, ModelUnusable)
 # --- shapes: in bytes; a device is named by its id ---
 
 
-class Share(TypedDict):
+class Share(msgspec.Struct, frozen=True):
     """What an instance has of one device."""
 
     id: InstanceId
@@ -40,7 +41,7 @@ class Share(TypedDict):
     leases: int
 
 
-class DeviceShares(TypedDict):
+class DeviceShares(msgspec.Struct, frozen=True):
     """A device with all its shares. `room` is what a newcomer could have."""
 
     id: DeviceId
@@ -63,7 +64,7 @@ class DeviceShares(TypedDict):
     instances: list[Share]
 
 
-class Held(TypedDict):
+class Held(msgspec.Struct, frozen=True):
     """What an instance was predicted to take of a device, what is kept for it, what it takes, and the most
     that was ever seen."""
 
@@ -73,7 +74,7 @@ class Held(TypedDict):
     peak: int | None
 
 
-class LoadedModel(TypedDict):
+class LoadedModel(msgspec.Struct, frozen=True):
     id: InstanceId
     model: ModelName
     state: str
@@ -84,7 +85,7 @@ class LoadedModel(TypedDict):
     devices: dict[DeviceId, Held]
 
 
-class Vram(TypedDict):
+class Vram(msgspec.Struct, frozen=True):
     policy: str
     models_max: int
     devices: list[DeviceShares]
@@ -148,15 +149,13 @@ def vram_body(
     a GPU."""
     measurements = tuple(measurements)
     infos = {device: info for one in measurements for device, info in one.infos.items()}
-    return {
-        "policy": snapshot.policy,
-        "models_max": snapshot.models_max,
-        "devices": [_device(device, snapshot, infos) for device in snapshot.devices],
-        "models": [_loaded(one, standing(one.id)) for one in snapshot.instances],
-        "notes": [
-            note for one in measurements for note in (*one.warnings, *one.fallbacks.values(), *one.notes)
-        ],
-    }
+    return Vram(
+        policy=snapshot.policy,
+        models_max=snapshot.models_max,
+        devices=[_device(device, snapshot, infos) for device in snapshot.devices],
+        models=[_loaded(one, standing(one.id)) for one in snapshot.instances],
+        notes=[note for one in measurements for note in (*one.warnings, *one.fallbacks.values(), *one.notes)],
+    )
 
 
 # --- one model ---
@@ -195,34 +194,41 @@ def _ctx_size(request: web.Request) -> int | None:
 
 
 def _device(device: DeviceView, snapshot: Snapshot, infos: Mapping[DeviceId, DeviceInfo]) -> DeviceShares:
-    ours = [one for one in snapshot.instances if device.id in one.reserved or device.id in one.used]
     info = infos.get(device.id)
     is_healthy = device.free is not None
-    return {
-        "id": device.id,
-        "label": device.label,
-        "healthy": is_healthy,
-        "error": None if is_healthy else _error(info),
-        "total": device.total,
-        "free": device.free,
-        "ours": device.used,
-        "others": device.others,
-        "reserved": device.reserved,
-        "promised": device.promised,
-        "returning": device.returning,
-        "margin": device.margin,
-        "room": shown_room(device, device.room),
-        "utilisation_percent": info.utilisation_percent if info is not None else None,
-        "temperature_celsius": info.temperature_celsius if info is not None else None,
-        "asleep": info is not None and info.asleep,
+    error = (info.error if info is not None else None) or "it has not been measured"
+    return DeviceShares(
+        id=device.id,
+        label=device.label,
+        healthy=is_healthy,
+        error=None if is_healthy else error,
+        total=device.total,
+        free=device.free,
+        ours=device.used,
+        others=device.others,
+        reserved=device.reserved,
+        promised=device.promised,
+        returning=device.returning,
+        margin=device.margin,
+        room=shown_room(device, device.room),
+        utilisation_percent=info.utilisation_percent if info is not None else None,
+        temperature_celsius=info.temperature_celsius if info is not None else None,
+        asleep=info is not None and info.asleep,
         # GPUs that have no memory of their own draw from this one.
-        "shared_with": [one.label for key, one in infos.items() if _draws_from(key, one, device.id)],
-        "instances": [_instance(one, device.id) for one in ours],
-    }
-
-
-def _error(info: DeviceInfo | None) -> str:
-    return (info.error if info is not None else None) or "it has not been measured"
+        shared_with=[one.label for key, one in infos.items() if _draws_from(key, one, device.id)],
+        instances=[
+            Share(
+                one.id,
+                one.model,
+                one.state.value,
+                reserved=one.reserved.get(device.id, 0),
+                measured=one.used.get(device.id),
+                leases=len(one.leases),
+            )
+            for one in snapshot.instances
+            if device.id in one.reserved or device.id in one.used
+        ],
+    )
 
 
 def _draws_from(key: DeviceId, info: DeviceInfo, device: DeviceId) -> bool:
@@ -230,44 +236,26 @@ def _draws_from(key: DeviceId, info: DeviceInfo, device: DeviceId) -> bool:
     return key != device and key.partition("/")[0] == host and info.pool == name
 
 
-def _instance(one: InstanceView, device: DeviceId) -> Share:
-    return {
-        "id": one.id,
-        "model": one.model,
-        "state": one.state.value,
-        "reserved": one.reserved.get(device, 0),
-        "measured": one.used.get(device),
-        "leases": len(one.leases),
-    }
-
-
 def _loaded(one: InstanceView, standing: FootprintStatus | None) -> LoadedModel:
     """`measured` is what it holds now; `peak` the most that was ever measured of this model in such a place,
     also by earlier routers."""
-    predicted = standing.predicted if standing is not None else one.placement.footprint
-    confidence: Confidence = standing.confidence if standing is not None else _confidence(one)
-    peak = standing.measured if standing is not None else {}
-    devices = {**one.reserved, **predicted, **one.used}
-    return {
-        "id": one.id,
-        "model": one.model,
-        "state": one.state.value,
-        "confidence": confidence,
-        "predicted": sum(predicted.values()),
-        "reserved": sum(one.reserved.values()),
-        "measured": sum(one.used.values()) if one.used else None,
-        "devices": {
-            device: {
-                "predicted": predicted.get(device, 0),
-                "reserved": one.reserved.get(device, 0),
-                "measured": one.used.get(device),
-                "peak": peak.get(device),
-            }
-            for device in devices
+    if standing is not None:
+        confidence, predicted, peak = standing.confidence, standing.predicted, standing.measured
+    else:  # nobody learns: what was measured is at least known of this instance
+        confidence = "measured" if any(one.used.values()) else "estimated"
+        predicted, peak = one.placement.footprint, {}
+    return LoadedModel(
+        id=one.id,
+        model=one.model,
+        state=one.state.value,
+        confidence=confidence,
+        predicted=sum(predicted.values()),
+        reserved=sum(one.reserved.values()),
+        measured=sum(one.used.values()) if one.used else None,
+        devices={
+            device: Held(
+                predicted.get(device, 0), one.reserved.get(device, 0), one.used.get(device), peak.get(device)
+            )
+            for device in {**one.reserved, **predicted, **one.used}
         },
-    }
-
-
-def _confidence(one: InstanceView) -> Confidence:
-    """Where nobody learns: what was measured is at least known of this instance."""
-    return "measured" if any(one.used.values()) else "estimated"
+    )

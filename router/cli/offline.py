@@ -8,6 +8,8 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, Final
 
+import msgspec
+
 from router.admin.plan import model_body, plan_body
 from router.config import Config
 from router.engines.llama_server import find_binary, list_devices, refused_args
@@ -59,12 +61,14 @@ class Offline:
         name = self._catalog.resolve(name).id
         definition = self._seen.defined(name, ctx_size)
         explanation = self._scheduler.explain(name, 0.0, definition.model)
-        return dict(model_body(self._seen, definition, explanation))
+        answer: dict[str, Any] = msgspec.to_builtins(model_body(self._seen, definition, explanation))
+        return answer
 
     def models(self, names: tuple[str, ...], ctx_size: int | None) -> dict[str, Any]:
         """Raises ModelNotFound, ModelUnusable."""
         resolved = tuple(dict.fromkeys(self._catalog.resolve(name).id for name in names))
-        return dict(plan_body(self._seen, resolved, ctx_size))
+        answer: dict[str, Any] = msgspec.to_builtins(plan_body(self._seen, resolved, ctx_size))
+        return answer
 
     def refusals(self) -> dict[str, str]:
         """By model: why every load of it would be refused, whatever is loaded beside it."""

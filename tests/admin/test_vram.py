@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+import msgspec
 import pytest
 
 from router.admin.plan import shown_room
@@ -24,6 +25,10 @@ from tests.admin.fake_pool import GIB, GPU, FakePool, Instance
 
 HOST = "local/host"
 HOST_VIEW = DeviceView(HOST, "host", 64 * GIB, GIB, 60 * GIB, 0, 0, 0, 0, 4 * GIB, 59 * GIB)
+
+
+def shown(*args: Any) -> Any:
+    return msgspec.to_builtins(vram_body(*args))
 
 
 def unknown(_: str) -> None:
@@ -89,19 +94,17 @@ def test_an_unhealthy_device_has_no_free_figure_and_no_room_and_says_why():
     snapshot = FakePool().snapshot()
     sick = replace(snapshot.devices[0], free=None, others=None, room=None)
     snapshot = replace(snapshot, devices=(sick,))
-    (device,) = vram_body(snapshot, unknown, [found(sick, free_bytes=None, error="the GPU is lost")])[
-        "devices"
-    ]
+    (device,) = shown(snapshot, unknown, [found(sick, free_bytes=None, error="the GPU is lost")])["devices"]
     assert (device["healthy"], device["free"], device["room"]) == (False, None, None)
     assert device["error"] == "the GPU is lost"
-    (device,) = vram_body(snapshot, unknown, [])["devices"]
+    (device,) = shown(snapshot, unknown, [])["devices"]
     assert device["error"] == "it has not been measured"
 
 
 def test_what_else_is_known_of_a_device_is_told_with_the_notes_of_the_measurement():
     snapshot = FakePool().snapshot()
     measured = found(snapshot.devices[0], utilisation_percent=7, temperature_celsius=41, asleep=True)
-    body = vram_body(snapshot, unknown, [measured])
+    body = shown(snapshot, unknown, [measured])
     (device,) = body["devices"]
     assert (device["utilisation_percent"], device["temperature_celsius"], device["asleep"]) == (7, 41, True)
     assert body["notes"] == ["NVML: a note"]
@@ -112,7 +115,7 @@ def test_a_gpu_without_memory_of_its_own_is_named_where_it_draws_from():
     host = found(HOST_VIEW)
     unified = replace(host.infos[HOST], id="cuda:GPU-1", label="cuda:0 GB10", pool="host")
     measured = replace(host, infos={**host.infos, "local/cuda:GPU-1": unified})
-    (device,) = vram_body(snapshot, unknown, [measured])["devices"]
+    (device,) = shown(snapshot, unknown, [measured])["devices"]
     assert device["shared_with"] == ["cuda:0 GB10"]
 
 
@@ -126,7 +129,7 @@ def test_an_instance_is_shown_on_the_devices_it_uses_only():
     pool.instances["tiny#1"] = Instance("tiny#1", "tiny", "")
     snapshot = pool.snapshot()
     other = replace(snapshot.devices[0], id="local/cuda:GPU-other")
-    here, there = vram_body(replace(snapshot, devices=(*snapshot.devices, other)), unknown, [])["devices"]
+    here, there = shown(replace(snapshot, devices=(*snapshot.devices, other)), unknown, [])["devices"]
     assert (len(here["instances"]), len(there["instances"])) == (1, 0)
 
 

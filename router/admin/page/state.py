@@ -67,8 +67,8 @@ def state(context: Context, lasts: Mapping[ModelName, Moment]) -> State:
         version=__version__,
         policy=snapshot.policy,
         models_max=snapshot.models_max,
-        devices=memory["devices"],
-        notes=memory["notes"],
+        devices=memory.devices,
+        notes=memory.notes,
         models=[
             _model(listing, known.definitions.by_name[name].model, counted.get(name), lasts.get(name), offset)
             for name in visible(known.definitions)
