@@ -6,7 +6,7 @@ import errno
 import logging
 import resource
 import socket
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -26,6 +26,13 @@ _ANY_6: Final = "::"
 #: What is missing where a machine has no IPv6, or has it switched off.
 _NO_IPV6: Final = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
 
+_BIND_FAILURES: Final = {
+    errno.EADDRINUSE: "another program does already; stop it, or choose another --port",
+    errno.EAFNOSUPPORT: "this machine has no IPv6; --host 0.0.0.0 is all of its addresses",
+    errno.EADDRNOTAVAIL: "this machine has no such address",
+    errno.EACCES: "ports below 1024 need privileges; choose another --port",
+}
+
 
 @dataclass(frozen=True, slots=True)
 class _Address:
@@ -41,39 +48,36 @@ class _Address:
     def host(self) -> str:
         return str(self.at[0])
 
-    def with_port(self, port: int) -> tuple[Any, ...]:
-        return (self.at[0], port, *self.at[2:])
-
 
 def bind(server: ServerConfig) -> tuple[socket.socket, ...]:
     """Sockets on every address of `server.host`, not listening yet; a host that ends with .sock is the path
     of a Unix socket. "::" takes IPv4 as well. Raises StartupError that says what to do."""
+    addresses = _addresses(server)
+    takes_ipv4 = not any(one.host == _ANY_4 for one in addresses)
     bound: list[socket.socket] = []
-    try:
-        addresses = _addresses(server)
-        takes_ipv4 = not any(one.host == _ANY_4 for one in addresses)
-        port, left_out = server.port, None
+    port, left_out = server.port, None
+    with ExitStack() as opened:
         for one in addresses:
-            if one.family == socket.AF_UNIX:
-                bound.append(_bound_path(Path(one.host).expanduser()))
-                continue
             try:
-                bound.append(_bound(one, port, takes_ipv4=takes_ipv4))
+                with ExitStack() as opening:  # closes at once what cannot be bound
+                    made = opening.enter_context(socket.socket(one.family, socket.SOCK_STREAM))
+                    if one.family == socket.AF_UNIX:
+                        _bind_path(made, Path(one.host).expanduser())
+                    else:
+                        _bind_port(made, one, port, takes_ipv4=takes_ipv4)
+                        # With port 0 the first address draws one, and the others take the same.
+                        port = made.getsockname()[1]
+                    opened.push(opening.pop_all())
+                bound.append(made)
             except OSError as error:
                 left_out = StartupError(bind_words(_written(one.host, port), error))
                 # "localhost" is ::1 as well, also where there is no IPv6.
                 if not one.is_one_of_several or error.errno not in _NO_IPV6:
                     raise left_out from error
                 log.warning("%s; the other addresses of that name are served", left_out.message)
-            else:
-                # With port 0 the first address draws one, and the others take the same.
-                port = bound[-1].getsockname()[1]
         if left_out is not None and not bound:
             raise left_out
-    except StartupError:
-        for made in bound:
-            made.close()
-        raise
+        opened.pop_all()
     return tuple(bound)
 
 
@@ -99,9 +103,8 @@ def _addresses(server: ServerConfig) -> list[_Address]:
     return [one for one in addresses if one.host in wildcards or one.family not in taken]
 
 
-def _bound_path(path: Path) -> socket.socket:
-    """For its owner alone. What a router left there that is gone is taken away."""
-    made = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+def _bind_path(made: socket.socket, path: Path) -> None:
+    """For its owner alone. What a router left there that is gone is taken away. Raises StartupError."""
     try:
         if path.is_socket():
             with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as other:
@@ -112,13 +115,19 @@ def _bound_path(path: Path) -> socket.socket:
         made.bind(str(path))
         path.chmod(0o600)
     except OSError as error:
-        made.close()
         if error.errno == errno.EADDRINUSE:
             words = "another program does already; stop it, or choose another --host"
         else:
             words = error.strerror or str(error)
         raise StartupError(f"cannot listen on {path}: {words}") from error
-    return made
+
+
+def _bind_port(made: socket.socket, address: _Address, port: int, *, takes_ipv4: bool) -> None:
+    made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    if address.family == socket.AF_INET6:
+        is_for_both = address.host == _ANY_6 and takes_ipv4
+        made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, not is_for_both)
+    made.bind((address.at[0], port, *address.at[2:]))
 
 
 def url_of(bound: socket.socket) -> str:
@@ -158,45 +167,14 @@ def _written(host: str, port: int) -> str:
 
 def is_on_loopback(bound: socket.socket) -> bool:
     """Whether only this machine reaches it."""
-    return bound.family == socket.AF_UNIX or _is_loopback(bound.getsockname()[0])
-
-
-def _is_loopback(host: str) -> bool:
-    address = ip_of(host)
-    return address is not None and address.is_loopback
-
-
-def _bound(address: _Address, port: int, *, takes_ipv4: bool) -> socket.socket:
-    made = socket.socket(address.family, socket.SOCK_STREAM)
-    try:
-        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if address.family == socket.AF_INET6:
-            is_for_both = address.host == _ANY_6 and takes_ipv4
-            made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, not is_for_both)
-        made.bind(address.with_port(port))
-    except OSError:
-        made.close()
-        raise
-    return made
+    address = ip_of(bound.getsockname()[0]) if bound.family != socket.AF_UNIX else None
+    return bound.family == socket.AF_UNIX or (address is not None and address.is_loopback)
 
 
 def bind_words(where: str, error: OSError) -> str:
     """What is wrong with listening `where`, and what to do."""
-    match error.errno:
-        case errno.EADDRINUSE:
-            return (
-                f"cannot listen on {where}: another program does already; stop it, or choose another --port"
-            )
-        case errno.EAFNOSUPPORT:
-            return (
-                f"cannot listen on {where}: this machine has no IPv6; --host 0.0.0.0 is all of its addresses"
-            )
-        case errno.EADDRNOTAVAIL:
-            return f"cannot listen on {where}: this machine has no such address"
-        case errno.EACCES:
-            return f"cannot listen on {where}: ports below 1024 need privileges; choose another --port"
-        case _:
-            return f"cannot listen on {where}: {error.strerror or error}"
+    why = _BIND_FAILURES.get(error.errno or 0, error.strerror or str(error))
+    return f"cannot listen on {where}: {why}"
 
 
 def allow_many_files() -> None:
