@@ -32,7 +32,8 @@ from router.admin.access_log import ACCESS_LOG, AccessLog, note_access
 from router.admin.allowed_hosts import ALLOWED_HOSTS, AllowedHosts
 from router.admin.context import CONTEXT, Context, Known
 from router.admin.cors import ORIGINS, Origins, check_source, mark_answer
-from router.admin.errors import check_headers, check_version, expect, tell_errors
+from router.admin.errors import check_version, expect, tell_errors
+from router.admin.headers import check_headers
 from router.admin.keys import KEYS, Keys, check_key
 from router.admin.requests import IN_FLIGHT, InFlight, note_request
 from router.admin.route import ROUTE_OF

@@ -31,11 +31,6 @@ _ANTHROPIC_TYPES: Final = {
     503: "overloaded_error",
 }
 
-#: What becomes part of JSON or of an answer's head. Any other header is compared at most, or passes to
-#: llama-server as it came; keys are compared as bytes (`router.admin.keys`).
-_READ_AS_TEXT: Final = frozenset({b"access-control-request-headers", b"origin", b"x-conversation-id"})
-_OURS: Final = b"x-router-"
-
 
 class PathNotFound(RouterError):
     """No endpoint has this path."""
@@ -113,20 +108,6 @@ async def expect(request: web.Request) -> web.StreamResponse | None:
 async def check_version(request: web.Request, handler: Handler) -> web.StreamResponse:
     if (version := request.get(UNKNOWN_VERSION)) is not None:
         raise VersionNotSupported(version)
-    return await handler(request)
-
-
-@web.middleware
-async def check_headers(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Refuse bytes that are not UTF-8 where they would be read as text: JSON and the headers of an answer
-    cannot hold them."""
-    for name, value in request.raw_headers:
-        if not value.isascii() and ((lower := name.lower()) in _READ_AS_TEXT or lower.startswith(_OURS)):
-            try:
-                value.decode()
-            except UnicodeDecodeError as error:
-                byte = f"byte {error.start} is 0x{value[error.start]:02x}"
-                raise InvalidRequest(f"the header {name.decode('ascii')} is not UTF-8: {byte}") from error
     return await handler(request)
 
 
