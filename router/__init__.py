@@ -7,7 +7,7 @@ The packages, top to bottom. A package imports only from those below it; package
 each other.
 
     __main__ > cli     the command line; each command is a file, imported when it is run
-    app                Config -> a running server: every part with its owner, in one ordered list
+    app                Config -> a running server: the Router, whose fields are the parts, opened in order
     http               the client side: one connection, its limits, the short path of a warm request
     admin              aiohttp handlers, a file per family of endpoints; keys, CORS, errors in OpenAI's shape
     metrics            Prometheus: counters, and gauges read from a snapshot
