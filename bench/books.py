@@ -27,7 +27,6 @@ from typing import IO, Any, Final, cast
 
 from router.admin import CONTEXT, Context, Known, application
 from router.admin.access_log import ACCESS_LOG
-from router.admin.page import keep_timeline
 from router.app.read_ahead import ReadAhead
 from router.cli.log_lines import AsyncLogHandler, Lines
 from router.config import Config, ServerConfig
@@ -106,7 +105,6 @@ class SchedulerState:
         known = Known.of(Catalog(), Definitions({}, {}, config, folder))
         nothing = cast(Any, None)  # reloads and tasks, which there are none of
         self.context = self.app[CONTEXT] = Context(config, known, self.pool, nothing, nothing, nothing)
-        keep_timeline(self.app)
         ahead = ReadAhead(lambda _: (), lambda: 0)
         self.pool.journal.follow(ahead.heard, *ahead.HEARD)
         self.pool.journal.follow(_keep_pins, Pinned)

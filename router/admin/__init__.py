@@ -94,6 +94,5 @@ def application(server: ServerConfig) -> web.Application:
         for method in _METHODS.get(route.method, (route.method,)):
             added = app.router.add_route(method, route.path, route.handler, expect_handler=expect)
             app[ROUTE_OF][added] = route
-    page.prepare(app)
     app.on_response_prepare.append(mark_answer)
     return app

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol, Self, cast
@@ -11,6 +12,7 @@ import msgspec
 from aiohttp import web
 
 from router.admin.listing import ModelInfoCache, make_info_cache, visible
+from router.admin.recent import EVERY_SECONDS, History, Timeline
 from router.config import Config
 from router.downloads import Downloads, NullJobStore
 from router.engines.llama_server import BuildInfo
@@ -22,7 +24,7 @@ from router.observability.events import Feed
 from router.observability.stats import Stats
 from router.presets import Overrides
 from router.proxy import HeartbeatConfig, Proxy
-from router.scheduler.types import Model, ModelName
+from router.scheduler.types import DeviceId, Model, ModelName
 from router.supervisor.pool import Pool
 
 
@@ -70,18 +72,31 @@ class Context:
     #: Held by the one plan that is being made.
     planning: asyncio.Lock = field(default_factory=asyncio.Lock, init=False)
     downloads: Downloads = field(init=False)
+    #: What the status page shows of the last minutes. `keep_history` is a task of the router.
+    timeline: Timeline = field(default_factory=Timeline, init=False)
+    history: History = field(default_factory=History, init=False)
     events: Feed = field(init=False)
     stats: Stats = field(init=False)
 
     def __post_init__(self) -> None:
         self.events = Feed(self.pool.snapshot, self._info, lambda: visible(self.known.definitions))
         self.pool.journal.follow(self.events.heard, *self.events.HEARD)
+        self.pool.journal.follow(lambda entry: self.timeline.note([entry], self._label), *self.timeline.HEARD)
         self.stats = Stats(self.pool.journal.taken_so_far)
         self.pool.journal.follow(self.stats.heard, *self.stats.HEARD)
         self.proxy = Proxy(self.pool, self._patience, self._slots)
         self.pool.journal.follow(self.metrics.decisions.heard, *self.metrics.decisions.HEARD)
         # Not entered: it lists what there is, nothing. `router.app` puts one in its place that also fetches.
         self.downloads = Downloads(NullJobStore(), hf_cache_dir(), lambda: self.config.downloads, self.reload)
+
+    async def keep_history(self) -> None:
+        """For ever: note what was measured."""
+        while True:
+            self.history.note(self.pool.snapshot(), time.time())
+            await asyncio.sleep(EVERY_SECONDS)
+
+    def _label(self, device: DeviceId) -> str:
+        return next((one.label for one in self.pool.snapshot().devices if one.id == device), device)
 
     def _patience(self) -> HeartbeatConfig:
         server = self.config.server

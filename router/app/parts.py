@@ -16,7 +16,6 @@ from router.admin import CONTEXT, Context
 from router.admin.access_log import ACCESS_LOG
 from router.admin.allowed_hosts import ALLOWED_HOSTS
 from router.admin.keys import KEYS
-from router.admin.page import keep_history, keep_timeline
 from router.admin.requests import IN_FLIGHT
 from router.app.background import Background
 from router.app.handover import HandoverState, Predecessor
@@ -167,7 +166,6 @@ class Router:
         pool = self._make_pool(models, devices)
         context = Context(config, known, pool, self.reload, self.background.spawn, self.models.vary)
         self.context = self.app[CONTEXT] = context
-        keep_timeline(self.app)  # before anything is decided
         await enter(self._pool)
         await self._pool.enter_async_context(pool)
         self._pool.callback(context.proxy.close)
@@ -186,7 +184,7 @@ class Router:
         run(context.events.look(), "events")
         run(watch_for_stalls(context.proxy.traffic, self.host, self._stall_seconds), "stalls")
         # The line that the status page shows is drawn from the start, whoever looks.
-        run(keep_history(self.app), "status history")
+        run(context.keep_history(), "status history")
         for name, definition in known.definitions.by_name.items():
             if definition.entry.preset.load_on_startup:
                 self.background.spawn(pool.load(name), name=f"load {name} on startup")

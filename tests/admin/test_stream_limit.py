@@ -10,7 +10,7 @@ import pytest
 from aiohttp import web
 
 from router.admin import events, log
-from router.admin.page import keep_timeline, stream
+from router.admin.page import stream
 from router.admin.stream_limit import Streams
 from router.errors import ClientLimit, Unavailable
 from tests.admin.conftest import Api
@@ -77,7 +77,6 @@ async def test_one_client_does_not_have_all_streams_of_any_kind(
 ):
     monkeypatch.setattr(module, limit, 2)
     await api.start(client_share=0.5)
-    keep_timeline(api.app)
     async with aiohttp.ClientSession() as client, client.get(api.url + path) as open_stream:
         assert open_stream.status == 200
         refused = await api.get(path)

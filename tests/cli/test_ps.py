@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 
-from router.admin.page.stream import TIMELINE
 from router.scheduler.types import Adopted, Placement
 from router.scheduler.views import QueueView
 from tests.admin.conftest import Api
@@ -30,9 +29,7 @@ async def test_it_shows_who_runs_where_and_who_waits(terminal: Terminal):
 async def test_it_shows_the_last_decision_about_a_model(terminal: Terminal):
     pool = terminal.api.pool
     pool.instances["tiny#1"] = Instance("tiny#1", "tiny", "")
-    entry = pool.journal.record(1.0, Adopted("tiny#1", "tiny", Placement("local", {})), [])
-    assert entry is not None
-    terminal.api.app[TIMELINE].note([entry], str)
+    pool.journal.record(1.0, Adopted("tiny#1", "tiny", Placement("local", {})), [])
     assert "tiny lives on from an earlier router" in (await terminal.run("ps")).output
 
 

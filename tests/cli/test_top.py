@@ -14,7 +14,6 @@ from typing import Any
 
 from rich.console import Console
 
-from router.admin.page.stream import HISTORY, TIMELINE
 from router.cli.client import Client
 from router.cli.top import MOMENTS_SHOWN, _look_again, screen
 from router.scheduler.types import Adopted, Cause, Placement, Stop, Tick
@@ -34,9 +33,7 @@ async def test_where_there_is_no_terminal_it_is_shown_once(terminal: Terminal):
     pool = terminal.api.pool
     pool.instances["tiny#1"] = Instance("tiny#1", "tiny", "", leases=["r1"])
     pool.queues = (QueueView("other", 3, 90.0, 1, "tiny to become idle", None),)
-    entry = pool.journal.record(1.0, Adopted("tiny#1", "tiny", Placement("local", {})), [])
-    assert entry is not None
-    terminal.api.app[TIMELINE].note([entry], str)
+    pool.journal.record(1.0, Adopted("tiny#1", "tiny", Placement("local", {})), [])
     told = json.loads((await terminal.run("top", "--json")).output)
     text = drawn(told)
     assert "policy lru  1 of 4 models loaded, " in text
@@ -88,11 +85,9 @@ async def test_a_router_that_is_away_is_waited_for(terminal: Terminal):
 
 
 async def test_each_look_asks_for_no_more_than_is_shown(terminal: Terminal):
-    terminal.api.app[HISTORY].note(terminal.api.pool.snapshot(), 1.0)
+    terminal.api.app_context.history.note(terminal.api.pool.snapshot(), 1.0)
     for number in range(MOMENTS_SHOWN + 1):
-        entry = terminal.api.pool.journal.record(1.0, Tick(), [Stop(f"tiny#{number}", Cause.EXPIRED)])
-        assert entry is not None
-        terminal.api.app[TIMELINE].note([entry], str)
+        terminal.api.pool.journal.record(1.0, Tick(), [Stop(f"tiny#{number}", Cause.EXPIRED)])
     whole = json.loads((await terminal.run("top", "--json")).output)
     assert whole["history"] and len(whole["moments"]) == MOMENTS_SHOWN + 1
     told = await asyncio.to_thread(_look_again, Client(terminal.api.url, None), whole)

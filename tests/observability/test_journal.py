@@ -11,7 +11,7 @@ from typing import cast
 import pytest
 from msgspec.structs import replace
 
-from router.admin.page.timeline import Timeline
+from router.admin.recent import Timeline
 from router.errors import LoadFailed, NoRoom
 from router.metrics.decisions import DecisionMetrics
 from router.observability.events import Feed

@@ -12,10 +12,10 @@ from typing import Any, Final
 from aiohttp import web
 
 from router.admin.page import stream
-from router.admin.page.stream import VIEWERS, keep_history, keep_timeline, prepare
+from router.admin.page.stream import VIEWERS
 from router.admin.route import Access, Route
 
-__all__ = ["ROUTES", "VIEWERS", "keep_history", "keep_timeline", "prepare"]
+__all__ = ["ROUTES", "VIEWERS"]
 
 _FILES: Final = {
     "/": ("index.html", "text/html"),

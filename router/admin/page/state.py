@@ -11,7 +11,7 @@ import msgspec
 from router import __version__
 from router.admin.context import Context
 from router.admin.listing import Listing, visible
-from router.admin.page.timeline import Moment
+from router.admin.recent import Moment
 from router.admin.vram import DeviceShares, vram_body
 from router.observability.stats import Counted
 from router.scheduler.types import Model, ModelName

@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import deque
-from collections.abc import Mapping
 from contextlib import suppress
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import msgspec
 from aiohttp import web
@@ -20,17 +18,12 @@ from router.admin.answer import event_stream, is_set, json_response
 from router.admin.context import CONTEXT
 from router.admin.downloads import Download
 from router.admin.page.state import State, state
-from router.admin.page.timeline import KEPT, Moment, Timeline
+from router.admin.recent import EVERY_SECONDS, KEPT, Moment, Point
 from router.admin.requests import RequestRow, rows
 from router.admin.route import Access, Query, Routes
 from router.admin.stream_limit import Streams
 from router.errors import ClientLimit, InvalidRequest, Unavailable
-from router.scheduler.types import DeviceId
-from router.scheduler.views import Snapshot
 
-#: Of every device's memory a line of the last minutes is kept, in seconds, with a point this often.
-KEPT_SECONDS: Final = 600.0
-EVERY_SECONDS: Final = 2.0
 #: A page need not be told more often than a person can read.
 LEAST_SECONDS: Final = 0.5
 HEARTBEAT_SECONDS: Final = 10.0
@@ -41,36 +34,6 @@ REQUESTS_MAX: Final = 100
 DOWNLOADS_MAX: Final = 20
 
 ROUTES: Final = Routes()
-
-
-class Point(NamedTuple):
-    """Bytes at a Unix time in whole seconds; `free` is None while the device could not be measured."""
-
-    at: int
-    ours: int
-    free: int | None
-
-
-class History:
-    """A bounded line for each device. It notes what was measured anyway and measures nothing itself, so that
-    a sleeping GPU is left asleep."""
-
-    def __init__(self) -> None:
-        self._lines: dict[DeviceId, deque[Point]] = {}
-
-    def note(self, snapshot: Snapshot, at: float) -> None:
-        for device in snapshot.devices:
-            line = self._lines.setdefault(device.id, deque(maxlen=int(KEPT_SECONDS / EVERY_SECONDS)))
-            line.append(Point(int(at), device.used, device.free))
-        for gone in self._lines.keys() - {device.id for device in snapshot.devices}:
-            del self._lines[gone]
-
-    def lines(self) -> Mapping[DeviceId, tuple[Point, ...]]:
-        return {device: tuple(line) for device, line in self._lines.items()}
-
-
-HISTORY = web.AppKey("history", History)
-TIMELINE = web.AppKey("timeline", Timeline)
 VIEWERS = web.AppKey("viewers", Streams)
 
 
@@ -159,42 +122,19 @@ class _Viewer:
 
     def __init__(self, app: web.Application, *, has_history: bool = True) -> None:
         self._app, self._context = app, app[CONTEXT]
-        self._history, self._timeline = app[HISTORY], app[TIMELINE]
         self._after = 0
         self._has_history = has_history
 
     def told(self) -> Told:
-        fresh = self._timeline.after(self._after)
+        fresh = self._context.timeline.after(self._after)
         self._after = fresh[-1].id if fresh else self._after
-        lines = self._history.lines() if self._has_history else None
+        lines = self._context.history.lines() if self._has_history else None
         self._has_history = False
         return Told(
             at=round(time.time(), 1),
-            state=state(self._context, self._timeline.lasts),
+            state=state(self._context, self._context.timeline.lasts),
             moments=fresh,
             requests=rows(self._app)[:REQUESTS_MAX],
             downloads=[Download.of(job) for job in self._context.downloads.jobs()][-DOWNLOADS_MAX:],
             history=None if lines is None else {device: list(line) for device, line in lines.items()},
         )
-
-
-async def keep_history(app: web.Application) -> None:
-    """For ever: note what was measured. It ends with its task, which the router's background owns."""
-    while True:
-        app[HISTORY].note(app[CONTEXT].pool.snapshot(), time.time())
-        await asyncio.sleep(EVERY_SECONDS)
-
-
-def keep_timeline(app: web.Application) -> None:
-    """From now on note what is decided."""
-    pool, timeline = app[CONTEXT].pool, app[TIMELINE]
-
-    def label(device: DeviceId) -> str:
-        return next((one.label for one in pool.snapshot().devices if one.id == device), device)
-
-    pool.journal.follow(lambda entry: timeline.note([entry], label), *timeline.HEARD)
-
-
-def prepare(app: web.Application) -> None:
-    """What the stream needs of the application, before anything is asked."""
-    app[HISTORY], app[TIMELINE] = History(), Timeline()

@@ -13,7 +13,6 @@ import aiohttp
 import pytest
 
 import router.admin.page.stream as page_stream
-from router.admin.page.stream import keep_history, keep_timeline
 from router.scheduler.types import Cause, Exited, Stop, Tick
 from router.scheduler.views import QueueView
 from tests.admin.conftest import Api
@@ -36,8 +35,7 @@ async def events(api: Api) -> AsyncIterator[AsyncIterator[dict[str, Any]]]:
 
 async def watched(api: Api) -> None:
     """As the router does from its start."""
-    keep_timeline(api.app)
-    api._spawn(keep_history(api.app), name="history")
+    api._spawn(api.app_context.keep_history(), name="history")
     await asyncio.sleep(0)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from router.admin.page.timeline import KEPT, Moment, Timeline, moments
+from router.admin.recent import KEPT, Moment, Timeline, moments
 from router.errors import LoadFailed, NoRoom
 from router.observability.journal import Journal
 from router.scheduler.types import (

@@ -1,11 +1,12 @@
-"""The decisions that people look for, out of the journal: what was loaded, what left, and for whom, in
-words. Grants and releases are left out: there is one of each for every request."""
+"""What the status page shows of the last minutes: the decisions that people look for, out of the journal and
+in words (what was loaded, what left, and for whom), and the memory of every device. Grants and releases are
+left out: there is one of each for every request."""
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from typing import ClassVar, Final
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import ClassVar, Final, NamedTuple
 
 import msgspec
 
@@ -27,7 +28,11 @@ from router.scheduler.types import (
     Stop,
     Unload,
 )
+from router.scheduler.views import Snapshot
 
+#: Of every device's memory a line of the last minutes is kept, in seconds, with a point this often.
+KEPT_SECONDS: Final = 600.0
+EVERY_SECONDS: Final = 2.0
 #: What a stop was for, as a sentence goes on after "leaves".
 _WHY = {
     Cause.EVICTED: "to make room",
@@ -129,3 +134,29 @@ def _told(
 
 def _model(instance: InstanceId) -> ModelName:
     return instance.rpartition("#")[0]
+
+
+class Point(NamedTuple):
+    """Bytes at a Unix time in whole seconds; `free` is None while the device could not be measured."""
+
+    at: int
+    ours: int
+    free: int | None
+
+
+class History:
+    """A bounded line for each device. It notes what was measured anyway and measures nothing itself, so that
+    a sleeping GPU is left asleep."""
+
+    def __init__(self) -> None:
+        self._lines: dict[DeviceId, deque[Point]] = {}
+
+    def note(self, snapshot: Snapshot, at: float) -> None:
+        for device in snapshot.devices:
+            line = self._lines.setdefault(device.id, deque(maxlen=int(KEPT_SECONDS / EVERY_SECONDS)))
+            line.append(Point(int(at), device.used, device.free))
+        for gone in self._lines.keys() - {device.id for device in snapshot.devices}:
+            del self._lines[gone]
+
+    def lines(self) -> Mapping[DeviceId, tuple[Point, ...]]:
+        return {device: tuple(line) for device, line in self._lines.items()}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from router.admin.page.stream import EVERY_SECONDS, KEPT_SECONDS, History, Point
+from router.admin.recent import EVERY_SECONDS, KEPT_SECONDS, History, Point
 from router.scheduler.views import DeviceView, Snapshot
 
 
