@@ -1,6 +1,7 @@
 """The HTTP surface: one file per family of endpoints, each with its `ROUTES`, put together here.
 
-To add an endpoint, write a handler and a Route in its family's file; a new family is named in `FAMILIES`."""
+To add an endpoint, write a handler under `@ROUTES.add` in its family's file; a new family is named in
+`FAMILIES`."""
 
 from __future__ import annotations
 
