@@ -149,6 +149,17 @@ class RequestTooSlow(RouterError):
     code = "request_too_slow"
 
 
+class BodyTooLarge(InvalidRequest):
+    """The body is larger than `server.max_body_mib`."""
+
+    status = 413
+    code = "body_too_large"
+
+    def __init__(self, limit_bytes: int, *, is_decoded: bool = False) -> None:
+        what = "the decoded body" if is_decoded else "the body"
+        super().__init__(f"{what} is larger than {limit_bytes >> 20} MiB (server.max_body_mib)")
+
+
 class UnsupportedCoding(RouterError):
     """The Content-Encoding of a request is unknown; the answer names those that are known."""
 

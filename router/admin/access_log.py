@@ -17,7 +17,7 @@ from router.admin.context import Context
 from router.admin.route import Handler
 from router.config import ServerConfig
 from router.observability.log_record import Line, Together
-from router.proxy import REQUEST_STATS, RequestStats
+from router.proxy import RequestStats
 from router.scheduler.types import InstanceId, ModelName
 
 log = logging.getLogger("router.access")
@@ -44,7 +44,7 @@ async def note_access(request: web.Request, handler: Handler) -> web.StreamRespo
             shown_address(request.remote),
             request.method,
             request.rel_url.raw_path,
-            request.get(REQUEST_STATS),
+            None,
             status,
             loop.time() - begun,
         )

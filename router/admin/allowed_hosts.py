@@ -3,6 +3,7 @@ rebinding); to the browser our answers are then that page's own. The name gives 
 
 from __future__ import annotations
 
+import asyncio
 import re
 import socket
 from collections.abc import Iterable
@@ -60,23 +61,19 @@ class AllowedHosts:
         """Whether a request may have this Host. Raises ValueError for what names no host."""
         return self._allows(value)
 
-    def check(self, request: web.Request) -> None:
-        """Raises HostNotAllowed, and InvalidRequest for a Host that is none. (An HTTP/1.1 request without a
-        Host, or with two, is refused by aiohttp.) What comes over a Unix socket comes from no browser, and
-        may have any.
+    def check(self, hosts: Iterable[str], transport: asyncio.Transport | None) -> None:
+        """`hosts` are those of `hosts_of`. Raises HostNotAllowed, and InvalidRequest for a Host that is none.
+        (An HTTP/1.1 request without a Host, or with two, is refused by the connection.) What comes over a
+        Unix socket comes from no browser, and may have any.
         """
-        if is_over_unix_socket(request):
-            return
-        values = request.headers.getall("Host", [])
-        target = request.raw_path
-        if not target.startswith("/") and "://" in target:  # RFC 9112, 3.2.2: what it names counts as well
-            values = [*values, re.split("[/?#]", target.partition("://")[2])[0]]
-        for value in values:
+        for value in hosts:
             try:
                 is_allowed = self.allows(value)
             except ValueError as error:
+                if is_over_unix_socket(transport):
+                    continue
                 raise InvalidRequest(f"Host: {error}") from error
-            if not is_allowed:
+            if not is_allowed and not is_over_unix_socket(transport):
                 raise HostNotAllowed(
                     f'"{host_of(value)}" is no name of this router, and a web page could have made it one '
                     f'(DNS rebinding): set server.allowed_hosts = ["{host_of(value)}"], or server.api_keys'
@@ -95,7 +92,13 @@ class AllowedHosts:
 ALLOWED_HOSTS = web.AppKey("allowed_hosts", AllowedHosts)
 
 
-def is_over_unix_socket(request: web.Request) -> bool:
-    transport = request.transport
+def hosts_of(request: web.Request) -> list[str]:
+    """The Host, and what an absolute target names (RFC 9112, 3.2.2): both count."""
+    target = request.raw_path
+    named = [] if target.startswith("/") or "://" not in target else [target.partition("://")[2]]
+    return [*request.headers.getall("Host", []), *(re.split("[/?#]", one)[0] for one in named)]
+
+
+def is_over_unix_socket(transport: asyncio.Transport | None) -> bool:
     own = transport.get_extra_info("socket") if transport is not None else None
     return own is not None and own.family == socket.AF_UNIX

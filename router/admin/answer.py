@@ -9,6 +9,7 @@ import msgspec
 from aiohttp import web
 
 from router.admin.json_body import json_text, read_json_body
+from router.admin.route import HttpRequest
 from router.config.nearest import nearest_of
 from router.errors import InvalidRequest
 from router.proxy import read_body
@@ -49,7 +50,7 @@ def _nearest(name: str, fields: list[str]) -> str | None:
     return next((field for field in fields if name and field.startswith(name)), nearest_of(name, fields))
 
 
-def is_set(request: web.Request, name: str, *, if_absent: bool = False) -> bool:
+def is_set(request: HttpRequest, name: str, *, if_absent: bool = False) -> bool:
     """Whether a switch like `?wait=1` is on."""
     given = request.query.get(name)
     return if_absent if given is None else given.lower() not in {"", "0", "false", "no", "off"}

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from typing import Final
 
-from aiohttp import web
-
 from router.admin.answer import is_set
 from router.admin.context import Context
-from router.admin.route import Query
+from router.admin.route import HttpRequest, Query
 from router.errors import ModelNotLoaded
 from router.scheduler.types import ModelName, State
 
@@ -17,9 +15,12 @@ AUTOLOAD: Final = Query("autoload", "Whether this request may load its model", b
 _COMING_OR_THERE: Final = frozenset({State.PLANNED, State.STARTING, State.READY})
 
 
-def require_loadable(request: web.Request, context: Context, model: ModelName) -> None:
+def require_loadable(request: HttpRequest, context: Context, model: ModelName) -> None:
     """Raises ModelNotLoaded where the request may not load a model that is neither there nor coming."""
-    if not _may_load(request, context) and not is_coming_or_there(context, model):
+    may_load = context.config.scheduler.autoload
+    if "autoload" in request.query:
+        may_load = is_set(request, "autoload")
+    if not may_load and not is_coming_or_there(context, model):
         raise ModelNotLoaded(
             f"{model} is not loaded, and requests do not load models here (scheduler.autoload): "
             f'POST /models/load {{"model": "{model}"}} first, or ask with ?autoload=1'
@@ -28,9 +29,3 @@ def require_loadable(request: web.Request, context: Context, model: ModelName) -
 
 def is_coming_or_there(context: Context, model: ModelName) -> bool:
     return any(one.state in _COMING_OR_THERE for one in context.pool.snapshot().of_model(model))
-
-
-def _may_load(request: web.Request, context: Context) -> bool:
-    if "autoload" in request.query:
-        return is_set(request, "autoload")
-    return context.config.scheduler.autoload

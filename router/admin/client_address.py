@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 from functools import lru_cache
 from ipaddress import IPv6Address, ip_network
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
-from aiohttp import web
+from multidict import CIMultiDictProxy
 
 from router.config.web import ip_of
+
+
+class FromClient(Protocol):
+    @property
+    def headers(self) -> CIMultiDictProxy[str]: ...
+    @property
+    def transport(self) -> asyncio.Transport | None: ...
+
 
 #: Clients of a Unix socket have no address; they count as one.
 UNIX: Final = "unix"
@@ -32,7 +41,7 @@ def shown_address(address: str | None) -> str | None:
     return address if found is None else str(found)
 
 
-def is_local(request: web.Request) -> bool:
+def is_local(request: FromClient) -> bool:
     """Whether a user of this machine asks, without a proxy between that asks for others."""
     if any(name in request.headers for name in _FORWARDED):
         return False

@@ -23,7 +23,7 @@ from router.models.definitions import Definitions
 from router.observability.events import Feed
 from router.observability.stats import Stats
 from router.presets import Overrides
-from router.proxy import HeartbeatConfig, Proxy
+from router.proxy import HeartbeatConfig, ProxyContext
 from router.scheduler.types import DeviceId, Model, ModelName
 from router.supervisor.pool import Pool
 
@@ -66,7 +66,7 @@ class Context:
     vary: Callable[[Known, ModelName, Overrides], Awaitable[Model]]
     #: Returns the pid of the process that takes this one's place. Raises RouterError.
     restart: Callable[[], Awaitable[int]] = _no_restart
-    proxy: Proxy = field(init=False)
+    proxy: ProxyContext = field(init=False)
     metrics: Page = field(default_factory=Page, init=False)
     build_info: BuildInfo = field(default_factory=BuildInfo, init=False)
     #: Held by the one plan that is being made.
@@ -84,7 +84,7 @@ class Context:
         self.pool.journal.follow(lambda entry: self.timeline.note([entry], self._label), *self.timeline.HEARD)
         self.stats = Stats(self.pool.journal.taken_so_far)
         self.pool.journal.follow(self.stats.heard, *self.stats.HEARD)
-        self.proxy = Proxy(self.pool, self._patience, self._slots)
+        self.proxy = ProxyContext(self.pool, self._patience, self._slots)
         self.pool.journal.follow(self.metrics.decisions.heard, *self.metrics.decisions.HEARD)
         # Not entered: it lists what there is, nothing. `router.app` puts one in its place that also fetches.
         self.downloads = Downloads(NullJobStore(), hf_cache_dir(), lambda: self.config.downloads, self.reload)

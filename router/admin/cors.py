@@ -11,9 +11,9 @@ from typing import Final
 
 from aiohttp import web
 
-from router.admin.allowed_hosts import ALLOWED_HOSTS
+from router.admin.allowed_hosts import ALLOWED_HOSTS, hosts_of
 from router.admin.answer import is_set
-from router.admin.route import ROUTE_OF, Access, Handler
+from router.admin.route import ROUTE_OF, Access, Handler, HttpRequest
 from router.config.web import Origin, OriginPattern, host_of
 from router.errors import Forbidden
 
@@ -57,19 +57,24 @@ async def check_source(request: web.Request, handler: Handler) -> web.StreamResp
 
     A browser sends simple requests (`<img>`, forms, fetch with mode "no-cors") without asking first: that a
     page may not read the answer does not keep it from loading or unloading a model."""
-    request.app[ALLOWED_HOSTS].check(request)
+    request.app[ALLOWED_HOSTS].check(hosts_of(request), request.transport)
     if request.method == "OPTIONS":
         return await _preflight(request)
+    check_page(request.app[ORIGINS], request, needs_admin=_needs_admin(request, request.match_info))
+    return await handler(request)
+
+
+def check_page(origins: Origins, request: HttpRequest, *, needs_admin: bool) -> None:
+    """Raises Forbidden for a request of a web page that may not use the router."""
     origin, site = _said_once(request, "Origin"), _said_once(request, "Sec-Fetch-Site")
     if is_foreign(origin, site, request.headers.get("Host", "")):
-        if not (is_allowed(request) or _opens_page(request)):
-            raise Forbidden(_refusal(request, origin))
+        if not (is_allowed(origins, request, needs_admin=needs_admin) or _opens_page(request)):
+            raise Forbidden(_refusal(origins, origin))
     elif origin is None and site is None and _may_be_any_pages(request):
         raise Forbidden(
             "this GET changes what is loaded, and from a browser it could be any page's (neither Origin nor "
             "Sec-Fetch-Site says whose): send it from another program, or with a key"
         )
-    return await handler(request)
 
 
 @lru_cache(maxsize=_KEPT)
@@ -88,20 +93,28 @@ def is_foreign(origin: str | None, site: str | None, host: str) -> bool:
 async def mark_answer(request: web.Request, response: web.StreamResponse) -> None:
     """Every answer, streams and errors too, says whether the asking page may read it.
     (on_response_prepare)"""
+    needs_admin = _needs_admin(request, request.match_info)
+    for name, value in page_headers(request.app[ORIGINS], request, needs_admin=needs_admin):
+        response.headers.add(name, value)
+
+
+def page_headers(origins: Origins, request: HttpRequest, *, needs_admin: bool) -> list[tuple[str, str]]:
+    """What an answer says of whether the asking page may read it."""
     origin = request.headers.get("Origin", "")
     # One that is not ASCII is none (RFC 6454, 6.2), and an answer cannot say it again.
-    if origin and origin.isascii() and is_allowed(request):
-        response.headers["Access-Control-Allow-Origin"] = origin
-        response.headers["Access-Control-Expose-Headers"] = _EXPOSED
-        response.headers.add("Vary", "Origin")
+    if not (origin and origin.isascii() and is_allowed(origins, request, needs_admin=needs_admin)):
+        return []
+    return [
+        ("Access-Control-Allow-Origin", origin),
+        ("Access-Control-Expose-Headers", _EXPOSED),
+        ("Vary", "Origin"),
+    ]
 
 
-def is_allowed(request: web.Request, *, admin: bool | None = None) -> bool:
-    """`admin`: whether this is about something that only admins may do; None: as the request itself is."""
-    origins, origin = request.app[ORIGINS], _said_once(request, "Origin")
-    if admin is None:
-        admin = _needs_admin(request, request.match_info)
-    return origins.allows(origin, admin) if origin is not None else origins.are_all and not admin
+def is_allowed(origins: Origins, request: HttpRequest, *, needs_admin: bool) -> bool:
+    """`needs_admin`: whether this is about something that only admins may do."""
+    origin, needs_admin = _said_once(request, "Origin"), needs_admin or is_set(request, "reload")
+    return origins.allows(origin, needs_admin) if origin is not None else origins.are_all and not needs_admin
 
 
 async def _preflight(request: web.Request) -> web.Response:
@@ -114,7 +127,7 @@ async def _preflight(request: web.Request) -> web.Response:
     usable = []
     for method in methods:
         match = await request.app.router.resolve(request.clone(method=method))
-        if is_allowed(request, admin=_needs_admin(request, match)):
+        if is_allowed(request.app[ORIGINS], request, needs_admin=_needs_admin(request, match)):
             usable.append(method)
     if usable:
         response.headers["Access-Control-Allow-Methods"] = ", ".join(usable)
@@ -125,7 +138,7 @@ async def _preflight(request: web.Request) -> web.Response:
     return response
 
 
-def _said_once(request: web.Request, name: str) -> str | None:
+def _said_once(request: HttpRequest, name: str) -> str | None:
     """A header of a browser. With several values it is no browser's; together they match nothing."""
     values = set(request.headers.getall(name, ()))
     return values.pop() if len(values) == 1 else ", ".join(sorted(values)) or None
@@ -144,7 +157,7 @@ def _is_own(origin: str, host: str) -> bool:
         return False
 
 
-def _opens_page(request: web.Request) -> bool:
+def _opens_page(request: HttpRequest) -> bool:
     """A link to the status page: it shows nothing to the page that the link is on."""
     headers = request.headers
     is_document = headers.get("Sec-Fetch-Dest", "document") == "document"
@@ -152,7 +165,7 @@ def _opens_page(request: web.Request) -> bool:
     return is_navigation and request.method == "GET" and request.path == "/"
 
 
-def _may_be_any_pages(request: web.Request) -> bool:
+def _may_be_any_pages(request: HttpRequest) -> bool:
     """A GET with an effect that a browser sends to an address without encryption beyond loopback: such a
     request does not say whose it is. It is known by its User-Agent, which a page cannot change; a key cannot
     come with it either.
@@ -166,7 +179,7 @@ def _may_be_any_pages(request: web.Request) -> bool:
     )
 
 
-def _refusal(request: web.Request, origin: str | None) -> str:
+def _refusal(origins: Origins, origin: str | None) -> str:
     if origin is None:
         return (
             "a page of another web site sends this (Sec-Fetch-Site) without saying which one: name the page "
@@ -175,11 +188,11 @@ def _refusal(request: web.Request, origin: str | None) -> str:
     page = ascii(origin[:80])[1:-1]
     if origin == "null":
         return 'pages without an origin ("null") may not do this (server.cors_origins)'
-    if request.app[ORIGINS].allows(origin, False):
+    if origins.allows(origin, False):
         return f'pages of {page} may infer, and no more: set server.cors_origins = ["{page}"] for the rest'
     return f'pages of {page} may not do this: set server.cors_origins = ["{page}"]'
 
 
 def _needs_admin(request: web.Request, match: web.UrlMappingMatchInfo) -> bool:
     route = request.app[ROUTE_OF].get(match.route)
-    return (route is not None and route.access is Access.ADMIN) or is_set(request, "reload")
+    return route is not None and route.access is Access.ADMIN

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Final
-
-from aiohttp import web
 
 from router.proxy import Dialect
 
@@ -12,5 +11,6 @@ from router.proxy import Dialect
 ANTHROPIC_PATHS: Final = ("/v1/messages", "/v1/messages/count_tokens")
 
 
-def dialect_of(request: web.Request) -> Dialect:
-    return Dialect.ANTHROPIC if request.path.endswith(ANTHROPIC_PATHS) else Dialect.OPENAI
+@lru_cache(maxsize=64)
+def dialect_of(path: str) -> Dialect:
+    return Dialect.ANTHROPIC if path.endswith(ANTHROPIC_PATHS) else Dialect.OPENAI

@@ -5,31 +5,19 @@ from __future__ import annotations
 
 import difflib
 import logging
-import math
 from collections.abc import Mapping
-from typing import Final
 
 from aiohttp import HttpVersion11, web
+from multidict import CIMultiDictProxy
 
 from router.admin.answer import json_response
 from router.admin.dialect import dialect_of
 from router.admin.route import Handler
-from router.errors import InvalidRequest, RequestTooSlow, RouterError, Unauthorized, UnsupportedCoding
-from router.proxy import REQUEST_STATS, Dialect, error_body
-from router.proxy.coding import ACCEPTED
+from router.errors import BodyTooLarge, InvalidRequest, RequestTooSlow, RouterError
+from router.proxy import Dialect, error_body
+from router.proxy.errors import error_headers
 
 log = logging.getLogger("router.admin")
-
-
-#: Anthropic's words for a status, where they are not simply those of a wrong request or a failed server.
-_ANTHROPIC_TYPES: Final = {
-    401: "authentication_error",
-    403: "permission_error",
-    404: "not_found_error",
-    413: "request_too_large",
-    429: "rate_limit_error",
-    503: "overloaded_error",
-}
 
 
 class PathNotFound(RouterError):
@@ -54,61 +42,32 @@ class ExpectationFailed(InvalidRequest):
     code = "expectation_failed"
 
 
-class VersionNotSupported(InvalidRequest):
-    """The request line names another version of HTTP than 1.0 or 1.1."""
-
-    status = 505
-    code = "http_version_not_supported"
-
-    def __init__(self, version: str) -> None:
-        super().__init__(f"HTTP/{version} is not supported; send HTTP/1.1 or HTTP/1.0")
-
-
-#: The version of HTTP in a request line that the parser accepts and this server does not.
-UNKNOWN_VERSION: Final = web.RequestKey("unknown_version", str)
-
-
-class BodyTooLarge(InvalidRequest):
-    """The body is larger than `server.max_body_mib`."""
-
-    status = 413
-    code = "body_too_large"
-
-
 def error_response(
     error: RouterError, headers: Mapping[str, str] | None = None, dialect: Dialect = Dialect.OPENAI
 ) -> web.Response:
-    body = error_body(error) if dialect is Dialect.OPENAI else _anthropic_body(error)
-    response = json_response(body, status=error.status)
-    response.headers.update(headers or {})
-    if error.retry_after_seconds is not None:
-        # Whole seconds (RFC 9110, 10.2.3), rounded up: a client that comes too early comes twice.
-        response.headers["Retry-After"] = str(max(1, math.ceil(error.retry_after_seconds)))
-    if isinstance(error, Unauthorized):
-        response.headers["WWW-Authenticate"] = "Bearer"
-    if isinstance(error, UnsupportedCoding):
-        response.headers["Accept-Encoding"] = ACCEPTED  # RFC 9110, 15.5.16
+    response = json_response(error_body(error, dialect), status=error.status)
+    response.headers.update({**error_headers(error), **(headers or {})})
     return response
+
+
+def check_expectation(headers: CIMultiDictProxy[str]) -> None:
+    """Raises ExpectationFailed."""
+    expected = headers.get("Expect")
+    if expected is not None and expected.strip().lower() != "100-continue":
+        raise ExpectationFailed(f"only 100-continue can be expected, not {expected[:40]!r}")
 
 
 async def expect(request: web.Request) -> web.StreamResponse | None:
     """Let a client go on that asks first whether its body is wanted. (Outside of every middleware.)"""
-    expected = request.headers.get("Expect", "")
-    if expected.strip().lower() != "100-continue":
-        failure = ExpectationFailed(f"only 100-continue can be expected, not {expected[:40]!r}")
-        return error_response(failure, dialect=dialect_of(request))
+    try:
+        check_expectation(request.headers)
+    except ExpectationFailed as failure:
+        return error_response(failure, dialect=dialect_of(request.path))
     is_wanted = (request.content_length or 0) <= request.client_max_size  # else it is refused unread
     if is_wanted and request.version >= HttpVersion11:
         await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         request.writer.output_size = 0  # the answer itself has not begun
     return None
-
-
-@web.middleware
-async def check_version(request: web.Request, handler: Handler) -> web.StreamResponse:
-    if (version := request.get(UNKNOWN_VERSION)) is not None:
-        raise VersionNotSupported(version)
-    return await handler(request)
 
 
 @web.middleware
@@ -119,8 +78,8 @@ async def tell_errors(request: web.Request, handler: Handler) -> web.StreamRespo
         return await handler(request)
     except RouterError as error:
         failure, headers = error, dict[str, str]()
-        if isinstance(error, RequestTooSlow):
-            headers["Connection"] = "close"  # the rest is not waited for
+        if isinstance(error, RequestTooSlow | BodyTooLarge):
+            headers["Connection"] = "close"  # the rest of the body is not waited for
     except web.HTTPException as error:
         failure, headers = _translated(request, error)
     except ConnectionError:
@@ -130,18 +89,7 @@ async def tell_errors(request: web.Request, handler: Handler) -> web.StreamRespo
         failure, headers = RouterError("internal error; the router's log has more"), {}
     if request.writer.output_size > 0:
         raise ConnectionResetError("the answer had begun") from failure
-    if (account := request.get(REQUEST_STATS)) is not None:
-        headers = {**headers, **account.headers()}
-    return error_response(failure, headers, dialect_of(request))
-
-
-def _anthropic_body(error: RouterError) -> dict[str, object]:
-    """Its clients tell kinds of errors by the type, and show the message."""
-    kind = _ANTHROPIC_TYPES.get(error.status)
-    if kind is None:
-        kind = "api_error" if error.status >= 500 else "invalid_request_error"
-    told = {**error.details, "type": kind, "message": error.message, "code": error.code}
-    return {"type": "error", "error": told}
+    return error_response(failure, headers, dialect_of(request.path))
 
 
 def _translated(request: web.Request, error: web.HTTPException) -> tuple[RouterError, dict[str, str]]:
@@ -152,11 +100,6 @@ def _translated(request: web.Request, error: web.HTTPException) -> tuple[RouterE
             allowed = ", ".join(sorted(error.allowed_methods))
             message = f"{request.rel_url.raw_path} takes {allowed}, not {request.method}"
             return MethodNotAllowed(message), {"Allow": allowed}
-        case web.HTTPRequestEntityTooLarge():
-            limit = f"{request.client_max_size >> 20} MiB (server.max_body_mib)"
-            what = "the decoded body" if "Content-Encoding" in request.headers else "the body"
-            # The rest of the body is not worth reading.
-            return BodyTooLarge(f"{what} is larger than {limit}"), {"Connection": "close"}
         case _:
             return InvalidRequest(error.reason), {}
 

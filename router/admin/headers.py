@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Final
 
 from aiohttp import web
@@ -17,13 +18,17 @@ _OURS: Final = b"x-router-"
 
 @web.middleware
 async def check_headers(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Refuse bytes that are not UTF-8 where they would be read as text: JSON and the headers of an answer
-    cannot hold them."""
-    for name, value in request.raw_headers:
+    check_text(request.raw_headers)
+    return await handler(request)
+
+
+def check_text(headers: Iterable[tuple[bytes, bytes]]) -> None:
+    """Raises InvalidRequest for bytes that are not UTF-8 where they would be read as text: JSON and the
+    headers of an answer cannot hold them."""
+    for name, value in headers:
         if not value.isascii() and ((lower := name.lower()) in _READ or lower.startswith(_OURS)):
             try:
                 value.decode()
             except UnicodeDecodeError as error:
                 byte = f"byte {error.start} is 0x{value[error.start]:02x}"
                 raise InvalidRequest(f"the header {name.decode('ascii')} is not UTF-8: {byte}") from error
-    return await handler(request)

@@ -6,6 +6,7 @@ changed is changed for every client of the model, and is for admins."""
 
 from __future__ import annotations
 
+from contextlib import AsyncExitStack
 from typing import Any, Final
 
 from aiohttp import web
@@ -16,11 +17,11 @@ from router.admin.autoload import AUTOLOAD, is_coming_or_there, require_loadable
 from router.admin.child import ask, children
 from router.admin.context import CONTEXT, Context
 from router.admin.head import read_head
-from router.admin.keys import require_key_or_local
+from router.admin.keys import KEYS, require_key_or_local
 from router.admin.openai import REFUSALS
-from router.admin.route import Access, Query, Routes
+from router.admin.route import Access, Pending, Query, Routes
 from router.errors import InvalidRequest, ModelNotLoaded, Unavailable
-from router.proxy import RequestInfo, read_body
+from router.proxy import RequestInfo, RequestStats
 from router.scheduler.types import ModelName
 
 ROUTES: Final = Routes()
@@ -80,33 +81,36 @@ async def look(request: web.Request) -> web.StreamResponse:
     context = request.app[CONTEXT]
     model = context.name_or_default(request.query.get("model"))
     if request.path == SLOTS:
-        require_key_or_local(request)
-    if is_set(request, "autoload"):
-        return await context.proxy.forward(request, await read_body(request), RequestInfo(model))
-    child = next(children(context, model), None)
-    if child is None:
-        raise _not_there(context, model)
-    # Also for HEAD, from whose answer aiohttp cuts the body.
-    said = await ask(child, "GET", request.rel_url.raw_path_qs)
-    headers = {"Content-Type": said.content_type} if said.content_type else {}
+        require_key_or_local(request.app[KEYS], request)
+    async with AsyncExitStack() as held:
+        headers: dict[str, str] = {}
+        if is_set(request, "autoload"):
+            lease = await held.enter_async_context(context.pool.lease(model))
+            headers = RequestStats(model, lease.action, lease.queue_seconds, lease.load_seconds).headers()
+        child = next(children(context, model), None)
+        if child is None:
+            raise _not_there(context, model)
+        # Also for HEAD, from whose answer aiohttp cuts the body.
+        said = await ask(child, "GET", request.rel_url.raw_path_qs)
+    if said.content_type:
+        headers["Content-Type"] = said.content_type
     return web.Response(status=said.status, body=said.body, headers=headers)
 
 
-async def change(request: web.Request) -> web.StreamResponse:
+def change(request: Pending) -> RequestInfo:
     """As llama-server takes it. The model is named in the query, or in the body where that is an object; else
     it is the default one."""
-    context = request.app[CONTEXT]
-    _check_slot(request)
-    body = await read_body(request)
-    head = read_head(request, body.joined(), is_object=False)
+    context = request.context
+    _check_slot(request.path)
+    head = read_head(request, request.body.joined(), is_object=False)
     model = context.name_or_default(head.model)
     require_loadable(request, context, model)
-    return await context.proxy.forward(request, body, RequestInfo(model, head.priority, head.keep_alive))
+    return RequestInfo(model, head.priority, head.keep_alive)
 
 
-def _check_slot(request: web.Request) -> None:
+def _check_slot(path: str) -> None:
     """Raises InvalidRequest before a model is loaded for it."""
-    slot = request.match_info.get("id_slot", "0")
+    slot = path.removeprefix(f"{SLOTS}/") if path.startswith(f"{SLOTS}/") else "0"
     if not (slot.isascii() and slot.isdigit() and len(slot) <= SLOT_DIGITS):
         raise InvalidRequest(f"{slot[:40]!r} is no number of a slot (1 to {SLOT_DIGITS} digits)")
 
@@ -128,7 +132,7 @@ for _path, _summary in LOOKS.items():
         refusals=(InvalidRequest, *REFUSALS),
     )(look)
 for _path, _summary in CHANGES.items():
-    ROUTES.add(
+    ROUTES.proxy(
         "POST",
         _path,
         access=Access.ADMIN,

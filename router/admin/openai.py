@@ -3,21 +3,18 @@ through."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+from functools import partial
 from typing import Any, Final
 
 import msgspec
-from aiohttp import web
 
 from router.admin.autoload import AUTOLOAD, require_loadable
-from router.admin.context import CONTEXT
 from router.admin.dialect import dialect_of
 from router.admin.form import FormFields
 from router.admin.head import HEAD_FIELDS, read_form_head, read_head
 from router.admin.json_fields import JsonFields
-from router.admin.requests import CONVERSATION
-from router.admin.route import Query, Route
-from router.admin.streams import forward_to_its_end
+from router.admin.route import HttpRequest, Pending, ProxiedRoute, Query
+from router.admin.streams import hold_for_conversation
 from router.errors import (
     AmbiguousModel,
     LoadFailed,
@@ -31,7 +28,8 @@ from router.errors import (
     UpstreamFailed,
     WaitTimeout,
 )
-from router.proxy import RequestInfo, read_body
+from router.proxy import RequestInfo
+from router.proxy.request import CONVERSATION
 
 #: POST paths whose JSON body names the model. llama-server serves them all; what a model cannot do it says
 #: itself.
@@ -89,42 +87,60 @@ class Named(msgspec.Struct, frozen=True):
     keep_alive: float | str | None = None
 
 
-async def infer(request: web.Request) -> web.StreamResponse:
+def infer(request: Pending) -> RequestInfo:
     """Passed to the model that the body names, which is loaded for it; the answer passes as it comes."""
-    context = request.app[CONTEXT]
-    fields = JsonFields(HEAD_FIELDS)
-    body = await read_body(request, fields.feed)
-    head = read_head(request, fields.text(body))
+    context, fields = request.context, request.fields
+    text = fields.text(request.body) if isinstance(fields, JsonFields) else request.body.joined()
+    head = read_head(request, text)
     model = context.name_or_default(head.model)
     require_loadable(request, context, model)
-    is_stream = head.stream and request.path in STREAMED_PATHS
-    ask = RequestInfo(model, head.priority, head.keep_alive, head.size, dialect_of(request), is_stream)
+    on_abandoned = None
     if head.stream and (conversation := request.headers.get(CONVERSATION)):
-        lasting = replace(ask, outlives_client=True)
-        return await forward_to_its_end(context, request, body, lasting, conversation)
-    return await context.proxy.forward(request, body, ask)
+        on_abandoned = partial(hold_for_conversation, context, conversation)
+    return RequestInfo(
+        model,
+        head.priority,
+        head.keep_alive,
+        head.size,
+        dialect_of(request.path),
+        head.stream and request.path in STREAMED_PATHS,
+        on_abandoned=on_abandoned,
+    )
 
 
-async def infer_from_form(request: web.Request) -> web.StreamResponse:
+def infer_from_form(request: Pending) -> RequestInfo:
     """Passed to the model that a field of the form names, which may stand before or behind the file."""
     if request.content_type != "multipart/form-data":
-        return await infer(request)
-    context = request.app[CONTEXT]
-    fields = FormFields.of(request.headers["Content-Type"], ("model", "stream", "keep_alive"))
-    body = await read_body(request, fields.feed)
+        return infer(request)
+    context, fields = request.context, request.fields
+    if not isinstance(fields, FormFields):
+        fields = form_fields(request)
+        fields.feed(request.body.joined())
     head = read_form_head(request, fields)
     model = context.name_or_default(head.model)
     require_loadable(request, context, model)
-    ask = RequestInfo(model, head.priority, head.keep_alive, stream=head.stream)
-    return await context.proxy.forward(request, body, ask)
+    return RequestInfo(model, head.priority, head.keep_alive, stream=head.stream)
+
+
+def json_fields(_: HttpRequest) -> JsonFields:
+    return JsonFields(HEAD_FIELDS)
+
+
+def form_fields(request: HttpRequest) -> FormFields:
+    return FormFields.of(request.headers["Content-Type"], ("model", "stream", "keep_alive"))
+
+
+def form_or_json_fields(request: HttpRequest) -> FormFields | JsonFields:
+    return (form_fields if request.content_type == "multipart/form-data" else json_fields)(request)
 
 
 ROUTES = (
     *(
-        Route(
+        ProxiedRoute(
             "POST",
             path,
-            infer,
+            plan=infer,
+            fields=json_fields,
             summary=f"{path} of the model that the body names",
             query=(MODEL, AUTOLOAD),
             body=Named,
@@ -135,10 +151,11 @@ ROUTES = (
         for path in INFERENCE_PATHS
     ),
     *(
-        Route(
+        ProxiedRoute(
             "POST",
             path,
-            infer_from_form,
+            plan=infer_from_form,
+            fields=form_or_json_fields,
             summary=f"{path} of the model that the form names",
             query=(MODEL, AUTOLOAD),
             body=Named,

@@ -16,9 +16,9 @@ from aiohttp import web
 from router import __version__
 from router.admin.allowed_hosts import HostNotAllowed
 from router.admin.dialect import ANTHROPIC_PATHS
-from router.admin.errors import BodyTooLarge
 from router.admin.route import Access, Route, Routes
 from router.errors import (
+    BodyTooLarge,
     Forbidden,
     InvalidRequest,
     RequestTooSlow,

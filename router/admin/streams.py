@@ -7,7 +7,6 @@ as well."""
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
 from contextlib import suppress
 from typing import Any, Final
 from urllib.parse import quote
@@ -19,10 +18,11 @@ from router.admin.answer import json_response, read_json
 from router.admin.child import Child, children, read_to_its_end
 from router.admin.child import ask as ask_child
 from router.admin.context import CONTEXT, Context
-from router.admin.requests import CONVERSATION, IN_FLIGHT, Flight
-from router.admin.route import Query, Route
+from router.admin.route import HttpRequest, Pending, ProxiedRoute, Query, Route
 from router.errors import InvalidRequest, RouterError, Unavailable, UpstreamFailed
-from router.proxy import REQUEST_STATS, Body, RequestInfo
+from router.proxy import ProxiedRequest, RequestInfo, RequestStats
+from router.proxy.in_flight import InFlight
+from router.proxy.request import CONVERSATION
 from router.scheduler.types import InstanceId, ModelName
 
 LOOKUP_PATH: Final = "/v1/streams/lookup"
@@ -66,15 +66,14 @@ class Found(msgspec.Struct, frozen=True):
 _founds: Final = msgspec.json.Decoder(list[Found])
 
 
-async def follow(request: web.Request) -> web.StreamResponse:
+async def follow(request: Pending) -> RequestInfo:
     """What was generated from the byte `from` on, and what is generated from now on."""
-    context, conversation = request.app[CONTEXT], _conversation(request)
+    context, conversation = request.context, _conversation(request)
     _check_from(request)
     child = await _owner(context, conversation)
     if child is not None:
-        # With a lease: somebody reads what it says.
-        return await context.proxy.forward(request, b"", RequestInfo(child.model))
-    if any(_waiting_for(request.app, conversation)):
+        return RequestInfo(child.model)  # with a lease: its client reads what it says
+    if any(_waiting_for(context.proxy.in_flight, conversation)):
         raise Unavailable("the model of this stream is loading; ask again", retry_after_seconds=1.0)
     raise StreamNotFound(f"no loaded model has the conversation {conversation[:100]!r}")
 
@@ -91,8 +90,8 @@ async def lookup(request: web.Request) -> web.Response:
 async def stop(request: web.Request) -> web.Response:
     """End the generation and forget what it said, or call it off while its model is not there yet."""
     context, conversation = request.app[CONTEXT], _conversation(request)
-    for ticket in _waiting_for(request.app, conversation):
-        ticket.end_by(StreamStopped("request cancelled by a stop while the model was loading"))
+    for waiting in _waiting_for(context.proxy.in_flight, conversation):
+        waiting.end_by(StreamStopped("request cancelled by a stop while the model was loading"))
     target = f"/v1/stream?conv_id={quote(conversation, safe='')}"
     owners = [child for child, _ in await _found(context, [conversation])]
     with suppress(UpstreamFailed):  # who is gone has forgotten it
@@ -100,19 +99,12 @@ async def stop(request: web.Request) -> web.Response:
     return web.Response(status=204)
 
 
-async def forward_to_its_end(
-    context: Context, request: web.Request, body: Body, ask: RequestInfo, conversation: str
-) -> web.StreamResponse:
-    """As `Proxy.forward`. When its client leaves, llama-server goes on: so that nobody takes the model from
-    under what it generates, it is held until that is over."""
-    try:
-        return await context.proxy.forward(request, body, ask)
-    except asyncio.CancelledError:
-        account = request.get(REQUEST_STATS)
-        if account is not None and account.instance is not None and account.ended_by is None:
-            held = _hold(context, ask.model, account.instance, conversation)
-            context.spawn(held, name=f"{ask.model} goes on without its client")
-        raise
+def hold_for_conversation(context: Context, conversation: str, stats: RequestStats) -> None:
+    """The client of a stream has disconnected, and llama-server goes on: its model is held until that is
+    over, so that it is not evicted."""
+    if stats.instance is not None:
+        held = _hold(context, stats.model, stats.instance, conversation)
+        context.spawn(held, name=f"{stats.model} goes on without its client")
 
 
 async def _hold(context: Context, model: ModelName, instance: InstanceId, conversation: str) -> None:
@@ -126,14 +118,14 @@ async def _hold(context: Context, model: ModelName, instance: InstanceId, conver
             await read_to_its_end(child, f"/v1/stream?conv_id={quote(conversation, safe='')}{come}")
 
 
-def _conversation(request: web.Request) -> str:
+def _conversation(request: HttpRequest) -> str:
     conversation = request.query.get("conv_id", "")
     if not conversation:
         raise InvalidRequest("name a conversation: ?conv_id=ID")
     return conversation
 
 
-def _check_from(request: web.Request) -> None:
+def _check_from(request: HttpRequest) -> None:
     """llama-server reads the number itself."""
     given = request.query.get("from", "0")
     if not (given.isascii() and given.isdigit() and len(given) <= LONGEST_OFFSET):
@@ -142,12 +134,10 @@ def _check_from(request: web.Request) -> None:
         )
 
 
-def _waiting_for(app: web.Application, conversation: str) -> Iterable[Flight]:
+def _waiting_for(in_flight: InFlight, conversation: str) -> list[ProxiedRequest]:
     """Requests of this conversation whose model is not there yet."""
-    for ticket in list(app[IN_FLIGHT].tickets.values()):
-        account = ticket.account
-        if account is not None and account.instance is None and ticket.conversation == conversation:
-            yield ticket
+    requests = in_flight.requests.values()
+    return [one for one in requests if one.stats.instance is None and one.conversation == conversation]
 
 
 async def _owner(context: Context, conversation: str) -> Child | None:
@@ -181,10 +171,10 @@ async def _told(child: Child, conversations: list[str]) -> list[Found]:
 _CONVERSATION: Final = Query("conv_id", f"What the request had in its {CONVERSATION} header", required=True)
 
 ROUTES = (
-    Route(
+    ProxiedRoute(
         "GET",
         "/v1/stream",
-        follow,
+        plan=follow,
         summary="Come back to a stream",
         query=(_CONVERSATION, Query("from", "The first byte wanted; none: from the beginning", int)),
         answer=Any,

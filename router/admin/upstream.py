@@ -8,16 +8,14 @@ from __future__ import annotations
 from typing import Any, Final
 from urllib.parse import unquote
 
-from aiohttp import web
-
 from router.admin.autoload import AUTOLOAD, is_coming_or_there, require_loadable
-from router.admin.context import CONTEXT, Context
+from router.admin.context import Context
 from router.admin.dialect import dialect_of
 from router.admin.keys import require_key_or_local
 from router.admin.openai import REFUSALS
-from router.admin.route import Access, Routes
+from router.admin.route import Access, Pending, Routes
 from router.errors import ModelNotLoaded, NotSupported
-from router.proxy import RequestInfo, read_body
+from router.proxy import RequestInfo
 from router.scheduler.types import ModelName
 
 PREFIX: Final = "/upstream/"
@@ -25,26 +23,23 @@ ROUTES: Final = Routes()
 _LOOKING: Final = ("GET", "HEAD")
 
 
-async def upstream(request: web.Request) -> web.StreamResponse:
+def upstream(request: Pending) -> RequestInfo:
     """The path behind the model's name passes as it is, encoded, with its query. A name with slashes may be
     written with them or with %2F; the longest name that there is counts. GET loads nothing, unless
     `?autoload=1` asks for it.
     """
     if request.headers.get("Upgrade", "").lower() == "websocket":
         raise NotSupported("llama-server speaks no WebSocket: stream with server-sent events")
-    context = request.app[CONTEXT]
-    model, path = _split(context, request.rel_url.raw_path.removeprefix(PREFIX))
+    context = request.context
+    raw_path, mark, query = request.raw_path.partition("?")
+    model, path = _split(context, raw_path[raw_path.index(PREFIX) + len(PREFIX) :])
     if "slots" in unquote(path).split("/"):
-        require_key_or_local(request)
+        require_key_or_local(request.keys, request)
     if request.method not in _LOOKING or "autoload" in request.query:
         require_loadable(request, context, model)
     elif not is_coming_or_there(context, model):
         raise ModelNotLoaded(f"{model} is not loaded; ?autoload=1 loads it for this")
-    query = request.rel_url.raw_query_string
-    target = f"{path}?{query}" if query else path
-    return await context.proxy.forward(
-        request, await read_body(request), RequestInfo(model, dialect=dialect_of(request)), target=target
-    )
+    return RequestInfo(model, dialect=dialect_of(request.path), target=f"{path}{mark}{query}")
 
 
 def _split(context: Context, rest: str) -> tuple[ModelName, str]:
@@ -64,7 +59,7 @@ for _path, _summary in (
     (PREFIX + "{model}/{path:.*}", "Any other path of a model's llama-server"),
     (PREFIX + "{model}", "The page that a model's llama-server has at its root"),
 ):
-    ROUTES.add(
+    ROUTES.proxy(
         "*",
         _path,
         access=Access.ADMIN,

@@ -15,8 +15,8 @@ from router import admin
 from router.admin import CONTEXT, Context
 from router.admin.access_log import ACCESS_LOG
 from router.admin.allowed_hosts import ALLOWED_HOSTS
+from router.admin.cors import ORIGINS
 from router.admin.keys import KEYS
-from router.admin.requests import IN_FLIGHT
 from router.app.background import Background
 from router.app.handover import HandoverState, Predecessor
 from router.app.models import Models
@@ -30,11 +30,12 @@ from router.downloads import Downloads
 from router.engines import Launch
 from router.engines.llama_server import CPU_FALLBACK_TEXTS, list_devices
 from router.hosts.local import LocalHost
-from router.http.express import Express
+from router.http.inference import ProxiedRoutes
 from router.memory.devices import Devices
 from router.models.catalog import Catalog, hf_cache_dir
 from router.models.definitions import Reading
 from router.observability.journal import Entry, Journal
+from router.proxy.body import BODY_LIMITS
 from router.scheduler.policy import make_policy
 from router.scheduler.scheduler import Scheduler, Settings
 from router.scheduler.types import Device, Model, ModelName, Pinned, Placement, Start
@@ -97,11 +98,19 @@ class Router:
         self.app.cleanup_ctx.append(self._parts)
         self.app.on_shutdown.append(self._close_pool)
 
-    def express(self) -> Express:
-        """The short way to the parts, once they are open."""
-        app = self.app
-        return Express(
-            self.context, app[KEYS], app[ALLOWED_HOSTS], app[IN_FLIGHT], self.requests, app[ACCESS_LOG]
+    def proxied_routes(self) -> ProxiedRoutes:
+        """The routes that instances answer, once the parts are open."""
+        app, context = self.app, self.context
+        return ProxiedRoutes(
+            admin.PROXIED_ROUTES,
+            context,
+            context.proxy,
+            keys=app[KEYS],
+            hosts=app[ALLOWED_HOSTS],
+            origins=app[ORIGINS],
+            counting=self.requests,
+            access_log=app[ACCESS_LOG],
+            body_limits=app[BODY_LIMITS],
         )
 
     def has_taken_over(self) -> None:

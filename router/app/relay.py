@@ -12,14 +12,14 @@ from typing import Final
 
 import aiohttp
 from aiohttp import web
-from multidict import CIMultiDict
+from multidict import CIMultiDict, CIMultiDictProxy
 from yarl import URL
 
 from router.admin.client_address import is_local, shown_address
 from router.admin.route import Handler
 from router.app.listening import own_address
-from router.errors import RouterError, ShuttingDown
-from router.proxy import Begun, error_event, read_body, rejection_event
+from router.errors import ShuttingDown
+from router.proxy import ProxiedRequest, read_body, rejection_event
 from router.supervisor.pool import HandedOver
 
 _HOP_BY_HOP: Final = frozenset(
@@ -48,47 +48,62 @@ class Relay:
 
     @web.middleware
     async def after_handover(self, request: web.Request, handler: Handler) -> web.StreamResponse:
-        """Pass the request on to the next process, also one that was already waiting here for its model: of
-        its answer at most heartbeats were sent. Raises ShuttingDown when there is no next process any more.
-        """
+        """Pass the request on to the next process. Raises ShuttingDown where that cannot be reached."""
         if not self._base:
             try:
                 return await handler(request)
-            except Begun as begun:
-                return await self._go_on(request, begun)
             except HandedOver:
                 pass
-        async with self._asked(request) as upstream:
+        # A handler that has read the whole body leaves aiohttp to keep it.
+        body = (await read_body(request)).joined() or await request.read()
+        sent_for = None if is_local(request) else shown_address(request.remote)
+        target = request.rel_url.raw_path_qs
+        async with self._asked(request.method, target, request.headers, body, sent_for) as upstream:
             return await _pass_on(request, upstream)
 
-    async def _go_on(self, request: web.Request, begun: Begun) -> web.StreamResponse:
-        """The same for a client that has the head of its stream already."""
+    async def answer(self, request: ProxiedRequest) -> None:
+        """The same for a proxied request, also where its client has the head of its stream already."""
+        peer = None if is_local(request) else request.peer
+        body, client = request.body.joined(), request.client
         try:
-            async with self._asked(request) as upstream:
-                await _follow(upstream, begun)
-        except RouterError as error:
-            begun.client.say(error_event(error, begun.dialect))
-            begun.client.end()
-        return begun.finish()
+            async with self._asked(request.method, request.target, request.headers, body, peer) as upstream:
+                if not client.has_begun:
+                    client.keeps_alive = False
+                    passing = [(k, v) for k, v in upstream.headers.items() if k.lower() not in _HOP_BY_HOP]
+                    client.begin(
+                        upstream.status, (upstream.reason or "").encode(), passing, upstream.content_length
+                    )
+                elif upstream.status != 200 or upstream.content_type != "text/event-stream":
+                    dialect = request.info.dialect
+                    client.send_event(rejection_event(upstream.status, await upstream.read(), dialect))
+                    client.end()
+                    return
+                async for chunk in upstream.content.iter_any():
+                    client.send_event(chunk)
+                    await client.drain()
+                client.end()
+        except aiohttp.ClientError:
+            client.cut()
 
     @asynccontextmanager
-    async def _asked(self, request: web.Request) -> AsyncIterator[aiohttp.ClientResponse]:
-        """Waits while nobody accepts yet: the connection stands in the queue of the socket."""
+    async def _asked(
+        self, method: str, target: str, given: CIMultiDictProxy[str], body: bytes, client: str | None
+    ) -> AsyncIterator[aiohttp.ClientResponse]:
+        """Ask the next process, for `client` where that is on another machine. Waits while nothing accepts
+        yet: the connection stands in the queue of the socket. Raises ShuttingDown."""
         assert self._base, "there is a next process"
-        # A handler that has taken it as a whole leaves aiohttp to keep it.
-        body = (await read_body(request)).joined() or await request.read()
-        headers = CIMultiDict((k, v) for k, v in request.headers.items() if _passes(k, v))
-        if not is_local(request):  # the next process sees only that this one asks
-            headers.setdefault("X-Forwarded-For", shown_address(request.remote) or "unknown")
+        headers = CIMultiDict((k, v) for k, v in given.items() if _passes(k, v))
+        if client is not None:  # the next process sees only that this one asks
+            headers.setdefault("X-Forwarded-For", client)
         connector = aiohttp.UnixConnector(self._path) if self._path is not None else None
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=None)
         async with aiohttp.ClientSession(
             connector=connector, timeout=timeout, auto_decompress=False, skip_auto_headers=_NOT_ADDED
         ) as session:
-            url = URL(f"{self._base}{request.rel_url.raw_path_qs}", encoded=True)
+            url = URL(f"{self._base}{target}", encoded=True)
             try:
                 upstream = await session.request(
-                    request.method, url, headers=headers, data=body or None, allow_redirects=False
+                    method, url, headers=headers, data=body or None, allow_redirects=False
                 )
             except (aiohttp.ClientError, OSError) as error:
                 raise ShuttingDown("the router is being restarted", retry_after_seconds=1.0) from error
@@ -117,19 +132,3 @@ async def _pass_on(request: web.Request, upstream: aiohttp.ClientResponse) -> we
         raise ConnectionResetError("the answer was cut") from error
     await response.write_eof()
     return response
-
-
-async def _follow(upstream: aiohttp.ClientResponse, begun: Begun) -> None:
-    client = begun.client
-    try:
-        if upstream.status != 200 or upstream.content_type != "text/event-stream":
-            client.say(rejection_event(upstream.status, await upstream.read(), begun.dialect))
-        else:
-            async for chunk in upstream.content.iter_any():
-                client.say(chunk)
-                if client.is_full:
-                    await client.drain()
-    except aiohttp.ClientError:
-        client.cut()
-    else:
-        client.end()

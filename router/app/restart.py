@@ -8,7 +8,7 @@ import math
 import os
 import signal
 import socket
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from enum import Enum
 from typing import Final
@@ -54,7 +54,7 @@ class Restart:
         self,
         router: Router,
         listening: Sequence[socket.socket],
-        stop_accepting: Callable[[], Awaitable[None]],
+        stop_accepting: Callable[[], None],
         notifier: Notifier,
     ) -> None:
         self._router = router
@@ -174,8 +174,9 @@ class Restart:
             self._phase = Phase.LETTING_GO
             self._deadline = asyncio.get_running_loop().time() + TAKEOVER_SECONDS
             async with asyncio.timeout(LET_GO_SECONDS):
-                await self._stop_accepting()
+                self._stop_accepting()
                 router.relay.begin(self._listening[0])
+                router.context.proxy.relay = router.relay
                 await router.context.downloads.suspend()  # the next process goes on with them
                 self._held |= await router.context.pool.hand_over(self._lease_ended)
             self._children = router.host.hand_over()

@@ -14,8 +14,6 @@ from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
 from typing import Any, Final, TypeAlias
 
-from aiohttp import web
-
 from router import __version__
 from router.admin.allowed_hosts import ALLOWED_HOSTS
 from router.app.handover import Predecessor, RestartFailed
@@ -27,8 +25,7 @@ from router.app.systemd import Notifier, take_sockets
 from router.config import Config, ServerConfig, state_paths
 from router.engines.llama_server import find_binary
 from router.errors import RouterError, StartupError
-from router.http.connections import Limits
-from router.http.front import Runner
+from router.http.server import HttpServer, Limits
 from router.models.catalog import Catalog
 from router.scheduler.types import State
 
@@ -43,7 +40,6 @@ LAST_BYTES_SECONDS: Final = 2.0
 MOVING_SECONDS: Final = 5.0
 #: The age of the status that systemd shows, at most, in seconds.
 STATUS_SECONDS: Final = 10.0
-BACKLOG: Final = 1024
 #: How long a thread that computes may keep the interpreter from the loop, in seconds.
 SWITCH_SECONDS: Final = 0.0003
 
@@ -78,19 +74,13 @@ class _Server:
     def __init__(self, router: Router, sockets: Sequence[socket.socket], notifier: Notifier) -> None:
         self.router = router
         self.notifier = notifier
-        #: Those that the sites of aiohttp close.
+        #: Those that `server` listens on, and closes.
         self.sockets = sockets
         #: Further descriptors of the same sockets, for the next process.
         self.listening: list[socket.socket] = []
-        self.runner = Runner(
-            router.app,
-            _limits(router.setup.config.server),
-            handler_cancellation=True,  # off by default; without it a stream whose client left would go on
-            auto_decompress=False,  # bodies pass as they are
-            access_log=None,  # `note_access` sees more
-            shutdown_timeout=LAST_BYTES_SECONDS,
-        )
-        self.restart = Restart(router, self.listening, self._stop_accepting, notifier)
+        limits = _limits(router.setup.config.server)
+        self.server = HttpServer(router.app, limits, shutdown_seconds=LAST_BYTES_SECONDS)
+        self.restart = Restart(router, self.listening, self.server.stop_accepting, notifier)
         #: Set by SIGTERM and SIGINT.
         self.stop = asyncio.Event()
 
@@ -100,7 +90,7 @@ class _Server:
         try:
             for one in self.sockets:
                 self.listening.append(one.dup())
-            await self.runner.setup()
+            await self.server.start()
             if not self.stop.is_set():
                 await self._listen()
                 _settle_memory()
@@ -116,7 +106,7 @@ class _Server:
                 raise StartupError(f"cannot start: {error}") from error
             raise
         finally:
-            await self.runner.cleanup()
+            await self.server.close()
             for one in (*self.sockets, *self.listening):
                 one.close()
         if not self.restart.done.is_set():  # else the next process is the service
@@ -129,10 +119,10 @@ class _Server:
         app[ALLOWED_HOSTS].listen_on(
             str(one.getsockname()[0]) for one in self.sockets if one.family != socket.AF_UNIX
         )
-        self.runner.front.express = router.express()
+        self.server.proxied = router.proxied_routes()
         for bound in self.sockets:
             try:
-                await web.SockSite(self.runner, bound, backlog=BACKLOG).start()
+                await self.server.listen(sock=bound)
             except OSError as error:  # bound, but another process has begun to listen there since
                 raise StartupError(bind_words(url_of(bound), error)) from error
 
@@ -167,16 +157,12 @@ class _Server:
             exit_after(grace_seconds + SPARE_SECONDS, router.host.kill_all)
             await self.restart.call_off()
             self.notifier.stopping("waiting for requests to end")
-            await self._stop_accepting()
+            self.server.stop_accepting()
             self._stop_listening()
             if count := router.requests.count:
                 grace = server.shutdown_grace_seconds
                 log.info("%d requests may take %g s to end; a second signal ends them now", count, grace)
             await self._settle(server.shutdown_grace_seconds)
-
-    async def _stop_accepting(self) -> None:
-        for site in self.runner.sites:
-            await site.stop()
 
     def _stop_listening(self) -> None:
         """New clients are refused, and do not wait in the queue of the socket; the next router can bind."""

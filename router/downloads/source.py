@@ -32,7 +32,8 @@ class Source:
 
 
 def parse_source(text: str, endpoint: str) -> Source:
-    """`org/repo`, `org/repo:Q4_K_M`, `hf.co/org/repo:Q8_0`, `https://huggingface.co/org/repo/blob/main/x.gguf`.
+    """`org/repo`, `org/repo:Q4_K_M`, `hf.co/org/repo:Q8_0`,
+    `https://huggingface.co/org/repo/blob/main/x.gguf`.
 
     Raises BadSource. `endpoint` is the hub in use, whose addresses count as those of huggingface.co.
     """

@@ -1,6 +1,8 @@
-"""The client side of a connection: HTTP/1.1, limits, and the dispatch of requests.
+"""The client's side: connections, and what becomes of each request that comes on them.
 
-`connections`  limits on connections, heads and bodies, above aiohttp's server
-`front`        one client connection: short requests for inference are answered here, all others by aiohttp
-`express`      checks such a request and hands it to its instance
+`connection`   one HTTP/1.1 connection: finds the head and the body of each request, and dispatches by path
+`head`         the head of a request, read once
+`inference`    requests that are proxied: checked, their bodies read, then handed to `router.proxy`
+`application`  all other requests: passed to the aiohttp application, as a transport of aiohttp's own protocol
+`server`       listens; bounds how many connections there are
 """

@@ -1,5 +1,5 @@
-"""One answer on its way from a child to a client: read as far as its framing, passed on as it comes, and held
-back while the client does not take it."""
+"""One answer on its way from an instance to a client: read as far as its framing, passed on as it comes, and
+held back while the client does not read it."""
 
 from __future__ import annotations
 
@@ -10,48 +10,49 @@ from typing import Final
 import msgspec
 
 from router.engines.llama_server import RESTATED_BYTES, RESTATED_STATUS, restated
-from router.proxy.ask import RequestStats
-from router.proxy.client import Client
+from router.proxy.client import ClientResponse
 from router.proxy.framing import Chunked, Counted, Framing, Malformed, Spans, UntilClosed
 from router.proxy.heads import END_OF_HEAD, HEAD_LIMIT, Head, changed, read_head
-from router.proxy.upstream import HungUp, Upstream
+from router.proxy.info import RequestStats
+from router.proxy.upstream import ClosedEarly, Upstream
 from router.proxy.usage import HeadTailBuffer
 from router.supervisor.stall import InstanceTraffic
 
-#: Of the body's last bytes, so many say whether an event was whole; with the line end that ends a chunk.
+#: Of the body's last bytes these many show whether an event was whole; with the line end that ends a chunk.
 _LAST_BYTES: Final = 4
 _ENDS_OF_EVENTS: Final = (b"\n\n", b"\r\n\r\n", b"\n\n\r\n")
 #: What llama-server sends in a stream before it generates: pings, and what `return_progress` asks for.
 _PINGS: Final = (b":\n\n", b":\n\n\r\n")
 _PROGRESS: Final = b'"prompt_progress"'
-#: So much is kept of a refusal that is to become an event.
+#: The most that is kept of a refusal that is to become an event.
 REJECTION_BYTES: Final = 64 << 10
 
 
-#: Until something of a body has passed that more may follow.
+#: Until something of a body has passed.
 _NOTHING: Final = HeadTailBuffer()
 
 
-def _nobody() -> None:
-    """Waits for it any more."""
+def _ignore() -> None:
+    """Stands for a callback that is not wanted any more."""
 
 
 class Answer(msgspec.Struct, eq=False):
-    """Hears what its `upstream` says, and calls `over` once when nothing more will come: `error` says why, if
-    that was not its end. `asked_at` is monotonic time.
+    """Listens to its `upstream`, and calls `begun` once the head has come, `over` once nothing more will
+    come; `error` is set then, unless the answer is complete. `asked_at` is monotonic time.
     """
 
     _upstream: Upstream
-    _client: Client
+    _client: ClientResponse
     _account: RequestStats
     _flow: InstanceTraffic
     _over: Callable[[], object]
     _asked_at: float
+    _begun: Callable[[], object] = _ignore
     head: Head | None = None
     rejection: bytearray | None = None
     error: Exception | None = None
     can_reuse: bool = False
-    has_heard: bool = False
+    has_data: bool = False
     _unread: bytes = b""
     _framing: Framing | None = None
     _chunks: Chunked | None = None  # the framing, where chunks can pass as they are
@@ -77,14 +78,14 @@ class Answer(msgspec.Struct, eq=False):
         return self._last.endswith(event)
 
     def end(self) -> None:
-        """Nobody waits for it any more."""
+        """Pass nothing more on, and call nothing back."""
         self._is_settled = True
-        self._over = _nobody  # who waited holds it, and shall not be held by it
+        self._over = self._begun = _ignore  # the request holds this answer, and is not to be held by it
         if self._is_held:
-            self._taken()
-            self._client.cancel_on_drain()
+            self._note_drained()
+            self._client.on_drain(None)
 
-    # --- told by the upstream ---
+    # --- from the upstream ---
 
     def received(self, data: bytes, out: bytes = b"") -> None:
         """`out` goes to the client before it."""
@@ -97,7 +98,7 @@ class Answer(msgspec.Struct, eq=False):
             if self._client.write(out + data):
                 self._hold()
             return
-        self.has_heard = True
+        self.has_data = True
         if self._framing is not None:
             self._take(out, data, self._framing)
             return
@@ -110,8 +111,9 @@ class Answer(msgspec.Struct, eq=False):
                 self.begin(*found)
 
     def begin(self, head: Head, data: bytes) -> None:
-        """All of its `head` has come, and `data` behind it."""
-        self.has_heard = True
+        """All of the `head` has come, and `data` behind it."""
+        self.has_data = True
+        self._begun()
         out = self._take_head(head)
         self._frame(head)
         self.received(data, out)
@@ -124,7 +126,7 @@ class Answer(msgspec.Struct, eq=False):
                 self._client.end()
             self._finish()
         else:
-            self._fail(error or HungUp("it closed the connection"))
+            self._fail(error or ClosedEarly("it closed the connection"))
 
     # --- step by step ---
 
@@ -242,26 +244,25 @@ class Answer(msgspec.Struct, eq=False):
         self._settle()
 
     def _settle(self) -> None:
-        if not self._is_settled:  # it is settled already where nobody waits for it any more
+        if not self._is_settled:
             self._is_settled = True
-            over, self._over = self._over, _nobody
+            over, self._over = self._over, _ignore
             over()
 
-    # --- a client that does not take it ---
+    # --- a client that reads slowly ---
 
     def _hold(self) -> None:
         if not self._is_held:
             self._is_held = True
             self._flow.held += 1
             self._upstream.pause()
-            self._client.on_drain(self._go_on)
+            self._client.on_drain(self._on_drain)
 
-    def _go_on(self) -> None:
-        self._taken()
+    def _on_drain(self) -> None:
+        self._note_drained()
         if not self._is_settled:
             self._upstream.resume()
 
-    def _taken(self) -> None:
-        """It is the child's turn."""
+    def _note_drained(self) -> None:
         self._is_held = False
         self._flow.held -= 1

@@ -1,27 +1,30 @@
 """The body of a request: held once, in the pieces in which it came.
 
-It is held whole because it may have to be said twice (to the child that replaces one that died), and because
-the last `model` in it counts, which may be its last word."""
+It is held whole because it may have to be sent twice (to the instance that replaces one that died), and
+because the last `model` in it counts, which may be its last word."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import dataclass
 from typing import Final, Self
 
+import msgspec
 from aiohttp import web
 
-from router.errors import RequestTooSlow
+from router.errors import BodyTooLarge, RequestTooSlow
 from router.proxy.coding import Decoder, decoder_of
 
-#: A child is handed so much at a time.
+#: An instance is handed at most this much at a time.
 SLICE_BYTES: Final = 1 << 18
+#: Slower than any line that a conversation with a model is fun on; a body that drips is stopped by it.
+BYTES_PER_SECOND: Final = 16 << 10
 
 
-@dataclass(slots=True, eq=False)
-class Body:
-    pieces: list[bytes] = field(default_factory=list)
+class Body(msgspec.Struct, eq=False):
+    pieces: list[bytes] = []
+    #: In bytes.
     size: int = 0
 
     @classmethod
@@ -33,13 +36,13 @@ class Body:
         self.size += len(piece)
 
     def joined(self) -> bytes:
-        """All of it as one; from then on it is held so."""
+        """All of the body as one piece; from then on it is held so."""
         if len(self.pieces) > 1:
             self.pieces = [b"".join(self.pieces)]
         return self.pieces[0] if self.pieces else b""
 
     def forget(self) -> None:
-        """Nobody needs it any more; an error that is told keeps all it has passed through for a while."""
+        """Drop the pieces: the traceback of an error keeps all it has passed through for a while."""
         self.pieces = []
 
     def slices(self) -> Iterator[bytes | memoryview]:
@@ -52,81 +55,73 @@ class Body:
                     yield view[start : start + SLICE_BYTES]
 
 
-BODY = web.RequestKey("body", Body)
-
-
 @dataclass(frozen=True, slots=True)
-class Pace:
-    """How slowly a body may come: `seconds` for any, and one more for each `BYTES_PER_SECOND` of it."""
+class BodyLimits:
+    """`seconds`: the most that any body may take to arrive, with one more for each `BYTES_PER_SECOND` of it.
+    `max_bytes` of it are accepted, as sent and decoded; 0: any size."""
 
     seconds: float = 60.0
+    max_bytes: int = 0
+
+    def check(self, size: int, *, is_decoded: bool = False) -> None:
+        """Raises BodyTooLarge."""
+        if self.max_bytes and size > self.max_bytes:
+            raise BodyTooLarge(self.max_bytes, is_decoded=is_decoded)
 
 
-PACE = web.AppKey("pace", Pace)
-#: Slower than any line that a conversation with a model is fun on; a body that drips is stopped by it.
-BYTES_PER_SECOND: Final = 16 << 10
-
-
-async def read_body(request: web.Request, each: Callable[[bytes], object] | None = None) -> Body:
-    """All of the request's body, decoded; `each` is shown every piece as it comes. Raises
-    HTTPRequestEntityTooLarge before more is read, or decoded, than `client_max_size` bytes, RequestTooSlow,
-    UnsupportedCoding, and InvalidRequest where it cannot be decoded.
-    """
-    known: Body | None = request.get(BODY)
-    if known is not None:
-        return known
-    limit, body = request.client_max_size, Body()
-    decoder = decoder_of(request) if request.body_exists else None
-    if limit and (declared := request.content_length) is not None and declared > limit:
-        raise web.HTTPRequestEntityTooLarge(max_size=limit, actual_size=declared)
+async def receive_body(
+    read: Callable[[], Awaitable[bytes]],
+    limits: BodyLimits,
+    decoder: Decoder | None = None,
+    each: Callable[[bytes], object] | None = None,
+) -> Body:
+    """A body whose pieces `read` returns as they come, b"" at its end; decoded, and shown to `each` piece by
+    piece. Raises BodyTooLarge before more is read or decoded than accepted, RequestTooSlow, and
+    InvalidRequest where the body cannot be decoded."""
+    body, received, begun = Body(), 0, asyncio.get_running_loop().time()
 
     def add(piece: bytes) -> None:
         body.add(piece)
-        if limit and body.size > limit:
-            raise web.HTTPRequestEntityTooLarge(max_size=limit, actual_size=body.size)
+        limits.check(body.size, is_decoded=decoder is not None)
         if each is not None:
             each(piece)
 
+    while True:
+        try:
+            async with asyncio.timeout_at(begun + limits.seconds + received / BYTES_PER_SECOND):
+                piece = await read()
+        except TimeoutError:
+            seconds = asyncio.get_running_loop().time() - begun
+            raise RequestTooSlow(
+                f"{received} bytes of the body came in {seconds:.0f} s, and no end"
+            ) from None
+        if not piece:
+            break
+        received += len(piece)
+        limits.check(received)
+        if decoder is None:
+            add(piece)
+            continue
+        for decoded in decoder.feed(piece):
+            add(decoded)
+            await asyncio.sleep(0)  # what came may stand for a thousand times as much
     if decoder is not None:
-        await _decode(request, decoder, add)
-    elif request.content.is_eof():  # it came with its head, as most do, or there is none
-        if piece := request.content.read_nowait():
-            add(piece)
-    elif request.can_read_body:
-        async for piece in _in_time(request):
-            add(piece)
-    request[BODY] = body
+        decoder.end()
     return body
 
 
-async def _decode(request: web.Request, decoder: Decoder, add: Callable[[bytes], object]) -> None:
-    received = 0
-    async for received_piece in _in_time(request):
-        received += len(received_piece)
-        if request.client_max_size and received > request.client_max_size:
-            raise web.HTTPRequestEntityTooLarge(max_size=request.client_max_size, actual_size=received)
-        for piece in decoder.feed(received_piece):
-            add(piece)
-            await asyncio.sleep(0)  # what came may stand for a thousand times as much
-    decoder.end()
+BODY = web.RequestKey("body", Body)
+BODY_LIMITS = web.AppKey("body_limits", BodyLimits)
 
 
-async def _in_time(request: web.Request) -> AsyncIterator[bytes]:
-    """The pieces of the body as they come. Raises RequestTooSlow."""
-    if request.content.is_eof():  # as most are, that came with their head: there is nothing to wait for
-        while piece := request.content.read_nowait():
-            yield piece
-        return
-    pace = request.app.get(PACE) or Pace()
-    begun, size = asyncio.get_running_loop().time(), 0
-    while True:
-        try:
-            async with asyncio.timeout_at(begun + pace.seconds + size / BYTES_PER_SECOND):
-                piece = await request.content.readany()
-        except TimeoutError:
-            seconds = asyncio.get_running_loop().time() - begun
-            raise RequestTooSlow(f"{size} bytes of the body came in {seconds:.0f} s, and no end") from None
-        if not piece:
-            return
-        size += len(piece)
-        yield piece
+async def read_body(request: web.Request) -> Body:
+    """The body of a request that aiohttp's server has read, as `receive_body`; the same each time. Raises
+    also UnsupportedCoding."""
+    known: Body | None = request.get(BODY)
+    if known is not None:
+        return known
+    limits = request.app.get(BODY_LIMITS) or BodyLimits()
+    decoder = decoder_of(request.headers, limits.max_bytes) if request.body_exists else None
+    limits.check(request.content_length or 0)
+    body = request[BODY] = await receive_body(request.content.readany, limits, decoder)
+    return body

@@ -1,54 +1,33 @@
-"""The connection that an answer goes to: written to directly, also behind the back of aiohttp's server where
-that has read the request, keeps the order and says when the client has left."""
+"""What a client gets of its answer, framed for it, on the connection that its request came on."""
 
 from __future__ import annotations
 
 import asyncio
 import socket
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from enum import Enum
-from typing import Final, Protocol, Self
+from http import HTTPStatus
+from typing import Final, Protocol
 
 import msgspec
-from aiohttp import HttpVersion11, web
-from aiohttp.abc import AbstractStreamWriter
 
-from router.proxy.ask import RequestStats
+from router.proxy.coalescer import MIN_REQUESTS, WriteCoalescer
 from router.proxy.framing import Chunked, Framing
 from router.proxy.heads import CHUNKS, Head
+from router.proxy.info import RequestStats
 
 _LAST_CHUNK: Final = b"0\r\n\r\n"
 _EARLY_HEAD: Final = (
     b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nCache-Control: no-cache\r\n"
     b"X-Accel-Buffering: no\r\n"
 )
-#: A client that leaves so much untaken is slow: nothing more is read for it until it has taken most of that.
+#: A client that leaves more than this of its answer unread is slow: nothing more is read for it until it has
+#: read
+#: most of that.
 HELD_BYTES: Final = 16 << 10
-#: A closed connection says so with a reset, and not with what an end looks like.
+#: Closes a connection by a reset: an answer that is framed by the end of the connection would look complete.
 _RESET: Final = struct.pack("ii", 1, 0)
-
-
-class AlreadySentResponse(web.StreamResponse):
-    """For aiohttp: an answer that has already been sent."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._keep_alive = True
-
-    @property
-    def prepared(self) -> bool:
-        return True
-
-    async def prepare(self, request: web.BaseRequest) -> None:
-        return None
-
-    async def write_eof(self, data: bytes = b"") -> None:
-        return None
-
-    def sent(self, status: int, *, keeps_alive: bool) -> None:
-        self._set_status(status, None)
-        self._keep_alive = keeps_alive
 
 
 class _Mode(Enum):
@@ -59,205 +38,205 @@ class _Mode(Enum):
     UNTIL_CLOSED = "until closed"
 
 
-class Connected(Protocol):
-    """Who is told by the transport how it fares."""
+class Connection(Protocol):
+    """The connection that a request came on (router.http.connection)."""
+
+    #: Called once when the client has read most of what it was sent; never, if it disconnects before.
+    on_drain: Callable[[], object] | None
 
     @property
+    def transport(self) -> asyncio.Transport | None: ...
+    @property
     def writing_paused(self) -> bool: ...
+    @property
+    def peer(self) -> str | None: ...
+    def answered(self, *, keeps_alive: bool) -> None:
+        """The answer is over; without `keeps_alive` the connection is to be closed behind it."""
 
 
-class Client(msgspec.Struct, eq=False):
-    """One request's side of the answer. `more_head` are header lines of ours for every answer to it, `is_new`
-    that it speaks HTTP/1.1.
-    """
+class ClientResponse(msgspec.Struct, eq=False):
+    """`is_http_11`: the client speaks HTTP/1.1, and can read chunks. `more_head` are header lines of the
+    router for every answer to this client (CORS)."""
 
     _transport: asyncio.Transport
-    _protocol: Connected
+    _connection: Connection
     _account: RequestStats
-    _more_head: bytes = b""
+    _coalescer: WriteCoalescer
     keeps_alive: bool = True
-    _is_new: bool = True
+    is_http_11: bool = True
     is_head_request: bool = False
+    more_head: bytes = b""
+    #: Whether `Head.warm` is what the client gets of a head where its model was ready: it speaks HTTP/1.1,
+    #: keeps the connection, and there is no `more_head`.
+    is_plain: bool = False
+    #: Whether anything was sent.
     has_begun: bool = False
+    #: Whether the head was sent before the instance had answered.
     is_early: bool = False
+    #: 0 until the head is sent.
     status: int = 0
     _mode: _Mode = _Mode.AS_IT_IS
 
-    # --- an answer ---
+    # --- the answer of an instance ---
+
+    def write_whole(self, head: Head, body: bytes) -> bool:
+        """Write all of an answer at once, where what the client gets is `Head.warm`. Returns False, with
+        nothing written, for any other client."""
+        if not self.is_plain or self.has_begun or self._account.action != "already_loaded":
+            return False
+        self.has_begun, self.status = True, head.status
+        if self._coalescer.requests >= MIN_REQUESTS:
+            self._coalescer.write_last(self._transport, head.warm + body)
+        elif not self._transport.is_closing():
+            self._transport.write(head.warm + body)
+        return True
 
     def early_head(self) -> bytes:
-        """Begin a stream of events before it is known what its child will say; it gets to say all but the
-        head.
-        """
+        """Begin a stream of events before the instance has answered; what it answers then follows without its
+        head."""
         self.is_early = True
-        self._begin(200)
-        self._frame_anew()
+        self.has_begun, self.status = True, 200
+        self._reframe()
         return _EARLY_HEAD + self._own_lines()
 
     def interim(self, head: Head) -> None:
-        """An answer before the answer (1xx). The child's word that it wants the body is not for the client:
-        we have it.
-        """
-        if self._is_new and not self.has_begun and head.status != 100:
-            # Not counted: the answer itself has not begun.
+        """Pass an informational answer (1xx) on, but for 100: the router has the body already."""
+        if self.is_http_11 and not self.has_begun and head.status != 100:
             self._transport.write(b"HTTP/1.1 %d %b\r\n%b\r\n" % (head.status, head.reason, head.lines))
 
     def head(self, head: Head) -> bytes:
-        """The child's head, as the client gets it."""
-        self._begin(head.status)
+        """The head of an instance's answer, as the client gets it."""
+        is_plain = self.is_plain and self._account.action == "already_loaded"
+        self.has_begun, self.status = True, head.status
         is_bodiless = self.is_head_request or head.status in (204, 304)
         if head.is_chunked:
             if not is_bodiless:
-                self._frame_anew()
+                self._reframe()
         elif head.length is None and not is_bodiless:
             self._mode, self.keeps_alive = _Mode.UNTIL_CLOSED, False
-        is_usual = self.keeps_alive and self._is_new and not is_bodiless and not self._more_head
-        if is_usual and self._account.action == "already_loaded":
+        if is_plain and self.keeps_alive and not is_bodiless:
             return head.warm
         lines = head.lines
         if head.is_chunked:
-            lines += CHUNKS if is_bodiless and self._is_new and head.status != 204 else b""
+            lines += CHUNKS if is_bodiless and self.is_http_11 and head.status != 204 else b""
         elif head.length is not None:
             lines += b"Content-Length: %d\r\n" % head.length
         return b"HTTP/1.1 %d %b\r\n%b" % (head.status, head.reason, lines) + self._own_lines()
 
     def framed(self, data: bytes, spans: list[tuple[int, int]], framing: Framing) -> bytes:
-        """What to write for the `spans` of `data` that are body, and for the end, if this is it."""
-        match self._mode:
-            case _Mode.CHUNKS:
-                parts = [b"%x\r\n%b\r\n" % (end - start, data[start:end]) for start, end in spans]
-                if framing.is_over:
-                    trailers = framing.trailers if isinstance(framing, Chunked) else b""
-                    parts.append(b"0\r\n" + trailers + b"\r\n")
-                return b"".join(parts)
-            case _:
-                if spans == [(0, len(data))]:
-                    return data
-                return b"".join([data[start:end] for start, end in spans])
+        """What to write for the `spans` of `data` that are body, and for the end, if `framing` is over."""
+        if self._mode is _Mode.CHUNKS:
+            parts = [b"%x\r\n%b\r\n" % (end - start, data[start:end]) for start, end in spans]
+            if framing.is_over:
+                trailers = framing.trailers if isinstance(framing, Chunked) else b""
+                parts.append(b"0\r\n" + trailers + b"\r\n")
+            return b"".join(parts)
+        if spans == [(0, len(data))]:
+            return data
+        return b"".join([data[start:end] for start, end in spans])
 
     @property
     def takes_chunks(self) -> bool:
         return self._mode is _Mode.CHUNKS
 
-    def say(self, event: bytes) -> None:
-        """Something of our own, between two events of a stream that has begun."""
+    # --- what the router itself sends ---
+
+    def send_event(self, event: bytes) -> None:
+        """An event of the router, between two of a stream that has begun."""
         self.write(b"%x\r\n%b\r\n" % (len(event), event) if self._mode is _Mode.CHUNKS else event)
 
     def end(self) -> None:
-        """The stream is over, and complete as far as it goes."""
+        """End a stream, as complete."""
         if self._mode is _Mode.CHUNKS:
             self.write(_LAST_CHUNK)
         else:
             self.keeps_alive = False
 
+    def begin(
+        self, status: int, reason: bytes, headers: Iterable[tuple[str, str]], length: int | None
+    ) -> None:
+        """Begin an answer whose `headers` are complete but for the framing; `length` None: it is a stream."""
+        self.has_begun, self.status = True, status
+        lines = [f"{name}: {value}\r\n".encode("utf-8", "surrogateescape") for name, value in headers]
+        if length is not None:
+            lines.append(b"Content-Length: %d\r\n" % length)
+        elif not self.is_head_request:
+            self._reframe()
+        lines.append(CHUNKS if self._mode is _Mode.CHUNKS else b"")
+        self.write(
+            b"HTTP/1.1 %d %b\r\n%b%b%b\r\n"
+            % (status, reason, b"".join(lines), self.more_head, self._connection_line())
+        )
+
+    def send(self, status: int, headers: Iterable[tuple[str, str]], body: bytes) -> None:
+        """A whole answer."""
+        self.begin(status, HTTPStatus(status).phrase.encode(), headers, len(body))
+        if not self.is_head_request:
+            self.write(body)
+
     @property
-    def can_be_told(self) -> bool:
-        """Whether more than what the child announced can still be said."""
+    def can_add(self) -> bool:
+        """Whether more than what the instance announced can still be sent."""
         return self._mode is not _Mode.AS_IT_IS
 
     def cut(self) -> None:
-        """Nobody shall take what was sent for complete."""
+        """Close the connection so that the client does not take what it got for complete."""
         self.keeps_alive = False
         if self._mode is not _Mode.UNTIL_CLOSED:
-            self._transport.close()  # what was written is still sent, but nothing that says "complete"
+            self._transport.close()  # what was written is still sent, but not the end of its framing
             return
-        with_linger = self._transport.get_extra_info("socket")
-        if with_linger is not None:
-            with_linger.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+        own = self._transport.get_extra_info("socket")
+        if own is not None:
+            own.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
         self._transport.abort()
 
     # --- the connection ---
 
     def write(self, data: bytes) -> bool:
-        """Whether it `is_full` now."""
+        """Returns whether the client is behind now (`is_full`)."""
         if not self._transport.is_closing():
             self._transport.write(data)
-        return self._protocol.writing_paused
+        return self._connection.writing_paused
 
     def write_last(self, data: bytes) -> None:
-        """The same; it is the end of the answer."""
-        self.write(data)
+        """Write the end of an answer, with those of other requests that end in this turn of the loop."""
+        if self._coalescer.requests >= MIN_REQUESTS:
+            self._coalescer.write_last(self._transport, data)
+        else:
+            self.write(data)
 
     @property
     def is_full(self) -> bool:
-        """Whether it takes more slowly than it is given."""
-        return self._protocol.writing_paused
+        """Whether the client reads more slowly than it is sent."""
+        return self._connection.writing_paused
 
-    def on_drain(self, told: Callable[[], object]) -> None:
-        """Call `told` once, when it has taken most of what it was given; never, if it has left by then."""
-        raise NotImplementedError
+    def on_drain(self, drained: Callable[[], object] | None) -> None:
+        """Call `drained` once when the client has caught up; None: no more."""
+        self._connection.on_drain = drained
 
-    def cancel_on_drain(self) -> None:
-        """Nobody wants to be told any more."""
-        raise NotImplementedError
+    async def drain(self) -> None:
+        """Return when the client has caught up. Cancelled with its request where the client disconnects."""
+        if self.is_full:
+            drained = asyncio.get_running_loop().create_future()
+            self.on_drain(lambda: None if drained.done() else drained.set_result(None))
+            await drained
 
-    def _begin(self, status: int) -> None:
-        self.has_begun, self.status = True, status
+    def _reframe(self) -> None:
+        self._mode = _Mode.CHUNKS if self.is_http_11 else _Mode.UNTIL_CLOSED
+        self.keeps_alive = self.keeps_alive and self.is_http_11
 
-    def _frame_anew(self) -> None:
-        self._mode = _Mode.CHUNKS if self._is_new else _Mode.UNTIL_CLOSED
-        self.keeps_alive = self.keeps_alive and self._is_new
+    def _connection_line(self) -> bytes:
+        if not self.keeps_alive:
+            return b"Connection: close\r\n"
+        return b"" if self.is_http_11 else b"Connection: keep-alive\r\n"
 
     def _own_lines(self) -> bytes:
         account = self._account
-        framing = CHUNKS if self._mode is _Mode.CHUNKS else b""
-        connection = b""
-        if not self.keeps_alive:
-            connection = b"Connection: close\r\n"
-        elif not self._is_new:
-            connection = b"Connection: keep-alive\r\n"
         return b"%bX-Router-Action: %b\r\nX-Router-Queue-Ms: %.0f\r\nX-Router-Load-Ms: %.0f\r\n%b%b\r\n" % (
-            framing,
+            CHUNKS if self._mode is _Mode.CHUNKS else b"",
             account.action.encode(),
             account.queue_seconds * 1e3,
             account.load_seconds * 1e3,
-            self._more_head,
-            connection,
+            self.more_head,
+            self._connection_line(),
         )
-
-
-class AiohttpClient(Client, kw_only=True):
-    """The client of a request that aiohttp's server has read."""
-
-    _writer: AbstractStreamWriter
-    _draining: asyncio.Task[None] | None = None
-    _told: Callable[[], object] | None = None
-
-    @classmethod
-    def of(cls, request: web.Request, account: RequestStats, more_head: bytes = b"") -> Self:
-        """Raises ConnectionResetError."""
-        if request.transport is None:
-            raise ConnectionResetError("the client has left")
-        request.transport.set_write_buffer_limits(HELD_BYTES)
-        return cls(
-            request.transport,
-            request.protocol,
-            account,
-            more_head,
-            request.keep_alive,
-            request.version >= HttpVersion11,
-            request.method == "HEAD",
-            _writer=request.writer,
-        )
-
-    async def drain(self) -> None:
-        await self._writer.drain()
-
-    def on_drain(self, told: Callable[[], object]) -> None:
-        self._told = told
-        self._draining = asyncio.get_running_loop().create_task(self.drain(), name="drain")
-        self._draining.add_done_callback(self._drained)
-
-    def cancel_on_drain(self) -> None:
-        self._told = None
-        if self._draining is not None:
-            self._draining.cancel()
-
-    def _drained(self, draining: asyncio.Task[None]) -> None:
-        told, self._told, self._draining = self._told, None, None
-        if told is not None and not draining.cancelled() and draining.exception() is None:
-            told()
-
-    def _begin(self, status: int) -> None:
-        super()._begin(status)
-        self._writer.output_size += 1  # by which aiohttp tells that an answer has begun

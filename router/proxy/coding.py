@@ -9,9 +9,9 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Final, Protocol
 
-from aiohttp import web
+from multidict import CIMultiDictProxy
 
-from router.errors import InvalidRequest, UnsupportedCoding
+from router.errors import BodyTooLarge, InvalidRequest, UnsupportedCoding
 
 try:
     if sys.version_info >= (3, 14):
@@ -122,7 +122,7 @@ class Decoder:
         self._layers = [_Layer(name, _CODINGS[name], limit) for name in names]
 
     def feed(self, data: bytes) -> Iterator[bytes]:
-        """Decode what has come. Raises InvalidRequest where that is wrong, HTTPRequestEntityTooLarge."""
+        """Decode what has come. Raises InvalidRequest where that is wrong, BodyTooLarge."""
         yield from _through(self._layers, data)
 
     def end(self) -> None:
@@ -162,7 +162,7 @@ class _Layer:
                 self._member = None
             self._written += len(found)
             if self._limit and self._written > self._limit:
-                raise web.HTTPRequestEntityTooLarge(max_size=self._limit, actual_size=self._written)
+                raise BodyTooLarge(self._limit, is_decoded=True)
             if found:
                 yield found
 
@@ -185,9 +185,9 @@ def _through(layers: list[_Layer], data: bytes) -> Iterator[bytes]:
         yield from _through(layers[:-1], piece)
 
 
-def decoder_of(request: web.Request) -> Decoder | None:
-    """None where the body is as it is. Raises UnsupportedCoding."""
-    given = ",".join(request.headers.getall("Content-Encoding", ()))
+def decoder_of(headers: CIMultiDictProxy[str], limit: int) -> Decoder | None:
+    """None where the body is not encoded. Raises UnsupportedCoding."""
+    given = ",".join(headers.getall("Content-Encoding", ()))
     names = [name for one in given.split(",") if (name := one.strip().lower()) not in ("", "identity")]
     names = [_ALIASES.get(name, name) for name in names]
     unknown = [name for name in names if name not in _CODINGS]
@@ -197,4 +197,4 @@ def decoder_of(request: web.Request) -> Decoder | None:
         )
     if len(names) > MOST_CODINGS:
         raise UnsupportedCoding(f"at most {MOST_CODINGS} content codings are accepted, not {len(names)}")
-    return Decoder(names, request.client_max_size) if names else None
+    return Decoder(names, limit) if names else None

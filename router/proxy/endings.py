@@ -19,7 +19,7 @@ from typing import Final
 
 from router.engines.llama_server import PROGRESS_PATH
 from router.process import get_answer
-from router.proxy.ask import RequestStats
+from router.proxy.info import RequestStats
 from router.proxy.upstream import Upstream
 from router.scheduler.types import InstanceId
 from router.supervisor.pool import Lease

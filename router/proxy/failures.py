@@ -10,7 +10,7 @@ from typing import Final
 
 from router.errors import RouterError, ShuttingDown, Unavailable, Unloaded, UpstreamFailed
 from router.proxy.framing import Malformed
-from router.proxy.upstream import HungUp
+from router.proxy.upstream import ClosedEarly
 from router.scheduler.types import Cause, State, Unload
 from router.supervisor.pool import Lease, Pool
 from router.supervisor.stall import Traffic
@@ -25,7 +25,7 @@ _OUT_OF_FILES: Final = "the router has as many files and connections open as it 
 _NOBODY_LISTENS: Final = (ConnectionRefusedError, FileNotFoundError)
 
 
-class Broken(Exception):
+class AttemptFailed(Exception):
     """An attempt ended before anything of its answer was sent to the client."""
 
     def __init__(self, error: RouterError, *, may_retry: bool) -> None:
@@ -41,16 +41,16 @@ class Failures:
         self._pool = pool
         self._traffic = traffic
 
-    async def before_answer(self, lease: Lease, error: Exception, *, was_connected: bool) -> Broken:
+    async def before_answer(self, lease: Lease, error: Exception, *, was_connected: bool) -> AttemptFailed:
         """Nothing was sent yet."""
         if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
-            return Broken(Unavailable(_OUT_OF_FILES, retry_after_seconds=1.0), may_retry=False)
+            return AttemptFailed(Unavailable(_OUT_OF_FILES, retry_after_seconds=1.0), may_retry=False)
         is_gone = await _is_gone(lease)
         is_own_death = lease.ending.cause is None and self._verdict(lease) is None
         failure = self._failure(lease, _words(error, was_connected), "before its answer began")
         if not is_gone and not was_connected and isinstance(error, _NOBODY_LISTENS):
             self._retire(lease)
-        return Broken(failure, may_retry=is_own_death and (is_gone or not was_connected))
+        return AttemptFailed(failure, may_retry=is_own_death and (is_gone or not was_connected))
 
     def _retire(self, lease: Lease) -> None:
         """It lives and nobody reaches it: it was told to end by somebody else, or its socket is gone. Whom it
@@ -64,7 +64,7 @@ class Failures:
     async def within_answer(self, lease: Lease, error: Exception) -> RouterError:
         """Its status was sent: what is left of it is a line in the log."""
         await _is_gone(lease)
-        is_cut = isinstance(error, HungUp | ConnectionError)
+        is_cut = isinstance(error, ClosedEarly | ConnectionError)
         words = "its connection broke off" if is_cut else _words(error, was_connected=True)
         failure = self._failure(lease, words, "in the middle of its answer")
         log.warning("%s", failure.message)

@@ -28,15 +28,8 @@ _HOP_BY_HOP: Final = frozenset(
 _NOT_FORWARDED: Final = _HOP_BY_HOP | {
     b"authorization", b"x-api-key", b"content-length", b"content-encoding", b"expect",
 }  # fmt: skip
-_BODILESS: Final = ("GET", "HEAD", "OPTIONS", "DELETE")
-
-
-def request_head(method: str, target: str, headers: Iterable[tuple[bytes, bytes]], body_size: int) -> bytes:
-    """`headers` as they came. A length is said wherever there is a body, or one is usual."""
-    lines = request_lines(method, target, headers)
-    if body_size or method not in _BODILESS:
-        return lines + b"Content-Length: %d\r\n\r\n" % body_size
-    return lines + b"\r\n"
+#: Methods whose requests usually have no body: no length is sent for an empty one.
+BODILESS: Final = ("GET", "HEAD", "OPTIONS", "DELETE")
 
 
 def request_lines(method: str, target: str, headers: Iterable[tuple[bytes, bytes]]) -> bytes:

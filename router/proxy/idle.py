@@ -27,7 +27,7 @@ JUST_NOW_SECONDS: Final = 0.01
 MOST_KEPT: Final = 64
 
 
-class Idle:
+class IdleConnections:
     """The idle connections of all children, by socket. The one used last is used next."""
 
     def __init__(self) -> None:

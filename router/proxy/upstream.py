@@ -1,5 +1,5 @@
-"""A connection to a child, for one exchange after another: requests are written here, and whoever waits for
-the answer is told what comes."""
+"""A connection to an instance, for one exchange after another: requests are written here, and a listener gets
+what comes of the answer."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from contextlib import suppress
 from typing import Final, Protocol, cast
 
 from router.proxy.body import Body
-from router.proxy.outbox import WriteCoalescer
+from router.proxy.coalescer import WriteCoalescer
 
 #: All connections read into one buffer: what was read is copied out before the next one reads. It bounds what
 #: a client that does not read makes us hold.
@@ -25,7 +25,7 @@ ONE_WRITE_BYTES: Final = 1 << 16
 DISCARDED_BYTES: Final = 1 << 16
 
 
-class HungUp(Exception):
+class ClosedEarly(Exception):
     """The child closed the connection in the middle of an exchange."""
 
 
@@ -89,21 +89,16 @@ class Upstream(asyncio.BufferedProtocol):
         if self._is_lost:
             self._end(ConnectionResetError("it closed the connection before it was asked"))
 
-    async def send(self, head: bytes, body: Body) -> None:
-        """Hand over a request, as fast as the child takes it; stops when nobody waits for the answer any
-        more.
-        """
-        if self._transport is None:
-            return
-        if body.size <= ONE_WRITE_BYTES:
-            self._transport.write(b"".join((head, *body.pieces)))
-            return
-        self._transport.write(head)
+    async def write_body(self, body: Body) -> None:
+        """Hand over a body behind its head, which was written, as fast as the instance reads it. Returns
+        early where the exchange ends before."""
         for piece in body.slices():
-            if self._is_full:
+            while self._transport is None or self._is_full:
+                if self._listener is None or self._is_lost:
+                    return
                 self._room = asyncio.get_running_loop().create_future()
                 await self._room
-            if self._listener is None or self._transport is None:
+            if self._listener is None:
                 return
             self._transport.write(piece)
 
@@ -217,6 +212,7 @@ class Upstream(asyncio.BufferedProtocol):
             self._end_our_half(self._transport)
         else:
             self._write_unsent()
+            self._make_room()
 
     def get_buffer(self, _: int) -> memoryview:
         return _BUFFER
@@ -272,23 +268,9 @@ class Upstream(asyncio.BufferedProtocol):
             room.set_result(None)
 
 
-async def connect(path: str) -> Upstream:
-    """A new connection. Raises OSError."""
-    own = await _connected(path)
-    # From here on the socket is the loop's, also if it is not wanted any more before the loop has it: which
-    # of the two would have to close it then depends on the kind of loop.
-    loop = asyncio.get_running_loop()
-    opening = loop.create_task(_open(Upstream(own), own), name="connect to a child")
-    try:
-        return await asyncio.shield(opening)
-    except asyncio.CancelledError:
-        opening.add_done_callback(_close_unwanted)
-        raise
-
-
-def ask_now(path: str, request: bytes, listener: Listener) -> Upstream:
-    """A new connection on which a short `request` is said at once, before the loop has it: the child works
-    meanwhile. The listener is told if the connection does not come to be.
+def open_upstream(path: str, request: bytes, listener: Listener) -> Upstream:
+    """A new connection on which a short `request` is sent at once, before the loop has the connection: the
+    instance works meanwhile. The listener's `lost` is called if the connection cannot be made.
     """
     own = _connected_at_once(path)
     upstream = Upstream(own)
@@ -296,14 +278,14 @@ def ask_now(path: str, request: bytes, listener: Listener) -> Upstream:
     upstream.begin(listener)
     upstream.write(request)
     opening = asyncio.get_running_loop().create_task(
-        _open_later(upstream, path, own), name="connect to a child"
+        _open_later(upstream, path, own), name="connect to an instance"
     )
     _OPENING.add(opening)
     opening.add_done_callback(_OPENING.discard)
     return upstream
 
 
-#: The loop itself holds no task.
+#: The loop itself keeps weak references only.
 _OPENING: Final[set[asyncio.Task[None]]] = set()
 
 
@@ -311,7 +293,7 @@ async def _open_later(upstream: Upstream, path: str, own: socket.socket | None) 
     try:
         if own is None:
             own = upstream._socket = await _connected(path)
-        await _open(upstream, own)
+        await asyncio.get_running_loop().create_unix_connection(lambda: upstream, sock=own)
     except OSError as error:
         upstream.connection_lost(error)
 
@@ -345,14 +327,3 @@ async def _connected(path: str) -> socket.socket:
     except BaseException:
         own.close()
         raise
-
-
-async def _open(upstream: Upstream, own: socket.socket) -> Upstream:
-    loop = asyncio.get_running_loop()
-    await loop.create_unix_connection(lambda: upstream, sock=own)
-    return upstream
-
-
-def _close_unwanted(opening: asyncio.Task[Upstream]) -> None:
-    if not opening.cancelled() and opening.exception() is None:
-        opening.result().close()

@@ -11,7 +11,7 @@ from typing import Final
 
 import msgspec
 
-from router.proxy.ask import RequestStats
+from router.proxy.info import RequestStats
 
 FIRST_BYTES: Final = 2 << 10
 LAST_BYTES: Final = 8 << 10

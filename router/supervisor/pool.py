@@ -270,19 +270,36 @@ class Pool:
         timeout: float | None = None,  # noqa: ASYNC109 - of the place in the queue, not of this coroutine
         overrides: Model | None = None,
     ) -> AsyncIterator[Lease]:
-        """Hold a ready instance of `model` for as long as the block runs. Raises RouterError when it is
-        refused, HandedOver when another process serves by now.
+        """Hold a ready instance of `model` for as long as the block runs. As `acquire` and `release`."""
+        lease = await self.acquire(
+            model, priority=priority, keep_alive=keep_alive, size=size, timeout=timeout, overrides=overrides
+        )
+        try:
+            yield lease
+        finally:
+            self.release(lease)
+
+    async def acquire(
+        self,
+        model: ModelName,
+        *,
+        priority: Priority | None = None,
+        keep_alive: float | None = None,
+        size: float | None = None,
+        timeout: float | None = None,  # noqa: ASYNC109 - of the place in the queue, not of this coroutine
+        overrides: Model | None = None,
+    ) -> Lease:
+        """Wait for a ready instance of `model`; `release` the lease, whatever happens. Raises RouterError
+        when it is refused, HandedOver when another process serves by now.
         """
         if self._closing:
             raise ShuttingDown("the router is shutting down", retry_after_seconds=5.0)
         if overrides is None:
-            taken = self.take(model, priority=priority, keep_alive=keep_alive, size=size, timeout=timeout)
-            if taken is not None:
-                try:
-                    yield taken
-                finally:
-                    self.give_back(taken)
-                return
+            lease = self.acquire_nowait(
+                model, priority=priority, keep_alive=keep_alive, size=size, timeout=timeout
+            )
+            if lease is not None:
+                return lease
         begun = self._loop.time()
         await self._prepare(model)
         if self._on_lease_end is not None:
@@ -292,14 +309,16 @@ class Pool:
         self._futures[name] = future
         try:
             self.tell(Acquire(name, model, priority, keep_alive, size, timeout, overrides))
-            yield self._lease(await future, model, begun)
-        finally:
-            # Done, hung up, timed out, cancelled, granted in the very turn in which the waiter left: one
-            # line.
+            granted = await future
+        except BaseException:
+            # Refused, timed out, cancelled, granted in the very turn in which the waiter was cancelled.
             del self._futures[name]
             self._end_lease(name)
+            raise
+        del self._futures[name]
+        return self._lease(granted, model, begun)
 
-    def take(
+    def acquire_nowait(
         self,
         model: ModelName,
         *,
@@ -309,7 +328,7 @@ class Pool:
         timeout: float | None = None,
     ) -> Lease | None:
         """A lease at once, where the model is ready and takes requests; else None, and nothing is told: ask
-        with `lease`. Whoever takes one must `give_back` it, whatever happens.
+        with `acquire`. `release` it, whatever happens.
         """
         if self._closing or self._on_lease_end is not None:
             return None
@@ -338,7 +357,7 @@ class Pool:
         finally:
             del self._futures[event.lease]
 
-    def give_back(self, lease: Lease) -> None:
+    def release(self, lease: Lease) -> None:
         """The end of a lease that was taken; once."""
         if lease.held is None or self._on_lease_end is not None:
             self._end_lease(lease.id)

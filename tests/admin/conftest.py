@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 from collections.abc import AsyncIterator, Coroutine, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
@@ -14,20 +15,20 @@ import aiohttp
 import pytest
 from aiohttp import web
 
-from router.admin import CONTEXT, Context, Known, application
+from router.admin import CONTEXT, PROXIED_ROUTES, Context, Known, application
 from router.admin.access_log import ACCESS_LOG
 from router.admin.allowed_hosts import ALLOWED_HOSTS
+from router.admin.cors import ORIGINS
 from router.admin.keys import KEYS
-from router.admin.requests import IN_FLIGHT
 from router.app.requests import Requests
 from router.config import ChildConfig, Config, PathsConfig, SchedulerConfig, ServerConfig
-from router.http.connections import Limits
-from router.http.express import Express
-from router.http.front import Runner
+from router.http.inference import ProxiedRoutes
+from router.http.server import HttpServer, Limits
 from router.memory.devices import DeviceInfo
 from router.models.catalog import Catalog
 from router.models.definitions import define
 from router.presets import Overrides
+from router.proxy.body import BODY_LIMITS
 from router.scheduler.types import Device, Model
 from router.supervisor.pool import Pool
 from tests.admin.fake_pool import GIB, GPU, FakePool
@@ -56,6 +57,20 @@ class Answer:
         error = self.json()["error"]
         assert {"message", "type", "code", "param"} <= error.keys()
         return error
+
+
+def proxied_routes(app: web.Application, context: Context, requests: Requests) -> ProxiedRoutes:
+    return ProxiedRoutes(
+        PROXIED_ROUTES,
+        context,
+        context.proxy,
+        keys=app[KEYS],
+        hosts=app[ALLOWED_HOSTS],
+        origins=app[ORIGINS],
+        counting=requests,
+        access_log=app[ACCESS_LOG],
+        body_limits=app[BODY_LIMITS],
+    )
 
 
 async def echo(received: Received, connection: Connection) -> None:
@@ -118,7 +133,15 @@ class Api:
         self._stack = AsyncExitStack()
         self._tasks: list[asyncio.Task[None]] = []
 
-    async def start(self, *, script: Script = echo, autoload: bool = True, **server: Any) -> None:
+    async def start(
+        self,
+        *,
+        script: Script = echo,
+        autoload: bool = True,
+        limits: Limits | None = None,
+        shutdown_seconds: float = 0.1,
+        **server: Any,
+    ) -> None:
         served = ServerConfig(**server)
         config = Config(server=served, scheduler=SchedulerConfig(autoload=autoload))
         context = Context(config, self.known, cast(Pool, self.pool), self._reload, self._spawn, self._vary)
@@ -129,26 +152,19 @@ class Api:
             self.pool.sockets[name] = [upstream.path] * 9
         app = self.app = application(served)
         app[CONTEXT] = context
-        runner = self.runner = Runner(
-            app,
-            Limits(),
-            handler_cancellation=True,
-            auto_decompress=False,
-            access_log=None,
-            shutdown_timeout=0.1,
-        )
-        await runner.setup()
+        http = self.server = HttpServer(app, limits, shutdown_seconds=shutdown_seconds)
+        await http.start()
         self.app_context, self.requests = context, Requests()
-        runner.front.express = Express(
-            context, app[KEYS], app[ALLOWED_HOSTS], app[IN_FLIGHT], self.requests, app[ACCESS_LOG]
-        )
-        self._stack.push_async_callback(runner.cleanup)
-        await web.TCPSite(runner, "127.0.0.1", 0).start()
-        self.url = f"http://127.0.0.1:{runner.addresses[0][1]}"
+        http.proxied = proxied_routes(app, context, self.requests)
+        self._stack.push_async_callback(http.close)
+        await http.listen()
+        self.url = f"http://127.0.0.1:{http.addresses[0][1]}"
         self._client = await self._stack.enter_async_context(aiohttp.ClientSession())
 
     async def listen_on_path(self, path: Path) -> None:
-        await web.UnixSite(self.runner, path).start()
+        listening = socket.socket(socket.AF_UNIX)
+        listening.bind(str(path))
+        await self.server.listen(sock=listening)
 
     async def call(self, method: str, path: str, **options: Any) -> Answer:
         async with self._client.request(method, self.url + path, **options) as response:

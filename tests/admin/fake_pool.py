@@ -80,7 +80,14 @@ class FakePool:
     # --- the interface of Pool ---
 
     @asynccontextmanager
-    async def lease(
+    async def lease(self, model: str, **asked: Any) -> AsyncIterator[Lease]:
+        lease = await self.acquire(model, **asked)
+        try:
+            yield lease
+        finally:
+            self.release(lease)
+
+    async def acquire(
         self,
         model: str,
         *,
@@ -88,7 +95,7 @@ class FakePool:
         keep_alive: float | None = None,
         size: float | None = None,
         timeout: float | None = None,
-    ) -> AsyncIterator[Lease]:
+    ) -> Lease:
         self.acquired.append(Acquired(model, priority, keep_alive, size))
         if self.refusals and (refusal := self.refusals.pop(0)) is not None:
             raise refusal
@@ -106,25 +113,28 @@ class FakePool:
         )
         instance.leases.append(lease.id)
         self.granted.append(lease)
-        try:
-            yield lease
-        finally:
-            instance.leases.remove(lease.id)
-            self.released.append(lease.id)
+        return lease
 
-    def take(self, model: str, *, keep_alive: float | None = None, size: float | None = None) -> Lease | None:
+    def acquire_nowait(
+        self,
+        model: str,
+        *,
+        priority: Priority | None = None,
+        keep_alive: float | None = None,
+        size: float | None = None,
+    ) -> Lease | None:
         instance = next((one for one in self.instances.values() if one.model == model), None)
         if instance is None or instance.state is not State.READY or any(self.refusals[:1]):
             return None
         del self.refusals[:1]
-        self.acquired.append(Acquired(model, None, keep_alive, size))
+        self.acquired.append(Acquired(model, priority, keep_alive, size))
         address = Address(instance.socket)
         lease = Lease(f"r{next(self._ids)}", model, instance.id, address, instance.ending)
         instance.leases.append(lease.id)
         self.granted.append(lease)
         return lease
 
-    def give_back(self, lease: Lease) -> None:
+    def release(self, lease: Lease) -> None:
         if (instance := self.instances.get(lease.instance)) is not None:
             instance.leases.remove(lease.id)
         self.released.append(lease.id)

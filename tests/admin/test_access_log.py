@@ -7,11 +7,9 @@ import json
 import logging
 
 import pytest
-from aiohttp import web
-from aiohttp.test_utils import make_mocked_request
 
-from router.admin.access_log import note_access
-from router.proxy import REQUEST_STATS, RequestStats
+from router.admin.access_log import ACCESS_LOG
+from router.proxy import RequestStats
 from tests.admin.conftest import Api
 from tests.admin.upstream import Connection, Received
 from tests.deadline import DEADLINE_SECONDS
@@ -41,13 +39,7 @@ async def test_it_tells_tokens_evictions_and_the_policy(api: Api, caplog):
     )
     await api.start()
     caplog.clear()
-    request = make_mocked_request("POST", "/v1/completions", app=api.app)
-    request[REQUEST_STATS] = account
-
-    async def handler(_: web.Request) -> web.Response:
-        return web.Response()
-
-    await note_access(request, handler)
+    api.app[ACCESS_LOG].ended("127.0.0.1", "POST", "/v1/completions", account, 200, 0.1)
     (line,) = [record.getMessage() for record in caplog.records if record.name == "router.access"]
     assert line.endswith(" tokens=12+34 error=upstream_failed evicted=a#1,b#2 policy=lru")
 

@@ -8,7 +8,7 @@ import json
 import pytest
 
 from tests.admin.conftest import Api
-from tests.http.test_express import PATH, calling, said
+from tests.http.test_inference import PATH, calling, said
 from tests.proxy.wire import Message, read_answer
 
 BAD = "\xff\xfe"
@@ -54,7 +54,6 @@ async def test_any_other_header_passes_on_both_ways_as_it_came(api: Api, name: s
         short = await caller.ask(
             said().replace(b"Host: localhost", f"Host: localhost\r\n{name}: {BAD}".encode("latin-1"))
         )
-        assert caller.is_short()
     long = await ask(
         api, "POST", PATH, f"{name}: {BAD}\r\nX-Router-Priority: low", said().partition(b"\r\n\r\n")[2]
     )

@@ -9,7 +9,7 @@ import pytest
 from router.admin.target import encode_line, tidy
 from tests.admin.conftest import Api
 from tests.admin.upstream import Connection, Received
-from tests.http.test_express import ASKED, calling, said, until
+from tests.http.test_inference import ASKED, calling, said, until
 from tests.proxy.wire import Message, read_answer
 
 
@@ -138,7 +138,7 @@ async def talk(api: Api, *pieces: bytes) -> Message:
     for number, piece in enumerate(pieces):
         if number:
             await until(
-                lambda: any(getattr(one, "_has_begun", False) for one in api.runner.front.connections),
+                lambda: any(connection._held for connection in api.server.connections),
                 "the first is read",
             )
         writer.write(piece)

@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 import aiohttp
 import pytest
@@ -18,16 +18,19 @@ from aiohttp import web
 
 from router.admin.errors import tell_errors
 from router.app.relay import Relay
-from router.proxy import Begun, Dialect, RequestStats
-from router.proxy.client import AiohttpClient, AlreadySentResponse
-from router.supervisor.pool import HandedOver
+from router.http.server import HttpServer
+from router.proxy import HeartbeatConfig, ProxyContext, RequestInfo
+from router.supervisor.pool import HandedOver, Lease, Pool
+from tests.admin.fake_pool import FakePool
+from tests.proxy.bench import Counted, proxy_server
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 @asynccontextmanager
-async def serving(handler: Handler, listening: socket.socket, *middlewares: Any) -> AsyncIterator[None]:
-    app = web.Application(middlewares=middlewares)
+async def serving(handler: Handler, listening: socket.socket) -> AsyncIterator[None]:
+    """The next process."""
+    app = web.Application()
     app.router.add_route("*", "/{path:.*}", handler)
     runner = web.AppRunner(app, handler_cancellation=True, auto_decompress=False)
     await runner.setup()
@@ -38,37 +41,61 @@ async def serving(handler: Handler, listening: socket.socket, *middlewares: Any)
         await runner.cleanup()
 
 
-class Pair:
-    """A former process whose requests are answered by `former` until it is replaced, and the next one."""
+class HandedOverPool(FakePool):
+    """Its children belong to another process once `gate` is set."""
 
-    def __init__(self, former: Handler, following: Handler) -> None:
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate = asyncio.Event()
+
+    async def acquire(self, model: str, **_: object) -> Lease:
+        await self.gate.wait()
+        raise HandedOver
+
+
+class Pair:
+    """A former process whose requests are answered by `former` until it is replaced, and the next one. Where
+    `former` is None they are proxied, and wait for their model."""
+
+    def __init__(self, former: Handler | None, following: Handler) -> None:
         self._former, self._following = former, following
         self.next_address = socket.create_server(("127.0.0.1", 0))
-        self._here = socket.create_server(("127.0.0.1", 0))
-        self.address = self._here.getsockname()
+        self.relay, self.pool = Relay(), HandedOverPool()
+        self.proxy = ProxyContext(cast(Pool, self.pool), lambda: HeartbeatConfig(0.01, 60.0))
 
     async def __aenter__(self) -> Pair:
-        self._relay = Relay()
-        self._middle = serving(self._former, self._here, tell_errors, self._relay.after_handover)
-        await self._middle.__aenter__()
+        if self._former is None:
+            info = RequestInfo("m", stream=True)
+            self.server = proxy_server(self.proxy, lambda _: info, Counted(), shutdown_seconds=0.1)
+        else:
+            app = web.Application(middlewares=[tell_errors, self.relay.after_handover])
+            app.router.add_route("*", "/{path:.*}", self._former)
+            self.server = HttpServer(app, shutdown_seconds=0.1)
+        await self.server.start()
+        await self.server.listen()
+        self.address = self.server.addresses[0][:2]
         self._end = serving(self._following, self.next_address)
         await self._end.__aenter__()
-        self.client = aiohttp.ClientSession(
-            f"http://127.0.0.1:{self._here.getsockname()[1]}", auto_decompress=False
-        )
+        self.client = aiohttp.ClientSession(f"http://127.0.0.1:{self.address[1]}", auto_decompress=False)
         return self
 
     async def __aexit__(self, *_: object) -> None:
         await self.client.close()
-        await self._middle.__aexit__(None, None, None)
+        await self.server.close()
         await self._end.__aexit__(None, None, None)
 
     def replace(self, to: socket.socket | None = None) -> None:
-        self._relay.begin(to or self.next_address)
+        self.relay.begin(to or self.next_address)
+        self.proxy.relay = self.relay
+        self.pool.gate.set()
 
 
 async def told_by_the_former(request: web.Request) -> web.StreamResponse:
     return web.Response(text="the former")
+
+
+#: Who answers in the former process: the application, or the proxy.
+FORMERS = pytest.mark.parametrize("former", [told_by_the_former, None], ids=["application", "proxied"])
 
 
 async def echo(request: web.Request) -> web.StreamResponse:
@@ -87,8 +114,11 @@ async def test_before_the_handover_it_does_nothing():
         assert "Connection" not in answer.headers
 
 
-async def test_afterwards_a_request_passes_as_it_is_and_its_answer_too_and_the_connection_ends():
-    async with Pair(told_by_the_former, echo) as pair:
+@FORMERS
+async def test_afterwards_a_request_passes_as_it_is_and_its_answer_too_and_the_connection_ends(
+    former: Handler | None,
+):
+    async with Pair(former, echo) as pair:
         pair.replace()
         sent = {"Authorization": "Bearer k", "X-Own": "1", "User-Agent": "me", "Accept": "*/*"}
         async with pair.client.put("/a%2Fb?q=%20x", data=b"body" * 50_000, headers=sent) as answer:
@@ -101,8 +131,9 @@ async def test_afterwards_a_request_passes_as_it_is_and_its_answer_too_and_the_c
             assert answer.headers["Connection"] == "close", "the client comes to the next process then"
 
 
-async def test_a_compressed_body_passes_decoded():
-    async with Pair(told_by_the_former, echo) as pair:
+@FORMERS
+async def test_a_compressed_body_passes_decoded(former: Handler | None):
+    async with Pair(former, echo) as pair:
         pair.replace()
         sent = {"Content-Encoding": "gzip"}
         async with pair.client.put("/", data=gzip.compress(b"body" * 50_000), headers=sent) as answer:
@@ -110,8 +141,9 @@ async def test_a_compressed_body_passes_decoded():
             assert "X-Had-Content-Encoding" not in answer.headers
 
 
-async def test_a_header_that_is_not_utf_8_stays_behind_and_the_request_passes():
-    async with Pair(told_by_the_former, echo) as pair:
+@FORMERS
+async def test_a_header_that_is_not_utf_8_stays_behind_and_the_request_passes(former: Handler | None):
+    async with Pair(former, echo) as pair:
         pair.replace()
         reader, writer = await asyncio.open_connection(*pair.address)
         writer.write(b"GET / HTTP/1.1\r\nHost: x\r\nX-Own: \xff\r\nX-More: gr\xc3\xb6\xc3\x9fe\r\n\r\n")
@@ -121,9 +153,12 @@ async def test_a_header_that_is_not_utf_8_stays_behind_and_the_request_passes():
     assert "X-Had-X-More: größe" in head and "X-Had-X-Own" not in head
 
 
+@FORMERS
 @pytest.mark.parametrize("method", ["HEAD", "DELETE", "OPTIONS"])
-async def test_requests_without_a_body_pass(method: str):
-    async with Pair(told_by_the_former, echo) as pair:
+async def test_requests_without_a_body_pass(method: str, former: Handler | None):
+    if method == "OPTIONS":
+        former = told_by_the_former  # a preflight is never proxied
+    async with Pair(former, echo) as pair:
         pair.replace()
         async with pair.client.request(method, "/x") as answer:
             assert answer.status == 207
@@ -132,7 +167,8 @@ async def test_requests_without_a_body_pass(method: str):
         assert body == b"" if method == "HEAD" else gzip.decompress(body) == b"nothing"
 
 
-async def test_a_stream_passes_piece_by_piece():
+@FORMERS
+async def test_a_stream_passes_piece_by_piece(former: Handler | None):
     go_on = asyncio.Event()
 
     async def stream(request: web.Request) -> web.StreamResponse:
@@ -143,7 +179,7 @@ async def test_a_stream_passes_piece_by_piece():
         await response.write(b"data: 2\n\n")
         return response
 
-    async with Pair(told_by_the_former, stream) as pair:
+    async with Pair(former, stream) as pair:
         pair.replace()
         async with pair.client.post("/v1/chat/completions", json={}) as answer:
             assert await answer.content.readany() == b"data: 1\n\n"
@@ -151,7 +187,8 @@ async def test_a_stream_passes_piece_by_piece():
             assert await answer.content.read() == b"data: 2\n\n"
 
 
-async def test_a_client_that_leaves_ends_the_request_there_too():
+@FORMERS
+async def test_a_client_that_leaves_ends_the_request_there_too(former: Handler | None):
     begun, cancelled = asyncio.Event(), asyncio.Event()
 
     async def endless(request: web.Request) -> web.StreamResponse:
@@ -162,7 +199,7 @@ async def test_a_client_that_leaves_ends_the_request_there_too():
             cancelled.set()
         raise AssertionError
 
-    async with Pair(told_by_the_former, endless) as pair:
+    async with Pair(former, endless) as pair:
         pair.replace()
         asking = asyncio.ensure_future(pair.client.get("/"))
         await begun.wait()
@@ -171,7 +208,8 @@ async def test_a_client_that_leaves_ends_the_request_there_too():
             await cancelled.wait()
 
 
-async def test_an_answer_that_is_cut_is_cut_for_its_client():
+@FORMERS
+async def test_an_answer_that_is_cut_is_cut_for_its_client(former: Handler | None):
     async def dying(request: web.Request) -> web.StreamResponse:
         response = web.StreamResponse()
         response.content_length = 100
@@ -181,15 +219,16 @@ async def test_an_answer_that_is_cut_is_cut_for_its_client():
         request.transport.close()
         return response
 
-    async with Pair(told_by_the_former, dying) as pair:
+    async with Pair(former, dying) as pair:
         pair.replace()
         with pytest.raises(aiohttp.ClientPayloadError):
             async with pair.client.get("/") as answer:
                 await answer.read()
 
 
-async def test_when_nobody_serves_any_more_the_client_is_told():
-    async with Pair(told_by_the_former, echo) as pair:
+@FORMERS
+async def test_when_nobody_serves_any_more_the_client_is_told(former: Handler | None):
+    async with Pair(former, echo) as pair:
         with socket.create_server(("127.0.0.1", 0)) as gone:
             pair.replace(gone)
         async with pair.client.get("/") as answer:
@@ -198,11 +237,12 @@ async def test_when_nobody_serves_any_more_the_client_is_told():
             assert (await answer.json())["error"]["code"] == "shutting_down"
 
 
-async def test_while_nobody_accepts_yet_it_waits():
+@FORMERS
+async def test_while_nobody_accepts_yet_it_waits(former: Handler | None):
     with socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))
         listening.listen()
-        async with Pair(told_by_the_former, echo) as pair:
+        async with Pair(former, echo) as pair:
             pair.replace(listening)
             asking = asyncio.ensure_future(pair.client.get("/x"))
             await asyncio.sleep(0.1)
@@ -211,11 +251,12 @@ async def test_while_nobody_accepts_yet_it_waits():
                 assert answer.status == 207
 
 
-async def test_a_unix_socket_is_found_by_its_path():
+@FORMERS
+async def test_a_unix_socket_is_found_by_its_path(former: Handler | None):
     with tempfile.TemporaryDirectory() as folder:
         listening = socket.socket(socket.AF_UNIX)
         listening.bind(str(Path(folder) / "s"))
-        async with Pair(told_by_the_former, echo) as pair, serving(echo, listening):
+        async with Pair(former, echo) as pair, serving(echo, listening):
             pair.replace(listening)
             async with pair.client.get("/x") as answer:
                 assert answer.headers["X-Was"] == "GET /x"
@@ -274,49 +315,37 @@ async def cut(request: web.Request) -> web.StreamResponse:
 
 
 @asynccontextmanager
-async def told_to_wait(following: Handler, *, is_gone: bool = False) -> AsyncIterator[Pair]:
-    """The former process has told every client that it waits, when it is replaced."""
-
-    async def wait(request: web.Request) -> web.StreamResponse:
-        account, response = RequestStats("m"), AlreadySentResponse()
-        client = AiohttpClient.of(request, account)
-        client.write(client.early_head())
-        client.say(b": wait\n\n")
+async def waiting(following: Handler, *, is_gone: bool = False) -> AsyncIterator[aiohttp.ClientResponse]:
+    """A client that has had a heartbeat when the former process is replaced."""
+    async with Pair(None, following) as pair, pair.client.post("/x", data=b"{}") as answer:
+        assert answer.status == 200
+        assert (await answer.content.readuntil(b"\n\n")).startswith(b": llama-router {")
         if is_gone:
             with socket.create_server(("127.0.0.1", 0)) as gone:
                 pair.replace(gone)
         else:
             pair.replace()
-        raise Begun(client, Dialect.OPENAI, response)
-
-    async with Pair(wait, following) as pair:
-        yield pair
+        yield answer
 
 
-async def test_a_stream_that_was_told_to_wait_is_gone_on_with_and_its_connection_stays():
-    async with told_to_wait(events) as pair:
-        async with pair.client.post("/x", data=b"{}") as answer:
-            assert answer.status == 200
-            assert await answer.read() == b": wait\n\ndata: 0\n\ndata: 1\n\ndata: 2\n\n"
-            assert answer.connection is None or not answer.connection.closed
-        async with pair.client.post("/x", data=b"{}") as answer:
-            assert await answer.read() == b"data: 0\n\ndata: 1\n\ndata: 2\n\n"
+async def test_a_stream_that_has_begun_goes_on_with_the_next_process():
+    async with waiting(events) as answer:
+        assert await answer.read() == b"data: 0\n\ndata: 1\n\ndata: 2\n\n"
 
 
 async def test_if_the_next_process_refuses_that_is_an_event():
-    async with told_to_wait(refusal) as pair, pair.client.post("/x", data=b"{}") as answer:
-        assert answer.status == 200
+    async with waiting(refusal) as answer:
         text = await answer.text()
-        assert text.startswith(": wait\n\ndata: {")
+        assert text.startswith("data: {")
         assert '"code":"no_room"' in text
 
 
 async def test_if_nobody_serves_any_more_that_is_an_event():
-    async with told_to_wait(events, is_gone=True) as pair, pair.client.post("/x", data=b"{}") as answer:
+    async with waiting(events, is_gone=True) as answer:
         assert '"code":"shutting_down"' in await answer.text()
 
 
 async def test_if_its_rest_is_cut_nobody_takes_it_for_complete():
-    async with told_to_wait(cut) as pair, pair.client.post("/x", data=b"{}") as answer:
+    async with waiting(cut) as answer:
         with pytest.raises(aiohttp.ClientPayloadError):
             await answer.read()

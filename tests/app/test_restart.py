@@ -6,6 +6,7 @@ import asyncio
 import signal
 import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import product
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -91,7 +92,9 @@ class Bench:
             SimpleNamespace(
                 relay=Relay(),
                 background=Background(),
-                context=SimpleNamespace(pool=self.pool, downloads=FakeDownloads()),
+                context=SimpleNamespace(
+                    pool=self.pool, downloads=FakeDownloads(), proxy=SimpleNamespace(relay=None)
+                ),
                 host=self.host,
                 setup=SimpleNamespace(config=Config()),
             ),
@@ -106,7 +109,7 @@ class Bench:
         monkeypatch.setattr("router.app.restart.Successor.start", start)
         self.restart = Restart(self.router, [self.listening], self._stop_accepting, Notifier())
 
-    async def _stop_accepting(self) -> None:
+    def _stop_accepting(self) -> None:
         self.stops += 1
 
     async def __aenter__(self) -> Bench:
@@ -209,17 +212,21 @@ async def test_a_service_manager_that_cannot_be_told_for_want_of_files_disables_
         await bench.restart()
 
 
-@pytest.mark.parametrize("step", ["stop accepting", "suspend", "hand over"])
-@pytest.mark.parametrize("how", ["fails", "hangs"])
+@pytest.mark.parametrize(
+    ("step", "how"), [("stop accepting", "fails"), *product(["suspend", "hand over"], ["fails", "hangs"])]
+)
 async def test_a_step_after_which_there_is_no_way_back_ends_this_router_and_leaves_its_children(
     monkeypatch, step, how
 ):
     monkeypatch.setattr("router.app.restart.LET_GO_SECONDS", 0.05)
 
+    def fail(*_: object) -> None:
+        raise OSError(5, "Input/output error")
+
     async def broken(*_: object) -> None:
         if how == "hangs":
             await asyncio.Event().wait()
-        raise OSError(5, "Input/output error")
+        fail()
 
     async with Bench(monkeypatch, Next("ready", "serving"), Next("ready", "serving")) as bench:
         target: tuple[Any, str] = {
@@ -227,7 +234,7 @@ async def test_a_step_after_which_there_is_no_way_back_ends_this_router_and_leav
             "suspend": (bench.router.context.downloads, "suspend"),
             "hand over": (bench.pool, "hand_over"),
         }[step]
-        monkeypatch.setattr(*target, broken)
+        monkeypatch.setattr(*target, fail if step == "stop accepting" else broken)
         with pytest.raises(RestartFailed, match=r"this one exits: .* The models run on"):
             async with asyncio.timeout(20):
                 await bench.restart()

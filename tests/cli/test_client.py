@@ -9,7 +9,6 @@ from typing import Any
 
 import click
 import pytest
-from aiohttp import web
 from click.testing import CliRunner
 
 from router.cli import cli
@@ -71,8 +70,7 @@ async def test_an_address_may_be_written_without_its_scheme(api: Api):
 async def test_a_router_may_be_named_by_its_socket(api: Api, tmp_path: Path):
     await api.start()
     path = tmp_path / "router.sock"
-    site = web.UnixSite(api.runner, str(path))
-    await site.start()
+    await api.listen_on_path(path)
     for url in (f"unix:{path}", str(path), f"unix://{path}"):
         assert await asyncio.to_thread(Client(url).get, "/health") == {"status": "ok"}
     assert "no router answers at unix:/nowhere.sock" in failure(Client("unix:/nowhere.sock"))

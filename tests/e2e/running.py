@@ -13,13 +13,11 @@ from typing import Any
 
 import aiohttp
 import psutil
-from aiohttp import web
 
 from router.app.parts import Router, Setup
 from router.config import load_config, state_paths
 from router.engines.llama_server import find_binary
-from router.http.connections import Limits
-from router.http.front import Runner
+from router.http.server import HttpServer
 from router.models.catalog import Catalog
 from router.observability.journal import Entry
 from router.scheduler.types import Start, Stop
@@ -129,19 +127,18 @@ async def running(
     state.prepare()
     setup = Setup(loaded, Catalog.scan(loaded), state, find_binary(), lambda: load_config(source))
     router = Router(setup)
-    runner = Runner(router.app, Limits(), handler_cancellation=True, auto_decompress=False, access_log=None)
+    server = HttpServer(router.app)
     try:
-        await runner.setup()
-        runner.front.express = router.express()
-        site = web.TCPSite(runner, "127.0.0.1", 0)
-        await site.start()
-        url = f"http://127.0.0.1:{runner.addresses[0][1]}"
+        await server.start()
+        server.proxied = router.proxied_routes()
+        await server.listen()
+        url = f"http://127.0.0.1:{server.addresses[0][1]}"
         timeout = aiohttp.ClientTimeout(total=DEADLINE_SECONDS)
         connector = aiohttp.TCPConnector(limit=0)
         async with aiohttp.ClientSession(url, timeout=timeout, connector=connector) as session:
             yield Running(url, router.context.pool, session)
     finally:
-        await runner.cleanup()
+        await server.close()
     assert not llama_servers(), "the router left children behind"
 
 

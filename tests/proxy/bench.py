@@ -8,20 +8,67 @@ import io
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
-from typing import cast
+from types import SimpleNamespace
+from typing import Any, cast
 
 import aiohttp
 from aiohttp import web
 from yarl import URL
 
-from router.admin.errors import tell_errors
-from router.proxy import HeartbeatConfig, Proxy, RequestInfo
+from router.admin.allowed_hosts import AllowedHosts
+from router.admin.cors import Origins
+from router.admin.keys import Keys
+from router.admin.route import Pending, ProxiedRoute
+from router.config import ServerConfig
+from router.http.inference import ProxiedRoutes
+from router.http.server import HttpServer, Limits
+from router.proxy import HeartbeatConfig, ProxiedRequest, ProxyContext, RequestInfo
+from router.proxy.body import BodyLimits
 from router.supervisor.pool import Pool
 from tests.admin.fake_pool import FakePool
 from tests.admin.upstream import Connection, Received, Script, Upstream
 from tests.deadline import DEADLINE_SECONDS
 
 DEADLINE = DEADLINE_SECONDS
+
+
+class Counted:
+    """Of requests: how many have begun and not ended, and how many were logged."""
+
+    is_refusing = False
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.logged = 0
+
+    def begun(self) -> None:
+        self.count += 1
+
+    def ended(self, *logged: object) -> None:
+        if logged:
+            self.logged += 1
+        else:
+            self.count -= 1
+
+
+def proxy_server(
+    proxy: ProxyContext, plan: Callable[[Pending], RequestInfo], counted: Counted, **options: Any
+) -> HttpServer:
+    """A server that proxies every request, as `plan` says."""
+    server = HttpServer(web.Application(), Limits(), **options)
+    context = cast(Any, SimpleNamespace())
+    server.proxied = ProxiedRoutes(
+        [ProxiedRoute("*", "/{path:.*}", plan=plan)],
+        context,
+        proxy,
+        keys=Keys(),
+        hosts=AllowedHosts(ServerConfig(allowed_hosts=("*",))),
+        origins=Origins(),
+        counting=counted,
+        access_log=cast(Any, counted),
+        body_limits=BodyLimits(max_bytes=64 << 20),
+    )
+    return server
 
 
 class Bench:
@@ -34,10 +81,10 @@ class Bench:
         self.children: list[Upstream] = []
         self.ask = RequestInfo("qwen")
         self.base = ""
-        self.requests: list[tuple[web.Request, asyncio.Task[object]]] = []
+        self.requests: list[ProxiedRequest] = []
         self.patience = HeartbeatConfig()
         self.slots: int | None = None
-        self.proxy = Proxy(cast(Pool, self.pool), lambda: self.patience, lambda _: self.slots)
+        self.proxy = ProxyContext(cast(Pool, self.pool), lambda: self.patience, lambda _: self.slots)
 
     async def child(self, script: Script) -> Upstream:
         upstream = Upstream(self._folder / f"{len(self.children)}.sock", script)
@@ -46,22 +93,18 @@ class Bench:
         return upstream
 
     async def start(self) -> None:
-        async def handle(request: web.Request) -> web.StreamResponse:
-            task = asyncio.current_task()
-            assert task is not None
-            self.requests.append((request, task))
-            return await self.proxy.forward(request, await request.read(), self.ask)
+        enter = self.proxy.in_flight.enter
 
-        app = web.Application(middlewares=[tell_errors], client_max_size=64 << 20)
-        app.router.add_route("*", "/{path:.*}", handle)
-        runner = web.AppRunner(
-            app, handler_cancellation=True, auto_decompress=False, access_log=None, shutdown_timeout=0.1
-        )
-        await runner.setup()
-        self._stack.push_async_callback(runner.cleanup)
-        site = web.TCPSite(runner, "127.0.0.1", 0)
-        await site.start()
-        self.port = int(runner.addresses[0][1])
+        def note(request: ProxiedRequest) -> None:
+            self.requests.append(request)
+            enter(request)
+
+        self.proxy.in_flight.enter = note  # type: ignore[method-assign]
+        server = proxy_server(self.proxy, lambda _: self.ask, Counted(), shutdown_seconds=0.1)
+        await server.start()
+        self._stack.push_async_callback(server.close)
+        await server.listen()
+        self.port = int(server.addresses[0][1])
         self.base = f"http://127.0.0.1:{self.port}"
         self.client = await self._stack.enter_async_context(aiohttp.ClientSession())
 

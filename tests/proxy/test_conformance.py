@@ -18,20 +18,11 @@ from typing import Any, cast
 
 import pytest
 import uvloop
-from aiohttp import web
 
-from router.admin.allowed_hosts import AllowedHosts
-from router.admin.errors import tell_errors
-from router.admin.head import Head
-from router.admin.keys import Keys
-from router.admin.requests import InFlight
-from router.config import ServerConfig
-from router.http.connections import Limits
-from router.http.express import Express
-from router.http.front import Runner
-from router.proxy import Dialect, Proxy, RequestInfo, read_body
+from router.proxy import ProxyContext, RequestInfo
 from router.supervisor.pool import Pool
 from tests.admin.fake_pool import FakePool
+from tests.proxy.bench import Counted, proxy_server
 from tests.proxy.exchanges import Framing, Request, make
 from tests.proxy.wire import Headers, Message, ScriptedChild, read_answer
 
@@ -58,41 +49,15 @@ def test_the_same_on_the_loop_of_asyncio(tmp_path: Path, monkeypatch):
         assert runner.run(compare(tmp_path, EXCHANGES // 10, SEED + 1))["same"]
 
 
-@pytest.mark.parametrize("factory", [uvloop.new_event_loop, asyncio.new_event_loop])
-def test_the_same_by_the_short_way(tmp_path: Path, monkeypatch, factory):
-    """Requests for a ready model are answered before aiohttp's server sees them, in turn with those that it
-    has to read, on the same connections."""
-    monkeypatch.setattr("router.proxy.failures.EXIT_NOTICE_SECONDS", 0.01)
-    monkeypatch.setattr("router.http.express._DIALECTS", Everything())
-    monkeypatch.setattr("router.http.express.read_fields", lambda _: Head("m"))  # of bodies that mean nothing
-    count = EXCHANGES if factory is uvloop.new_event_loop else EXCHANGES // 10
-    with asyncio.Runner(loop_factory=factory) as runner:
-        seen = runner.run(compare(tmp_path, count, SEED + 2, is_short=True))
-    for what in ("same", "cut", "error event", "502", "client left", "kept connection"):
-        assert seen[what] > count / 250, f"hardly any {what}: {seen}"
-    assert seen["the short way"] > count / 3, seen
-    assert seen["the short way"] < count, seen
-
-
-class Everything(dict[str, Dialect]):
-    def __contains__(self, _: object) -> bool:
-        return True
-
-    def __missing__(self, _: str) -> Dialect:
-        return Dialect.OPENAI
-
-
-async def compare(folder: Path, count: int, seed: int, *, is_short: bool = False) -> Counter[str]:
+async def compare(folder: Path, count: int, seed: int) -> Counter[str]:
     luck = random.Random(seed)
-    groups = _groups(luck, count)
-    if is_short:
-        groups = [[_in_few_pieces(one, luck) for one in group] for group in groups]
+    groups = [[_in_few_pieces(one, luck) for one in group] for group in _groups(luck, count)]
     scripts = {one.name: one for group in groups for one in group}
     before = _resources()
     async with ScriptedChild(folder / "direct.sock", scripts) as direct:  # noqa: SIM117 - the line
         async with (
             ScriptedChild(folder / "behind.sock", scripts) as behind,
-            Router(behind.path, is_short) as router,
+            Router(behind.path) as router,
         ):
             seen: Counter[str] = Counter()
             waiting = iter(groups)
@@ -108,9 +73,8 @@ async def compare(folder: Path, count: int, seed: int, *, is_short: bool = False
 
             await _all(work(random.Random(luck.random())) for _ in range(CLIENTS))
             seen["kept connection"] = behind.served - behind.opened
-            seen["the short way"] = router.short
-            assert not router.in_flight.tickets
-            assert router.count == 0
+            assert not router.proxy.in_flight.requests
+            assert router.counted.count == 0
             await _eventually(lambda: router.pool.open_leases == 0, "a lease is left")
             assert len(set(router.pool.released)) == len(router.pool.released), "released twice"
             assert not router.proxy.traffic.flows
@@ -206,53 +170,24 @@ async def converse(
 class Router:
     """Nothing but the proxy, over one child."""
 
-    def __init__(self, path: str, is_short: bool = False) -> None:
+    def __init__(self, path: str) -> None:
         self.pool = FakePool({"m": [path]})
-        self.proxy = Proxy(cast(Pool, self.pool))
-        self.in_flight = InFlight()
-        self.short = 0
-        self.is_refusing = not is_short
-        self.count = 0
-        self.name_or_default = str
-
-    # Where the short way leads.
-
-    def begun(self) -> None:
-        self.count += 1
-
-    def ended(self, *logged: object) -> None:
-        if logged:
-            self.short += 1
-        else:
-            self.count -= 1
+        self.proxy = ProxyContext(cast(Pool, self.pool))
+        self.counted = Counted()
 
     async def __aenter__(self) -> Router:
-        async def handle(request: web.Request) -> web.StreamResponse:
-            return await self.proxy.forward(request, await read_body(request), RequestInfo("m"))
-
-        app = web.Application(middlewares=[tell_errors], client_max_size=64 << 20)
-        app.router.add_route("*", "/{path:.*}", handle)
-        self._runner = Runner(
-            app,
-            Limits(),
-            handler_cancellation=True,
-            auto_decompress=False,
-            access_log=None,
-            shutdown_timeout=1.0,
+        self._server = proxy_server(
+            self.proxy, lambda _: RequestInfo("m"), self.counted, shutdown_seconds=1.0
         )
-        await self._runner.setup()
-        itself = cast(Any, self)
-        self._runner.front.express = Express(
-            itself, Keys(), AllowedHosts(ServerConfig(allowed_hosts=("*",))), self.in_flight, itself, itself
-        )
-        await web.TCPSite(self._runner, "127.0.0.1", 0).start()
+        await self._server.start()
+        await self._server.listen()
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        await self._runner.cleanup()
+        await self._server.close()
 
     async def connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        return await asyncio.open_connection(*self._runner.addresses[0][:2], limit=1 << 22)
+        return await asyncio.open_connection(*self._server.addresses[0][:2], limit=1 << 22)
 
 
 def _groups(luck: random.Random, count: int) -> list[list[Request]]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 
-from router.proxy import RequestInfo
-from router.proxy.ask import REQUEST_STATS
+from router.proxy import RequestInfo, RequestStats
+from router.proxy.request import RequestState
 from tests.admin.upstream import Connection, Received
 from tests.proxy.bench import DEADLINE, Bench, eventually
 
@@ -44,11 +44,11 @@ async def abandon(bench: Bench, child: Child) -> None:
 async def test_a_request_that_is_abandoned_holds_its_lease_until_its_child_closes(bench: Bench):
     child = Child()
     await abandon(bench, child)
-    await eventually(bench.requests[0][1].done)
-    ((request, _),) = bench.requests
+    (request,) = bench.requests
+    await eventually(lambda: request.state is RequestState.DONE)
     assert bench.pool.open_leases == 1
     assert [flow.requests for flow in bench.proxy.traffic.flows.values()] == [1], "a stall is still seen"
-    ending = request[REQUEST_STATS].ending
+    ending = request.stats.ending
     assert ending is not None and not ending.done()
     child.done.set()
     await eventually(lambda: not bench.pool.open_leases)
@@ -156,9 +156,11 @@ async def test_a_stream_whose_child_does_not_look_for_its_client_is_aborted(benc
 
 async def test_a_stream_that_is_to_outlive_its_client_is_held_by_whoever_asked_for_that(bench: Bench):
     child = Child()
-    bench.ask = RequestInfo("qwen", stream=True, outlives_client=True)
+    held: list[RequestStats] = []
+    bench.ask = RequestInfo("qwen", stream=True, on_abandoned=held.append)
     await abandon(bench, child)
     await eventually(lambda: not bench.pool.open_leases)
+    assert [stats.instance for stats in held] == ["qwen#1"]
 
 
 async def test_a_router_that_ends_counts_them_no_longer(bench: Bench):

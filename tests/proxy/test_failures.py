@@ -11,7 +11,7 @@ import pytest
 
 from router.errors import ShuttingDown, Unloaded, UpstreamFailed
 from router.proxy.failures import Failures
-from router.proxy.upstream import HungUp
+from router.proxy.upstream import ClosedEarly
 from router.scheduler.types import Cause
 from router.supervisor.pool import Pool
 from router.supervisor.stall import Traffic
@@ -52,7 +52,7 @@ def pool() -> CountingPool:
 async def leases_of(pool: FakePool, count: int) -> list[Any]:
     async with pool.lease("tiny"):
         pass
-    return [pool.take("tiny") for _ in range(count)]
+    return [pool.acquire_nowait("tiny") for _ in range(count)]
 
 
 @pytest.mark.parametrize("cause", [None, Cause.UNLOADED, Cause.SHUTDOWN])
@@ -60,7 +60,7 @@ async def test_nothing_is_searched_for_it(pool: CountingPool, cause: Cause | Non
     caplog.set_level(logging.CRITICAL, "router.proxy")
     failures = Failures(cast(Pool, pool), Traffic())
     leases = await leases_of(pool, STREAMS)
-    error = HungUp("it closed the connection")
+    error = ClosedEarly("it closed the connection")
     within = [asyncio.ensure_future(failures.within_answer(lease, error)) for lease in leases[1:]]
     before = asyncio.ensure_future(failures.before_answer(leases[0], error, was_connected=True))
     await asyncio.sleep(0)  # their connections break off before the pool is told of the exit
@@ -79,7 +79,7 @@ async def test_a_child_that_lives_on_is_waited_for_once(pool: CountingPool, monk
     monkeypatch.setattr("router.proxy.failures.EXIT_NOTICE_SECONDS", 0.01)
     failures = Failures(cast(Pool, pool), Traffic())
     (lease,) = await leases_of(pool, 1)
-    broken = await failures.before_answer(lease, HungUp("it closed the connection"), was_connected=True)
+    broken = await failures.before_answer(lease, ClosedEarly("it closed the connection"), was_connected=True)
     assert isinstance(broken.error, UpstreamFailed) and not broken.may_retry
     assert "the last line" in broken.error.message
     assert pool.looks == {"log": 1}

@@ -41,9 +41,9 @@ async def test_what_slow_readers_leave_is_held_back_at_the_child_and_others_pass
         own.send(b"POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 2\r\n\r\n{}")
         slow.append(own)
     async with asyncio.timeout(60):
-        while begun < READERS or not all(_is_held(request) for request, _ in bench.requests):
+        while begun < READERS or not all(_is_held(request) for request in bench.requests):
             await asyncio.sleep(0.01)
-    held = [_held(request) for request, _ in bench.requests]
+    held = [_held(request) for request in bench.requests]
     assert max(held) <= HELD_BYTES
     # The child is in this process, too, and holds as much.
     assert _peak_kib() - before < 2 * READERS * HELD_BYTES // 1024 + (32 << 10)
@@ -65,7 +65,7 @@ async def test_what_slow_readers_leave_is_held_back_at_the_child_and_others_pass
 
 
 def _is_held(request) -> bool:
-    return request.transport is not None and request.protocol.writing_paused
+    return request.transport is not None and request.connection.writing_paused
 
 
 def _held(request) -> int:

@@ -12,8 +12,8 @@ import pytest
 import uvloop
 
 from router.proxy.body import Body
-from router.proxy.upstream import connect
 from tests.deadline import DEADLINE_SECONDS
+from tests.proxy.wire import connect, send
 
 DEADLINE = DEADLINE_SECONDS
 LOOPS = pytest.mark.parametrize(
@@ -54,10 +54,10 @@ def test_an_answer_is_heard_though_its_child_closed_before_it_had_read_the_reque
     async def ask(closed: threading.Event) -> Hearing:
         upstream, hearing = await connect(path), Hearing()
         upstream.begin(hearing)
-        await upstream.send(b"POST / HTTP/1.1\r\n", Body())
+        await send(upstream, b"POST / HTTP/1.1\r\n", Body())
         closed.wait(DEADLINE)  # the loop has no chance to look before more is written
         async with asyncio.timeout(DEADLINE):
-            await upstream.send(b"\r\n", Body.of(bytes(3 << 20)))
+            await send(upstream, b"\r\n", Body.of(bytes(3 << 20)))
             await hearing.over.wait()
         upstream.close()
         return hearing
@@ -93,7 +93,7 @@ def test_a_request_is_held_back_while_its_child_does_not_read(tmp_path: Path, lo
         upstream, hearing = await connect(str(tmp_path / "child.sock")), Hearing()
         upstream.begin(hearing)
         body = Body.of(bytes(8 << 20))
-        sending = asyncio.get_running_loop().create_task(upstream.send(b"HEAD", body))
+        sending = asyncio.get_running_loop().create_task(send(upstream, b"HEAD", body))
         await asyncio.sleep(0.05)
         assert not sending.done(), "it waits for the child"
         read_on.set()
@@ -128,7 +128,7 @@ def test_who_begins_on_a_connection_that_is_lost_by_then_is_told_so(
             for _ in range(turns):
                 await asyncio.sleep(0)
             upstream.begin(hearing)
-            await upstream.send(b"POST / HTTP/1.1\r\n", Body())
+            await send(upstream, b"POST / HTTP/1.1\r\n", Body())
             await hearing.over.wait()
 
     with socket.socket(socket.AF_UNIX) as listening, asyncio.Runner(loop_factory=loop_factory) as runner:
@@ -152,7 +152,7 @@ def test_an_abandoned_request_has_ended_when_its_child_closes(tmp_path: Path, lo
         async with await asyncio.start_unix_server(serve, path), asyncio.timeout(DEADLINE):
             upstream, hearing = await connect(path), Hearing()
             upstream.begin(hearing)
-            await upstream.send(b"POST / HTTP/1.1\r\n\r\n", Body())
+            await send(upstream, b"POST / HTTP/1.1\r\n\r\n", Body())
             upstream.pause()  # as for a client that does not read
             ended = upstream.abandon()
             assert ended is not None
@@ -183,7 +183,7 @@ def test_a_request_that_its_child_has_not_got_whole_is_no_work_of_its(
             upstream = await connect(path)
             upstream.begin(Hearing())
             body = Body.of(bytes(8 << 20))
-            sending = asyncio.get_running_loop().create_task(upstream.send(b"POST", body))
+            sending = asyncio.get_running_loop().create_task(send(upstream, b"POST", body))
             await asyncio.sleep(0)
             assert not sending.done(), "it waits for the child"
             assert upstream.abandon() is None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from router.proxy.ask import RequestStats
+from router.proxy.info import RequestStats
 from router.proxy.usage import FIRST_BYTES, LAST_BYTES, HeadTailBuffer, note_whole
 
 TIMINGS = (

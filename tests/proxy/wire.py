@@ -5,11 +5,14 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import socket
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
 
+from router.proxy.body import Body
+from router.proxy.upstream import Upstream
 from tests.proxy.exchanges import NAME, Request
 
 Headers = list[tuple[str, str]]
@@ -37,6 +40,21 @@ class Message:
 
     def get(self, name: str) -> str:
         return next((value for key, value in self.headers if key.lower() == name.lower()), "")
+
+
+async def connect(path: str) -> Upstream:
+    """A connection to an instance on which nothing was sent yet."""
+    own = socket.socket(socket.AF_UNIX)
+    own.setblocking(False)
+    own.connect(path)
+    upstream = Upstream(own)
+    await asyncio.get_running_loop().create_unix_connection(lambda: upstream, sock=own)
+    return upstream
+
+
+async def send(upstream: Upstream, head: bytes, body: Body) -> None:
+    upstream.write(head)
+    await upstream.write_body(body)
 
 
 class ScriptedChild:

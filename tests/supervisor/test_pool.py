@@ -142,7 +142,7 @@ async def test_a_lease_of_a_ready_model_is_taken_at_once_and_noted_as_any_other(
     host = FakeHost()
     async with pool_of(host, model("a", 8)) as pool:
         async with pool.lease("a") as loaded:
-            taken = pool.take("a", keep_alive=30.0, size=5.0)
+            taken = pool.acquire_nowait("a", keep_alive=30.0, size=5.0)
             assert taken is not None
             assert taken == msgspec.structs.replace(
                 loaded,
@@ -156,7 +156,7 @@ async def test_a_lease_of_a_ready_model_is_taken_at_once_and_noted_as_any_other(
             *_, last = pool.journal.entries()
             assert last.event == Acquire(taken.id, "a", None, 30.0, 5.0)
             assert last.commands == (Grant(taken.id, "a#1", "already_loaded"),)
-        pool.give_back(taken)
+        pool.release(taken)
         assert pool.snapshot().instances[0].leases == ()
         assert pool.journal.entries()[-1].event == Release(taken.id)
 
@@ -167,11 +167,11 @@ async def test_a_model_leaves_its_idle_time_after_the_last_lease_that_was_taken(
         await pool.load("b")
         async with pool.lease("a"):
             pass
-        lease = pool.take("a")
+        lease = pool.acquire_nowait("a")
         assert lease is not None
         await asyncio.sleep(0.06)  # its timer is gone, and nothing came of it
         assert not host.stopped
-        pool.give_back(lease)
+        pool.release(lease)
         await until(lambda: host.stopped == ["a#1"], seconds=1.0)  # and not at the next poll, in 5 s
 
 
@@ -183,17 +183,17 @@ async def test_nothing_is_taken_and_nothing_told_of_what_would_have_to_wait() ->
         def told() -> int:
             return len([one for one in pool.journal.entries() if isinstance(one.event, Acquire)])
 
-        assert [pool.take(name) for name in ("a", "broken", "nobody")] == [None, None, None]
+        assert [pool.acquire_nowait(name) for name in ("a", "broken", "nobody")] == [None, None, None]
         assert told() == 0
         waiting = asyncio.ensure_future(pool.load("a"))
         await until(lambda: "a#1" in host.children)
-        assert pool.take("a") is None
+        assert pool.acquire_nowait("a") is None
         host.finish_load("a#1")
         await waiting
         async with pool.lease("a"):
             leaving = asyncio.ensure_future(pool.unload("a"))
             await until(lambda: pool.snapshot().instances[0].state is State.DRAINING)
-            assert pool.take("a") is None
+            assert pool.acquire_nowait("a") is None
         await leaving
         assert told() == 2
 
@@ -202,29 +202,29 @@ async def test_a_lease_that_was_taken_outlives_its_child_and_the_pool() -> None:
     host = FakeHost()
     async with pool_of(host, model("a", 8)) as pool:
         await pool.load("a")
-        first = pool.take("a")
+        first = pool.acquire_nowait("a")
         assert first is not None
         host.crash("a#1")
         await until(lambda: exits(pool, "a#1"))
-        assert pool.take("a") is None
-        pool.give_back(first)
+        assert pool.acquire_nowait("a") is None
+        pool.release(first)
         await pool.load("a")
-        second = pool.take("a")
+        second = pool.acquire_nowait("a")
         assert second is not None and second.instance == "a#2"
-    assert pool.take("a") is None
-    pool.give_back(second)
+    assert pool.acquire_nowait("a") is None
+    pool.release(second)
 
 
 async def test_a_lease_that_was_taken_is_handed_over_until_it_is_given_back() -> None:
     host, ended = FakeHost(), list[str]()
     async with pool_of(host, model("a", 8)) as pool:
         await pool.load("a")
-        over, held = pool.take("a"), pool.take("a")
+        over, held = pool.acquire_nowait("a"), pool.acquire_nowait("a")
         assert over is not None and held is not None
-        pool.give_back(over)
+        pool.release(over)
         assert await pool.hand_over(ended.append) == {held.id: "a#1"}
-        assert pool.take("a") is None
-        pool.give_back(held)
+        assert pool.acquire_nowait("a") is None
+        pool.release(held)
     assert ended == [held.id]
 
 
@@ -380,14 +380,14 @@ async def test_a_lease_tells_why_the_router_stopped_its_instance() -> None:
     host = FakeHost()
     async with pool_of(host, model("a", 8)) as pool, asyncio.timeout(5):
         await pool.load("a")
-        taken = pool.take("a")
+        taken = pool.acquire_nowait("a")
         assert taken is not None
         async with pool.lease("a") as lease:
             assert lease.ending is taken.ending
             assert (lease.ending.cause, lease.ending.over.is_set()) == (None, False)
             await pool.unload("a", force=True)
             assert (lease.ending.cause, lease.ending.over.is_set()) == (Cause.UNLOADED, True)
-        pool.give_back(taken)
+        pool.release(taken)
         async with pool.lease("a") as another:
             assert another.ending.cause is None, "it is another instance"
             host.crash(another.instance)

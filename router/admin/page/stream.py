@@ -134,7 +134,7 @@ class _Viewer:
             at=round(time.time(), 1),
             state=state(self._context, self._context.timeline.lasts),
             moments=fresh,
-            requests=rows(self._app)[:REQUESTS_MAX],
+            requests=rows(self._app[CONTEXT].proxy.in_flight)[:REQUESTS_MAX],
             downloads=[Download.of(job) for job in self._context.downloads.jobs()][-DOWNLOADS_MAX:],
             history=None if lines is None else {device: list(line) for device, line in lines.items()},
         )

@@ -10,12 +10,11 @@ import router
 from router.admin.openai import infer
 from router.cli.reference.markdown import MADE, code, table
 from router.hosts.local import LocalHost
-from router.http.express import Express
-from router.http.front import Front
+from router.http.connection import ClientConnection
+from router.http.inference import ProxiedRoutes
 from router.proxy.answer import Answer
-from router.proxy.express import Exchange
-from router.proxy.forward import Proxy
-from router.proxy.upstream import ask_now, connect
+from router.proxy.request import ProxiedRequest
+from router.proxy.upstream import open_upstream
 from router.scheduler.scheduler import Scheduler
 from router.scheduler.types import TRANSITIONS, State
 from router.supervisor.pool import Pool
@@ -24,33 +23,27 @@ _Step = tuple[Callable[..., Any], str]
 
 #: A request for a ready model, from the client's bytes to llama-server and back.
 _WARM: Final[tuple[_Step, ...]] = (
-    (Front.data_received, "collects the bytes of one request"),
-    (Express.look, "reads the head; anything unusual goes to aiohttp's server"),
-    (Express.begin, "checks key and model, reads `model`, `keep_alive` and `max_tokens` of the body"),
-    (Pool.take, "takes a lease"),
-    (Scheduler.take, "finds a ready instance with a free lease"),
-    (Exchange.begin, "sends the request on a kept or a new connection"),
-    (ask_now, "opens a Unix socket and writes to it in one step"),
-    (Exchange.received, "passes the answer on, chunk by chunk; a short one in one step"),
+    (ClientConnection.data_received, "finds the head of a request in the bytes that came, and its body"),
+    (ProxiedRoutes.begin, "where its path is proxied: checks Host, Origin and key"),
+    (infer, "reads `model`, `stream`, `keep_alive` and `max_tokens` of the body, and resolves the model"),
+    (ProxiedRequest.start, "QUEUED: asks the pool"),
+    (Pool.acquire_nowait, "takes a lease, as its instance is ready"),
+    (ProxiedRequest.received, "STREAMING: passes the answer on; a short one in one step"),
     (Answer.received, "follows the framing of a longer answer, with backpressure in both directions"),
-    (Front.answered, "frees the client's connection for its next request"),
-    (Pool.give_back, "gives the lease back"),
-    (Scheduler.give_back, "notes how long the lease was held"),
+    (Pool.release, "gives the lease back"),
+    (ClientConnection.answered, "DONE: the connection goes on with its next request"),
 )
-#: A request for a model that is not loaded.
+#: A request for a model that is not loaded: the same, but for its wait.
 _COLD: Final[tuple[_Step, ...]] = (
-    (Front.data_received, "passes the bytes to aiohttp's server"),
-    (infer, "the handler: reads the fields of the body and resolves the model"),
-    (
-        Proxy.forward,
-        "sends early head and heartbeats, retries once before the first byte",
-    ),
-    (Pool.lease, "passes Acquire to the scheduler and waits for its Grant"),
+    (ClientConnection.data_received, "as above, as far as `ProxiedRequest.start`"),
+    (Pool.acquire, "measures, passes Acquire to the scheduler, and waits for its Grant"),
     (Scheduler.handle, "decides: Stop victims, Start when their memory is measured free, Grant when ready"),
     (LocalHost.start, "reserves, starts llama-server and waits until it is ready"),
-    (connect, "opens a connection to its Unix socket"),
-    (Answer.received, "passes the answer on, chunk by chunk"),
-    (Scheduler.handle, "takes Release, once, however the request ended"),
+    (ProxiedRequest.heartbeat, "begins a stream meanwhile, and tells its client what it waits for"),
+    (open_upstream, "SENDING: opens a Unix socket and writes to it in one step"),
+    (ProxiedRequest.lost, "if the instance dies before its answer began: QUEUED again, once"),
+    (Answer.received, "STREAMING, as above"),
+    (Pool.release, "passes Release to the scheduler, once, however the request ended"),
 )
 
 

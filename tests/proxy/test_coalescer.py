@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from router.proxy.outbox import WriteCoalescer
-from router.proxy.upstream import Upstream, ask_now, connect
+from router.proxy.coalescer import WriteCoalescer
+from router.proxy.upstream import Upstream, open_upstream
+from tests.proxy.wire import connect
 
 
 class Heard:
@@ -27,14 +28,14 @@ class Heard:
 
 
 async def test_all_of_a_turn_is_written_in_order_before_what_is_scheduled_later():
-    outbox, seen = WriteCoalescer(), list[int]()
+    coalescer, seen = WriteCoalescer(), list[int]()
     for number in range(3):
-        outbox.put(partial(seen.append, number))
+        coalescer.put(partial(seen.append, number))
         asyncio.get_running_loop().call_soon(lambda: seen.append(-1))
     assert seen == []
     await asyncio.sleep(0)
     assert seen == [0, 1, 2, -1, -1, -1]
-    outbox.put(lambda: seen.append(3))
+    coalescer.put(lambda: seen.append(3))
     await asyncio.sleep(0)
     assert seen[-1] == 3
 
@@ -56,17 +57,17 @@ class Told(asyncio.Transport):
 
 
 async def test_answers_are_said_in_order_behind_all_requests_and_not_to_who_has_left():
-    outbox, stays, leaves = WriteCoalescer(), Told(), Told()
-    outbox.say(stays, b"1")
-    outbox.say(leaves, b"1")
-    outbox.say(stays, b"2")
-    outbox.put(lambda: stays.heard.append(b"asked"))
+    coalescer, stays, leaves = WriteCoalescer(), Told(), Told()
+    coalescer.write_last(stays, b"1")
+    coalescer.write_last(leaves, b"1")
+    coalescer.write_last(stays, b"2")
+    coalescer.put(lambda: stays.heard.append(b"asked"))
     leaves.has_left = True
     assert not stays.heard
     await asyncio.sleep(0)
     assert stays.heard == [b"asked", b"1", b"2"]
     assert not leaves.heard
-    outbox.say(stays, b"3")
+    coalescer.write_last(stays, b"3")
     await asyncio.sleep(0)
     assert stays.heard[-1] == b"3"
 
@@ -89,9 +90,9 @@ async def child(tmp_path: Path) -> AsyncIterator[tuple[Upstream, socket.socket]]
 
 async def test_a_request_waits_in_it_and_reaches_the_child_once(child: tuple[Upstream, socket.socket]):
     upstream, end = child
-    outbox = WriteCoalescer()
+    coalescer = WriteCoalescer()
     upstream.begin(Heard())
-    upstream.write(b"asked", outbox)
+    upstream.write(b"asked", coalescer)
     with pytest.raises(BlockingIOError):
         end.recv(9)
     for _ in range(3):
@@ -127,7 +128,7 @@ async def test_a_new_connection_is_written_to_before_the_loop_has_it(tmp_path: P
     with socket.socket(socket.AF_UNIX) as listening:
         listening.bind(str(tmp_path / "s"))
         listening.listen()
-        upstream = ask_now(str(tmp_path / "s"), asked, heard)
+        upstream = open_upstream(str(tmp_path / "s"), asked, heard)
         end, _ = listening.accept()
         with end:
             end.setblocking(False)

@@ -10,7 +10,6 @@ import pytest
 
 from router.errors import LoadFailed, RouterError
 from router.proxy import Dialect, HeartbeatConfig, RequestInfo
-from router.proxy.ask import REQUEST_STATS
 from router.scheduler.views import ModelView, QueueView, Snapshot
 from tests.admin.upstream import Connection, Received
 from tests.proxy.bench import DEADLINE, Bench, echo, eventually
@@ -185,9 +184,7 @@ async def test_who_is_ended_by_an_operator_is_told_so(waiting: Bench):
     await waiting.child(stream)
     async with asyncio.timeout(DEADLINE), waiting.post() as answer:
         assert answer.status == 200
-        request, task = waiting.requests[0]
-        request[REQUEST_STATS].ended_by = RouterError("an operator ended it")
-        task.cancel()
+        waiting.requests[0].end_by(RouterError("an operator ended it"))
         last = (await answer.read()).rstrip(b"\n").split(b"\n\n")[-1]
     assert json.loads(last.removeprefix(b"data: "))["error"]["message"] == "an operator ended it"
 

@@ -1,13 +1,12 @@
-"""What is known of a request before it is passed on, and what became of it after."""
+"""What the router knows of a request before it is passed on, and what became of it after."""
 
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
+from collections.abc import Callable
 from enum import Enum
 
 import msgspec
-from aiohttp import web
 
 from router.errors import RouterError
 from router.scheduler.types import InstanceId, ModelName, Priority
@@ -20,11 +19,12 @@ class Dialect(Enum):
     ANTHROPIC = "anthropic"
 
 
-@dataclass(frozen=True, slots=True)
-class RequestInfo:
-    """What the scheduler is told of a request. `model` is the canonical name; `keep_alive` is in seconds;
-    `stream`: the client asked for server-sent events. `outlives_client`: llama-server is meant to go on when
-    the client has left, and the caller of the proxy holds the model for that.
+class RequestInfo(msgspec.Struct, frozen=True):
+    """What the scheduler is told of a request. `model` is the canonical name; `keep_alive` is in seconds,
+    `size` in tokens; `stream`: the client asked for server-sent events. `target` is the path and query that
+    the instance is asked for, encoded; None: those of the request. With `on_abandoned` llama-server is meant
+    to go on when the client has disconnected: it is called then, with the stats of the request, to hold the
+    model for that.
     """
 
     model: ModelName
@@ -33,7 +33,8 @@ class RequestInfo:
     size: float | None = None
     dialect: Dialect = Dialect.OPENAI
     stream: bool = False
-    outlives_client: bool = False
+    target: str | None = None
+    on_abandoned: Callable[[RequestStats], None] | None = None
 
 
 class RequestStats(msgspec.Struct):
@@ -70,6 +71,3 @@ class RequestStats(msgspec.Struct):
             "X-Router-Queue-Ms": f"{self.queue_seconds * 1e3:.0f}",
             "X-Router-Load-Ms": f"{self.load_seconds * 1e3:.0f}",
         }
-
-
-REQUEST_STATS = web.RequestKey("account", RequestStats)
