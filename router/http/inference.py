@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Awaitable, Iterable
 from functools import lru_cache
 from time import monotonic
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol, cast
 
 import msgspec
 from multidict import CIMultiDictProxy, MultiMapping
@@ -70,6 +70,7 @@ class KnownHead(msgspec.Struct, frozen=True):
     error: RouterError | None
     #: What is wrong with its Host; over a Unix socket it may have any.
     host_error: RouterError | None
+    needs_check: bool
 
 
 class ProxiedRoutes:
@@ -115,7 +116,7 @@ class ProxiedRoutes:
         hosts = headers.getall("Host", [])
         if not head.target.startswith("/"):  # RFC 9112, 3.2.2: the host that it names counts as well
             hosts = [*hosts, head.url.authority]
-        is_from_page = "Origin" in headers or "Sec-Fetch-Site" in headers
+        is_from_page = "Origin" in headers or "Sec-Fetch-Site" in headers or head.method in ("GET", "HEAD")
         error = host_error = None
         try:
             check_text(head.raw_headers)
@@ -129,10 +130,11 @@ class ProxiedRoutes:
         return KnownHead(
             route,
             tuple(presented(headers.get("Authorization", ""), headers.get("x-api-key", ""))),
-            is_from_page or head.method in ("GET", "HEAD"),
+            is_from_page,
             "Content-Encoding" in headers,
             error,
             host_error,
+            is_from_page or error is not None or host_error is not None or self.keys.are_any,
         )
 
     def _route_of(self, head: RequestHead) -> ProxiedRoute | None:
@@ -185,12 +187,15 @@ class ProxiedRoutes:
         )
         self._counting.begun()
         try:
-            self._check(known, pending)
+            if self._counting.is_refusing:
+                raise ShuttingDown("the router is shutting down", retry_after_seconds=5.0)
+            if known.needs_check:
+                self._check(known, pending)
             if body is None or (known.has_coding and body) or len(body) > SMALL_BYTES:
                 pending.read(length, body)
-            else:
-                pending.body = Body([body] if body else [], len(body))  # within any limit: those are in MiB
-                pending.plan()
+                return
+            pending.body = Body([body] if body else [], len(body))  # within any limit: those are in MiB
+            pending.plan()
         except RouterError as error:
             pending.refuse(error)
         except Exception:
@@ -199,8 +204,6 @@ class ProxiedRoutes:
 
     def _check(self, known: KnownHead, pending: PendingRequest) -> None:
         """What the application's middlewares check of its own requests. Raises RouterError."""
-        if self._counting.is_refusing:
-            raise ShuttingDown("the router is shutting down", retry_after_seconds=5.0)
         if known.error is not None:
             raise known.error.copy()
         if known.host_error is not None and not is_over_unix_socket(pending.transport):
@@ -336,15 +339,16 @@ class PendingRequest(msgspec.Struct, eq=False):
 
     def plan(self) -> None:
         """Find out what the pool is to be asked for, and forward. Raises RouterError."""
-        if self._routes.proxy.relay is not None:
-            self._routes.forward(self, RequestInfo("", dialect=dialect_of(self.path)))
+        routes = self._routes
+        if routes.proxy.relay is not None:
+            routes.forward(self, RequestInfo("", dialect=dialect_of(self.path)))
             return
         planned = self._known.route.plan(self)
-        if isinstance(planned, RequestInfo):
-            self._routes.forward(self, planned)
+        if type(planned) is RequestInfo:
+            routes.forward(self, planned)
         else:
             self.connection.serve(self, self)
-            self._run(self._plan(planned), "find the model of a request")
+            self._run(self._plan(cast(Awaitable[RequestInfo], planned)), "find the model of a request")
 
     async def _plan(self, planned: Awaitable[RequestInfo]) -> None:
         self._routes.forward(self, await planned)

@@ -69,6 +69,10 @@ class RequestState(Enum):
     DONE = "done"
 
 
+#: A member of an enumeration is found by a descriptor, at 30 ns each time.
+_QUEUED, _SENDING, _STREAMING, _DONE = RequestState
+
+
 class Relay(Protocol):
     """Passes requests to the process that has taken over (router.app.relay)."""
 
@@ -168,7 +172,7 @@ class ProxiedRequest(msgspec.Struct, eq=False):
     headers: CIMultiDictProxy[str]
     #: In the list of requests in flight.
     id: int = 0
-    state: RequestState = RequestState.QUEUED
+    state: RequestState = _QUEUED
     _lease: Lease | None = None
     _traffic: InstanceTraffic | None = None
     #: Its number in `_traffic`.
@@ -293,7 +297,7 @@ class ProxiedRequest(msgspec.Struct, eq=False):
     def _send(self, lease: Lease, now: float) -> None:
         """`now` is monotonic time."""
         context, stats = self.context, self.stats
-        self.state, self._lease = RequestState.SENDING, lease
+        self.state, self._lease = _SENDING, lease
         stats.attempts += 1
         stats.action, stats.instance, stats.evicted = lease.action, lease.instance, lease.evicted
         stats.queue_seconds, stats.load_seconds = lease.queue_seconds, lease.load_seconds
@@ -378,7 +382,7 @@ class ProxiedRequest(msgspec.Struct, eq=False):
             answer.begin(head, data[body_at:])
 
     def _answer_begun(self) -> None:
-        self.state = RequestState.STREAMING
+        self.state = _STREAMING
         self._forget_request()
 
     def _answer_over(self) -> None:
@@ -422,7 +426,7 @@ class ProxiedRequest(msgspec.Struct, eq=False):
         lease, upstream = self._lease, self._upstream
         assert lease is not None, "an instance has failed"
         failures = self.context.failures
-        if self.state is RequestState.STREAMING:
+        if self.state is _STREAMING:
             failure = await failures.within_answer(lease, error)
         else:
             was_connected = upstream is not None and upstream.was_connected
@@ -441,7 +445,7 @@ class ProxiedRequest(msgspec.Struct, eq=False):
         if self._answer is not None:
             self._answer.end()
         self._release()
-        self.state, self._upstream, self._answer = RequestState.QUEUED, None, None
+        self.state, self._upstream, self._answer = _QUEUED, None, None
         if self._heartbeat is not None:
             self._heartbeat.requeue()
 
@@ -460,14 +464,14 @@ class ProxiedRequest(msgspec.Struct, eq=False):
 
     def client_lost(self) -> None:
         """The client has closed the connection."""
-        if self.state is not RequestState.DONE:
+        if self.state is not _DONE:
             self._abandon()
             self._forget_request()
             self._finish(CLIENT_CLOSED_REQUEST, keeps_alive=False)
 
     def end_by(self, error: RouterError) -> None:
         """End the request by an operator's word; its client gets `error`."""
-        if self.state is RequestState.DONE or self.stats.ended_by is not None:
+        if self.state is _DONE or self.stats.ended_by is not None:
             return
         self.stats.ended_by = error
         self._abandon()
@@ -498,9 +502,9 @@ class ProxiedRequest(msgspec.Struct, eq=False):
     # --- DONE ---
 
     def _finish(self, status: int, *, keeps_alive: bool, now: float | None = None) -> None:
-        if self.state is RequestState.DONE:
+        if self.state is _DONE:
             return
-        self.state = RequestState.DONE
+        self.state = _DONE
         if self.info.stream:
             self._stop_heartbeat()
         if self._answer is not None:
