@@ -7,8 +7,9 @@ import asyncio
 import logging
 import re
 from collections import deque
-from collections.abc import Awaitable, Iterable
+from collections.abc import Iterable
 from functools import lru_cache
+from inspect import iscoroutinefunction
 from time import monotonic
 from typing import TYPE_CHECKING, Final, Protocol, cast
 
@@ -66,6 +67,8 @@ class KnownHead(msgspec.Struct, frozen=True):
     #: Whether it may come from a web page.
     is_from_page: bool
     has_coding: bool
+    #: Whether its route's plan is a coroutine.
+    waits: bool
     #: What is wrong with the head.
     error: RouterError | None
     #: What is wrong with its Host; over a Unix socket it may have any.
@@ -132,6 +135,7 @@ class ProxiedRoutes:
             tuple(presented(headers.get("Authorization", ""), headers.get("x-api-key", ""))),
             is_from_page,
             "Content-Encoding" in headers,
+            iscoroutinefunction(route.plan),
             error,
             host_error,
             is_from_page or error is not None or host_error is not None or self.keys.are_any,
@@ -191,7 +195,13 @@ class ProxiedRoutes:
                 raise ShuttingDown("the router is shutting down", retry_after_seconds=5.0)
             if known.needs_check:
                 self._check(known, pending)
-            if body is None or (known.has_coding and body) or len(body) > SMALL_BYTES:
+            if (
+                body is None
+                or len(body) > SMALL_BYTES
+                or (known.has_coding and body)
+                or known.waits
+                or self.proxy.relay is not None
+            ):
                 pending.read(length, body)
                 return
             pending.body = Body([body] if body else [], len(body))  # within any limit: those are in MiB
@@ -311,15 +321,21 @@ class PendingRequest(msgspec.Struct, eq=False):
             incoming.end()
         elif self.head.is_http_11 and "Expect" in self.head.headers:
             self.client.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-        self._run(self._read(incoming), "read a body")
+        work = self._guarded(incoming)
+        self._task = self._routes.proxy.spawn(work, name="read a request")
 
     async def _read(self, incoming: IncomingBody) -> None:
         make_reader, limits = self._known.route.fields, self._routes.body_limits
         fields = self.fields = None if make_reader is None else make_reader(self)
-        decoder = decoder_of(self.head.headers, limits.max_bytes)
+        decoder = decoder_of(self.head.headers, limits.max_bytes) if incoming.has_data else None
         each = None if fields is None else fields.feed
         self.body = await receive_body(incoming.read, limits, decoder, each)
-        self.plan()
+        if self._routes.proxy.relay is not None:
+            info = RequestInfo("", dialect=dialect_of(self.path))
+        else:
+            planned = self._known.route.plan(self)
+            info = planned if isinstance(planned, RequestInfo) else await planned
+        self._routes.forward(self, info)
 
     def body_received(self, data: bytes) -> None:
         if self._incoming is not None:
@@ -338,20 +354,8 @@ class PendingRequest(msgspec.Struct, eq=False):
     # --- its end ---
 
     def plan(self) -> None:
-        """Find out what the pool is to be asked for, and forward. Raises RouterError."""
-        routes = self._routes
-        if routes.proxy.relay is not None:
-            routes.forward(self, RequestInfo("", dialect=dialect_of(self.path)))
-            return
-        planned = self._known.route.plan(self)
-        if type(planned) is RequestInfo:
-            routes.forward(self, planned)
-        else:
-            self.connection.serve(self, self)
-            self._run(self._plan(cast(Awaitable[RequestInfo], planned)), "find the model of a request")
-
-    async def _plan(self, planned: Awaitable[RequestInfo]) -> None:
-        self._routes.forward(self, await planned)
+        """Forward what the route's plan asks the pool for. Raises RouterError."""
+        self._routes.forward(self, cast(RequestInfo, self._known.route.plan(self)))
 
     def refuse(self, error: RouterError) -> None:
         if self._is_over:
@@ -374,12 +378,9 @@ class PendingRequest(msgspec.Struct, eq=False):
         if task is not None:
             task.cancel()
 
-    def _run(self, work: Awaitable[None], name: str) -> None:
-        self._task = self._routes.proxy.spawn(self._guarded(work), name)
-
-    async def _guarded(self, work: Awaitable[None]) -> None:
+    async def _guarded(self, incoming: IncomingBody) -> None:
         try:
-            await work
+            await self._read(incoming)
         except RouterError as error:
             self.refuse(error)
         except Exception:
@@ -396,6 +397,11 @@ class IncomingBody:
         self._size = 0
         self._is_ended = False
         self._waiter: asyncio.Future[None] | None = None
+
+    @property
+    def has_data(self) -> bool:
+        """Whether the request has a body at all."""
+        return bool(self._size) or not self._is_ended
 
     def feed(self, data: bytes) -> None:
         self._pieces.append(data)

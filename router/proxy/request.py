@@ -22,6 +22,7 @@ import logging
 from collections.abc import Callable, Coroutine
 from contextlib import AsyncExitStack
 from enum import Enum
+from functools import partial
 from time import monotonic, time
 from typing import Final, Protocol
 
@@ -219,7 +220,7 @@ class ProxiedRequest(msgspec.Struct, eq=False):
         if info.stream:
             context.watch(self, self.begun_at)
         if context.relay is not None:
-            self._run(self._relay(), "relay a request")
+            self._run(self._relay, "relay a request")
             return
         lease = context.pool.acquire_nowait(
             info.model, priority=info.priority, keep_alive=info.keep_alive, size=info.size
@@ -227,7 +228,7 @@ class ProxiedRequest(msgspec.Struct, eq=False):
         if lease is not None:
             self._send(lease, self.begun_at)
         else:
-            self._run(self._acquire(), f"a request waits for {info.model}")
+            self._run(self._acquire, f"a request waits for {info.model}")
 
     async def _acquire(self) -> None:
         """Wait for a lease, and send."""
@@ -419,7 +420,7 @@ class ProxiedRequest(msgspec.Struct, eq=False):
     # --- failures ---
 
     def _fail(self, error: Exception) -> None:
-        self._run(self._handle_failure(error), f"{self.info.model} failed a request")
+        self._run(partial(self._handle_failure, error), f"{self.info.model} failed a request")
 
     async def _handle_failure(self, error: Exception) -> None:
         """Find out what became of the instance, then retry, or tell the client."""
@@ -535,13 +536,13 @@ class ProxiedRequest(msgspec.Struct, eq=False):
         self.body.forget()
         self.head_lines = b""
 
-    def _run(self, work: Coroutine[object, object, None], name: str) -> None:
+    def _run(self, work: Callable[[], Coroutine[object, object, None]], name: str) -> None:
         self._task = self.context.spawn(self._guarded(work), name)
 
-    async def _guarded(self, work: Coroutine[object, object, None]) -> None:
+    async def _guarded(self, work: Callable[[], Coroutine[object, object, None]]) -> None:
         """A request ends also where the router's own code fails."""
         try:
-            await work
+            await work()
         except Exception:
             log.exception("a request for %s failed", self.info.model)
             self._task = None
