@@ -120,11 +120,11 @@ async def books(scene: Scene) -> AsyncIterator[SchedulerState]:
         made = SchedulerState(scene, Path(folder))
         async with made.store, made.learning, made.pool:
             await asyncio.gather(*(made.pool.load(name) for name in made.models))
-            held = [made.pool.take("m0") for _ in range(scene.held)]
+            held = [made.pool.acquire_nowait("m0") for _ in range(scene.held)]
             yield made
             for lease in held:
                 assert lease is not None, "it was ready"
-                made.pool.give_back(lease)
+                made.pool.release(lease)
 
 
 def parts(made: SchedulerState) -> dict[str, Callable[[], object]]:
@@ -134,25 +134,24 @@ def parts(made: SchedulerState) -> dict[str, Callable[[], object]]:
     acquire, release, granted = Acquire("r0", "m0", None, None, 64.0), Release("r0"), Grant("r0", "m0#1")
 
     def whole() -> None:
-        lease = pool.take("m0", size=64.0)
+        lease = pool.acquire_nowait("m0", size=64.0)
         assert lease is not None, "it is ready"
-        pool.give_back(lease)
+        pool.release(lease)
         log.ended(*ASKED, REQUEST_STATS, 200, 0.8)
 
     def leased() -> None:
-        lease = pool.take("m0", size=64.0)
+        lease = pool.acquire_nowait("m0", size=64.0)
         assert lease is not None, "it is ready"
-        pool.give_back(lease)
+        pool.release(lease)
 
     def decided() -> None:
         name = f"x{next(numbers)}"
-        held = scheduler.take(name, "m0", None, 64.0, loop.time())
-        assert held is not None, "it is ready"
-        scheduler.give_back(held, loop.time())
+        scheduler.handle(Acquire(name, "m0", size=64.0), loop.time())
+        scheduler.handle(Release(name), loop.time())
 
     def journal() -> None:
-        pool.journal.taken(1.0, acquire, granted)
-        pool.journal.given_back(1.0, release)
+        pool.journal.record(1.0, acquire, [granted], is_routine=True)
+        pool.journal.record(1.0, release, [], is_routine=True)
 
     def counted() -> None:
         requests.ended(REQUEST_STATS, 200, 0.8)
@@ -162,7 +161,7 @@ def parts(made: SchedulerState) -> dict[str, Callable[[], object]]:
 
     return {
         "whole": whole,
-        "take, give back": leased,
+        "acquire, release": leased,
         "core": decided,
         "journal": journal,
         "metrics, line": ended,

@@ -82,7 +82,7 @@ class Context:
         self.events = Feed(self.pool.snapshot, self._info, lambda: visible(self.known.definitions))
         self.pool.journal.follow(self.events.heard, *self.events.HEARD)
         self.pool.journal.follow(lambda entry: self.timeline.note([entry], self._label), *self.timeline.HEARD)
-        self.stats = Stats(self.pool.journal.taken_so_far)
+        self.stats = Stats(self.pool.journal.routine_requests)
         self.pool.journal.follow(self.stats.heard, *self.stats.HEARD)
         self.proxy = ProxyContext(self.pool, self._patience, self._slots)
         self.pool.journal.follow(self.metrics.decisions.heard, *self.metrics.decisions.HEARD)

@@ -76,11 +76,25 @@ class Journal:
         self._ids = count(1)
         self._readers: set[_Reader] = set()
         self._followers: list[tuple[Heard, frozenset[Kind]]] = []
-        #: How often each model was `taken`.
-        self.taken_so_far = Counter[ModelName]()
+        #: How many routine requests there were so far.
+        self.routine_requests = Counter[ModelName]()
 
-    def record(self, now: float, event: Event, commands: Sequence[Command]) -> Entry | None:
-        """Note what was decided. Returns None for what is not worth an entry."""
+    def record(
+        self, now: float, event: Event, commands: Sequence[Command], *, is_routine: bool = False
+    ) -> Entry | None:
+        """Note what was decided. Returns None for what is not worth an entry.
+
+        `is_routine`: a request found its model ready, or ended, and nothing else came of it. Such requests
+        are counted by model, and followers are not called: it is nearly all there is to note.
+        """
+        if is_routine:
+            entry = Entry(next(self._ids), time(), now, event, tuple(commands))
+            self._passing.append(entry)
+            if type(event) is Acquire:
+                self.routine_requests[event.model] += 1
+            if self._readers:
+                self._tell(entry, ())
+            return entry
         if not commands and isinstance(event, _SAY_NOTHING):
             return None
         entry = Entry(next(self._ids), time(), now, event, tuple(commands))
@@ -89,25 +103,10 @@ class Journal:
         self._tell(entry, [heard for heard, wanted in self._followers if not wanted or wanted & told])
         return entry
 
-    def taken(self, now: float, event: Acquire, grant: Grant) -> None:
-        """`record`, of a request that its model was ready for: followers are not told, as with the next one
-        that is nearly all there is to note.
-        """
-        self._passing.append(Entry(next(self._ids), time(), now, event, (grant,)))
-        self.taken_so_far[event.model] += 1
-        if self._readers:
-            self._tell(self._passing[-1], ())
-
-    def given_back(self, now: float, event: Release) -> None:
-        """`record`, of the end of a request that was `taken`, where nobody had waited for that."""
-        self._passing.append(Entry(next(self._ids), time(), now, event, ()))
-        if self._readers:
-            self._tell(self._passing[-1], ())
-
     def follow(self, heard: Heard, *kinds: Kind) -> None:
         """Call `heard` with every entry from now on of which the event or a command is one of `kinds`, or
         with all, before anything is carried out: it must be quick. For those that count and must miss
-        nothing; but those that were `taken` and `given_back` are not told.
+        nothing; but for routine requests, which are counted.
         """
         self._followers.append((heard, frozenset(kinds)))
 

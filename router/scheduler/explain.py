@@ -155,7 +155,7 @@ def check(
             assert not one.leases, f"{name} is leased before it is ready"
         for lease, held in one.leases.items():
             assert lease not in state.waiters, f"{lease} is held and waits"
-            assert state.held(lease) is held, f"{lease} is held twice"
+            assert state.leases.get(lease) is held, f"{lease} is held twice"
             assert held.instance is one, f"{lease} is held by another than {name}"
             assert held.record is state.record_of(one), f"{lease} is of another model than {name}"
     for lease, waiter in state.waiters.items():

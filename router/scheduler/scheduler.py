@@ -99,11 +99,33 @@ class Scheduler:
         self._replicated: tuple[Record, ...] = ()
         self._note_replicated()
         self._commands: list[Command] = []
+        #: Whether the last event changed nothing but who holds a lease: no deadline, no plan, nothing to
+        #: learn.
+        self.was_routine = False
 
     # --- what is told and asked ---
 
     def handle(self, event: Event, now: float) -> list[Command]:  # noqa: C901 - a case per event
-        """Take one event and return what to do about it, in order."""
+        """Take one event and return what to do about it, in order.
+
+        Nearly all events are requests that find their model ready, and their ends: those are decided first,
+        and `was_routine` is True behind them.
+        """
+        if now < self._due:
+            if type(event) is Acquire and event.overrides is None:
+                found = self._open.get(event.model) or self._find_open(event.model)
+                if found is not None:
+                    record, one = found
+                    record.forecast.requested(now)
+                    self._hold(event.lease, record, one, now, event.keep_alive, event.size)
+                    self.was_routine = True
+                    return [Grant(event.lease, one.id)]
+            elif type(event) is Release and (held := self._state.leases.get(event.lease)) is not None:
+                is_routine = self._end(held, now)
+                if is_routine and not self._dirty and not self._replicated:
+                    self.was_routine = True
+                    return []
+                return self._conclude(is_routine, self._begin(now))
         now = self._begin(now)
         is_routine = False
         match event:
@@ -135,35 +157,10 @@ class Scheduler:
                 pass
         return self._conclude(is_routine, now)
 
-    def take(
-        self, lease: LeaseId, model: ModelName, keep_alive: float | None, size: float | None, now: float
-    ) -> ActiveLease | None:
-        """What `handle` does with an Acquire of a model as it is defined, where that is granted in the same
-        step and nothing else comes of it, as is so for nearly all requests; else None, and nothing has been
-        told.
-        """
-        if now >= self._due:
-            return None
-        found = self._open.get(model) or self._find_open(model)
-        if found is None:
-            return None
-        record, one = found
-        record.forecast.requested(now)
-        held = one.leases[lease] = ActiveLease(lease, record, one, now, size)
-        one.last_used = now
-        if keep_alive is not None:
-            one.keep_alive = keep_alive
-        return held
-
-    def give_back(self, held: ActiveLease, now: float) -> list[Command] | None:
-        """What `handle` does with the end of a lease. None: nothing comes of it."""
-        is_routine = self._end(held, now)
-        if is_routine and now < self._due and not self._dirty and not self._replicated:
-            return None
-        return self._conclude(is_routine, self._begin(now))
-
     def is_open(self, model: ModelName) -> bool:
         """Whether a request for the model as it is defined is granted in the step in which it is told."""
+        if model in self._open:
+            return True
         record = self._state.records.get(model)
         return record is not None and record.open_instance() is not None
 
@@ -180,6 +177,7 @@ class Scheduler:
     def _begin(self, now: float) -> float:
         """The time of the event that is told."""
         self._now = max(now, self._now)
+        self.was_routine = False
         self._commands = []
         self._open.clear()
         return self._now
@@ -247,7 +245,7 @@ class Scheduler:
         4 backing off, 5 queue full, 6 piggyback on a drain, 7 waits. True: routine, of which nothing follows.
         """
         state = self._state
-        is_known = event.lease in state.waiters or state.held(event.lease) is not None
+        is_known = event.lease in state.waiters or event.lease in state.leases
         assert not is_known, f"lease {event.lease} was asked for twice"
         record = state.records.get(event.model)
         if record is None or record.vanished:
@@ -286,7 +284,7 @@ class Scheduler:
 
     def _released(self, event: Release, now: float) -> bool:
         """True: routine, of which nothing follows."""
-        held = self._state.held(event.lease)
+        held = self._state.leases.get(event.lease)
         if held is not None:
             return self._end(held, now)
         waiter = self._state.waiters.get(event.lease)
@@ -367,7 +365,7 @@ class Scheduler:
         self._state.instances[one.id] = record.instances[one.id] = one
         self._state.ledger.reserve(one.id, event.placement.footprint)
         for lease in event.leases:
-            one.leases[lease] = ActiveLease(lease, record, one, now, None)
+            self._hold(lease, record, one, now, None, None)
         number = one.id.rpartition("#")[2]  # no later child may be called the same
         if number.isdecimal():
             self._ids[event.model] = max(self._ids.get(event.model, 0), int(number))
@@ -742,12 +740,12 @@ class Scheduler:
                 pass
 
     def _remove(self, one: Instance, now: float) -> None:
-        """The child is gone: its leases live on without it until their own ends."""
+        """The child is gone, and its leases with it: their ends are nothing any more."""
         self._state.ledger.exited(one.id, now)
         self._delete(one)
         self._dirty = True
-        for held in one.leases.values():
-            held.instance = None
+        for lease in one.leases:
+            del self._state.leases[lease]
         self._note_idle(self._state.record_of(one), now)
 
     def _delete(self, one: Instance) -> None:
@@ -772,17 +770,28 @@ class Scheduler:
         )
 
     def _grant(self, asked: Acquire | Waiter, record: Record, one: Instance, now: float, action: str) -> None:
-        one.leases[asked.lease] = ActiveLease(asked.lease, record, one, now, asked.size)
-        one.last_used = now
-        if asked.keep_alive is not None:
-            one.keep_alive = asked.keep_alive
+        self._hold(asked.lease, record, one, now, asked.keep_alive, asked.size)
         self._commands.append(Grant(asked.lease, one.id, action))
+
+    def _hold(
+        self,
+        lease: LeaseId,
+        record: Record,
+        one: Instance,
+        now: float,
+        keep_alive: float | None,
+        size: float | None,
+    ) -> None:
+        held = ActiveLease(lease, record, one, now, size)
+        one.leases[lease] = self._state.leases[lease] = held
+        one.last_used = now
+        if keep_alive is not None:
+            one.keep_alive = keep_alive
 
     def _end(self, held: ActiveLease, now: float) -> bool:
         """True: routine. Who becomes idle is news to those who wait for room, and may leave some day."""
+        del self._state.leases[held.lease]
         one, record = held.instance, held.record
-        if one is None:
-            return True
         del one.leases[held.lease]
         one.last_used = now
         one.completed += 1

@@ -63,11 +63,11 @@ class Waiter:
 
 
 class ActiveLease(msgspec.Struct, eq=False):
-    """A granted lease. `instance` is None once the child has gone from under it."""
+    """A granted lease, until its end or that of its instance."""
 
     lease: LeaseId
     record: Record
-    instance: Instance | None
+    instance: Instance
     granted_at: float
     size: float | None
 
@@ -206,13 +206,8 @@ class SchedulerState:
     records: dict[ModelName, Record] = field(default_factory=dict)
     instances: dict[InstanceId, Instance] = field(default_factory=dict)
     waiters: dict[LeaseId, Waiter] = field(default_factory=dict)
-
-    def held(self, lease: LeaseId) -> ActiveLease | None:
-        """A granted lease; None for one whose child has gone, which concerns nobody any more."""
-        for one in self.instances.values():
-            if lease in one.leases:
-                return one.leases[lease]
-        return None
+    #: All that are granted, also found by their instances.
+    leases: dict[LeaseId, ActiveLease] = field(default_factory=dict)
 
     def record_of(self, instance: Instance) -> Record:
         return self.records[instance.model.name]

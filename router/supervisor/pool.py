@@ -32,7 +32,6 @@ from router.hosts import Address, Exit, Host, HostFull, InstanceRecord, Measurem
 from router.memory.estimate.learning import FootprintStatus
 from router.observability.journal import Journal, command_words
 from router.scheduler.scheduler import Scheduler
-from router.scheduler.state import ActiveLease
 from router.scheduler.types import (
     Acquire,
     Adopted,
@@ -158,7 +157,6 @@ class Lease(msgspec.Struct, frozen=True, gc=False):
     queue_seconds: float = 0.0
     load_seconds: float = 0.0
     evicted: tuple[InstanceId, ...] = ()
-    held: ActiveLease | None = None  # where it was taken at once
 
 
 @dataclass(slots=True, eq=False)
@@ -332,40 +330,36 @@ class Pool:
         """
         if self._closing or self._on_lease_end is not None:
             return None
+        if not self._scheduler.is_open(model):
+            return None
         name, now = f"r{next(self._numbers)}", self._time()
-        held = self._scheduler.take(name, model, keep_alive, size, now)
         event = Acquire(name, model, priority, keep_alive, size, timeout)
-        if held is None:
-            return self._take_with_news(event, now) if self._scheduler.is_open(model) else None
-        assert held.instance is not None, "it is there"
-        instance = held.instance.id
-        child = self._children[instance]
-        address = child.address
-        assert address is not None, f"{instance} was granted before it was ready"
-        grant = Grant(name, instance)
-        self.journal.taken(now, event, grant)
+        commands = self._scheduler.handle(event, now)
+        if not self._scheduler.was_routine:  # more comes of it than the lease
+            future = self._futures[name] = self._loop.create_future()
+            try:
+                self._follow(event, commands, now)
+                return self._lease(future.result(), model, now)
+            finally:
+                del self._futures[name]
+        (grant,) = commands
+        assert isinstance(grant, Grant), f"{grant} instead of a lease"
+        child = self._children[grant.instance]
+        assert child.address is not None, f"{grant.instance} was granted before it was ready"
+        self.journal.record(now, event, commands, is_routine=True)
         if self._is_debugging:
             log.debug("%s", command_words(grant))
-        return Lease(name, model, instance, address, child.ending, held=held)
-
-    def _take_with_news(self, event: Acquire, now: float) -> Lease:
-        """More comes of it than the lease."""
-        future = self._futures[event.lease] = self._loop.create_future()
-        try:
-            self.tell(event)
-            return self._lease(future.result(), event.model, now)
-        finally:
-            del self._futures[event.lease]
+        return Lease(name, model, grant.instance, child.address, child.ending)
 
     def release(self, lease: Lease) -> None:
-        """The end of a lease that was taken; once."""
-        if lease.held is None or self._on_lease_end is not None:
+        """The end of a lease; once."""
+        if self._on_lease_end is not None:
             self._end_lease(lease.id)
             return
         event, now = Release(lease.id), self._time()
-        commands = self._scheduler.give_back(lease.held, now)
-        if commands is None:
-            self.journal.given_back(now, event)
+        commands = self._scheduler.handle(event, now)
+        if self._scheduler.was_routine:
+            self.journal.record(now, event, commands, is_routine=True)
         else:
             self._follow(event, commands, now)
 

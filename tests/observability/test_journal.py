@@ -168,15 +168,15 @@ def test_requests_that_wait_for_nothing_push_no_decision_out() -> None:
     assert [entry.id for entry in journal.entries(after=100)] == [101, 102, 103]
 
 
-async def test_what_is_taken_and_given_back_is_noted_as_any_other_request() -> None:
+async def test_a_routine_request_is_noted_as_any_other() -> None:
     whole, short = Journal(size=3, passing=4), Journal(size=3, passing=4)
     with whole.subscribe() as of_whole, short.subscribe() as of_short:
         for number in range(5):
             lease = f"r{number}"
             whole.record(2.0, Acquire(lease, "b"), [Grant(lease, "b#1")])
-            short.taken(2.0, Acquire(lease, "b"), Grant(lease, "b#1"))
+            short.record(2.0, Acquire(lease, "b"), [Grant(lease, "b#1")], is_routine=True)
             whole.record(3.0, Release(lease), [])
-            short.given_back(3.0, Release(lease))
+            short.record(3.0, Release(lease), [], is_routine=True)
         for _ in range(10):
             one, other = await anext(of_whole), await anext(of_short)
             assert replace(one, at=0.0) == replace(other, at=0.0)
@@ -184,15 +184,15 @@ async def test_what_is_taken_and_given_back_is_noted_as_any_other_request() -> N
     assert kept == same and [entry.id for entry in kept] == [7, 8, 9, 10]
 
 
-def test_followers_hear_all_but_what_is_taken_and_given_back_which_is_counted() -> None:
+def test_followers_are_called_for_all_but_routine_requests_which_are_counted() -> None:
     journal, heard = Journal(), list[int]()
     journal.follow(lambda entry: heard.append(entry.id))
-    journal.taken(1.0, Acquire("r1", "a"), Grant("r1", "a#1"))
+    journal.record(1.0, Acquire("r1", "a"), [Grant("r1", "a#1")], is_routine=True)
     journal.record(2.0, Acquire("r2", "b"), [])
-    journal.given_back(3.0, Release("r1"))
+    journal.record(3.0, Release("r1"), [], is_routine=True)
     journal.record(4.0, Release("r2"), [])
     assert heard == [2, 4]
-    assert journal.taken_so_far == {"a": 1}
+    assert journal.routine_requests == {"a": 1}
 
 
 def test_the_ring_keeps_the_newest() -> None:
@@ -252,7 +252,7 @@ def test_the_complete_part_begins_behind_the_last_entry_that_was_dropped() -> No
     assert journal.complete() == ()
     journal.record(0.0, Unload("early"), [])
     for number in range(5):
-        journal.given_back(1.0, Release(f"r{number}"))
+        journal.record(1.0, Release(f"r{number}"), [], is_routine=True)
     journal.record(2.0, Unload("late"), [])
     assert [entry.id for entry in journal.entries()] == [1, 4, 5, 6, 7]
     assert [entry.id for entry in journal.complete()] == [4, 5, 6, 7]

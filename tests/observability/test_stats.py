@@ -80,7 +80,7 @@ def test_swaps_evictions_failures_and_crashes_are_told_apart() -> None:
 
 async def test_they_agree_with_a_pool_at_work() -> None:
     async with pool_of(FakeHost(), model("a", 12), model("b", 12)) as pool:
-        stats = Stats(pool.journal.taken_so_far)
+        stats = Stats(pool.journal.routine_requests)
         pool.journal.follow(stats.heard)
         for name in ("a", "a", "b", "a"):
             async with pool.lease(name):

@@ -326,10 +326,10 @@ FAULTS = (
         (RULES,),
     ),
     Fault(
-        "leave what is due to the next request that is taken",
+        "leave what is due to the next event that is no request",
         "scheduler.py",
-        "        if now >= self._due:\n            return None\n        found",
-        "        found",
+        "        if now < self._due:\n            if type",
+        "        if True:\n            if type",
         (RULES,),
     ),
     Fault(
@@ -344,13 +344,6 @@ FAULTS = (
         "scheduler.py",
         "        if len(record.instances) == 1:  # else",
         "        if True:  # else",
-        (RULES,),
-    ),
-    Fault(
-        "leave what is due to the next lease that is given back",
-        "scheduler.py",
-        "        if is_routine and now < self._due and not self._dirty and not self._replicated:\n",
-        "        if is_routine and not self._dirty and not self._replicated:\n",
         (RULES,),
     ),
     Fault(

@@ -46,7 +46,7 @@ from router.scheduler.types import (
     host_of,
 )
 from router.scheduler.views import Explanation, InstanceView
-from tests.scheduler.telling import Telling
+from tests.scheduler.telling import tell
 
 GIB = 2**30
 
@@ -102,7 +102,6 @@ class Table:
         self._starts: dict[ModelName, int] = {}
         chosen = Settings(**(settings or {}))  # type: ignore[arg-type]
         self.scheduler = Scheduler(self.models, devices, make_policy(policy, ttl=ttl), chosen)
-        self._telling = Telling(self.scheduler)
         self.measure()
 
     # --- what clients do ---
@@ -207,7 +206,7 @@ class Table:
     # --- reading ---
 
     def tell(self, event: Event) -> list[str]:
-        self.commands = self._telling.tell(event, self.now)
+        self.commands = tell(self.scheduler, event, self.now)
         self.scheduler.next_deadline()  # as the shell asks
         self.told += self.commands
         words = [self._words(command) for command in self.commands]

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 
-from router.scheduler.types import Acquire, Device, Learned, Measured
+from router.scheduler.types import Acquire, Device, Learned, Measured, Release
 from tests.scheduler.playbook import GIB, Table, at, device, model, on
 
 
@@ -416,9 +416,8 @@ def test_nothing_comes_of_a_request_where_nobody_has_to_yield() -> None:
     scheduler = table.scheduler
     for number in range(2):
         table.now += 1.0
-        held = scheduler.take(f"r{number}", "a", None, None, table.now)
-        assert held is not None
-        assert scheduler.give_back(held, table.now) is None
+        assert len(scheduler.handle(Acquire(f"r{number}", "a"), table.now)) == 1 and scheduler.was_routine
+        assert scheduler.handle(Release(f"r{number}"), table.now) == [] and scheduler.was_routine
 
 
 def test_an_exactly_full_device_yields_nothing_to_a_torn_look() -> None:

@@ -49,7 +49,7 @@ from router.scheduler.types import (
     Unload,
 )
 from tests.scheduler.oracle import Lease, Oracle
-from tests.scheduler.telling import Telling
+from tests.scheduler.telling import tell
 
 GIB = 2**30
 
@@ -169,7 +169,6 @@ class World:
         self._next_delivery: dict[HostId, float] = {}
         self._idle_ticks = 0
         self.scheduler = self._new_scheduler()
-        self._telling = Telling(self.scheduler)
         self.oracle = Oracle(self)
         self._look()
         self.pass_time(TORN_SECONDS)
@@ -362,7 +361,7 @@ class World:
             self._idle_ticks = 0
         self.oracle.before(event)
         try:
-            commands = self._telling.tell(event, self.now)
+            commands = tell(self.scheduler, event, self.now)
             self.scheduler.next_deadline()  # as the shell asks
         except AssertionError as impossible:
             self.history.append((event, self.now, []))

@@ -150,7 +150,6 @@ async def test_a_lease_of_a_ready_model_is_taken_at_once_and_noted_as_any_other(
                 action="already_loaded",
                 queue_seconds=0.0,
                 load_seconds=0.0,
-                held=taken.held,
             )
             assert pool.snapshot().instances[0].leases == (loaded.id, taken.id)
             *_, last = pool.journal.entries()
