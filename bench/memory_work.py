@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
+from router.ids import Definition
 from router.scheduler.types import Device, DeviceId, Model, Placement
 from tests.stub_nvml.state import StubGpu
 
@@ -127,7 +128,7 @@ def model(
     for count in range(1, len(devices) + 1):
         found = tuple(_placements(appetite, devices, count, needs))
         if found:
-            return Model(name, found, definition=name, load_seconds=load_seconds)
+            return Model(name, found, definition=Definition(name), load_seconds=load_seconds)
     raise AssertionError(f"{name} is too large for all devices together: {appetite}")
 
 

@@ -24,6 +24,7 @@ each other.
     scheduler          the whole decision, pure: (event, now) -> commands
     build_llama_server finds llama-server, or builds it; with the standard library only
     errors             each has its HTTP status, its OpenAI type and its Retry-After
+    ids                identifiers as values: the definition of a model
     descriptors, first_process, installation, tasks, text_file
                        whether file descriptors have run out; PID 1 of a container; which commands there are;
                        tasks whose failure cancels no other; a text file that a person wrote

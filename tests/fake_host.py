@@ -11,6 +11,7 @@ from pathlib import Path
 from router.engines import Launch
 from router.errors import LoadFailed
 from router.hosts import Address, Exit, HostFull, InstanceRecord, Measurement
+from router.ids import NO_DEFINITION, Definition
 from router.scheduler.types import Device, Footprint, HostId, InstanceId, ModelName, Placement
 
 GIB = 1 << 30
@@ -65,7 +66,7 @@ class FakeHost:
         placement: Placement,
         launch: Launch,
         *,
-        definition: str = "",
+        definition: Definition = NO_DEFINITION,
     ) -> Address:
         if self.fail_next:
             error = self.fail_next.pop(0)

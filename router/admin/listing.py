@@ -13,9 +13,10 @@ import msgspec
 from router.downloads import Job
 from router.errors import RouterError
 from router.gguf import GgufError, GgufMetadata, read_gguf
-from router.models.definitions import Definition, Definitions
+from router.ids import NO_DEFINITION, Definition
+from router.models.definitions import DefinedModel, Definitions
 from router.presets.options import spelling_of_arg
-from router.scheduler.types import DeviceId, InstanceId, ModelName, Placement, State, as_preset
+from router.scheduler.types import DeviceId, InstanceId, ModelName, Placement, State
 from router.scheduler.views import InstanceView, ModelView, QueueView, Snapshot
 
 #: llama.cpp's names of the places where models come from.
@@ -153,7 +154,7 @@ class ModelInfoCache:
     definitions: Definitions
     by_name: Mapping[ModelName, Card]
     lines: Mapping[ModelName, CommandLine]
-    running: dict[tuple[InstanceId, str], CommandLine] = field(default_factory=dict)
+    running: dict[tuple[InstanceId, Definition], CommandLine] = field(default_factory=dict)
     at_rest: dict[ModelName, Row] = field(default_factory=dict)
 
 
@@ -181,7 +182,7 @@ def visible(definitions: Definitions, *, with_others: bool = False) -> list[Mode
 # --- what is fixed ---
 
 
-def _card(definition: Definition) -> Card:
+def _card(definition: DefinedModel) -> Card:
     entry = definition.entry
     return Card(
         id=entry.id,
@@ -198,7 +199,7 @@ def _card(definition: Definition) -> Card:
     )
 
 
-def _further_inputs(definition: Definition) -> list[str]:
+def _further_inputs(definition: DefinedModel) -> list[str]:
     if definition.metadata is None or definition.entry.mmproj is None:
         return []
     try:
@@ -207,7 +208,7 @@ def _further_inputs(definition: Definition) -> list[str]:
         return []
 
 
-def _meta(definition: Definition, metadata: GgufMetadata) -> Meta:
+def _meta(definition: DefinedModel, metadata: GgufMetadata) -> Meta:
     context = definition.estimates[0].ctx_size if definition.estimates else None
     return Meta(
         architecture=metadata.architecture,
@@ -221,16 +222,18 @@ def _meta(definition: Definition, metadata: GgufMetadata) -> Meta:
     )
 
 
-def _per_request(definition: Definition, context: int | None) -> int | None:
+def _per_request(definition: DefinedModel, context: int | None) -> int | None:
     preset = definition.entry.preset
     return (
         context // (preset.parallel or 1) if context is not None and preset.kv_unified is False else context
     )
 
 
-def _line(definitions: Definitions, name: ModelName, place: Placement, settings: str = "") -> CommandLine:
+def _line(
+    definitions: Definitions, name: ModelName, place: Placement, definition: Definition = NO_DEFINITION
+) -> CommandLine:
     try:
-        argv = definitions.launch(name, place, settings).argv
+        argv = definitions.launch(name, place, definition).argv
     except RouterError:
         return CommandLine()
     return CommandLine(argv, _preset(name, argv))
@@ -371,9 +374,9 @@ def _instance(one: InstanceView, now: float) -> Instance:
     )
 
 
-def settings_of(definition: str) -> dict[str, Any] | None:
+def settings_of(definition: Definition) -> dict[str, Any] | None:
     """What one load was given instead of the preset's; None where it was nothing."""
-    if as_preset(definition) == definition:
+    if not definition.overrides:
         return None
-    found: dict[str, Any] = msgspec.json.decode(definition.partition(" ")[2])
+    found: dict[str, Any] = msgspec.json.decode(definition.overrides)
     return found

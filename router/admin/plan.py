@@ -13,7 +13,7 @@ from msgspec import UNSET, UnsetType
 from router.admin.listing import visible
 from router.errors import ModelUnusable
 from router.memory.estimate.learning import Confidence
-from router.models.definitions import Definition
+from router.models.definitions import DefinedModel
 from router.scheduler.ledger import UNBOUNDED
 from router.scheduler.types import DeviceId, InstanceId, ModelName
 from router.scheduler.views import DeviceView, Explanation
@@ -154,7 +154,7 @@ class Plan(msgspec.Struct, frozen=True):
 # --- made ---
 
 
-def model_body(seen: Seen, definition: Definition, explanation: Explanation) -> OneModel:
+def model_body(seen: Seen, definition: DefinedModel, explanation: Explanation) -> OneModel:
     """One model: every way to load it, best first, with the terms of its bytes, and what a request for it
     would do now. `chosen` is the index of the way it would take; `missing` what it lacks, per device."""
     rooms, empty = rooms_now(seen.snapshot), empty_rooms(seen.snapshot)
@@ -208,7 +208,7 @@ def shown_room(device: DeviceView, room: int | None) -> int | None:
 # --- one model ---
 
 
-def _chosen(definition: Definition, explanation: Explanation) -> int | None:
+def _chosen(definition: DefinedModel, explanation: Explanation) -> int | None:
     """Which of its placements the scheduler would take. It may know better bytes of it, not other flags."""
     chosen = explanation.placement
     if chosen is None:

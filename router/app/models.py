@@ -14,13 +14,14 @@ from router.config import Config
 from router.db.store import Store
 from router.errors import RouterError, Unavailable
 from router.hosts.local import LocalHost
+from router.ids import Definition
 from router.memory.devices import DeviceInfo
 from router.memory.estimate.learning import Prediction
 from router.models.catalog import Catalog
 from router.models.definitions import define
 from router.presets import Overrides
 from router.presets.overrides import read
-from router.scheduler.types import Device, DeviceId, Model, ModelName, as_preset
+from router.scheduler.types import Device, DeviceId, Model, ModelName
 from router.supervisor.calibration import Learning, predictions, predictions_of
 
 log = logging.getLogger("router.app")
@@ -75,9 +76,9 @@ class Models:
         own = known.definitions.by_name[name].model
         return model if model.definition == own.definition else self._learning.vary(model, places)
 
-    async def recall(self, known: Known, name: ModelName, definition: str) -> None:
+    async def recall(self, known: Known, name: ModelName, definition: Definition) -> None:
         """With which settings a child of an earlier router was loaded: so that what it takes is known."""
-        if as_preset(definition) == definition or name not in known.definitions.by_name:
+        if not definition.overrides or name not in known.definitions.by_name:
             return
         try:
             if (overrides := read(definition)) is not None:

@@ -31,6 +31,7 @@ from router.engines import Launch
 from router.engines.llama_server import CPU_FALLBACK_TEXTS, list_devices
 from router.hosts.local import LocalHost
 from router.http.inference import ProxiedRoutes
+from router.ids import Definition
 from router.memory.devices import Devices
 from router.models.catalog import Catalog, hf_cache_dir
 from router.models.definitions import Reading
@@ -268,8 +269,8 @@ class Router:
 
     # --- what a part asks of the others: of the models as they are known then ---
 
-    def _launch(self, model: ModelName, placement: Placement, settings: str) -> Launch:
-        return self.context.known.definitions.launch(model, placement, settings)
+    def _launch(self, model: ModelName, placement: Placement, definition: Definition) -> Launch:
+        return self.context.known.definitions.launch(model, placement, definition)
 
     def _check(self, model: ModelName) -> None:
         self.context.known.definitions.check(model)
@@ -280,7 +281,7 @@ class Router:
     def _reading_of(self, start: Start) -> Reading | None:
         """With other settings than its own a model may take other memory: it is read as they say."""
         definitions = self.context.known.definitions
-        return None if start.definition else definitions.reading(start.model, start.placement)
+        return None if start.definition.overrides else definitions.reading(start.model, start.placement)
 
     def _files_to_read(self, model: ModelName) -> tuple[Path, ...]:
         definitions = self.context.known.definitions

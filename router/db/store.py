@@ -21,6 +21,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self, TypeVar
 
+from router.ids import Definition
 from router.scheduler.types import Placement
 from router.tasks import Tasks
 
@@ -128,7 +129,7 @@ class ProcessRecord:
 
     instance: str
     model: str
-    definition: str
+    definition: Definition
     placement: Placement
     socket: str
     log: str
@@ -238,7 +239,7 @@ class Store:
             }
         )
         row = (
-            record.instance, record.model, record.definition, placement, record.pid, record.start_time,
+            record.instance, record.model, str(record.definition), placement, record.pid, record.start_time,
             record.boot_id, record.argv_hash, record.socket, record.log, record.health_path,
             int(record.is_ready), record.started_at,
         )  # fmt: skip
@@ -255,19 +256,19 @@ class Store:
 
     # --- load times ----------------------------------------------------------------------------------------
 
-    async def put_load_time(self, definition: str, seconds: float) -> None:
+    async def put_load_time(self, definition: Definition, seconds: float) -> None:
         """Add a measurement of how long a model with this definition takes to load."""
         await self._write(
             "INSERT INTO load_times VALUES (?, ?, 1, ?) ON CONFLICT (definition) DO UPDATE SET"
             " seconds = seconds + (excluded.seconds - seconds) / MIN(count + 1, 4),"
             " count = count + 1, updated_at = excluded.updated_at",
-            (definition, seconds, time.time()),
+            (str(definition), seconds, time.time()),
         )
 
-    async def load_times(self) -> Mapping[str, LoadTime]:
+    async def load_times(self) -> Mapping[Definition, LoadTime]:
         """By definition."""
         rows = await self._read("SELECT definition, seconds, count FROM load_times")
-        return {row[0]: LoadTime(row[1], row[2]) for row in rows}
+        return {Definition.parse(row[0]): LoadTime(row[1], row[2]) for row in rows}
 
     async def forget_load_times(self, *, older_than: float) -> None:
         """Drop those of definitions that were not loaded since that Unix time."""
@@ -559,6 +560,7 @@ def _record(row: Iterable[Any]) -> ProcessRecord | None:
         )
     except (ValueError, KeyError, TypeError):
         return None
+    values["definition"] = Definition.parse(str(values["definition"]))
     values["is_ready"] = bool(values["is_ready"])
     return ProcessRecord(**values)
 

@@ -14,6 +14,7 @@ from typing import Protocol
 
 from router.engines import Launch
 from router.errors import RouterError
+from router.ids import NO_DEFINITION, Definition
 from router.memory.devices import DeviceInfo
 from router.process.exits import Exit
 from router.scheduler.types import Device, DeviceId, Footprint, HostId, InstanceId, ModelName, Placement
@@ -43,7 +44,7 @@ class InstanceRecord:
     instance: InstanceId
     model: ModelName
     placement: Placement
-    definition: str
+    definition: Definition
     address: Address
     pid: int | None
     ready: bool
@@ -101,7 +102,7 @@ class Host(Protocol):
         placement: Placement,
         launch: Launch,
         *,
-        definition: str = "",
+        definition: Definition = NO_DEFINITION,
     ) -> Address:
         """Reserve (before the first await), spawn, wait until the child is ready. One call.
 

@@ -21,6 +21,7 @@ from router.errors import LoadFailed, ShuttingDown, Unavailable
 from router.hosts import Address, Exit, HostFull, InstanceRecord, Measurement
 from router.hosts.room import Occupant, Room
 from router.hosts.runtime_dir import LOGS_KEPT, RuntimeDir
+from router.ids import NO_DEFINITION, Definition
 from router.memory.devices import DeviceInfo, Devices, Sample
 from router.process import (
     Command,
@@ -198,7 +199,7 @@ class LocalHost:
         placement: Placement,
         launch: Launch,
         *,
-        definition: str = "",
+        definition: Definition = NO_DEFINITION,
     ) -> Address:
         """See Host. A second call for the same instance waits for what became of the first."""
         if instance in self._children:
@@ -221,7 +222,12 @@ class LocalHost:
         return child.address
 
     def _reserve(
-        self, instance: InstanceId, model: ModelName, placement: Placement, launch: Launch, definition: str
+        self,
+        instance: InstanceId,
+        model: ModelName,
+        placement: Placement,
+        launch: Launch,
+        definition: Definition,
     ) -> _Child:
         """Synchronous: from here on whoever starts counts this one's need."""
         loop = asyncio.get_running_loop()
@@ -354,7 +360,7 @@ class LocalHost:
             await self._look_for_fallback(child)
             # Once more with its command line: a wrapper script has become llama-server only by now.
             await self._record_identity(child, is_ready=True)
-            if child.record.definition:
+            if child.record.definition.hash:
                 await self._store.put_load_time(child.record.definition, load_seconds)
 
     async def _look_for_fallback(self, child: _Child) -> None:

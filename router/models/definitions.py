@@ -21,6 +21,7 @@ from router.engines import Launch
 from router.engines.llama_server import LlamaServerSettings, launch
 from router.errors import ModelUnusable, RouterError
 from router.gguf import GgufError, GgufMetadata, read_gguf
+from router.ids import NO_DEFINITION, Definition
 from router.installation import build_command
 from router.memory.devices import DeviceInfo
 from router.memory.estimate.context import takes_input_whole
@@ -62,7 +63,7 @@ LEAST_WHOLE_CONTEXT = 512
 
 
 @dataclass(frozen=True, slots=True)
-class Definition:
+class DefinedModel:
     """One model, ready to be scheduled and launched. `estimates` are those of `model.placements`, one by one.
     When it is unusable there are none, and neither `metadata` nor `companions`."""
 
@@ -95,7 +96,7 @@ class Reading:
 class Definitions:
     """All models by their canonical names, and the way to start them."""
 
-    by_name: Mapping[ModelName, Definition]
+    by_name: Mapping[ModelName, DefinedModel]
     infos: Mapping[DeviceId, DeviceInfo]
     config: Config
     binary: Path
@@ -156,13 +157,13 @@ class Definitions:
         configured = self.config.memory.load_mode
         return said or (None if configured == "auto" else configured)
 
-    def launch(self, name: ModelName, placement: Placement, definition: str = "") -> Launch:
+    def launch(self, name: ModelName, placement: Placement, definition: Definition = NO_DEFINITION) -> Launch:
         """How to start `name` where it was placed; `definition` of a load with other settings than its own.
         Raises RouterError for a model that cannot be run.
         """
         return self._launch(self._defined(name, definition), placement)
 
-    def overridden(self, name: ModelName, overrides: Overrides, devices: Sequence[Device]) -> Definition:
+    def overridden(self, name: ModelName, overrides: Overrides, devices: Sequence[Device]) -> DefinedModel:
         """The model as one load gets it; as it is where that is the same. Arithmetic, some milliseconds.
         Raises RouterError for settings that it cannot be loaded with.
         """
@@ -178,7 +179,7 @@ class Definitions:
             self._launch(varied, place)
         return varied
 
-    def _defined(self, name: ModelName, definition: str) -> Definition:
+    def _defined(self, name: ModelName, definition: Definition) -> DefinedModel:
         own = self.by_name.get(name)
         if own is None:
             raise ModelUnusable(f"{name} is not in the catalog any more")
@@ -187,7 +188,7 @@ class Definitions:
             return own
         return replace(own, entry=replace(own.entry, preset=overridden(own.entry.preset, overrides)))
 
-    def _launch(self, definition: Definition, placement: Placement) -> Launch:
+    def _launch(self, definition: DefinedModel, placement: Placement) -> Launch:
         settings = _server_settings(definition, placement)
         devices = [self.infos[device] for device in placement.devices if device in self.infos]
         return launch(
@@ -205,7 +206,7 @@ class Definitions:
             return ()
         return ("--load-mode", configured)
 
-    def at_context(self, name: ModelName, ctx_size: int, devices: Sequence[Device]) -> Definition:
+    def at_context(self, name: ModelName, ctx_size: int, devices: Sequence[Device]) -> DefinedModel:
         """The same model as it would be placed with a context of `ctx_size`. Arithmetic, some milliseconds.
 
         An unusable model is returned as it is. Raises ModelUnusable where `devices` miss one it asks for.
@@ -216,8 +217,8 @@ class Definitions:
         return self._placed_anew(definition, replace(definition.entry.preset, ctx_size=ctx_size), devices)
 
     def _placed_anew(
-        self, definition: Definition, preset: ModelPreset, devices: Sequence[Device]
-    ) -> Definition:
+        self, definition: DefinedModel, preset: ModelPreset, devices: Sequence[Device]
+    ) -> DefinedModel:
         assert definition.metadata is not None and definition.companions is not None, "it can be loaded"
         budgets = _budgets(devices, self.infos, self.config)
         found = _placed(preset, definition.metadata, definition.companions, budgets, self.config)
@@ -274,8 +275,8 @@ def _with_ids(config: Config, catalog: Catalog) -> Config:
 
 def _define(
     name: ModelName, entry: CatalogEntry, how: str, budgets: Sequence[Budget], config: Config
-) -> Definition:
-    hashed = hashlib.sha256(how.encode()).hexdigest()[:16]
+) -> DefinedModel:
+    hashed = Definition(hashlib.sha256(how.encode()).hexdigest()[:16])
     try:
         metadata, companions = _read(entry)
         found = _placed(entry.preset, metadata, companions, budgets, config)
@@ -284,8 +285,8 @@ def _define(
             raise
         words = f"{name} cannot be loaded: {error}"
         unusable = error.copy() if isinstance(error, RouterError) else ModelUnusable(words)
-        return Definition(entry, _model(name, entry, (), hashed, config, unusable))
-    return Definition(entry, _model(name, entry, found, hashed, config, None), metadata, found, companions)
+        return DefinedModel(entry, _model(name, entry, (), hashed, config, unusable))
+    return DefinedModel(entry, _model(name, entry, found, hashed, config, None), metadata, found, companions)
 
 
 def _read(entry: CatalogEntry) -> tuple[GgufMetadata, Companions]:
@@ -393,7 +394,7 @@ def _model(
     name: ModelName,
     entry: CatalogEntry,
     found: Sequence[EstimatedPlacement],
-    definition: str,
+    definition: Definition,
     config: Config,
     error: RouterError | None,
 ) -> Model:
@@ -565,7 +566,7 @@ def _layers(layers: int | Literal["all", "auto"] | None) -> int | Literal["all"]
     return layers if isinstance(layers, int) else "all"
 
 
-def _server_settings(definition: Definition, placement: Placement) -> LlamaServerSettings:
+def _server_settings(definition: DefinedModel, placement: Placement) -> LlamaServerSettings:
     entry, preset = definition.entry, definition.entry.preset
     assert entry.path is not None, f"{entry.id} was placed without a file"
     return LlamaServerSettings(

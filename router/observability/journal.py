@@ -179,8 +179,9 @@ def command_words(command: Command) -> str:
         case Start(instance, _, placement, evicted, definition):
             where = ", ".join(f"{d} {b / 2**20:.0f} MiB" for d, b in placement.footprint.items())
             after = f" after {', '.join(evicted)} left" if evicted else ""
-            settings = definition.partition(" ")[2]
-            return f"start {instance} on {where}{after}" + (f" with {settings}" if settings else "")
+            return f"start {instance} on {where}{after}" + (
+                f" with {definition.overrides}" if definition.overrides else ""
+            )
         case Stop(instance, cause, for_model):
             return f"stop {instance}: {cause.value}" + (f" for {for_model}" if for_model else "")
         case Grant(lease, instance, action):

@@ -1,7 +1,7 @@
 """Other settings for one load of a model: what an operator may say beside its name, and what preset it makes.
 
-They are written behind the definition of what was loaded with them (`written`), so that whoever has that
-knows how it runs: the scheduler, the record of the child, the next router."""
+They are a part of the definition of what was loaded with them (`written`): the scheduler, the record of the
+child and the next router know from it how the child runs."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from msgspec import Meta
 
 from router.config import Context, Layers
 from router.errors import InvalidRequest
+from router.ids import Definition
 from router.presets.layer import LayerReader, merge
 from router.presets.options import spelling_of_arg
 from router.presets.preset import CacheType, ModelPreset
@@ -65,21 +66,20 @@ def overridden(preset: ModelPreset, overrides: Overrides) -> ModelPreset:
     return replace(preset, args=args, **{**layer.fields, **given})
 
 
-def written(definition: str, overrides: Overrides) -> str:
+def written(definition: Definition, overrides: Overrides) -> Definition:
     """The definition of what is loaded with them."""
-    return f"{definition} {msgspec.json.encode(overrides, order='sorted').decode()}"
+    return Definition(definition.hash, msgspec.json.encode(overrides, order="sorted").decode())
 
 
-def read(definition: str) -> Overrides | None:
-    """Those behind a definition; None where there are none. Raises InvalidRequest for what another version
+def read(definition: Definition) -> Overrides | None:
+    """Those of a definition; None where there are none. Raises InvalidRequest for what another version
     of this program may have written."""
-    _, blank, text = definition.partition(" ")
-    if not blank:
+    if not definition.overrides:
         return None
     try:
-        return msgspec.json.decode(text, type=Overrides)
+        return msgspec.json.decode(definition.overrides, type=Overrides)
     except msgspec.DecodeError as error:
-        raise InvalidRequest(f"unknown settings: {text[:80]} ({error})") from error
+        raise InvalidRequest(f"unknown settings: {definition.overrides[:80]} ({error})") from error
 
 
 def _given(overrides: Overrides) -> Mapping[str, Any]:

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 from router.errors import RouterError
+from router.ids import NO_DEFINITION
 from router.scheduler import explain, planner, refusals
 from router.scheduler.forecast import Forecast
 from router.scheduler.ledger import Ledger
@@ -50,7 +51,6 @@ from router.scheduler.types import (
     Stop,
     Tick,
     Unload,
-    as_preset,
 )
 from router.scheduler.views import Explanation, Snapshot, Use
 
@@ -357,7 +357,7 @@ class Scheduler:
             record = self._state.records[event.model] = Record(model, Forecast.of(model), vanished=True)
         order = self._next_order()
         model = record.model
-        if as_preset(event.definition) != event.definition:
+        if event.definition.overrides:
             model = replace(model, placements=(event.placement,), definition=event.definition)
         one = Instance(event.instance, model, event.placement, order, now, state=State.READY)
         one.started_at = one.ready_at = one.last_used = now
@@ -369,7 +369,7 @@ class Scheduler:
         number = one.id.rpartition("#")[2]  # no later child may be called the same
         if number.isdecimal():
             self._ids[event.model] = max(self._ids.get(event.model, 0), int(number))
-        if record.vanished or record.model.definition != as_preset(event.definition):
+        if record.vanished or record.model.definition != event.definition.plain:
             self._retire(one, Cause.RELOADED)
 
     def _unloaded(self, event: Unload, now: float) -> None:
@@ -687,7 +687,8 @@ class Scheduler:
         del self._plans[one.id]
         self._reopen(one.victims)  # of those it does not need any more
         self._state.ledger.reserve(one.id)
-        victims, definition = tuple(sorted(one.victims)), one.model.definition if one.has_overrides else ""
+        victims = tuple(sorted(one.victims))
+        definition = one.model.definition if one.has_overrides else NO_DEFINITION
         self._commands.append(Start(one.id, one.model.name, one.placement, victims, definition))
 
     def _cancel(self, plan: Instance) -> None:

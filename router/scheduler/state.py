@@ -24,7 +24,6 @@ from router.scheduler.types import (
     Placement,
     Priority,
     State,
-    as_preset,
 )
 from router.scheduler.views import ModelView
 
@@ -122,7 +121,7 @@ class Instance:
     @property
     def has_overrides(self) -> bool:
         """Whether it runs with other settings than the model's own."""
-        return as_preset(self.model.definition) != self.model.definition
+        return bool(self.model.definition.overrides)
 
 
 @dataclass(slots=True, eq=False)

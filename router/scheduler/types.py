@@ -18,6 +18,7 @@ from typing import Final, TypeAlias
 import msgspec
 
 from router.errors import RouterError
+from router.ids import NO_DEFINITION, Definition
 
 DeviceId: TypeAlias = str
 HostId: TypeAlias = str
@@ -81,8 +82,8 @@ _WEIGHTS: Final = {Priority.HIGH: 8.0, Priority.NORMAL: 1.0, Priority.LOW: 0.125
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """A model's definition. `definition` is a hash of all that decides how it runs: a reload compares
-    nothing else. For one load that was asked for with other settings a blank and these settings follow it.
+    """A model as the scheduler knows it. `definition` stands for all that decides how it runs: a reload
+    compares nothing else.
 
     `ttl`: seconds of idleness after which it leaves; None = the policy's, negative = never, 0 = as soon as
     idle. `replicas` are loaded together (the first is owed, further ones only into free room), up to
@@ -93,7 +94,7 @@ class Model:
 
     name: ModelName
     placements: tuple[Placement, ...]
-    definition: str = ""
+    definition: Definition = NO_DEFINITION
     ttl: float | None = None
     pinned: bool = False
     priority: Priority = Priority.NORMAL
@@ -104,11 +105,6 @@ class Model:
     load_seconds: float = 5.0
     measured_load_seconds: float | None = None
     error: RouterError | None = None
-
-
-def as_preset(definition: str) -> str:
-    """The definition without what one load was given instead."""
-    return definition.partition(" ")[0]
 
 
 class State(Enum):
@@ -209,7 +205,7 @@ class Adopted:
     instance: InstanceId
     model: ModelName
     placement: Placement
-    definition: str = ""
+    definition: Definition = NO_DEFINITION
     leases: tuple[LeaseId, ...] = ()
 
 
@@ -300,14 +296,14 @@ Event: TypeAlias = (
 @dataclass(frozen=True, slots=True)
 class Start:
     """Start a child; the shell answers with one Ready or none, and one Exited. `definition`: of a load with
-    other settings than the model's own; else empty.
+    other settings than the model's own; else `NO_DEFINITION`.
     """
 
     instance: InstanceId
     model: ModelName
     placement: Placement
     evicted: tuple[InstanceId, ...] = ()
-    definition: str = ""
+    definition: Definition = NO_DEFINITION
 
 
 @dataclass(frozen=True, slots=True)

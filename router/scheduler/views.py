@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from router.errors import RouterError
+from router.ids import NO_DEFINITION, Definition
 from router.scheduler.types import (
     Cause,
     DeviceId,
@@ -40,7 +41,7 @@ class InstanceView:
     cause: Cause | None
     for_model: ModelName | None
     victims: tuple[InstanceId, ...] = ()
-    definition: str = ""
+    definition: Definition = NO_DEFINITION
     started_at: float | None = None
 
     def __repr__(self) -> str:

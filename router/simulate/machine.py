@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from itertools import combinations
 from typing import Final
 
+from router.ids import Definition
 from router.scheduler.types import Device, DeviceId, Model, ModelName, Placement
 
 GIB: Final = 2**30
@@ -72,7 +73,10 @@ class Machine:
         """The definitions as the core wants them, placements best first."""
         return {
             spec.name: Model(
-                spec.name, self.placements(spec), definition=spec.name, load_seconds=self.load_seconds(spec)
+                spec.name,
+                self.placements(spec),
+                definition=Definition(spec.name),
+                load_seconds=self.load_seconds(spec),
             )
             for spec in self.specs
         }

@@ -29,6 +29,7 @@ import msgspec
 from router.engines import Launch
 from router.errors import LoadFailed, RouterError, ShuttingDown
 from router.hosts import Address, Exit, Host, HostFull, InstanceRecord, Measurement
+from router.ids import Definition
 from router.memory.estimate.learning import FootprintStatus
 from router.observability.journal import Journal, command_words
 from router.scheduler.scheduler import Scheduler
@@ -68,8 +69,8 @@ from router.tasks import Tasks
 log = logging.getLogger("router.supervisor.pool")
 
 #: What a backend makes of a model, the placement it was given, and the definition of a load with other
-#: settings than its own (else ""). Raises RouterError.
-Launcher = Callable[[ModelName, Placement, str], Launch]
+#: settings than its own (else `NO_DEFINITION`). Raises RouterError.
+Launcher = Callable[[ModelName, Placement, Definition], Launch]
 
 #: While memory is on its way back it is measured this often: fast for the first second, when it usually
 #: comes, and once its holder is gone after a part of the time that has passed since.
@@ -84,7 +85,7 @@ NEWCOMER_SECONDS = 0.05
 #: of GiB, and the host waits 5 s for that.
 STOP_SECONDS = 10.0
 #: Stands for the definition of a child that cannot serve: it equals none.
-UNUSABLE = "unusable"
+UNUSABLE = Definition("unusable")
 #: While a child loads, so that a request that comes meanwhile finds the figures fresh.
 LOAD_POLL_SECONDS = 1.0
 
@@ -626,8 +627,9 @@ class Pool:
     async def _start(self, child: _Child, host: Host) -> Address:
         start = child.start
         await self._consult(start)
-        own = self._definitions.get(start.model)
-        definition = start.definition or (own.definition if own is not None else "")
+        definition = start.definition
+        if not definition.overrides and (own := self._definitions.get(start.model)) is not None:
+            definition = own.definition
         launch = self._launcher(start.model, start.placement, start.definition)
 
         async def begin(launch: Launch) -> Address:

@@ -13,6 +13,7 @@ from typing import Any
 
 from router.errors import ModelNotFound, RouterError
 from router.hosts import Address, Measurement
+from router.ids import NO_DEFINITION, Definition
 from router.memory.estimate.learning import FootprintStatus
 from router.observability.journal import Journal
 from router.scheduler.types import Cause, Device, Event, Model, Placement, Priority, State
@@ -41,7 +42,7 @@ class Instance:
     state: State = State.READY
     leases: list[str] = field(default_factory=list)
     cause: Cause | None = None
-    definition: str = ""
+    definition: Definition = NO_DEFINITION
     ending: Ending = field(default_factory=Ending)
 
 

@@ -7,6 +7,7 @@ import asyncio
 import pytest
 
 from router.errors import ModelTooLarge, SettingsConflict
+from router.ids import Definition
 from router.models.definitions import Definitions
 from router.presets import Overrides
 from router.scheduler.types import State
@@ -162,7 +163,7 @@ async def test_the_settings_of_a_load_are_shown_with_its_instance(api: Api):
     await api.start()
     await api.post("/models/load?wait=1", json={"model": "tiny"})
     (instance,) = api.pool.instances.values()
-    instance.definition = '3f {"ctx_size":256}'
+    instance.definition = Definition("3f", '{"ctx_size":256}')
     (shown,) = (await api.get("/v1/models/tiny")).json()["instances"]
     assert shown["settings"] == {"ctx_size": 256}
 

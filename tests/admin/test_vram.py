@@ -16,7 +16,7 @@ from router.errors import ModelTooLarge, NoRoom
 from router.hosts import Measurement
 from router.memory.devices import DeviceInfo
 from router.memory.estimate.learning import FootprintStatus
-from router.models.definitions import Definition
+from router.models.definitions import DefinedModel
 from router.scheduler.ledger import UNBOUNDED
 from router.scheduler.types import Device
 from router.scheduler.views import DeviceView
@@ -157,7 +157,7 @@ async def test_a_loaded_model_tells_prediction_and_measurement_and_how_sure_they
 # --- one model ---
 
 
-def definition(api: Api, name: str = "tiny") -> Definition:
+def definition(api: Api, name: str = "tiny") -> DefinedModel:
     return api.known.definitions.by_name[name]
 
 

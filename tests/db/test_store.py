@@ -25,6 +25,7 @@ from router.db.store import (
     ProcessRecord,
     Store,
 )
+from router.ids import Definition
 from router.scheduler.types import Placement
 
 PLACEMENT = Placement(
@@ -33,7 +34,7 @@ PLACEMENT = Placement(
 RECORD = ProcessRecord(
     "qwen3-8b#4",
     "qwen3-8b",
-    "definition",
+    Definition("definition"),
     PLACEMENT,
     "/run/a.sock",
     "/state/a.log",
@@ -72,14 +73,14 @@ async def test_a_record_is_replaced_and_forgotten_by_its_instance(path):
 async def test_load_times_follow_what_is_measured_now(path):
     async with Store(path) as store:
         for seconds in (10.0, 20.0):
-            await store.put_load_time("d", seconds)
-        assert (await store.load_times())["d"].seconds == 15.0
+            await store.put_load_time(Definition("d"), seconds)
+        assert (await store.load_times())[Definition("d")].seconds == 15.0
         for _ in range(20):
-            await store.put_load_time("d", 2.0)
-        assert (await store.load_times())["d"].seconds == pytest.approx(2.0, abs=0.1)
-        assert (await store.load_times())["d"].count == 22
+            await store.put_load_time(Definition("d"), 2.0)
+        assert (await store.load_times())[Definition("d")].seconds == pytest.approx(2.0, abs=0.1)
+        assert (await store.load_times())[Definition("d")].count == 22
         await store.forget_load_times(older_than=time.time() - 60)
-        assert (await store.load_times())["d"].count == 22
+        assert (await store.load_times())[Definition("d")].count == 22
         await store.forget_load_times(older_than=time.time() + 60)
         assert not await store.load_times()
 
@@ -231,9 +232,9 @@ async def test_a_file_that_turns_read_only_is_told_once(path, caplog):
     async with Store(path) as store:
         await store.put_process(RECORD)
         await store._in_thread(lambda: store._execute("PRAGMA query_only = 1", ()))
-        await store.put_load_time("d", 1.0)
-        await store.put_load_time("d", 1.0)
-        assert (await store.load_times())["d"].count == 2
+        await store.put_load_time(Definition("d"), 1.0)
+        await store.put_load_time(Definition("d"), 1.0)
+        assert (await store.load_times())[Definition("d")].count == 2
         assert await store.processes() == (RECORD,)
     assert [record.levelname for record in caplog.records] == ["WARNING"]
 
@@ -258,11 +259,14 @@ async def test_a_store_without_a_path_lives_in_memory():
 async def test_two_stores_on_one_file_do_not_block_each_other_for_long(path):
     async with Store(path) as first, Store(path) as second:
         for i in range(20):
-            await first.put_load_time("a", float(i))
-            await second.put_load_time("b", float(i))
+            await first.put_load_time(Definition("a"), float(i))
+            await second.put_load_time(Definition("b"), float(i))
         assert first.is_persistent
         assert second.is_persistent
-        assert {name: time.count for name, time in (await first.load_times()).items()} == {"a": 20, "b": 20}
+        assert {str(name): time.count for name, time in (await first.load_times()).items()} == {
+            "a": 20,
+            "b": 20,
+        }
 
 
 async def test_downloads_come_back_until_they_are_forgotten(path):
@@ -285,7 +289,7 @@ async def test_it_returns_to_its_file_as_soon_as_that_takes_it(path, monkeypatch
         await store.put_footprint("key", "host", LearnedFootprint((1,)))
         with path.with_name("router.sqlite").open("rb") as file, contextlib.closing(_locked(path)):
             assert file.read(6) == b"SQLite"
-            await store.put_load_time("d", 1.0)
+            await store.put_load_time(Definition("d"), 1.0)
             assert not store.is_persistent
             await store.delete_process("gone#1")
             await store.put_process(dataclasses.replace(RECORD, instance="new#1"))

@@ -16,6 +16,7 @@ import pytest
 from router.engines import Launch
 from router.errors import LoadFailed
 from router.hosts import Address, Host, HostFull
+from router.ids import Definition
 from router.scheduler.types import InstanceId, Placement
 from tests.deadline import DEADLINE_SECONDS
 
@@ -45,7 +46,9 @@ async def _start(subject: Subject, instance: InstanceId, share: float = 0.3, **h
     placement = subject.placement(share)
     launch = subject.launch(placement, **how)  # type: ignore[arg-type]
     model = instance.partition("#")[0]
-    return await subject.host.start(instance, model, placement, launch, definition=f"definition of {model}")
+    return await subject.host.start(
+        instance, model, placement, launch, definition=Definition.parse(f"definition of {model}")
+    )
 
 
 async def _free(subject: Subject) -> int:
@@ -75,7 +78,11 @@ async def a_child_serves_from_start_to_stop(subject: Subject) -> None:
     address = await _start(subject, "a#1")
     assert await subject.answers(address)
     (record,) = await subject.host.instances()
-    assert (record.instance, record.model, record.definition) == ("a#1", "a", "definition of a")
+    assert (record.instance, record.model, record.definition) == (
+        "a#1",
+        "a",
+        Definition.parse("definition of a"),
+    )
     assert record.placement == subject.placement(0.3)
     assert record.address == address
     assert record.ready

@@ -24,6 +24,7 @@ from router.engines import Launch
 from router.errors import LoadFailed, ShuttingDown, StartupError, Unavailable
 from router.hosts import Address, HostFull, local
 from router.hosts.local import LocalHost
+from router.ids import Definition
 from router.process import Process, get_status, identify, is_alive
 from router.scheduler.types import InstanceId, Placement
 from tests.hosts import conformance
@@ -65,7 +66,11 @@ async def test_it_is_a_host(host, fake, check):
 async def start(host, fake, instance="a#1", size=4 * GIB, *flags, **how):
     launch = fake("--alloc-mib", str(size // MIB), *flags, **how)
     return await host.start(
-        instance, instance.partition("#")[0], on_first(size), launch, definition="first definition"
+        instance,
+        instance.partition("#")[0],
+        on_first(size),
+        launch,
+        definition=Definition("first", "definition"),
     )
 
 
@@ -308,8 +313,8 @@ async def test_what_is_left_of_dead_routers_is_cleared_away(host, fake, paths):
 
 async def test_load_times_are_kept(host, fake, store):
     await start(host, fake, "a#1", GIB, "--load-seconds", "0.1")
-    await eventually_has(store.load_times, lambda times: "first definition" in times)
-    assert (await store.load_times())["first definition"].seconds >= 0.1
+    await eventually_has(store.load_times, lambda times: Definition("first", "definition") in times)
+    assert (await store.load_times())[Definition("first", "definition")].seconds >= 0.1
 
 
 # --- housekeeping that fails ------------------------------------------------------------------------------
@@ -464,7 +469,11 @@ async def test_a_child_handed_over_is_found_serving(earlier, open_host, store):
     address, identity = earlier
     async with open_host() as host:
         (record,) = await host.instances()
-        assert (record.instance, record.model, record.definition) == ("a#1", "a", "first definition")
+        assert (record.instance, record.model, record.definition) == (
+            "a#1",
+            "a",
+            Definition("first", "definition"),
+        )
         assert (record.address, record.pid, record.ready) == (address, identity.pid, True)
         assert record.placement == on_first(4 * GIB)
         assert await get_status(Path(address.socket), "/health", timeout_seconds=10) == 200
@@ -509,7 +518,7 @@ def record_of(paths, identity, **changes):
     record = ProcessRecord(
         "a#1",
         "a",
-        "d",
+        Definition("d"),
         on_first(GIB),
         socket=str(paths.runtime_dir / "a.sock"),
         log=str(paths.logs_dir / "a.log"),
@@ -552,6 +561,7 @@ import asyncio, sys
 from pathlib import Path
 from router.engines import Launch
 from router.config import MemoryConfig, StatePaths
+from router.ids import Definition
 from router.scheduler.types import Placement
 from router.memory.devices import Devices
 from router.hosts.local import LocalHost
@@ -568,9 +578,11 @@ async def main(state, run, *flags):
         LocalHost(devices, store, paths, MemoryConfig(margin_mib=0)) as host,
     ):
         place = Placement("local", {"local/host": 1 << 20})
-        await host.start("ready#1", "ready", place, Launch(argv, ENVIRON), definition="d")
+        await host.start("ready#1", "ready", place, Launch(argv, ENVIRON), definition=Definition("d"))
         hanging = Launch((*argv, "--hang-load"), ENVIRON)
-        loading = asyncio.ensure_future(host.start("loading#1", "loading", place, hanging, definition="d"))
+        loading = asyncio.ensure_future(
+            host.start("loading#1", "loading", place, hanging, definition=Definition("d"))
+        )
         while len(await host.instances()) < 2 or not any(r.is_ready for r in await store.processes()):
             await asyncio.sleep(0.01)
         print(*(record.pid for record in await host.instances()), flush=True)

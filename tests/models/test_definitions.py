@@ -285,7 +285,7 @@ def test_one_load_with_other_settings_is_placed_and_launched_with_them(models: P
     own = definitions.by_name["long"].model
     wanted = Overrides(ctx_size=65536, cache_type_k="q8_0", devices=("GPU-large",), args=("--threads", "3"))
     model = definitions.overridden("long", wanted, devices).model
-    assert model.definition.startswith(own.definition + " ")
+    assert model.definition.overrides and model.definition.plain == own.definition
     (place,) = without_resorts(model)
     assert place.devices == (LARGE,)
     assert place.footprint[LARGE] > own.placements[0].footprint[SMALL]

@@ -13,6 +13,7 @@ from msgspec.structs import replace
 
 from router.admin.recent import Timeline
 from router.errors import LoadFailed, NoRoom
+from router.ids import Definition
 from router.metrics.decisions import DecisionMetrics
 from router.observability.events import Feed
 from router.observability.journal import Entry, Journal, Kind, command_words, entry_lines
@@ -238,7 +239,7 @@ def test_every_event_and_command_is_plain_data_that_names_itself(event: Event) -
 
 def test_what_is_exported_has_no_text_of_an_error_no_settings_and_no_device_id() -> None:
     error = LoadFailed("llama-server said: /home/me/secret.gguf", details={"log": ["my prompt"]})
-    varied = Start("a#1", "a", PLACE, (), '3f {"ctx_size":512}')
+    varied = Start("a#1", "a", PLACE, (), Definition("3f", '{"ctx_size":512}'))
     entry = Journal().record(1.0, Exited("a#1", error), [Refuse("r1", error), varied])
     assert entry is not None
     text = json.dumps(list(entry_lines(entry)))
@@ -263,7 +264,7 @@ def test_commands_read_as_one_line_each() -> None:
         command_words(Start("a#1", "a", PLACE, ("b#2",)))
         == "start a#1 on local/cuda:0 3072 MiB after b#2 left"
     )
-    varied = Start("a#1", "a", PLACE, (), '3f {"ctx_size":512}')
+    varied = Start("a#1", "a", PLACE, (), Definition("3f", '{"ctx_size":512}'))
     assert command_words(varied) == 'start a#1 on local/cuda:0 3072 MiB with {"ctx_size":512}'
     assert command_words(Stop("b#2", Cause.EVICTED, "a")) == "stop b#2: evicted for a"
     assert command_words(Grant("r1", "a#1", "queued")) == "grant r1 on a#1: queued"

@@ -6,6 +6,7 @@ import msgspec
 import pytest
 
 from router.errors import InvalidRequest
+from router.ids import Definition
 from router.presets import ModelPreset, Overrides
 from router.presets.overrides import check_args, overridden, read, written
 
@@ -47,12 +48,12 @@ def test_any_other_option_is_refused_with_those_that_are_not(arg: str):
 
 def test_they_can_be_read_back_from_behind_a_definition():
     given = Overrides(ctx_size=512, args=("--threads", "8"))
-    text = written("3f2a", given)
-    assert text == '3f2a {"args":["--threads","8"],"ctx_size":512}'
+    text = written(Definition("3f2a"), given)
+    assert str(text) == '3f2a {"args":["--threads","8"],"ctx_size":512}'
     assert read(text) == given
-    assert read("3f2a") is None
+    assert read(Definition("3f2a")) is None
     with pytest.raises(InvalidRequest, match="unknown settings"):
-        read('3f2a {"of_a_later_version":1}')
+        read(Definition("3f2a", '{"of_a_later_version":1}'))
 
 
 def test_values_are_bounded_as_in_a_preset():

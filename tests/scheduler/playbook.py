@@ -15,6 +15,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from math import inf
 
 from router.errors import LoadFailed, RouterError
+from router.ids import Definition
 from router.scheduler.policy import make_policy
 from router.scheduler.scheduler import Scheduler, Settings
 from router.scheduler.types import (
@@ -49,6 +50,8 @@ from router.scheduler.views import Explanation, InstanceView
 from tests.scheduler.telling import tell
 
 GIB = 2**30
+#: Of every model that a test gives no other.
+FIRST = Definition("1")
 
 
 def on(tier: int = 0, **gib: float) -> Placement:
@@ -68,7 +71,7 @@ def device(name: str, gib: float) -> Device:
 
 
 def model(name: ModelName, *placements: Placement, load: float = 1.0, **more: object) -> Model:
-    more.setdefault("definition", "1")
+    more.setdefault("definition", FIRST)
     return Model(name, placements, load_seconds=load, **more)  # type: ignore[arg-type]
 
 
@@ -168,7 +171,9 @@ class Table:
         self.strangers |= {f"local/{d}": int(amount * GIB) for d, amount in gib.items()}
         return self.measure()
 
-    def adopts(self, name: str, model: ModelName, placement: Placement, definition: str = "1") -> list[str]:
+    def adopts(
+        self, name: str, model: ModelName, placement: Placement, definition: Definition = FIRST
+    ) -> list[str]:
         instance = self.ids[name] = f"{model}#0"
         self._places[instance] = placement
         self._used[instance] = dict(placement.footprint)

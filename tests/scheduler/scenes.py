@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from router.errors import ModelUnusable
+from router.ids import Definition
 from router.scheduler.scheduler import Settings
 from router.scheduler.types import Device, Model, Placement, Priority, host_of
 from tests.scheduler.world import GIB, Nature, Scene
@@ -31,7 +32,7 @@ def placed(gib: Mapping[str, float], tier: int = 0) -> Placement:
 
 
 def model(name: str, *placements: Placement, load: float = 2.0, **more: object) -> Model:
-    return Model(name, placements, definition="1", load_seconds=load, **more)  # type: ignore[arg-type]
+    return Model(name, placements, definition=Definition("1"), load_seconds=load, **more)  # type: ignore[arg-type]
 
 
 def scene(

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 
 from router.errors import LoadFailed, ModelNotFound, ModelTooLarge, ModelUnusable
+from router.ids import Definition
 from router.scheduler.policy import make_policy
 from router.scheduler.scheduler import Scheduler, Settings
 from router.scheduler.types import (
@@ -166,9 +167,9 @@ def test_a_load_that_is_stopped():
 
 
 def test_its_definition_has_changed_or_is_gone():
-    made = scheduler(model("a", 8, definition="1"))
+    made = scheduler(model("a", 8, definition=Definition("1")))
     load(made, "a", keep_busy=True)
-    made.handle(Reloaded({"a": model("a", 8, definition="2")}), 4.0)
+    made.handle(Reloaded({"a": model("a", 8, definition=Definition("2"))}), 4.0)
     assert "is stopped when its 1 request has ended (reloaded)." in text(made, "a")
 
 

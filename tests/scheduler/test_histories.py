@@ -22,6 +22,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from router.errors import ModelUnusable
+from router.ids import Definition
 from router.scheduler.policy import POLICIES
 from router.scheduler.types import Priority, State
 from tests.scheduler.oracle import Lease
@@ -152,13 +153,13 @@ def _reload(world: World, a: int, b: int) -> None:
     devices = None
     match b % 6:
         case 0:
-            models[name] = changed(models[name], models[name].definition + "'")
+            models[name] = changed(models[name], Definition(models[name].definition.hash + "'"))
         case 1 if len(names) > 2:
             del models[name]
         case 2:
             models[name] = replace(models[name], ttl=None if b % 12 == 2 else 5.0)
         case 3:
-            broken = models[name].definition + "!"
+            broken = Definition(models[name].definition.hash + "!")
             models[name] = changed(models[name], broken, error=ModelUnusable("its file is gone"))
         case 4:
             margin = GIB * (1 + b % 5) // 2

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import pytest
 
+from router.ids import Definition
 from router.scheduler.types import Acquire, Device, Learned, Measured, Release
 from tests.scheduler.playbook import GIB, Table, at, device, model, on
 
@@ -472,6 +473,6 @@ def test_what_was_learned_counts_for_a_load_that_waits_with_other_settings() -> 
     table = Table(gpu=10, busy=8, a=1)
     table.serves("busy")
     table.asks("held", "busy")
-    other = replace(model("a", on(gpu=9)), definition="1 ctx_size=7")
+    other = replace(model("a", on(gpu=9)), definition=Definition("1", "ctx_size=7"))
     assert table.tell(Acquire("r1", "a", overrides=other)) == []
     assert table.tell(Learned(replace(other, placements=(on(gpu=2),)))) == ["start a"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from router.errors import LoadFailed, ModelUnusable, UpstreamFailed
+from router.ids import Definition
 from router.scheduler.types import Closed, Device, Learned, Model, Reloaded
 from tests.scheduler.playbook import GIB, Table, at, device, model, on
 
@@ -565,7 +566,7 @@ def test_an_operators_unload_of_a_victim_outlives_the_challenger() -> None:
 
 
 def reloaded(before: Model, definition: str) -> Model:
-    return model(before.name, *before.placements, definition=definition)
+    return model(before.name, *before.placements, definition=Definition(definition))
 
 
 def test_models_whose_definition_is_the_same_keep_serving_through_a_reload() -> None:
@@ -608,7 +609,7 @@ def test_who_waits_for_a_model_that_becomes_unusable_is_told_and_nobody_leaves_f
     table.asks("r1", "a")
     table.asks("r2", "b")
     gone = ModelUnusable("b.gguf is not there any more")
-    table.reloads(model("a", on(gpu=6)), model("b", on(gpu=6), definition="2", error=gone))
+    table.reloads(model("a", on(gpu=6)), model("b", on(gpu=6), definition=Definition("2"), error=gone))
     assert table.errors.get("r2") is gone
     assert table.ends("r1") == []
 
@@ -616,7 +617,7 @@ def test_who_waits_for_a_model_that_becomes_unusable_is_told_and_nobody_leaves_f
 def test_who_waits_for_a_model_that_changes_gets_the_new_one() -> None:
     table = Table(gpu=8, a=6)
     table.asks("r1", "a")
-    assert table.reloads(model("a", on(gpu=4), definition="2")) == ["stop a: reloaded"]
+    assert table.reloads(model("a", on(gpu=4), definition=Definition("2"))) == ["stop a: reloaded"]
     assert table.exits("a") == ["start a.2"]
     assert table.view("a.2").reserved == {"local/gpu": 4 * GIB}
 
@@ -625,7 +626,7 @@ def test_a_corrected_definition_ends_the_back_off() -> None:
     table = Table(gpu=10, a=6)
     table.asks("r1", "a")
     table.fails("a")
-    table.reloads(model("a", on(gpu=6), definition="2"))
+    table.reloads(model("a", on(gpu=6), definition=Definition("2")))
     assert table.asks("r2", "a") == ["start a.2"]
 
 
@@ -657,7 +658,7 @@ def test_an_adopted_child_serves_at_once_and_its_memory_is_booked() -> None:
 
 def test_an_adopted_child_of_an_older_definition_or_of_no_model_is_ended() -> None:
     table = Table(gpu=20, a=6)
-    assert table.adopts("a", "a", on(gpu=6), definition="0") == ["stop a: reloaded"]
+    assert table.adopts("a", "a", on(gpu=6), definition=Definition("0")) == ["stop a: reloaded"]
     assert table.adopts("x", "unheard-of", on(gpu=6)) == ["stop x: reloaded"]
     table.exits("a")
     table.exits("x")

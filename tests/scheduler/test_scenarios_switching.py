@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from router.ids import Definition
 from router.scheduler.types import Measured, Priority, Reloaded, State
 from tests.scheduler.playbook import GIB, Table, device, model, on
 
@@ -566,7 +567,7 @@ def test_a_reload_with_another_definition_brings_the_time_of_that_one() -> None:
         return table.scheduler.snapshot(table.now).models[0].load_seconds
 
     def reload(definition: str, seconds: float | None) -> None:
-        known = model("a", on(gpu=6), definition=definition, measured_load_seconds=seconds)
+        known = model("a", on(gpu=6), definition=Definition(definition), measured_load_seconds=seconds)
         table.tell(Reloaded({"a": known}))
 
     reload("1", 9.0)

@@ -9,13 +9,14 @@ from dataclasses import replace
 import pytest
 
 from router.errors import LoadFailed, SettingsConflict
+from router.ids import Definition
 from router.scheduler.types import Grant, Model, Pinned, Refuse, Release, Start, Stop
 from router.scheduler.views import ModelView
 from tests.scheduler.playbook import Table, model, on
 
 
 def varied(size: float, words: str = '{"ctx_size":512}', name: str = "a") -> Model:
-    return model(name, on(gpu=size), definition=f"1 {words}")
+    return model(name, on(gpu=size), definition=Definition("1", words))
 
 
 def loads(table: Table, lease: str, wanted: Model) -> list[str]:
@@ -33,10 +34,10 @@ def test_it_gets_what_it_asked_for_and_the_next_load_gets_the_presets_own() -> N
     table = Table(gpu=10, a=6, b=9)
     assert loads(table, "load", varied(2)) == ["start a"]
     start = next(one for one in table.commands if isinstance(one, Start))
-    assert (start.definition, start.placement) == ('1 {"ctx_size":512}', on(gpu=2))
+    assert (start.definition, start.placement) == (Definition("1", '{"ctx_size":512}'), on(gpu=2))
     table.ready("a")
     table.ends("load")
-    assert table.view("a").definition == '1 {"ctx_size":512}'
+    assert table.view("a").definition == Definition("1", '{"ctx_size":512}')
     assert table.asks("r1", "b") == ["stop a: evicted for b"]
     assert table.exits("a") == ["start b"]
     table.ready("b")
@@ -44,7 +45,7 @@ def test_it_gets_what_it_asked_for_and_the_next_load_gets_the_presets_own() -> N
     assert table.asks("r2", "a") == ["stop b: evicted for a"]
     assert table.exits("b") == ["start a.2"]
     assert table.view("a.2").placement == on(gpu=6)
-    assert table.view("a.2").definition == "1"
+    assert table.view("a.2").definition == Definition("1")
 
 
 def test_requests_that_come_meanwhile_are_served_by_it() -> None:
@@ -143,16 +144,16 @@ def test_a_reload_keeps_it_as_long_as_the_preset_is_the_same() -> None:
     table = Table(gpu=10, a=6)
     serving(table, varied(2))
     assert table.reloads(model("a", on(gpu=6))) == []
-    assert table.reloads(model("a", on(gpu=6), definition="2")) == ["stop a: reloaded"]
+    assert table.reloads(model("a", on(gpu=6), definition=Definition("2"))) == ["stop a: reloaded"]
 
 
 def test_the_next_router_adopts_it_as_long_as_the_preset_is_the_same() -> None:
     table = Table(gpu=10, a=6)
-    assert table.adopts("a", "a", on(gpu=2), '1 {"ctx_size":512}') == []
-    assert table.view("a").definition == '1 {"ctx_size":512}'
+    assert table.adopts("a", "a", on(gpu=2), Definition("1", '{"ctx_size":512}')) == []
+    assert table.view("a").definition == Definition("1", '{"ctx_size":512}')
     assert table.asks("r1", "a") == ["grant r1 on a"]
     table = Table(gpu=10, a=6)
-    assert table.adopts("a", "a", on(gpu=2), '0 {"ctx_size":512}') == ["stop a: reloaded"]
+    assert table.adopts("a", "a", on(gpu=2), Definition("0", '{"ctx_size":512}')) == ["stop a: reloaded"]
 
 
 def test_it_gets_no_replica_of_another_kind() -> None:
@@ -253,7 +254,7 @@ class Chance:
         lease = f"r{len(self.table.errors) + len(self.wanted) + self.served}-{self.random.random()}"
         self.wanted[lease] = definition
         if definition:
-            overrides = model(name, on(gpu=size), definition=definition)
+            overrides = model(name, on(gpu=size), definition=Definition.parse(definition))
             self.heard(self.table.asks(lease, name, overrides=overrides))  # type: ignore[arg-type]
         else:
             self.heard(self.table.asks(lease, name))
@@ -303,7 +304,7 @@ class Chance:
     def _reload(self) -> bool:
         self.generation += 1
         new = [
-            model(name, on(gpu=size), definition=str(self.generation if name == "a" else 1))
+            model(name, on(gpu=size), definition=Definition(str(self.generation if name == "a" else 1)))
             for name, size in (("a", 6), ("b", 6), ("c", 3))
         ]
         self.heard(self.table.reloads(*new))
@@ -328,7 +329,7 @@ class Chance:
                 case Grant(lease, instance):
                     wanted = self.wanted[lease]
                     has = self.table.view(self._name(instance)).definition
-                    assert not wanted or has == wanted, f"{lease} wanted {wanted} and got {has}"
+                    assert not wanted or str(has) == wanted, f"{lease} wanted {wanted} and got {has}"
                     self.granted.add(lease)
                     self.served += 1
                 case Refuse(lease):

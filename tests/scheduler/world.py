@@ -17,6 +17,7 @@ from itertools import count
 from math import inf
 
 from router.errors import LoadFailed, UpstreamFailed
+from router.ids import Definition
 from router.scheduler.policy import make_policy
 from router.scheduler.scheduler import Scheduler, Settings
 from router.scheduler.types import (
@@ -242,7 +243,7 @@ class World:
         child = Child(instance, model, placement, nature, dict(placement.footprint), self.now - 60.0)
         child.ready_at = self.now - 50.0
         self.children[instance] = self.holding[instance] = child
-        definition = "no more" if stale else self.models[model].definition
+        definition = Definition("no more") if stale else self.models[model].definition
         self.tell(Adopted(instance, model, placement, definition))
         return instance
 
@@ -483,7 +484,7 @@ class World:
         heapq.heappush(self._agenda, (when, next(self._order), happen))
 
 
-def changed(model: Model, definition: str, **changes: object) -> Model:
+def changed(model: Model, definition: Definition, **changes: object) -> Model:
     """The same model with another definition."""
     return replace(model, definition=definition, **changes)  # type: ignore[arg-type]
 

@@ -15,6 +15,7 @@ import pytest
 from router.engines import Launch
 from router.errors import LoadFailed, ModelNotFound, ModelUnusable, RouterError, ShuttingDown, Unavailable
 from router.hosts import Address, InstanceRecord, Measurement
+from router.ids import Definition
 from router.observability.journal import Journal
 from router.scheduler.policy import make_policy
 from router.scheduler.scheduler import Scheduler, Settings
@@ -534,12 +535,12 @@ def found(host: FakeHost, instance: str, placement: Placement, **more: Any) -> I
     child = host.children[instance] = FakeChild(placement)
     child.loaded.set()
     address, name = Address(f"/run/{instance}.sock"), instance.partition("#")[0]
-    record = InstanceRecord(instance, name, placement, "d", address, pid=1, ready=True)
+    record = InstanceRecord(instance, name, placement, Definition("d"), address, pid=1, ready=True)
     return dataclasses.replace(record, **more)
 
 
 async def test_an_adopted_child_serves_without_a_load_and_its_memory_is_counted() -> None:
-    host, a = FakeHost(), model("a", 14, definition="d")
+    host, a = FakeHost(), model("a", 14, definition=Definition("d"))
     record = found(host, "a#7", a.placements[0])
     async with pool_of(host, a, model("b", 14), policy="no-evict") as pool:
         pool.adopt(record)
@@ -554,10 +555,11 @@ async def test_an_adopted_child_serves_without_a_load_and_its_memory_is_counted(
 
 
 @pytest.mark.parametrize(
-    "change", [{"ready": False}, {"definition": "old"}, {"model": "gone"}, {"placement": ELSEWHERE}]
+    "change",
+    [{"ready": False}, {"definition": Definition("old")}, {"model": "gone"}, {"placement": ELSEWHERE}],
 )
 async def test_a_child_that_does_not_match_is_stopped_and_the_next_has_another_name(change: dict) -> None:
-    host, a = FakeHost(), model("a", 14, definition="d")
+    host, a = FakeHost(), model("a", 14, definition=Definition("d"))
     record = found(host, "a#1", change.pop("placement", a.placements[0]), **change)
     async with pool_of(host, a) as pool:
         pool.adopt(record)
@@ -567,7 +569,7 @@ async def test_a_child_that_does_not_match_is_stopped_and_the_next_has_another_n
 
 
 async def test_the_death_of_an_adopted_child_is_noticed() -> None:
-    host, a = FakeHost(), model("a", 14, definition="d")
+    host, a = FakeHost(), model("a", 14, definition=Definition("d"))
     record = found(host, "a#1", a.placements[0])
     async with pool_of(host, a) as pool:
         pool.adopt(record)
@@ -597,7 +599,7 @@ async def test_a_pool_that_is_handed_over_tells_its_leases_and_touches_no_child_
 
 
 async def test_leases_of_an_earlier_router_are_handed_on_until_they_end() -> None:
-    host, a, ended = FakeHost(), model("a", 8, definition="d"), list[str]()
+    host, a, ended = FakeHost(), model("a", 8, definition=Definition("d")), list[str]()
     record = found(host, "a#1", a.placements[0])
     async with pool_of(host, a) as pool:
         pool.adopt(record, ["earlier 1", "earlier 2"])

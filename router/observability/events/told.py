@@ -19,7 +19,6 @@ from router.scheduler.types import (
     Reloaded,
     Start,
     Stop,
-    as_preset,
 )
 
 #: A model that these take away would have stayed.
@@ -80,8 +79,8 @@ def told(
                     "devices": dict(placement.footprint),
                     "evicted": evicted,
                 }
-                if as_preset(definition) != definition:
-                    begun["settings"] = msgspec.json.decode(definition.partition(" ")[2])
+                if definition.overrides:
+                    begun["settings"] = msgspec.json.decode(definition.overrides)
                 yield ModelEvent(model, "model_status", begun)
             case _:
                 pass

@@ -16,6 +16,7 @@ from typing import Final, Self
 
 from router.db.store import Store
 from router.hosts import Measurement
+from router.ids import Definition
 from router.memory.estimate import learning
 from router.memory.estimate.fit_params import TIMEOUT_SECONDS, Question
 from router.memory.estimate.learning import (
@@ -46,7 +47,6 @@ from router.scheduler.types import (
     Placement,
     Ready,
     Start,
-    as_preset,
 )
 from router.scheduler.views import Use
 from router.supervisor.calibration.fit_params_cache import LOAD_PATIENCE_SECONDS, FitParamsCache
@@ -102,7 +102,7 @@ class Learning:
         self._predictions: dict[ModelName, tuple[Prediction, ...]] = {}
         self._models: dict[ModelName, Model] = {}
         self._told: dict[ModelName, Model] = {}
-        self._varied: dict[tuple[ModelName, str], tuple[Model, tuple[Prediction, ...]]] = {}
+        self._varied: dict[tuple[ModelName, Definition], tuple[Model, tuple[Prediction, ...]]] = {}
         self._users: dict[EntryId, list[ModelName]] = {}
         self._margins: dict[DeviceId, int] = {}
         self._running: dict[InstanceId, _Running] = {}
@@ -293,14 +293,18 @@ class Learning:
         # A row of the database is believed only if it could be ours.
         return learned if learned is not None and len(learned.peak) == len(prediction.devices) else None
 
-    def _begin(self, instance: InstanceId, model: ModelName, placement: Placement, definition: str) -> None:
+    def _begin(
+        self, instance: InstanceId, model: ModelName, placement: Placement, definition: Definition
+    ) -> None:
         prediction = self._prediction_of(model, placement, definition)
         if prediction is not None:
             self._running[instance] = _Running(model, prediction, placement.footprint)
 
-    def _prediction_of(self, model: ModelName, placement: Placement, definition: str) -> Prediction | None:
+    def _prediction_of(
+        self, model: ModelName, placement: Placement, definition: Definition
+    ) -> Prediction | None:
         own = self._models.get(model), self._predictions.get(model, ())
-        is_own = as_preset(definition) == definition
+        is_own = not definition.overrides
         known, places = own if is_own else self._varied.get((model, definition), (None, ()))
         if known is None or not places:
             return None

@@ -18,7 +18,7 @@ from router.memory.estimate.fit_params import Question, fit_params_argv
 from router.memory.estimate.learning import Prediction, growing_bytes, key, shape
 from router.memory.estimate.values import EstimatedPlacement
 from router.models.catalog.candidate import Stamp, stamp_of
-from router.models.definitions import Definition, Definitions
+from router.models.definitions import DefinedModel, Definitions
 from router.presets.options import Spelling, spelling_of_arg
 from router.scheduler.ledger import UNBOUNDED
 from router.scheduler.types import Device, DeviceId, Footprint, ModelName, Placement
@@ -53,7 +53,7 @@ def predictions(
 
 
 def predictions_of(
-    definitions: Definitions, definition: Definition, devices: Sequence[Device]
+    definitions: Definitions, definition: DefinedModel, devices: Sequence[Device]
 ) -> tuple[Prediction, ...]:
     """The same for one model that is loaded with other settings than its own."""
     return _of_model(_look(definitions, devices), definition)
@@ -78,7 +78,7 @@ class _Look:
     devices: Mapping[DeviceId, Device]
 
 
-def _of_model(look: _Look, definition: Definition) -> tuple[Prediction, ...]:
+def _of_model(look: _Look, definition: DefinedModel) -> tuple[Prediction, ...]:
     model, launch = definition.model, look.definitions.launch
     pairs = zip(model.placements, definition.estimates, strict=True)
     try:
@@ -91,7 +91,7 @@ def _of_model(look: _Look, definition: Definition) -> tuple[Prediction, ...]:
 
 
 def _prediction(
-    look: _Look, definition: Definition, place: Placement, estimated: EstimatedPlacement, launch: Launch
+    look: _Look, definition: DefinedModel, place: Placement, estimated: EstimatedPlacement, launch: Launch
 ) -> Prediction:
     infos = look.definitions.infos
     order = positions(place.devices, place.footprint)
@@ -119,7 +119,7 @@ def _question(
     prediction: Prediction,
     place: Placement,
     estimated: EstimatedPlacement,
-    definition: Definition,
+    definition: DefinedModel,
     launch: Launch,
 ) -> Question:
     assert definition.entry.path is not None, "it was launched"

@@ -8,7 +8,7 @@ from typing import Final
 
 from router.memory.estimate import EstimatedPlacement
 from router.memory.estimate.learning import Confidence, FootprintStatus
-from router.models.definitions import Definition, Definitions
+from router.models.definitions import DefinedModel, Definitions
 from router.scheduler.ledger import UNBOUNDED
 from router.scheduler.types import Device, DeviceId, Footprint, ModelName
 from router.scheduler.views import DeviceView, Snapshot
@@ -30,7 +30,7 @@ class Seen:
     def devices(self) -> tuple[Device, ...]:
         return tuple(Device(one.id, one.total, one.margin, one.label) for one in self.snapshot.devices)
 
-    def defined(self, name: ModelName, ctx_size: int | None = None) -> Definition:
+    def defined(self, name: ModelName, ctx_size: int | None = None) -> DefinedModel:
         """A model as it is defined, or as it would be with another context: never more than it was trained
         with, unless its own settings say more. Raises ModelUnusable."""
         definition = self.definitions.by_name[name]
@@ -71,7 +71,7 @@ class Choice:
         }
 
 
-def choices(seen: Seen, definition: Definition) -> tuple[Choice, ...]:
+def choices(seen: Seen, definition: DefinedModel) -> tuple[Choice, ...]:
     """The ways to load a model, best first. What was learned holds for its own context alone."""
     name = definition.model.name
     standings = seen.standings.get(name, ()) if definition is seen.definitions.by_name[name] else ()
@@ -120,7 +120,7 @@ def wish(
     return ModelDemand(name, tuple(steps), definition.model.exclusive)
 
 
-def largest_ctx(definition: Definition) -> int:
+def largest_ctx(definition: DefinedModel) -> int:
     """Its context; "auto" gives each placement another one, and this is the largest."""
     return max((one.ctx_size for one in definition.estimates), default=0)
 
@@ -155,7 +155,7 @@ def _empty_room(device: DeviceView) -> int:
     return max(0, device.total - device.margin - device.others)
 
 
-def _ways(seen: Seen, definition: Definition) -> tuple[Way, ...]:
+def _ways(seen: Seen, definition: DefinedModel) -> tuple[Way, ...]:
     return tuple(
         Way(one.estimate.ctx_size, one.estimate.devices, one.reserved) for one in choices(seen, definition)
     )

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from router.errors import LoadFailed
+from router.ids import Definition
 from router.observability.events import Feed, Reader, feed
 from router.observability.journal import Entry
 from router.scheduler.types import (
@@ -97,7 +98,7 @@ def test_a_load_is_told_in_llama_cpps_words() -> None:
     table = Table()
     reader = Reader(table.feed, None)
     reader.take()
-    table.happens(Acquire("r1", "a"), Start("a#1", "a", PLACE, ("b#1",), '3f {"ctx_size":9}'))
+    table.happens(Acquire("r1", "a"), Start("a#1", "a", PLACE, ("b#1",), Definition("3f", '{"ctx_size":9}')))
     table.happens(Ready("a#1"), Grant("r1", "a#1"), now=102.5)
     begun, ready = events(reader.take())
     assert (begun["model"], begun["event"], begun["data"]["status"]) == ("a", "model_status", "loading")

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from router.db.store import Store
+from router.ids import Definition
 from router.memory.estimate.fit_params import FitRow, Question
 from router.memory.estimate.learning import Prediction
 from router.memory.estimate.values import Counted
@@ -196,7 +197,7 @@ async def test_models_on_the_host_are_asked_about_before_anybody_wants_them():
 
 async def test_one_load_with_other_settings_is_asked_about_too():
     fit, own = FitParams(8), model("a", 5)
-    other = replace(own, definition=f"{own.definition} ctx_size=7")
+    other = replace(own, definition=Definition(own.definition.hash, "ctx_size=7"))
     async with asked_pool(fit, own) as bench:
         (asked,) = asking(own)["a"]
         assert asked.question is not None

@@ -13,6 +13,7 @@ from router.db.store import Store
 from router.engines import Launch
 from router.errors import LoadFailed, ModelTooLarge
 from router.hosts import Exit, Measurement
+from router.ids import Definition
 from router.memory.estimate.learning import PROOF_TRIALS, PROVEN_SLACK_BYTES, UNPROVEN_SLACK_BYTES, Prediction
 from router.observability.journal import Journal
 from router.scheduler.policy import make_policy
@@ -65,7 +66,7 @@ def out_of_memory() -> LoadFailed:
 
 def model(name: str, gib: float, *devices: str) -> Model:
     places = (Placement("local", {d: int(gib * GIB)}, (d,), ("-c", "1")) for d in devices or (GPU,))
-    return Model(name, tuple(places), f"definition-of-{name}", load_seconds=0.01)
+    return Model(name, tuple(places), Definition(f"definition-of-{name}"), load_seconds=0.01)
 
 
 def predictions_of(*models: Model, keys: dict[str, str] | None = None) -> dict[str, tuple[Prediction, ...]]:
@@ -360,7 +361,7 @@ async def test_a_reload_keeps_what_was_learned_and_another_definition_begins_ane
         await bench.pool.reload(placed, devices)
         assert bench.reserved("a") < 6 * GIB
         assert sum(placed["a"].placements[0].footprint.values()) < 6 * GIB
-        other = replace(model("a", 8), definition="another")
+        other = replace(model("a", 8), definition=Definition("another"))
         placed = bench.learning.define({"a": other}, predictions_of(other, keys={"a": "new"}), devices)
         await bench.pool.reload(placed, devices)
         await bench.until(lambda: not bench.pool.snapshot().instances)
@@ -370,7 +371,7 @@ async def test_a_reload_keeps_what_was_learned_and_another_definition_begins_ane
 
 async def test_an_instance_of_an_older_definition_goes_on_under_its_own_key():
     async with learning_pool(MeasuredHost(a=5), model("a", 9)) as bench, bench.pool.lease("a"):
-        other = replace(model("a", 8), definition="another")
+        other = replace(model("a", 8), definition=Definition("another"))
         devices = await bench.host.devices()
         placed = bench.learning.define({"a": other}, predictions_of(other, keys={"a": "new"}), devices)
         await bench.pool.reload(placed, devices)
