@@ -301,9 +301,8 @@ class Listing:
     def _made(self, name: ModelName) -> Row:
         ones, card = self.running.get(name, ()), self._cards.by_name[name]
         if ones and card.meta is not None:
-            args = ones[0].placement.args
-            context = int(args[args.index("-c") + 1]) if "-c" in args else None
-            n_ctx = _per_request(self._cards.definitions.by_name[name], context)
+            definition = self._cards.definitions.by_name[name]
+            n_ctx = _per_request(definition, ones[0].placement.ctx_size or None)
             card = msgspec.structs.replace(card, meta=msgspec.structs.replace(card.meta, n_ctx=n_ctx))
         return _row(card, self._status(name, ones), (_instance(one, self._now) for one in ones))
 

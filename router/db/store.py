@@ -236,6 +236,7 @@ class Store:
                 "devices": record.placement.devices,
                 "args": record.placement.args,
                 "tier": record.placement.tier,
+                "ctx_size": record.placement.ctx_size,
             }
         )
         row = (
@@ -557,6 +558,7 @@ def _record(row: Iterable[Any]) -> ProcessRecord | None:
             devices=tuple(placement["devices"]),
             args=tuple(placement["args"]),
             tier=placement["tier"],
+            ctx_size=placement.get("ctx_size", 0),  # a child of 0.1.x has none
         )
     except (ValueError, KeyError, TypeError):
         return None

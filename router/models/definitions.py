@@ -428,7 +428,9 @@ def _placement(place: EstimatedPlacement) -> Placement:
     if place.ctx_checkpoints:
         args += ["-ctxcp", str(place.ctx_checkpoints)]
     host = place.devices[0].partition("/")[0]
-    return Placement(host, dict(place.reserved), place.devices, tuple(args), place.tier, place.is_fallback)
+    return Placement(
+        host, dict(place.reserved), place.devices, tuple(args), place.tier, place.is_fallback, place.ctx_size
+    )
 
 
 # --- values from one vocabulary to the next ---
@@ -572,8 +574,7 @@ def _server_settings(definition: DefinedModel, placement: Placement) -> LlamaSer
     return LlamaServerSettings(
         name=entry.id,
         model=entry.path,
-        ctx_size=int(placement.args[placement.args.index("-c") + 1]),
-        n_gpu_layers=int(placement.args[placement.args.index("-ngl") + 1]),
+        ctx_size=placement.ctx_size,
         parallel=preset.parallel or 1,
         kv_unified=preset.kv_unified is not False,
         cache_ram_mib=preset.cache_ram_mib or 0,

@@ -54,7 +54,7 @@ def host_of(device: DeviceId) -> HostId:
 @dataclass(frozen=True, slots=True)
 class Placement:
     """One way to run a model: bytes on each memory pool of one host. A lower tier is a better way (GPU before
-    host). A resort is offered only where nothing else could ever fit.
+    host). A resort is offered only where nothing else could ever fit. `ctx_size` is in tokens, 0: not told.
     """
 
     host: HostId
@@ -63,6 +63,7 @@ class Placement:
     args: tuple[str, ...] = ()
     tier: int = 0
     is_fallback: bool = False
+    ctx_size: int = 0
 
 
 class Priority(Enum):

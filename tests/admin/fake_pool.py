@@ -241,7 +241,7 @@ class FakePool:
             id=one.id,
             model=one.model,
             state=one.state,
-            placement=Placement("local", {GPU: 6 * GIB}, (GPU,), ("-c", "512", "-ngl", "99")),
+            placement=Placement("local", {GPU: 6 * GIB}, (GPU,), ("-c", "512", "-ngl", "99"), ctx_size=512),
             leases=tuple(one.leases),
             reserved={GPU: 6 * GIB},
             used={GPU: 5 * GIB},
