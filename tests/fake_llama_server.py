@@ -381,6 +381,10 @@ def fork_grandchild(own_session):
 
 
 def main():
+    if "--help" in sys.argv:
+        with open(__file__.replace("fake_llama_server.py", "llama_server_help.txt")) as file:
+            print(file.read())
+        return
     if "--version" in sys.argv:
         print("version: fake (build 0, commit fake)")
         return

@@ -15,7 +15,7 @@ from router.errors import RouterError
 from router.gguf import GgufError, GgufMetadata, read_gguf
 from router.ids import NO_DEFINITION, Definition
 from router.models.definitions import DefinedModel, Definitions
-from router.presets.options import spelling_of_arg
+from router.presets.options import Options, options_of
 from router.scheduler.types import DeviceId, InstanceId, ModelName, Placement, State
 from router.scheduler.views import InstanceView, ModelView, QueueView, Snapshot
 
@@ -236,20 +236,15 @@ def _line(
         argv = definitions.launch(name, place, definition).argv
     except RouterError:
         return CommandLine()
-    return CommandLine(argv, _preset(name, argv))
+    return CommandLine(argv, _preset(name, argv, options_of(definitions.binary)))
 
 
-def _preset(name: ModelName, argv: Sequence[str]) -> str:
-    lines, rest = [f"[{name}]"], list(argv[1:])
-    while rest:
-        arg = rest.pop(0)
-        spelling = spelling_of_arg(arg)
-        if spelling is None:
-            continue
-        values, rest = rest[: spelling.values], rest[spelling.values :]
-        if spelling.option.name not in _NOT_SETTINGS:
-            value = ",".join(values) if values else "false" if spelling.is_negation else "true"
-            lines.append(f"{spelling.option.name} = {value}")
+def _preset(name: ModelName, argv: Sequence[str], options: Options) -> str:
+    lines = [f"[{name}]"]
+    for argument in options.parse(argv[1:]):
+        if argument.spelling is not None and argument.name not in _NOT_SETTINGS:
+            switch = "false" if argument.spelling.is_negation else "true"
+            lines.append(f"{argument.name} = {','.join(argument.values) or switch}")
     return "\n".join(lines) + "\n"
 
 

@@ -10,7 +10,7 @@ from typing import Any, Final
 from router.errors import StartupError
 from router.models.catalog.names import parse_name
 from router.presets.files import ARGS_OF_ONE_MODEL
-from router.presets.options import spelling_of_arg, split_arg
+from router.presets.options import KNOWN_ONLY
 
 #: llama-server's options that are about one model -> keys of its section.
 _KEYS: Final = {
@@ -27,22 +27,15 @@ def one_model(args: Sequence[str]) -> tuple[dict[str, object], list[str]]:
     that does not exist.
     """
     section: dict[str, Any] = {}
-    rest, left = [], list(args)
-    while left:
-        arg = left.pop(0)
-        name, joined = split_arg(arg)
-        spelling = spelling_of_arg(name)
-        option = spelling.option.name if spelling is not None else ""
-        # The value of an option is its own, whatever it looks like.
-        count = spelling.values if spelling is not None and joined is None else 0
-        values, left = left[:count], left[count:]
-        if option in _KEYS and (values or joined is not None):
-            key = _KEYS[option]
-            section[key] = _value(key, values[0] if joined is None else joined)
-        elif option in ARGS_OF_ONE_MODEL:
-            section.setdefault("args", []).extend([arg, *values])
+    rest: list[str] = []
+    for argument in KNOWN_ONLY.parse(args):
+        if argument.name in _KEYS and argument.values:
+            key = _KEYS[argument.name]
+            section[key] = _value(key, argument.values[0])
+        elif argument.name in ARGS_OF_ONE_MODEL:
+            section.setdefault("args", []).extend(argument.tokens)
         else:
-            rest += [arg, *values]
+            rest += argument.tokens
     if "model" not in section and "hf_repo" not in section:
         return {}, list(args)
     if section.get("model") == "":

@@ -39,7 +39,7 @@ from router.models.catalog.candidate import Stamp
 from router.models.catalog.header import Header
 from router.models.catalog.kinds import ruled_out
 from router.presets import ModelPreset, Overrides
-from router.presets.options import spelling_of_arg
+from router.presets.options import options_of, spelling_of_arg
 from router.presets.overrides import overridden, read, written
 from router.scheduler.types import Device, DeviceId, Model, ModelName, Placement, Priority
 
@@ -170,7 +170,7 @@ class Definitions:
         own = self.by_name[name]
         if own.model.error is not None:
             raise own.model.error.copy()
-        preset = overridden(own.entry.preset, overrides)
+        preset = overridden(own.entry.preset, overrides, options_of(self.binary))
         if preset == own.entry.preset:
             return own
         named = replace(own.model, definition=written(own.model.definition, overrides))
@@ -186,7 +186,10 @@ class Definitions:
         overrides = read(definition)
         if overrides is None:
             return own
-        return replace(own, entry=replace(own.entry, preset=overridden(own.entry.preset, overrides)))
+        return replace(
+            own,
+            entry=replace(own.entry, preset=overridden(own.entry.preset, overrides, options_of(self.binary))),
+        )
 
     def _launch(self, definition: DefinedModel, placement: Placement) -> Launch:
         settings = _server_settings(definition, placement)

@@ -6,7 +6,7 @@ preset = presets.for_model("qwen3-8b")   # complete; `preset.error` says why it 
 
 from __future__ import annotations
 
-from router.presets.family import Family
+from router.presets.files import Family
 from router.presets.hub_preset import HUB_PRESET, HubPreset, read_hub_preset
 from router.presets.load import Presets, load_presets, shipped_presets_dir
 from router.presets.overrides import Overrides

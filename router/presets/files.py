@@ -8,17 +8,18 @@ its name, or in the list `args`, as on a command line.
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final
 
 from router.config import Config, toml_lines
 from router.config.nearest import KeyPath, dotted, nearest_of
-from router.presets.family import Family
 from router.presets.ini import DEFAULTS, IniSection, parse_ini
 from router.presets.layer import FIELDS, Layer, LayerReader, options_of_field
+from router.presets.options import KNOWN_ONLY, Options
 from router.text_file import NotText, read_text_file
 
 _WHICH: Final = "it names one model"
@@ -38,6 +39,23 @@ _TABLES: Final = ("defaults", "families", "models")
 _MATCHING: Final = ("match", "architectures")
 
 
+@dataclass(frozen=True, slots=True)
+class Family:
+    """Settings for all models that look alike. `match` are glob patterns for any name of a model, upper and
+    lower case alike; `architectures` are those of GGUF files ("qwen3"). One of either is enough.
+    """
+
+    name: str
+    match: tuple[str, ...]
+    architectures: tuple[str, ...]
+    layer: Layer
+
+    def has(self, names: Sequence[str], architecture: str | None) -> bool:
+        if architecture is not None and architecture in self.architectures:
+            return True
+        return any(fnmatchcase(name.casefold(), glob.casefold()) for glob in self.match for name in names)
+
+
 @dataclass(slots=True)
 class PresetFile:
     """`problems` are those that concern more than one model; those of one model are in its layer."""
@@ -52,7 +70,8 @@ class PresetFile:
         return (*self.defaults, *(family.layer for family in self.families), *self.models.values())
 
 
-def read_preset_file(path: Path) -> PresetFile:
+def read_preset_file(path: Path, options: Options = KNOWN_ONLY) -> PresetFile:
+    """Never fails: what is wrong becomes a problem. `options` are those of the llama-server to run."""
     try:
         text = read_text_file(path)
     except OSError as error:
@@ -60,17 +79,17 @@ def read_preset_file(path: Path) -> PresetFile:
     except NotText as error:
         return PresetFile(problems=[f"{path}: {error}"])
     if path.suffix.lower() == ".ini":
-        return _read_ini(path, text)
+        return _read_ini(path, text, options)
     if path.suffix.lower() == ".toml":
-        return _read_toml(path, text)
+        return _read_toml(path, text, options)
     return PresetFile(problems=[f"{path}: a preset file is named .toml or .ini"])
 
 
-def _read_ini(path: Path, text: str) -> PresetFile:
+def _read_ini(path: Path, text: str, options: Options) -> PresetFile:
     ini = parse_ini(text)
     file = PresetFile(problems=[f"{path}:{line}: {problem}" for line, problem in ini.problems.items()])
     for name, section in ini.sections.items():
-        layer = _ini_layer(path, section)
+        layer = _ini_layer(path, section, options)
         if name == DEFAULTS:
             file.problems += [*layer.problems, *not_for_all(layer, f"{path}:{section.line}: [*]")]
             file.defaults.append(layer)
@@ -79,10 +98,11 @@ def _read_ini(path: Path, text: str) -> PresetFile:
     return file
 
 
-def _ini_layer(path: Path, section: IniSection) -> Layer:
+def _ini_layer(path: Path, section: IniSection, options: Options) -> Layer:
     # llama.cpp takes relative paths from the working directory, rarely what the author of the file had in
     # mind.
-    reader = LayerReader((Path.cwd(), path.parent), f"{path}:{section.line}", is_ini=True)
+    where = f"{path}:{section.line}"
+    reader = LayerReader((Path.cwd(), path.parent), where, is_ini=True, options=options)
     for line, problem in section.problems.items():
         reader.problem(f"{path}:{line}", problem)
     for entry in section.entries:
@@ -91,13 +111,13 @@ def _ini_layer(path: Path, section: IniSection) -> Layer:
     return reader.layer()
 
 
-def _read_toml(path: Path, text: str) -> PresetFile:
+def _read_toml(path: Path, text: str, options: Options) -> PresetFile:
     try:
         document = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         return PresetFile(problems=[f"{path}: {error}"])
     file = PresetFile()
-    tables = _Tables(path, str(path), toml_lines(text))
+    tables = _Tables(path, str(path), toml_lines(text), options)
     for key, value in document.items():
         if key not in _TABLES or not isinstance(value, dict):
             hint = f"; did you mean [models.{dotted((key,))}]?" if isinstance(value, dict) else ""
@@ -117,9 +137,9 @@ def _read_toml(path: Path, text: str) -> PresetFile:
     return file
 
 
-def inline_presets(config: Config) -> PresetFile:
+def inline_presets(config: Config, options: Options) -> PresetFile:
     source = config.source or Path.cwd() / "config.toml"
-    tables = _Tables(source, str(config.source or "config.toml"), config.lines)
+    tables = _Tables(source, str(config.source or "config.toml"), config.lines, options)
     return PresetFile(
         models={name: tables.layer(("models", name), table) for name, table in config.models.items()}
     )
@@ -132,13 +152,14 @@ class _Tables:
     path: Path
     source: str
     lines: Mapping[KeyPath, int]
+    options: Options
 
     def at(self, path: KeyPath) -> str:
         line = next((self.lines[path[:n]] for n in range(len(path), 0, -1) if path[:n] in self.lines), None)
         return f"{self.source}:{line}" if line is not None else self.source
 
     def layer(self, path: KeyPath, table: Any) -> Layer:
-        reader = LayerReader((self.path.parent,), self.at(path))
+        reader = LayerReader((self.path.parent,), self.at(path), options=self.options)
         if not isinstance(table, Mapping):
             reader.problem(self.at(path), f"{dotted(path)}: expected a table, [{dotted(path)}]")
             return reader.layer()

@@ -13,7 +13,7 @@ from typing import Final
 
 from router.presets.ini import DEFAULTS, IniEntry, IniSection, parse_ini
 from router.presets.layer import Layer, LayerReader, merge
-from router.presets.options import spelling_of
+from router.presets.options import KNOWN_ONLY, Options
 
 HUB_PRESET: Final = "preset.ini"
 MAX_BYTES: Final = 64 << 10
@@ -58,8 +58,8 @@ class HubPreset:
         return tuple(dict.fromkeys(str(repo) for repo in fields if repo))
 
 
-def read_hub_preset(path: Path, repo: str) -> HubPreset:
-    """Never fails: what cannot be used is a warning."""
+def read_hub_preset(path: Path, repo: str, options: Options = KNOWN_ONLY) -> HubPreset:
+    """Never fails: what cannot be used is a warning. `options` are those of the llama-server to run."""
     where = f"{HUB_PRESET} of {repo}"
     try:
         with path.open("rb") as file:
@@ -73,7 +73,7 @@ def read_hub_preset(path: Path, repo: str) -> HubPreset:
     preset = HubPreset(warnings=[f"{where}:{line}: {problem}" for line, problem in ini.problems.items()])
     if len(ini.sections) > MAX_SECTIONS:
         return HubPreset(warnings=[f"{where} is left out: it has more than {MAX_SECTIONS} sections"])
-    layers = {name: _layer(section, where) for name, section in ini.sections.items()}
+    layers = {name: _layer(section, where, options) for name, section in ini.sections.items()}
     for_all = layers.pop(DEFAULTS, Layer())
     for name, layer in layers.items():
         preset.models[name] = whole = merge([for_all, layer])
@@ -84,9 +84,9 @@ def read_hub_preset(path: Path, repo: str) -> HubPreset:
     return preset
 
 
-def _layer(section: IniSection, where: str) -> Layer:
+def _layer(section: IniSection, where: str, options: Options) -> Layer:
     # There are no paths among what is allowed: the folder counts for nothing.
-    reader = LayerReader((Path("/nonexistent"),), f"{where}:{section.line}", is_ini=True)
+    reader = LayerReader((Path("/nonexistent"),), f"{where}:{section.line}", is_ini=True, options=options)
     for line, problem in section.problems.items():
         reader.problem(f"{where}:{line}", problem)
     for entry in section.entries:
@@ -96,9 +96,9 @@ def _layer(section: IniSection, where: str) -> Layer:
 
 
 def _set(reader: LayerReader, entry: IniEntry, where: str) -> None:
-    spelling = spelling_of(entry.key)
+    spelling = reader.options.find(entry.key)
     name = spelling.option.name if spelling is not None else entry.key
-    if spelling is None or name in _ALLOWED:
+    if name in _ALLOWED or (spelling is None and reader.options.is_complete):
         reader.set_option(entry.key, entry.value, where)  # which tells of an option that there is not
     elif name in _LEFT_OUT:
         reader.warn(where, f"{name} is left out: it is not for a repository of the hub to set")

@@ -17,7 +17,7 @@ from types import MappingProxyType
 from typing import Any, Final, TypeAlias
 
 from router.config.values import Wrong, absolute, convert, hints_of, shown
-from router.presets.options import Spelling, nearest_option, spelling_of, spelling_of_arg, split_arg
+from router.presets.options import KNOWN_ONLY, Argument, Options, Spelling
 from router.presets.preset import ModelPreset
 
 FIELDS: Final[Mapping[str, Any]] = MappingProxyType(
@@ -35,6 +35,8 @@ _EITHER: Final = (
 _PATHS: Final = frozenset({"model", "mmproj", "draft_model", "lora"})
 
 _NAME: Final = re.compile(r'\s*(?:"[^"]*"\s*(?=,|$)|[^,]+)')
+#: A name of an option that can be passed on unseen; `LLAMA_ARG_...` cannot.
+_LONG_NAME: Final = re.compile(r"(?:--)?[a-z][a-z0-9]+(?:[-_.][a-z0-9]+)*")
 _IN_QUOTES: Final = re.compile(r'"[^"]*"')
 
 Tokens: TypeAlias = tuple[str, ...]
@@ -78,10 +80,18 @@ class LayerReader:
 
     A relative path is relative to the first of `folders` where it exists, else to the last of them. `is_ini`:
     as in llama.cpp's presets a later setting replaces an earlier one, and what is not for presets is left out
-    with a warning; otherwise both are problems.
+    with a warning; otherwise both are problems. `options` are those of the llama-server that is to run.
     """
 
-    def __init__(self, folders: Sequence[Path], origin: str | None = None, *, is_ini: bool = False) -> None:
+    def __init__(
+        self,
+        folders: Sequence[Path],
+        origin: str | None = None,
+        *,
+        is_ini: bool = False,
+        options: Options = KNOWN_ONLY,
+    ) -> None:
+        self.options = options
         self._folders = folders
         self._origin = origin
         self._is_ini = is_ini
@@ -110,52 +120,47 @@ class LayerReader:
         """A setting by any name of a llama-server option: `ngl = 9`, `no-jinja = true`, `LLAMA_ARG_BATCH =
         9`.
         """
-        spelling = spelling_of(name)
-        if spelling is None:
-            near = nearest_option(name)
+        spelling = self.options.find(name)
+        if spelling is None and (self.options.is_complete or not _LONG_NAME.fullmatch(name)):
+            near = self.options.nearest(name)
             hint = f"; did you mean {near}?" if near else ""
-            return self.problem(where, f"{name}: llama-server has no such option{hint}")
+            self.problem(where, f"{name}: llama-server has no such option{hint}")
+            return
         with self._noting(where, name, value):
-            self._args |= self._option(spelling, _text(value), where)
-        return None
+            text = _text(value)
+            self._args |= self._option(spelling, text, where) if spelling else _as_it_looks(name, text)
 
     def set_args(self, args: Sequence[str], where: str) -> None:
         """Arguments as on a command line, `--option=value` too. What is unknown is passed on: llama-server
-        may be newer than this.
+        itself refuses what it does not know.
         """
-        rest = list(args)
         groups: dict[str, Tokens] = {}
-        while rest:
-            arg, joined = split_arg(rest.pop(0))
-            spelling = spelling_of_arg(arg)
-            count = spelling.values if spelling is not None else _values_of_unknown(rest)
-            if joined is not None:
-                values = [joined]
-            else:
-                values, rest = rest[:count], rest[count:]
-            if len(values) < count:
-                self.problem(where, f"args: {arg} needs a value")
+        for argument in self.options.parse(args):
+            if argument.missing:
+                self.problem(where, f"args: {argument.text} needs a value")
                 continue
-            group = self._unknown(arg, values, where) if spelling is None else {}
-            if spelling is not None and count == 2:
-                group = {spelling.option.name: (spelling.option.args[-1], *values)}
-            elif spelling is not None:
-                with self._noting(where, f"args: {arg}", values[0] if values else True):
-                    group = self._option(spelling, values[0] if values else "true", where)
-            for name, tokens in group.items():  # some options mean more when they are given more than once
-                groups[name] = groups.get(name, ()) + tokens
+            for name, tokens in self._argument(argument, where).items():
+                groups[name] = groups.get(name, ()) + tokens  # some mean more when given more than once
         self._args |= groups
 
     # --- one setting ---
 
-    def _unknown(self, arg: str, values: Sequence[str], where: str) -> dict[str, Tokens]:
-        if not arg.startswith("-"):
-            self.problem(where, f"args: {arg!r} belongs to no option")
-            return {}
-        near = nearest_option(arg)
-        hint = f"; did you mean --{near}?" if near else ""
-        self._warnings.append(f"{where}: args: {arg} is unknown and passed on as it is{hint}")
-        return {arg: (arg, *values)}
+    def _argument(self, argument: Argument, where: str) -> Mapping[str, Tokens]:
+        text, spelling, values = argument.text, argument.spelling, argument.values
+        if spelling is None:
+            if not text.startswith("-"):
+                self.problem(where, f"args: {text!r} belongs to no option")
+                return {}
+            if self.options.is_complete:
+                near = self.options.nearest(text)
+                hint = f"; did you mean --{near}?" if near else ""
+                self.warn(where, f"args: {text} is unknown and passed on as it is{hint}")
+            return {text: (text, *values)}
+        if len(values) == 2:
+            return {spelling.option.name: (spelling.option.args[-1], *values)}
+        with self._noting(where, f"args: {text}", values[0] if values else True):
+            return self._option(spelling, values[0] if values else "true", where)
+        return {}
 
     def _option(self, spelling: Spelling, text: str, where: str) -> dict[str, Tokens]:
         """Set the field that the option is; what has no field comes back as arguments."""
@@ -210,10 +215,14 @@ class LayerReader:
             self.problem(where, f"{key} = {shown(value)}: {wrong}")
 
 
-def _values_of_unknown(rest: Sequence[str]) -> int:
-    """How many tokens follow an option of which we do not know how many it wants: up to the next option."""
-    is_option = (token.startswith("-") and not re.match(r"-[\d.]", token) for token in rest)
-    return next((number for number, found in enumerate(is_option) if found), len(rest))
+def _as_it_looks(name: str, text: str) -> dict[str, Tokens]:
+    """The arguments of an option of which nothing is known: a value of true or false makes it a switch."""
+    option = name.lstrip("-").replace("_", "-")
+    if text not in ("true", "false"):
+        return {option: (f"--{option}", text)}
+    plain = option.removeprefix("no-")
+    is_on = (text == "true") == (plain == option)
+    return {plain: (f"--{plain}" if is_on else f"--no-{plain}",)}
 
 
 # --- values as text ---------------------------------------------------------------------------------------
@@ -288,7 +297,7 @@ def _seconds(text: str) -> float:
 def options_of_field(field: str) -> tuple[str, ...]:
     """How llama-server spells a setting on its command line; empty for one that is the router's own."""
     options = (name for name, (key, _) in _SETTERS.items() if key == field)
-    return tuple(f"--{name}" for name in options if spelling_of_arg(f"--{name}") is not None)
+    return tuple(f"--{name}" for name in options if KNOWN_ONLY.find_arg(f"--{name}") is not None)
 
 
 #: What becomes a field however it is written: option -> field, and how its text is read.

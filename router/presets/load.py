@@ -13,10 +13,10 @@ from typing import Final
 from router.config import Config
 from router.errors import ConfigError
 from router.presets.alias_patterns import common_name, is_pattern
-from router.presets.family import Family
-from router.presets.files import inline_presets, not_for_all, read_preset_file
+from router.presets.files import Family, inline_presets, not_for_all, read_preset_file
 from router.presets.hub_preset import HubPreset
 from router.presets.layer import Layer, LayerReader, merge
+from router.presets.options import KNOWN_ONLY, Options
 from router.presets.preset import ModelPreset
 
 #: llama.cpp's LLAMA_MAX_SEQ (src/llama-cparams.h): a context with more sequences is not made.
@@ -96,25 +96,25 @@ class Presets:
         )
 
 
-def load_presets(config: Config, shipped_dir: Path | None = None) -> Presets:
+def load_presets(config: Config, shipped_dir: Path | None = None, options: Options = KNOWN_ONLY) -> Presets:
     """Read the preset files of `config`, and the families in `shipped_dir` (None: those shipped with the
-    router).
+    router). `options` are those of the llama-server that is to run; what ships is for older ones too.
 
     A section of a model that is wrong disables that model alone: its preset has an `error`. Raises
     ConfigError, with a line per problem, for what concerns more than one model: a file that cannot be
     read, settings for all models, settings outside of any section, [child] args, alias patterns of two
     models that a name could match both of.
     """
-    files = [read_preset_file(path) for path in config.paths.presets]
+    files = [read_preset_file(path, options) for path in config.paths.presets]
     shipped = [
         read_preset_file(path) for path in sorted((shipped_dir or shipped_presets_dir()).glob("*.toml"))
     ]
-    child = _child(config)
+    child = _child(config, options)
     problems = [problem for file in (*shipped, *files) for problem in file.problems] + list(child.problems)
     if problems:
         raise ConfigError("\n".join(problems))
     models: dict[str, tuple[Layer, ...]] = {}
-    with_inline = (*files, inline_presets(config))
+    with_inline = (*files, inline_presets(config, options))
     for file in with_inline:
         for name, layer in file.models.items():
             models[name] = (*models.get(name, ()), layer)
@@ -157,10 +157,10 @@ def shipped_presets_dir() -> Path:
     return checkout / "presets" if is_checkout else Path(sys.prefix) / "share" / "llama-router" / "presets"
 
 
-def _child(config: Config) -> Layer:
+def _child(config: Config, options: Options) -> Layer:
     child, line = config.child, config.lines.get(("child", "args"))
     where = (f"{config.source}:{line}: " if line else "") + "child"
-    reader = LayerReader((Path.cwd(),))
+    reader = LayerReader((Path.cwd(),), options=options)
     reader.set_args(child.args, where)
     fields = {
         "ctx_size": child.ctx_size,

@@ -1,24 +1,39 @@
-"""llama-server's options: by any of their names, what values they take, and which are not for presets."""
+"""llama-server's options: by any of their names, what values they take, and which are not for presets.
+
+Those that decide memory, place and routing are known here. For all others llama-server is asked once for its
+--help. Without a llama-server such an option is taken as it looks, and nothing is said of it.
+"""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator, Mapping
+import os
+import re
+import subprocess
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from types import MappingProxyType
-from typing import Final
+from functools import lru_cache
+from pathlib import Path
+from typing import Final, NamedTuple
 
-from router.presets.llama_options import LLAMA_OPTIONS
+from router.presets.known_options import KNOWN_OPTIONS, REFUSALS
+
+#: Seconds that --help may take; it takes 6 ms.
+_ASK_SECONDS: Final = 10.0
+_HEAD: Final = re.compile(r"(?P<args>-[^\s,]+(?:, +-[^\s,]+)*)(?: (?P<metavar>\S.*?))?(?:   .*)?")
+_ENV: Final = re.compile(r"\(env: (?P<env>\w+)\)")
 
 
 @dataclass(frozen=True, slots=True)
 class Option:
-    """One option. `refused` says why a preset may not set it."""
+    """One option. `metavar` is what its value is, "" where it takes none; `refused` why a preset may not set
+    it."""
 
     args: tuple[str, ...]
     negations: tuple[str, ...] = ()
     metavar: str = ""
     env: str = ""
+    refused: str | None = None
 
     @property
     def name(self) -> str:
@@ -32,10 +47,6 @@ class Option:
     @property
     def is_path(self) -> bool:
         return self.metavar in ("FNAME", "FILE", "PATH", "DIR", "JINJA_TEMPLATE_FILE")
-
-    @property
-    def refused(self) -> str | None:
-        return _REFUSED.get(self.name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,128 +65,178 @@ class Spelling:
         return 0 if self.switch is not None else self.option.values
 
 
-def spelling_of(name: str) -> Spelling | None:
-    """The option called `name` in an INI preset: a long or short name without dashes, or an environment name.
+class Argument(NamedTuple):
+    """One option of a command line. `text` is as it was written, without a value that was joined to it by a
+    "="; `missing` is how many values are not there."""
 
-    As on a command line, `_` is as good as `-` in a long name. None: llama-server has no such option.
-    """
-    name = name.lstrip("-")
-    return _SPELLINGS.get(name) or _SPELLINGS.get(name.replace("_", "-"))
+    text: str
+    spelling: Spelling | None
+    values: list[str]
+    is_joined: bool
+    missing: int
 
+    @property
+    def name(self) -> str:
+        """Of its option, without dashes; of an unknown one as it was written."""
+        return self.spelling.option.name if self.spelling is not None else self.text.lstrip("-")
 
-def spelling_of_arg(arg: str) -> Spelling | None:
-    """The option that the command line argument `arg` ("--ctx-size", "-c", "--ctx_size") stands for."""
-    return _ARGS.get(arg.replace("_", "-") if arg.startswith("--") else arg)
-
-
-def split_arg(arg: str) -> tuple[str, str | None]:
-    """`--ctx-size=4096` as the option and its value, as other programs spell it; llama-server does not. An
-    argument that is no known option with a value is returned whole."""
-    option, equals, value = arg.partition("=")
-    if equals and option.startswith("-") and spelling_of_arg(option) is not None:
-        return option, value
-    return arg, None
+    @property
+    def tokens(self) -> list[str]:
+        """As they were on the command line."""
+        return [f"{self.text}={self.values[0]}"] if self.is_joined else [self.text, *self.values]
 
 
-def nearest_option(name: str) -> str | None:
-    """The option name nearest to a misspelt one."""
-    near = difflib.get_close_matches(name.lstrip("-").replace("_", "-"), _SPELLINGS, n=1)
-    return near[0] if near else None
+class Options:
+    """The options of one llama-server: the known ones, and `further` ones that its --help has."""
+
+    def __init__(self, further: Iterable[Option] = ()) -> None:
+        self.options = options = {option.name: option for option in further} | _KNOWN
+        self.is_complete = len(options) > len(_KNOWN)
+        self._spellings = dict(_spellings(options.values())) | _OLD
+        self._args: dict[str, Spelling] = {
+            arg: Spelling(option, is_negation=arg in option.negations)
+            for option in options.values()
+            for arg in (*option.args, *option.negations)
+            if option.name not in _PRESET_ONLY
+        } | {f"--{name}": spelling for name, spelling in _OLD.items()}
+
+    def find(self, name: str) -> Spelling | None:
+        """The option called `name` in a preset: a long or short name without dashes, or an environment name.
+
+        As on a command line, `_` is as good as `-` in a long name. None: no such option is known.
+        """
+        name = name.lstrip("-")
+        return self._spellings.get(name) or self._spellings.get(name.replace("_", "-"))
+
+    def find_arg(self, arg: str) -> Spelling | None:
+        """The option that the command line argument `arg` ("--ctx-size", "-c", "--ctx_size") stands for."""
+        return self._args.get(arg.replace("_", "-") if arg.startswith("--") else arg)
+
+    def split(self, arg: str) -> tuple[str, str | None]:
+        """`--ctx-size=4096` as the option and its value, as other programs spell it; llama-server does not.
+        An argument that is no known option with a value is returned whole."""
+        option, equals, value = arg.partition("=")
+        if equals and option.startswith("-") and self.find_arg(option) is not None:
+            return option, value
+        return arg, None
+
+    def parse(self, args: Iterable[str]) -> Iterator[Argument]:
+        """A command line, option by option. A value is its option's, whatever it looks like; of an unknown
+        option all that stands before the next option."""
+        rest = list(args)
+        while rest:
+            text, joined = self.split(rest.pop(0))
+            spelling = self.find_arg(text)
+            count = spelling.values if spelling is not None else _values_of_unknown(text, rest)
+            if joined is None:
+                values, rest = rest[:count], rest[count:]
+            else:
+                values = [joined]
+            yield Argument(text, spelling, values, joined is not None, max(0, count - len(values)))
+
+    def nearest(self, name: str) -> str | None:
+        """The option name nearest to a misspelt one."""
+        wanted = name.lstrip("-").replace("_", "-")
+        return next(iter(difflib.get_close_matches(wanted, self._spellings, n=1)), None)
 
 
-def all_options() -> tuple[Option, ...]:
-    return _OPTIONS
+def options_of(binary: Path) -> Options:
+    """The options of this llama-server, which is asked once, and again when it was replaced. Of one that
+    cannot be asked only those that are known anyway."""
+    try:
+        status = binary.stat()
+    except OSError:
+        return KNOWN_ONLY
+    return _ask(binary, status.st_size, status.st_mtime_ns)
 
 
-_ANSWERS: Final = "the router answers clients itself; a child listens on a socket of its own"
-_ROUTER: Final = "it would make the child a router"
-_PLACES: Final = "the router decides what fits where; use ctx_size and n_gpu_layers, which may be auto"
-_FETCHES: Final = "it downloads while loading; use `llama-router pull` and hf_repo"
-_PRINTS: Final = "it prints something and ends"
-_LOGS: Final = "the router keeps the log and watches it while the model loads"
-_REMOVED: Final = "it has been removed from llama-server"
-
-_REFUSED: Final[Mapping[str, str]] = MappingProxyType(
-    dict.fromkeys(("host", "port", "reuse-port", "path", "api-prefix", "api-key", "api-key-file"), _ANSWERS)
-    | dict.fromkeys(("ssl-key-file", "ssl-cert-file", "cors-origins", "cors-methods"), _ANSWERS)
-    | dict.fromkeys(("cors-headers", "cors-credentials"), _ANSWERS)
-    | dict.fromkeys(("models-dir", "models-preset", "models-max", "models-autoload"), _ROUTER)
-    | dict.fromkeys(("fit", "fit-target", "fit-ctx"), _PLACES)
-    | dict.fromkeys(("model-url", "docker-repo", "mmproj-url", "embd-gemma-default"), _FETCHES)
-    | dict.fromkeys(("fim-qwen-1.5b-default", "fim-qwen-3b-default", "fim-qwen-7b-default"), _FETCHES)
-    | dict.fromkeys(("fim-qwen-7b-spec", "fim-qwen-14b-spec", "fim-qwen-30b-default"), _FETCHES)
-    | dict.fromkeys(("gpt-oss-20b-default", "gpt-oss-120b-default"), _FETCHES)
-    | dict.fromkeys(("vision-gemma-4b-default", "vision-gemma-12b-default"), _FETCHES)
-    | dict.fromkeys(("usage", "version", "cache-list", "completion-bash", "list-devices"), _PRINTS)
-    | dict.fromkeys(("log-disable", "log-file"), _LOGS)
-    | dict.fromkeys(("spec-ngram-size-n", "spec-ngram-size-m", "spec-ngram-min-hits"), _REMOVED)
-    | {"hf-token": "it would stand in the process list; set HF_TOKEN"}
-)
-
-#: Options of older llama-servers that presets still have: what they are now.
-_RENAMED: Final[Mapping[str, str]] = MappingProxyType(
-    {
-        "draft": "spec-draft-n-max",
-        "draft-n": "spec-draft-n-max",
-        "draft-max": "spec-draft-n-max",
-        "draft-min": "spec-draft-n-min",
-        "draft-n-min": "spec-draft-n-min",
-    }
-)
-
-#: Switches of older llama-servers: what --load-mode is now when they are on, and when they are off.
-_LOAD_MODES: Final[Mapping[str, tuple[str | None, str | None]]] = MappingProxyType(
-    {
-        "mmap": (None, "none"),
-        "no-mmap": ("none", None),
-        "mlock": ("mmap+mlock", None),
-        "direct-io": ("dio", None),
-        "dio": ("dio", None),
-        "no-direct-io": (None, "dio"),
-    }
-)
-
-#: Keys of INI presets that are for the router, not for llama-server (common_params_add_preset_options).
-_PRESET_ONLY: Final = (
-    Option(("load-on-startup",), metavar="on|off"),
-    Option(("stop-timeout",), metavar="SECONDS"),
-    Option(("dedup-cache-models",), metavar="on|off"),
-)
+@lru_cache(maxsize=4)
+def _ask(binary: Path, _size: int, _changed_ns: int) -> Options:
+    # A variable may be wrong, and then it prints that instead; without a GPU to look at it is faster.
+    environ = {name: value for name, value in os.environ.items() if not name.startswith("LLAMA_")}
+    environ["CUDA_VISIBLE_DEVICES"] = ""
+    try:
+        asked = subprocess.run(
+            [binary, "--help"],
+            env=environ,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=_ASK_SECONDS,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return KNOWN_ONLY
+    return Options(options_from_help(asked.stdout.decode(errors="replace")))
 
 
-def _parse(table: str) -> Iterator[Option]:
-    for line in table.strip().splitlines():
-        args, negations, metavar, env = (*line.split(" | "), "", "", "")[:4]
-        yield Option(tuple(args.split()), tuple(negations.split()), metavar.strip(), env.strip())
+def options_from_help(text: str) -> Iterator[Option]:
+    """The options that a --help describes."""
+    head, env = "", ""
+    for line in [*text.splitlines(), "-"]:
+        if line.startswith("-"):  # an option, or the title of a group: "----- common params -----"
+            if not head.startswith("-----") and (match := _HEAD.fullmatch(head)):
+                args, negations = _split_negations(match["args"].replace(",", " ").split())
+                yield Option(tuple(args), tuple(negations), match["metavar"] or "", env)
+            head, env = line, ""
+        elif found := _ENV.search(line):
+            env = found["env"]
 
 
-def _spellings() -> Iterator[tuple[str, Spelling]]:
-    for option in (*_OPTIONS, *_PRESET_ONLY):
-        for arg in option.args:
-            yield arg.lstrip("-"), Spelling(option)
-        for arg in option.negations:
-            yield arg.lstrip("-"), Spelling(option, is_negation=True)
+def _split_negations(args: list[str]) -> tuple[list[str], list[str]]:
+    """All positive arguments are printed before the negations: `--kv-offload, -nkvo, --no-kv-offload`."""
+    if len(args) > 1 and any(arg.startswith("--no-") for arg in args):
+        first = next(number for number, arg in enumerate(args) if arg.startswith(("-n", "--no-")))
+        return args[:first], args[first:]
+    return args, []
+
+
+def _values_of_unknown(arg: str, rest: Sequence[str]) -> int:
+    """How many tokens follow an option of which we do not know how many it wants: up to the next option."""
+    if not arg.startswith("-"):
+        return 0
+    is_option = (token.startswith("-") and not re.match(r"-[\d.]", token) for token in rest)
+    return next((number for number, found in enumerate(is_option) if found), len(rest))
+
+
+def _known() -> Iterator[Option]:
+    for line in KNOWN_OPTIONS.strip().splitlines():
+        args, negations, metavar, env, why = (part.strip() for part in f"{line} | | | |".split("|")[:5])
+        yield Option(tuple(args.split()), tuple(negations.split()), metavar, env, REFUSALS.get(why))
+
+
+def _spellings(options: Iterable[Option]) -> Iterator[tuple[str, Spelling]]:
+    for option in options:
+        yield from ((arg.lstrip("-"), Spelling(option)) for arg in option.args)
+        yield from ((arg.lstrip("-"), Spelling(option, is_negation=True)) for arg in option.negations)
         if option.env:
             yield option.env, Spelling(option)
         if option.env and option.negations:
             yield option.env.replace("LLAMA_ARG_", "LLAMA_ARG_NO_"), Spelling(option, is_negation=True)
 
 
-def _renamed() -> Iterator[tuple[str, Spelling]]:
-    for old, new in _RENAMED.items():
-        yield old, Spelling(_BY_NAME[new])
-    for old, (on, off) in _LOAD_MODES.items():
-        yield old, Spelling(_BY_NAME["load-mode"], switch=(on, off))
-
-
-def _args() -> Iterator[tuple[str, Spelling]]:
-    for option in _OPTIONS:
-        yield from ((arg, Spelling(option)) for arg in option.args)
-        yield from ((arg, Spelling(option, is_negation=True)) for arg in option.negations)
-    yield from ((f"--{name}", spelling) for name, spelling in _renamed())
-
-
-_OPTIONS: Final = tuple(_parse(LLAMA_OPTIONS))
-_BY_NAME: Final = {option.name: option for option in _OPTIONS}
-_SPELLINGS: Final = dict(_spellings()) | dict(_renamed())
-_ARGS: Final = dict(_args())
+_KNOWN: Final = {option.name: option for option in _known()}
+#: Keys of INI presets that are for the router, not for llama-server (common_params_add_preset_options).
+_PRESET_ONLY: Final = ("load-on-startup", "stop-timeout", "dedup-cache-models")
+#: Options of older llama-servers that presets still have: what they are now.
+_RENAMED: Final = {
+    "draft": "spec-draft-n-max",
+    "draft-n": "spec-draft-n-max",
+    "draft-max": "spec-draft-n-max",
+    "draft-min": "spec-draft-n-min",
+    "draft-n-min": "spec-draft-n-min",
+}
+#: Switches of older llama-servers: what --load-mode is now when they are on, and when they are off.
+_LOAD_MODES: Final[Mapping[str, tuple[str | None, str | None]]] = {
+    "mmap": (None, "none"),
+    "no-mmap": ("none", None),
+    "mlock": ("mmap+mlock", None),
+    "direct-io": ("dio", None),
+    "dio": ("dio", None),
+    "no-direct-io": (None, "dio"),
+}
+_OLD: Final = {old: Spelling(_KNOWN[new]) for old, new in _RENAMED.items()} | {
+    old: Spelling(_KNOWN["load-mode"], switch=switch) for old, switch in _LOAD_MODES.items()
+}
+#: What holds for every llama-server.
+KNOWN_ONLY: Final = Options()
+spelling_of_arg: Final = KNOWN_ONLY.find_arg

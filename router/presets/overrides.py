@@ -17,7 +17,7 @@ from router.config import Context, Layers
 from router.errors import InvalidRequest
 from router.ids import Definition
 from router.presets.layer import LayerReader, merge
-from router.presets.options import spelling_of_arg
+from router.presets.options import Options
 from router.presets.preset import CacheType, ModelPreset
 
 #: What is said stands in the journal, in the database and in every list: it has a bound.
@@ -37,28 +37,32 @@ class Overrides(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_de
     args: Words = ()
 
 
-def check_args(args: Collection[str], allowed: Collection[str]) -> None:
+def check_args(args: Collection[str], allowed: Collection[str], options: Options) -> None:
     """Raises InvalidRequest for an option that is not among `allowed`, however it is spelt."""
-    names = {spelling.option.name for one in allowed if (spelling := spelling_of_arg(_dashed(one)))}
+
+    def name_of(arg: str) -> str:
+        spelling = options.find_arg(arg)
+        return f"--{spelling.option.name}" if spelling is not None else arg
+
+    names = {name_of(one if one.startswith("-") else f"--{one}") for one in allowed}
     for arg in args:
         if not arg.startswith("-") or arg.removeprefix("-").replace(".", "").isdigit():
             continue  # a value: an option takes it, or the reader says that it belongs to none
-        spelling = spelling_of_arg(arg)
-        if (spelling.option.name if spelling is not None else arg) not in names:
-            may = ", ".join(f"--{name}" for name in sorted(names)) or "none"
+        if name_of(arg) not in names:
+            may = ", ".join(sorted(names)) or "none"
             raise InvalidRequest(
                 f"args: {arg} is not among those that a load may set (server.load_args): {may}"
             )
 
 
-def overridden(preset: ModelPreset, overrides: Overrides) -> ModelPreset:
+def overridden(preset: ModelPreset, overrides: Overrides, options: Options) -> ModelPreset:
     """The preset with these settings instead of its own. Raises InvalidRequest for what cannot be read."""
-    reader = LayerReader((Path.cwd(),))
+    reader = LayerReader((Path.cwd(),), options=options)
     reader.set_args(overrides.args, "load")
     layer = reader.layer()
     if layer.problems:
         raise InvalidRequest("; ".join(layer.problems))
-    own = LayerReader((Path.cwd(),))
+    own = LayerReader((Path.cwd(),), options=options)
     own.set_args(preset.args, "preset")
     groups = merge([own.layer(), layer]).args
     given = {name: value for name, value in _given(overrides).items() if name != "args"}
@@ -85,7 +89,3 @@ def read(definition: Definition) -> Overrides | None:
 def _given(overrides: Overrides) -> Mapping[str, Any]:
     fields = {name: getattr(overrides, name) for name in overrides.__struct_fields__}
     return {name: value for name, value in fields.items() if value is not None}
-
-
-def _dashed(name: str) -> str:
-    return name if name.startswith("-") else f"--{name}"

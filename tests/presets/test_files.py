@@ -9,14 +9,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from router.presets.files import PresetFile, read_preset_file
-from router.presets.options import all_options
+from router.presets.known_options import REFUSALS
+from tests.llama_server_options import OPTIONS
 
 
 @pytest.fixture
 def read(tmp_path):
     def read(text: str, name: str = "p.toml") -> PresetFile:
         (tmp_path / name).write_text(text, encoding="utf-8")
-        return read_preset_file(tmp_path / name)
+        return read_preset_file(tmp_path / name, OPTIONS)
 
     return read
 
@@ -77,7 +78,7 @@ pinned = true
         "3: ctx_size = 'big': expected a number or 'auto'",
         "4: priority = 'urgent': expected one of 'high', 'normal', 'low'",
         "5: tmep: llama-server has no such option; did you mean temp?",
-        f"5: port = 80: is not for presets: {next(o.refused for o in all_options() if o.name == 'port')}",
+        f"5: port = 80: is not for presets: {REFUSALS['answers']}",
         "6: models.a.temp: there is no such setting; options of llama-server belong into flags",
         "7: args: expected a list of strings",
     ]
@@ -169,13 +170,13 @@ def test_an_unknown_key_for_all_models_is_a_problem_of_the_file(read, tmp_path):
 def test_a_file_that_cannot_be_read_is_a_problem(tmp_path, name, content, problem):
     if content is not None:
         (tmp_path / name).write_bytes(content)
-    assert read_preset_file(tmp_path / name).problems == [f"{tmp_path}/{name}: {problem}"]
+    assert read_preset_file(tmp_path / name, OPTIONS).problems == [f"{tmp_path}/{name}: {problem}"]
 
 
 def test_a_byte_order_mark_does_no_harm(tmp_path):
     for name in ("p.toml", "p.ini"):
         (tmp_path / name).write_bytes("\ufeff[models.a]\n".encode())
-        assert not read_preset_file(tmp_path / name).problems
+        assert not read_preset_file(tmp_path / name, OPTIONS).problems
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=150)
@@ -188,6 +189,6 @@ def test_a_byte_order_mark_does_no_harm(tmp_path):
 )
 def test_no_ini_file_is_more_than_problems(tmp_path: Path, text):
     (tmp_path / "p.ini").write_text(text, encoding="utf-8", errors="replace")
-    file = read_preset_file(tmp_path / "p.ini")
+    file = read_preset_file(tmp_path / "p.ini", OPTIONS)
     for message in (*file.problems, *(problem for layer in file.layers for problem in layer.problems)):
         assert message.startswith(f"{tmp_path}/p.ini:")

@@ -10,6 +10,7 @@ from router.config import Config
 from router.presets import HubPreset, Presets, load_presets, read_hub_preset
 from router.presets.hub_preset import MAX_BYTES
 from router.presets.layer import Layer
+from tests.llama_server_options import OPTIONS
 
 EXAMPLE = """
 version = 1
@@ -30,7 +31,7 @@ top-k = 40
 def read(tmp_path: Path, text: str | bytes) -> HubPreset:
     path = tmp_path / "preset.ini"
     path.write_bytes(text.encode() if isinstance(text, str) else text)
-    return read_hub_preset(path, "org/presets")
+    return read_hub_preset(path, "org/presets", OPTIONS)
 
 
 def test_its_sections_are_models_of_the_hub_with_settings(tmp_path):

@@ -10,20 +10,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from router.presets.layer import Layer, LayerReader, merge
-from router.presets.options import all_options
+from router.presets.options import options_from_help
+from tests.llama_server_options import HELP_FILE, OPTIONS
 
 HERE = Path("/here")
+ARGS = [arg for option in options_from_help(HELP_FILE.read_text()) for arg in option.args]
 
 
 def ini(**options: Any) -> Layer:
-    reader = LayerReader((HERE,), is_ini=True)
+    reader = LayerReader((HERE,), is_ini=True, options=OPTIONS)
     for name, value in options.items():
         reader.set_option(name, value, "f:1")
     return reader.layer()
 
 
 def args(*tokens: str) -> Layer:
-    reader = LayerReader((HERE,))
+    reader = LayerReader((HERE,), options=OPTIONS)
     reader.set_args(tokens, "f:1")
     return reader.layer()
 
@@ -243,7 +245,7 @@ def test_a_wrong_argument_is_a_problem(tokens, reason):
 
 
 def test_the_same_setting_twice_in_a_section_is_a_problem():
-    reader = LayerReader((HERE,))
+    reader = LayerReader((HERE,), options=OPTIONS)
     reader.set_field("ctx_size", 1, "f:1")
     reader.set_args(["-c", "1"], "f:2")
     assert not reader.layer().problems, "saying the same twice harms nobody"
@@ -320,7 +322,7 @@ texts = st.text(max_size=12) | st.sampled_from(
 
 
 @settings(max_examples=300)
-@given(st.sampled_from([arg for option in all_options() for arg in option.args]), texts)
+@given(st.sampled_from(ARGS), texts)
 def test_no_value_of_any_option_is_more_than_a_problem(arg, text):
     for layer in (ini(**{arg.lstrip("-"): text}), args(arg, text)):
         for message in (*layer.problems, *layer.warnings):
@@ -328,9 +330,7 @@ def test_no_value_of_any_option_is_more_than_a_problem(arg, text):
 
 
 @settings(max_examples=100)
-@given(
-    st.lists(st.sampled_from([arg for option in all_options() for arg in option.args]) | texts, max_size=8)
-)
+@given(st.lists(st.sampled_from(ARGS) | texts, max_size=8))
 def test_no_command_line_is_more_than_a_problem(tokens):
     for message in args(*tokens).problems:
         assert message.startswith("f:1: ")

@@ -10,6 +10,7 @@ import pytest
 from router.config import ChildConfig, Config, PathsConfig, load_config
 from router.errors import ConfigError
 from router.presets import Presets, load_presets, shipped_presets_dir
+from tests.llama_server_options import OPTIONS
 
 NO_SHIPPED = Path("/nonexistent")
 
@@ -31,7 +32,7 @@ def load(tmp_path):
         loaded = load_config(config, {"paths.presets": paths}) if "config_toml" in files else Config()
         if "config_toml" not in files:
             loaded = replace(loaded, paths=PathsConfig(presets=tuple(paths)))
-        return load_presets(loaded, tmp_path / "shipped")
+        return load_presets(loaded, tmp_path / "shipped", OPTIONS)
 
     return load
 
@@ -39,7 +40,7 @@ def load(tmp_path):
 def test_without_any_preset_a_model_is_run_as_the_configuration_says():
     child = ChildConfig(ctx_size=1, parallel=2, n_gpu_layers=3, cache_ram_mib=4, stop_grace_seconds=5.0,
                         kv_unified=False, env={"A": "b"})  # fmt: skip
-    preset = load_presets(Config(child=child), NO_SHIPPED).for_model("x")
+    preset = load_presets(Config(child=child), NO_SHIPPED, OPTIONS).for_model("x")
     assert (preset.ctx_size, preset.parallel, preset.n_gpu_layers, preset.cache_ram_mib) == (1, 2, 3, 4)
     assert (preset.stop_grace_seconds, preset.kv_unified, preset.env) == (5.0, False, {"A": "b"})
     assert (preset.error, preset.args, preset.origin) == (None, (), None)
@@ -83,7 +84,7 @@ def test_a_family_is_found_by_any_name_and_by_the_architecture(load):
         shipped_toml="[families.q]\nmatch = ['*Qwen*']\nflags = { temp = 1 }\n"
         "[families.b]\narchitectures = ['bert']\nembedding = true\n"
     )
-    assert presets.for_model("chat", "qwen3-8b.Q4").args == ("--temperature", "1")
+    assert presets.for_model("chat", "qwen3-8b.Q4").args == ("--temp", "1")
     assert presets.for_model("chat").args == ()
     assert presets.for_model("chat", architecture="bert").embedding
 
@@ -177,7 +178,9 @@ def test_what_was_left_out_or_not_understood_is_a_warning(load):
 
 
 def test_memory_settings_in_child_args_are_fields_too():
-    preset = load_presets(Config(child=ChildConfig(args=("-c", "99", "-t", "4"))), NO_SHIPPED).for_model("x")
+    preset = load_presets(
+        Config(child=ChildConfig(args=("-c", "99", "-t", "4"))), NO_SHIPPED, OPTIONS
+    ).for_model("x")
     assert (preset.ctx_size, preset.args) == (99, ("--threads", "4"))
 
 
@@ -214,7 +217,7 @@ def test_memory_settings_in_child_args_are_fields_too():
 )
 def test_what_makes_no_sense_for_every_model_is_refused_in_child_args_with_the_reason(args, says):
     with pytest.raises(ConfigError, match="^child") as refused:
-        load_presets(Config(child=ChildConfig(args=tuple(args))), NO_SHIPPED)
+        load_presets(Config(child=ChildConfig(args=tuple(args))), NO_SHIPPED, OPTIONS)
     assert says in str(refused.value)
 
 
@@ -309,5 +312,5 @@ def test_patterns_that_share_no_name_or_are_of_one_model_are_accepted(load):
 def test_settings_with_which_no_context_can_be_made_are_an_error(tmp_path, section, says):
     path = tmp_path / "p.toml"
     path.write_text(f"[models.a]\nmodel = '/a.gguf'\n{section}\n")
-    error = load_presets(Config(paths=PathsConfig(presets=(path,))), NO_SHIPPED).for_model("a").error
+    error = load_presets(Config(paths=PathsConfig(presets=(path,))), NO_SHIPPED, OPTIONS).for_model("a").error
     assert error is None if says is None else says in (error or "")

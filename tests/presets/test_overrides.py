@@ -8,7 +8,18 @@ import pytest
 from router.errors import InvalidRequest
 from router.ids import Definition
 from router.presets import ModelPreset, Overrides
-from router.presets.overrides import check_args, overridden, read, written
+from router.presets import overrides as of_load
+from router.presets.overrides import read, written
+from tests.llama_server_options import OPTIONS
+
+
+def overridden(preset: ModelPreset, overrides: Overrides) -> ModelPreset:
+    return of_load.overridden(preset, overrides, OPTIONS)
+
+
+def check_args(args: tuple[str, ...], allowed: list[str]) -> None:
+    of_load.check_args(args, allowed, OPTIONS)
+
 
 PRESET = ModelPreset(name="a", ctx_size=8192, cache_type_k="f16", args=("--threads", "4", "--jinja"))
 

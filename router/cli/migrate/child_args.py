@@ -11,9 +11,11 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final
 
+from router.config import Config
 from router.engines.llama_server import refused_variable
+from router.models.catalog.scan import options_for
 from router.presets.layer import Layer, LayerReader, merge
-from router.presets.options import spelling_of, spelling_of_arg, split_arg
+from router.presets.options import Options
 
 #: Where it listens and what it is called is the router's business; these need no word in a report.
 _OURS: Final = frozenset({"host", "port", "alias", "metrics", "slots", "ui", "webui", "fit"})
@@ -80,6 +82,11 @@ def read_command(text: str, folders: Sequence[Path], environ: Mapping[str, str])
     _settle(command, below, [_outside(token, mounts) for token in rest], folders)
     _place(command, env)
     return command
+
+
+def _options() -> Options:
+    """Those of the llama-server that is to run in place of the one that the command names."""
+    return options_for(Config())
 
 
 def without_comments(text: str) -> str:
@@ -156,7 +163,7 @@ def _of_container(tokens: list[str]) -> tuple[list[str], list[tuple[str, str]], 
 
 
 def _outside(token: str, mounts: Sequence[tuple[str, str]]) -> str:
-    option, joined = split_arg(token)
+    option, joined = _options().split(token)
     if joined is not None:
         return f"{option}={_outside(joined, mounts)}"
     for inside, outside in mounts:
@@ -168,7 +175,7 @@ def _outside(token: str, mounts: Sequence[tuple[str, str]]) -> str:
 def _settle(command: Command, below: Layer, tokens: list[str], folders: Sequence[Path]) -> None:
     """As for llama-server, an argument goes before the variable that means the same."""
     wanted = list(_wanted(command, tokens))
-    reader = LayerReader(folders)
+    reader = LayerReader(folders, options=_options())
     reader.set_args(wanted, "cmd")
     layer = merge([below, reader.layer()])
     command.settings |= {key: value for key, value in layer.fields.items() if key != "env"}
@@ -181,9 +188,9 @@ def _settle(command: Command, below: Layer, tokens: list[str], folders: Sequence
 
 def _of_environment(command: Command, env: Mapping[str, str], folders: Sequence[Path]) -> Layer:
     """The settings that variables are; those that are none, and that a model may be given, become its own."""
-    reader = LayerReader(folders, is_ini=True)
+    reader = LayerReader(folders, is_ini=True, options=_options())
     for name, value in env.items():
-        spelling = spelling_of(name)
+        spelling = _options().find(name)
         if name in _DEVICES:
             continue
         if name.startswith(_VARIABLE) or (spelling is not None and spelling.option.env == name):
@@ -198,8 +205,8 @@ def _of_environment(command: Command, env: Mapping[str, str], folders: Sequence[
 
 def _option_of(variable: str) -> str:
     """The variables of switches that llama-server has no more, LLAMA_ARG_NO_MMAP, go by the option's name."""
-    old = spelling_of(variable.removeprefix(_VARIABLE).lower())
-    is_old = spelling_of(variable) is None and old is not None and old.switch is not None
+    old = _options().find(variable.removeprefix(_VARIABLE).lower())
+    is_old = _options().find(variable) is None and old is not None and old.switch is not None
     return variable.removeprefix(_VARIABLE).lower() if is_old else variable
 
 
@@ -227,16 +234,11 @@ def _is_device(name: str) -> bool:
 
 def _wanted(command: Command, tokens: list[str]) -> Iterator[str]:
     """Every argument but those of the router's own business, and those that it refuses."""
-    rest = list(tokens)
-    while rest:
-        token, joined = split_arg(rest.pop(0))
-        spelling = spelling_of_arg(token)
-        count = spelling.values if spelling is not None and joined is None else 0
-        values, rest = rest[:count], rest[count:]
-        name = spelling.option.name if spelling is not None else token.lstrip("-")
+    for argument in _options().parse(tokens):
+        spelling, name = argument.spelling, argument.name
         if name in _OURS or (spelling is None and name in ("no-webui", "no-ui", "no-slots")):
             continue
         if spelling is not None and spelling.option.refused is not None:
-            command.left_out.append(f"{token}: {spelling.option.refused}")
+            command.left_out.append(f"{argument.text}: {spelling.option.refused}")
             continue
-        yield from (token, *values) if joined is None else (f"{token}={joined}",)
+        yield from argument.tokens

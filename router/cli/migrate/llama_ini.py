@@ -6,12 +6,14 @@ from __future__ import annotations
 from pathlib import Path
 
 from router.cli.migrate.llama_swap import Imported
+from router.config import Config
+from router.models.catalog.scan import options_for
 from router.presets.files import read_preset_file
 
 
 def read_llama_ini(path: Path) -> Imported:
     """The configuration that reads the file, and a report of each setting that the router leaves out."""
-    file = read_preset_file(path)
+    file = read_preset_file(path, options_for(Config()))
     imported = Imported(paths={"presets": [str(path.absolute())]})
     imported.report += file.problems
     for layer in file.layers:

@@ -16,7 +16,7 @@ from router.models.catalog.entry import CatalogEntry
 from router.models.catalog.notes import Notes
 from router.models.catalog.resolution import Names
 from router.models.catalog.scan import scan
-from router.presets import Presets, load_presets
+from router.presets import Presets
 from router.presets.alias_patterns import matches
 
 MAX_NAMES_SHOWN: Final = 20
@@ -56,7 +56,7 @@ class Catalog:
         """
         notes = Notes()
         try:
-            found, paths = scan(config, presets if presets is not None else load_presets(config), notes)
+            found, paths = scan(config, presets, notes)
             entries = MappingProxyType({entry.id: entry for entry in found})
         except OSError as error:
             raise Unavailable(

@@ -12,7 +12,8 @@ from typing import Final
 
 from router.config import Config, models_dirs
 from router.config.nearest import nearest_of
-from router.errors import AmbiguousModel
+from router.engines.llama_server import find_binary
+from router.errors import AmbiguousModel, StartupError
 from router.models.catalog.candidate import Candidate, Stamp, examine, stamp_of
 from router.models.catalog.companions import adapter_misfit, misfit, with_true_width
 from router.models.catalog.entry import CatalogEntry
@@ -23,18 +24,30 @@ from router.models.catalog.models_dir import scan_models_dir
 from router.models.catalog.names import parse_name
 from router.models.catalog.notes import Notes, is_there
 from router.models.catalog.resolution import Names
-from router.presets import ModelPreset, Presets, read_hub_preset
+from router.presets import ModelPreset, Presets, load_presets, read_hub_preset
 from router.presets.alias_patterns import is_pattern
+from router.presets.options import KNOWN_ONLY, Options, options_of
 
 _NAME: Final = re.compile(r"(?!\s)[^\x00-\x1f\x7f\ud800-\udfff]{1,256}(?<!\s)")
 
 
-def scan(config: Config, presets: Presets, notes: Notes) -> tuple[Iterable[CatalogEntry], dict[str, str]]:
+def options_for(config: Config) -> Options:
+    """The options of the llama-server that is to run; without one only those that are known anyway."""
+    try:
+        return options_of(find_binary(config.paths.llama_server))
+    except StartupError:
+        return KNOWN_ONLY
+
+
+def scan(
+    config: Config, presets: Presets | None, notes: Notes
+) -> tuple[Iterable[CatalogEntry], dict[str, str]]:
     """The entries of a catalog: models with a section of their own, then those of folders, then the
     cache's; and where each file of the cache lies in its repository, by id. Raises OSError only where files
     have run out.
     """
-    warnings = notes.warnings
+    options, warnings = options_for(config), notes.warnings
+    presets = load_presets(config, options=options) if presets is None else presets
     found = _Found()
     folders = models_dirs(config)
     searched = [os.path.realpath(hf_cache_dir())] if config.paths.hf_cache else []
@@ -53,7 +66,7 @@ def scan(config: Config, presets: Presets, notes: Notes) -> tuple[Iterable[Catal
     notes.gguf_files += sum(len(repository.names) for repository in cache.repositories.values())
     paths = cache.paths()
     for repo, path in cache.presets.items():
-        presets = presets.with_hub_preset(read_hub_preset(path, repo), found.by_id.keys())
+        presets = presets.with_hub_preset(read_hub_preset(path, repo, options), found.by_id.keys())
     warnings[:0] = presets.warnings
     entries = _Entries(presets, cache, notes)
     sections = _Sections(presets, Names(found.names, paths), found.by_id)

@@ -19,13 +19,13 @@ from router.memory.estimate.learning import Prediction, growing_bytes, key, shap
 from router.memory.estimate.values import EstimatedPlacement
 from router.models.catalog.candidate import Stamp, stamp_of
 from router.models.definitions import DefinedModel, Definitions
-from router.presets.options import Spelling, spelling_of_arg
+from router.presets.options import options_of
 from router.scheduler.ledger import UNBOUNDED
 from router.scheduler.types import Device, DeviceId, Footprint, ModelName, Placement
 
 #: Options that take no memory on any device, or say the same as something else in the key.
 _SAMPLING: Final = re.compile(
-    r"samplers|seed|sampling-seq|ignore-eos|temperature|(top|min|typical)-.+|xtc-.+|dry-.+|adaptive-.+"
+    r"samplers|seed|sampling-seq|ignore-eos|temp(erature)?|(top|min|typical)-.+|xtc-.+|dry-.+|adaptive-.+"
     r"|dynatemp-.+|mirostat.*|(repeat|presence|frequency)-.+|logit-bias|grammar.*|json-schema.*|n-predict|keep"
 )
 _SERVING: Final = re.compile(
@@ -161,7 +161,7 @@ def _most(device: Device | None) -> int:
 def telling_args(argv: Sequence[str]) -> tuple[str, ...]:
     """The options that decide what a server allocates, by their one name, in a fixed order; the program left
     out. What is not understood is kept as it is."""
-    return tuple(sorted(" ".join(words) for words in _options(argv[1:])))
+    return tuple(sorted(" ".join(words) for words in _options(Path(argv[0]), argv[1:])))
 
 
 def telling_env(env: Mapping[str, str]) -> dict[str, str]:
@@ -169,22 +169,15 @@ def telling_env(env: Mapping[str, str]) -> dict[str, str]:
     return {name: value for name, value in env.items() if _VARIABLES.fullmatch(name)}
 
 
-def _options(args: Sequence[str]) -> Iterator[list[str]]:
-    left = list(args)
-    while left:
-        arg = left.pop(0)
-        name, is_joined, value = arg.partition("=")
-        spelling = spelling_of_arg(arg) or (spelling_of_arg(name) if is_joined else None)
-        if spelling is None:
-            yield [arg]
+def _options(binary: Path, args: Sequence[str]) -> Iterator[list[str]]:
+    for argument in options_of(binary).parse(args):
+        if _is_idle(argument.name):
             continue
-        values = [value] if is_joined and spelling_of_arg(arg) is None else []
-        while left and len(values) < spelling.values:
-            values.append(left.pop(0))
-        if not _is_idle(spelling):
-            yield [("no-" if spelling.is_negation else "") + spelling.option.name, *values]
+        if argument.spelling is None:
+            yield from ([token] for token in argument.tokens)
+        else:
+            yield ["no-" * argument.spelling.is_negation + argument.name, *argument.values]
 
 
-def _is_idle(spelling: Spelling) -> bool:
-    name = spelling.option.name
+def _is_idle(name: str) -> bool:
     return any(pattern.fullmatch(name) for pattern in (_SAMPLING, _SERVING, _PLACES))

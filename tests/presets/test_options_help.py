@@ -1,8 +1,8 @@
-"""The options are read from llama-server's own help, and the table that ships is what that gave."""
+"""The options are read from llama-server's own help."""
 
 from __future__ import annotations
 
-from router.presets.options_from_help import options_from_help
+from router.presets.options import Option, options_from_help
 
 HELP = """\
 some words that come before
@@ -35,18 +35,22 @@ some words that come before
 """
 
 
-def test_each_option_becomes_a_line():
+def test_each_option_is_read_with_its_names_and_its_value():
     assert list(options_from_help(HELP)) == [
-        "-h --help --usage",
-        "-c --ctx-size |  | N | LLAMA_ARG_CTX_SIZE",
-        "-kvo --kv-offload | -nkvo --no-kv-offload |  | LLAMA_ARG_KV_OFFLOAD",
-        "--no-host |  |  | LLAMA_ARG_NO_HOST",
-        "-fa --flash-attn |  | [on|off|auto]",
-        "-ot --override-tensor |  | <tensor name pattern>=<buffer type>,...",
-        "--control-vector-layer-range |  | START END",
-        "--mmproj-auto | --no-mmproj --no-mmproj-auto",
-        "--spec-type |  | none,draft-simple,draft-eagle3,draft-...",
-        "--temp --temperature |  | N",
+        Option(("-h", "--help", "--usage")),
+        Option(("-c", "--ctx-size"), (), "N", "LLAMA_ARG_CTX_SIZE"),
+        Option(("-kvo", "--kv-offload"), ("-nkvo", "--no-kv-offload"), "", "LLAMA_ARG_KV_OFFLOAD"),
+        Option(("--no-host",), (), "", "LLAMA_ARG_NO_HOST"),
+        Option(("-fa", "--flash-attn"), (), "[on|off|auto]"),
+        Option(("-ot", "--override-tensor"), (), "<tensor name pattern>=<buffer type>,..."),
+        Option(("--control-vector-layer-range",), (), "START END"),
+        Option(("--mmproj-auto",), ("--no-mmproj", "--no-mmproj-auto")),
+        Option(
+            ("--spec-type",),
+            (),
+            "none,draft-simple,draft-eagle3,draft-mtp,draft-dflash,draft-dspark,ngram-simple",
+        ),
+        Option(("--temp", "--temperature"), (), "N"),
     ]
 
 
