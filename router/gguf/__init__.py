@@ -6,6 +6,7 @@ Here vocabularies are stepped over, not decoded, and a file that lies is an erro
 `read_gguf` blocks on the disk: call it in a thread.
 """
 
+from router.gguf.header import first_keys
 from router.gguf.metadata import GgufError, GgufMetadata, KvValue, Scalar, TensorInfo
 from router.gguf.model import read_gguf
 from router.gguf.tables import FILE_TYPES, GGML_TYPES, POOLING_TYPES
@@ -19,5 +20,6 @@ __all__ = [
     "KvValue",
     "Scalar",
     "TensorInfo",
+    "first_keys",
     "read_gguf",
 ]

@@ -12,7 +12,9 @@ import re
 import stat
 import struct
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import BinaryIO
 
@@ -67,46 +69,67 @@ def read_header(path: Path) -> Header:
         if not stat.S_ISREG(path.stat().st_mode):
             raise GgufError(f"{path}: is not a regular file")  # opening a pipe would block for ever
         with path.open("rb", buffering=0) as file:
-            return _HeaderReader(path, file).read()
+            return _HeaderReader(path, file, os.fstat(file.fileno()).st_size).read()
     except OSError as error:
         if is_out_of_files(error):
             raise
         raise GgufError(f"{path}: {error.strerror or error}") from error
 
 
+def first_keys(beginning: bytes) -> tuple[Mapping[str, KvValue], Mapping[str, int]]:
+    """The keys in the `beginning` of a GGUF file, and the lengths of the arrays among them. Whatever is odd
+    or cut off ends the reading. For a list of hundreds of files: the header of one may have 10 MB.
+    """
+    reader = _HeaderReader(Path(), BytesIO(beginning), len(beginning))
+    with suppress(GgufError):
+        reader.read_counts()
+        reader.read_keys()
+    return reader.kv, reader.array_lengths
+
+
 class _HeaderReader:
     """Reads through a window that slides over the file. A mapping would be simpler, and kill the process with
     SIGBUS when somebody truncates the file meanwhile, as a download that starts over does."""
 
-    def __init__(self, path: Path, file: BinaryIO) -> None:
+    def __init__(self, path: Path, file: BinaryIO, size: int) -> None:
         self._path = path
         self._file = file
-        self._size = os.fstat(file.fileno()).st_size
+        self._size = size
         self._window = b""
         self._base = 0  # offset of the window in the file
         self._pos = 0  # offset of the cursor in the window
         self._strings_left = MAX_STRINGS_WALKED
         self._items_left = MAX_KEPT_ITEMS
         self._text_left = MAX_KEPT_STRING_BYTES_TOTAL
+        self._keys_left = 0
+        self.kv: dict[str, KvValue] = {}
+        self.array_lengths: dict[str, int] = {}
 
     def read(self) -> Header:
+        version, n_tensors = self.read_counts()
+        self.read_keys()
+        tensors = self._read_tensors(n_tensors, self.kv.get("general.alignment", 32))
+        return Header(version, self._size, self.kv, self.array_lengths, tensors)
+
+    def read_counts(self) -> tuple[int, int]:
+        """The version and the number of tensors; the number of keys is kept."""
         version = self._read_magic()
         n_tensors, n_keys = self._u64("the number of tensors"), self._u64("the number of keys")
         if n_tensors > MAX_TENSORS:
             raise self._error(f"claims to have {n_tensors} tensors; at most {MAX_TENSORS} are accepted")
         if n_keys > MAX_KEYS:
             raise self._error(f"claims to have {n_keys} keys; at most {MAX_KEYS} are accepted")
-        kv: dict[str, KvValue] = {}
-        array_lengths: dict[str, int] = {}
+        self._keys_left = n_keys
+        return version, n_tensors
+
+    def read_keys(self) -> None:
         seen: set[str] = set()
-        for _ in range(n_keys):
+        for _ in range(self._keys_left):
             key = self._text("a key", MAX_KEY_BYTES)
             if not key or key in seen:
                 raise self._error(f"key {key!r} occurs twice" if key else "has a key without a name")
             seen.add(key)
-            self._read_value(key, kv, array_lengths)
-        tensors = self._read_tensors(n_tensors, kv.get("general.alignment", 32))
-        return Header(version, self._size, kv, array_lengths, tensors)
+            self._read_value(key)
 
     def _read_magic(self) -> int:
         magic = self._take(4, "the magic number") if self._size >= 4 else b""
@@ -121,20 +144,19 @@ class _HeaderReader:
 
     # keys
 
-    def _read_value(self, key: str, kv: dict[str, KvValue], array_lengths: dict[str, int]) -> None:
+    def _read_value(self, key: str) -> None:
         type_id = self._u32(f"the type of {key}")
+        value: KvValue | None
         if type_id == _STRING:
-            text = self._string_value(key)
-            if text is not None:
-                kv[key] = text
+            value = self._string_value(key)
         elif type_id == _ARRAY:
-            items = self._array_value(key, array_lengths)
-            if items is not None:
-                kv[key] = items
+            value = self._array_value(key)
         elif type_id in _SCALARS:
-            kv[key] = self._scalar(_SCALARS[type_id], key)
+            value = self._scalar(_SCALARS[type_id], key)
         else:
             raise self._error(f"key {key!r} has the unknown type {type_id}")
+        if value is not None:
+            self.kv[key] = value
 
     def _string_value(self, key: str) -> str | None:
         length = self._u64(f"the length of {key}")
@@ -146,10 +168,10 @@ class _HeaderReader:
             raise self._error(f"has more than {MAX_KEPT_STRING_BYTES_TOTAL} bytes of text in its keys")
         return self._take(length, key).decode("utf-8", "replace")
 
-    def _array_value(self, key: str, array_lengths: dict[str, int]) -> tuple[Scalar, ...] | None:
+    def _array_value(self, key: str) -> tuple[Scalar, ...] | None:
         type_id = self._u32(f"the item type of {key}")
         count = self._u64(f"the length of {key}")
-        array_lengths[key] = count
+        self.array_lengths[key] = count
         is_kept = count <= MAX_KEPT_ARRAY
         if is_kept:
             self._items_left -= count

@@ -6,16 +6,15 @@ from __future__ import annotations
 
 import stat
 import struct
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from router.descriptors import is_out_of_files
-from router.gguf import POOLING_TYPES
+from router.gguf import POOLING_TYPES, KvValue, first_keys
 
 GLANCE_BYTES: Final = 1 << 16
-_STRING, _ARRAY = 8, 9
-_SIZES: Final = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
 #: Where a companion says for which width of embeddings it is made. Source: tools/mtmd/clip.cpp,
 #: common/speculative.cpp and src/models/{eagle3,dflash,gemma4-assistant}.cpp of llama.cpp b11434.
 _SERVED_WIDTHS: Final = {
@@ -72,10 +71,10 @@ def glance(path: Path) -> Header:
     if version not in (2, 3):
         big_endian = version & 0xFFFF == 0
         raise Unusable("is big-endian" if big_endian else f"has GGUF version {version}, not 2 or 3")
-    return _header(_first_keys(data))
+    return _header(*first_keys(data))
 
 
-def _header(keys: dict[str, str | int]) -> Header:
+def _header(keys: Mapping[str, KvValue], lengths: Mapping[str, int]) -> Header:
     def text(key: str) -> str | None:
         value = keys.get(key)
         return value if isinstance(value, str) else None
@@ -96,53 +95,6 @@ def _header(keys: dict[str, str | int]) -> Header:
         serves_n_embd=tuple(dict.fromkeys(width for width in serves if width)),
         projector=text("clip.projector_type") or text("clip.vision.projector_type"),
         tokenizer=text("tokenizer.ggml.model"),
-        n_vocab=number("tokenizer.ggml.tokens"),
+        n_vocab=lengths.get("tokenizer.ggml.tokens"),
         n_prediction_layers=number(f"{architecture}.nextn_predict_layers") or 0,
     )
-
-
-def _first_keys(data: bytes) -> dict[str, str | int]:
-    """The strings and 32-bit numbers among the keys in `data`, and of arrays the number of their items.
-    Whatever is odd ends the reading.
-    """
-    (n_keys,) = struct.unpack_from("<Q", data, 16)
-    keys: dict[str, str | int] = {}
-    at = 24
-    try:
-        for _ in range(min(n_keys, 1024)):
-            key, at = _string(data, at)
-            (kind,) = struct.unpack_from("<I", data, at)
-            at += 4
-            if kind == _STRING:
-                keys[key], at = _string(data, at)
-            elif kind == _ARRAY:
-                (keys[key],) = struct.unpack_from("<Q", data, at + 4)
-                at = _skip_array(data, at)
-            else:
-                if kind in (4, 5):
-                    (keys[key],) = struct.unpack_from("<I", data, at)
-                at += _SIZES[kind]
-    except (struct.error, KeyError, IndexError):
-        pass
-    return keys
-
-
-def _string(data: bytes, at: int) -> tuple[str, int]:
-    (length,) = struct.unpack_from("<Q", data, at)
-    end = at + 8 + length
-    if end > len(data):
-        raise IndexError
-    return data[at + 8 : end].decode("utf-8", "replace"), end
-
-
-def _skip_array(data: bytes, at: int) -> int:
-    kind, count = struct.unpack_from("<IQ", data, at)
-    at += 12
-    if kind != _STRING:
-        end: int = at + count * _SIZES[kind]
-        if end > len(data):
-            raise IndexError
-        return end
-    for _ in range(count):
-        _, at = _string(data, at)
-    return at
