@@ -10,10 +10,8 @@ import hashlib
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import zip_longest
 from pathlib import Path
 from types import MappingProxyType
-from typing import Literal, TypeAlias
 
 from router.config import Config
 from router.descriptors import is_out_of_files
@@ -24,42 +22,27 @@ from router.gguf import GgufError, GgufMetadata, read_gguf
 from router.ids import NO_DEFINITION, Definition
 from router.installation import build_command
 from router.memory.devices import DeviceInfo
-from router.memory.estimate.context import takes_input_whole
-from router.memory.estimate.placing import Preference, placements
-from router.memory.estimate.shape import read_shape
 from router.memory.estimate.values import (
     Companions,
-    DeviceBudget,
     EstimatedPlacement,
     LoadSettings,
-    Tier,
 )
 from router.models.catalog import Catalog, CatalogEntry
 from router.models.catalog.candidate import Stamp
 from router.models.catalog.header import Header
 from router.models.catalog.kinds import ruled_out
+from router.models.placing import Budget, budgets_of, layers, placed, placement
 from router.presets import ModelPreset, Overrides
-from router.presets.options import options_of, spelling_of_arg
+from router.presets.options import KNOWN_ONLY, options_of
 from router.presets.overrides import overridden, read, written
 from router.scheduler.types import Device, DeviceId, Model, ModelName, Placement, Priority
 
-#: A memory pool as the estimate sees it, and what people call it.
-Budget: TypeAlias = tuple[DeviceBudget, frozenset[str]]
-
-MIB = 1 << 20
 #: What a load is expected to take before one was measured: a process start, and the file at a plain SSD's
 #: pace.
 START_SECONDS = 1.0
 READ_BYTES_PER_SECOND = 1 << 30
-#: Tiers from here on leave layers on the host: they are offered only when no better one is possible at all.
-FIRST_SLOW_TIER = 2
-#: An estimate that would fit if it were a fifth lower is tried once, where nearly all of the GPU is free.
-ATTEMPT_SHARE = 0.8
 #: Weights that stay on the host are few where they are those of the input alone.
 HOST_WEIGHTS_BYTES = 1 << 30
-NEARLY_ALL = 0.95
-#: Inputs of encoders are cut into passages of this size, in tokens, since BERT.
-LEAST_WHOLE_CONTEXT = 512
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +84,6 @@ class Definitions:
     config: Config
     binary: Path
     environ: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}), repr=False)
-    extra_args: tuple[str, ...] = ()
 
     @property
     def models(self) -> dict[ModelName, Model]:
@@ -153,7 +135,7 @@ class Definitions:
     def load_mode(self, name: ModelName) -> str | None:
         """How the model is read, where that is said: by its preset, or by the configuration for all."""
         own = self.by_name.get(name)
-        said = None if own is None else _said_load_mode((*own.entry.preset.args, *self.extra_args))
+        said = None if own is None else _said_load_mode(own.entry.preset.args)
         configured = self.config.memory.load_mode
         return said or (None if configured == "auto" else configured)
 
@@ -200,12 +182,12 @@ class Definitions:
             binary=self.binary,
             environ=self.environ,
             child=self.config.child,
-            extra_args=(*self.extra_args, *self._load_mode_args(definition.entry.preset)),
+            extra_args=self._load_mode_args(definition.entry.preset),
         )
 
     def _load_mode_args(self, preset: ModelPreset) -> tuple[str, ...]:
         configured = self.config.memory.load_mode
-        if configured == "auto" or _said_load_mode((*preset.args, *self.extra_args)) is not None:
+        if configured == "auto" or _said_load_mode(preset.args) is not None:
             return ()
         return ("--load-mode", configured)
 
@@ -223,12 +205,12 @@ class Definitions:
         self, definition: DefinedModel, preset: ModelPreset, devices: Sequence[Device]
     ) -> DefinedModel:
         assert definition.metadata is not None and definition.companions is not None, "it can be loaded"
-        budgets = _budgets(devices, self.infos, self.config)
-        found = _placed(preset, definition.metadata, definition.companions, budgets, self.config)
+        budgets = budgets_of(devices, self.infos, self.config)
+        found = placed(preset, definition.metadata, definition.companions, budgets, self.config)
         return replace(
             definition,
             entry=replace(definition.entry, preset=preset),
-            model=replace(definition.model, placements=tuple(_placement(place) for place in found)),
+            model=replace(definition.model, placements=tuple(placement(place) for place in found)),
             estimates=found,
         )
 
@@ -241,13 +223,12 @@ def define(
     *,
     binary: Path,
     environ: Mapping[str, str],
-    extra_args: Sequence[str] = (),
 ) -> Definitions:
     """Read every header and place every model. A model that cannot be run is defined with its error, not
     left out. Raises OSError only where files have run out."""
     config = _with_ids(config, catalog)
-    budgets = _budgets(devices, infos, config)
-    how = f"{_identity(binary)} {config.child} {tuple(extra_args)}"
+    budgets = budgets_of(devices, infos, config)
+    how = f"{_identity(binary)} {config.child}"
     how += "" if config.memory.load_mode == "auto" else f" {config.memory.load_mode}"
     return Definitions(
         {
@@ -258,7 +239,6 @@ def define(
         config,
         binary,
         environ,
-        tuple(extra_args),
     )
 
 
@@ -282,7 +262,7 @@ def _define(
     hashed = Definition(hashlib.sha256(how.encode()).hexdigest()[:16])
     try:
         metadata, companions = _read(entry)
-        found = _placed(entry.preset, metadata, companions, budgets, config)
+        found = placed(entry.preset, metadata, companions, budgets, config)
     except (RouterError, GgufError, OSError, ValueError) as error:
         if is_out_of_files(error):
             raise
@@ -300,7 +280,7 @@ def _read(entry: CatalogEntry) -> tuple[GgufMetadata, Companions]:
     companions = Companions(
         mmproj=read_gguf(entry.mmproj) if entry.mmproj is not None else None,
         draft=read_gguf(preset.draft_model) if preset.draft_model is not None else None,
-        draft_settings=LoadSettings(n_gpu_layers=_layers(preset.draft_n_gpu_layers)),
+        draft_settings=LoadSettings(n_gpu_layers=layers(preset.draft_n_gpu_layers)),
         lora_bytes=tuple(path.stat().st_size for path in preset.lora),
         mmproj_offload=preset.mmproj_offload is not False,
     )
@@ -332,67 +312,6 @@ def _check_adapter(adapter: GgufMetadata, model: GgufMetadata) -> None:
             raise ModelUnusable(f"its adapter {adapter.path} is for another model: {size}")
 
 
-def _placed(
-    preset: ModelPreset,
-    metadata: GgufMetadata,
-    companions: Companions,
-    budgets: Sequence[Budget],
-    config: Config,
-) -> tuple[EstimatedPlacement, ...]:
-    """Best first; those that leave layers on the host only where nothing better is possible, or as a resort
-    for a model that takes more than is estimated."""
-    context = _context(preset, metadata, config)
-    settings, preference = _load_settings(preset, context, budgets), config.scheduler.placement
-    pools = tuple(budget for budget, _ in budgets)
-    found = placements(metadata, settings, pools, preference, companions=companions)
-    if not found and preset.ctx_size == config.child.ctx_size:
-        found = _with_shorter_inputs(metadata, settings, pools, preference, companions)
-    fast = tuple(place for place in found if place.tier < FIRST_SLOW_TIER)
-    if fast and fast[0].n_gpu_layers:
-        best: Tier = "gpu" if len(fast[0].devices) == 1 else "split"
-        slow = placements(metadata, settings, pools, preference, companions=companions, slower_than=best)
-        return (*fast, *(replace(place, is_fallback=True) for place in slow))
-    if found:
-        return found
-    # Too large for this machine: the scheduler refuses it, with the numbers of what it would take.
-    large = placements(metadata, settings, pools, preference, companions=companions, must_fit=False)
-    return tuple(replace(place, attempt=_attempt(place, pools)) for place in large)
-
-
-def _with_shorter_inputs(
-    metadata: GgufMetadata,
-    settings: LoadSettings,
-    pools: Sequence[DeviceBudget],
-    preference: Preference,
-    companions: Companions,
-) -> tuple[EstimatedPlacement, ...]:
-    """With the largest part of a context that nobody set for this model: the step of a model that takes an
-    input whole grows with it, by gigabytes where the vocabulary is large. Nothing for other models."""
-    shape, context = read_shape(metadata), settings.ctx_size
-    if shape is None or not isinstance(context, int) or not takes_input_whole(shape, settings):
-        return ()
-    while (context := context // 2) >= LEAST_WHOLE_CONTEXT:
-        shorter = replace(settings, ctx_size=context)
-        if found := placements(metadata, shorter, pools, preference, companions=companions):
-            return found
-    return ()
-
-
-def _attempt(place: EstimatedPlacement, pools: Sequence[DeviceBudget]) -> Mapping[DeviceId, int] | None:
-    """What to reserve, once, of an estimate that is too large for a GPU but may be too high: nearly all that
-    GPU has. None where it is too large by far, or for the host: nobody is to be driven into swap by a guess.
-    """
-    found = dict(place.footprint)
-    for pool in pools:
-        need, most = place.footprint.get(pool.id, 0), pool.total_bytes - pool.margin_bytes
-        if need <= most or pool.pool:
-            continue
-        if pool.is_host or need * ATTEMPT_SHARE > most:
-            return None
-        found[pool.id] = int(max(need * ATTEMPT_SHARE, most * NEARLY_ALL))
-    return found
-
-
 def _model(
     name: ModelName,
     entry: CatalogEntry,
@@ -408,7 +327,7 @@ def _model(
             groups.add(f"exclusive:{number}")
     return Model(
         name=name,
-        placements=tuple(_placement(place) for place in found),
+        placements=tuple(placement(place) for place in found),
         definition=definition,
         ttl=preset.ttl_seconds,
         pinned=preset.pinned,
@@ -422,88 +341,7 @@ def _model(
     )
 
 
-def _placement(place: EstimatedPlacement) -> Placement:
-    args = ["-c", str(place.ctx_size), "-ngl", str(place.n_gpu_layers)]
-    if place.tensor_split:
-        args += ["-ts", ",".join(str(layers) for layers in place.tensor_split)]
-    if place.batch:
-        args += ["-b", str(place.batch), "-ub", str(place.batch)]
-    if place.ctx_checkpoints:
-        args += ["-ctxcp", str(place.ctx_checkpoints)]
-    host = place.devices[0].partition("/")[0]
-    return Placement(
-        host, dict(place.reserved), place.devices, tuple(args), place.tier, place.is_fallback, place.ctx_size
-    )
-
-
 # --- values from one vocabulary to the next ---
-
-
-def _budgets(
-    devices: Sequence[Device], infos: Mapping[DeviceId, DeviceInfo], config: Config
-) -> tuple[Budget, ...]:
-    found = [
-        (_budget(device, infos.get(device.id), config), _names(device.id, infos.get(device.id)))
-        for device in devices
-    ]
-    pools = {device.id: device for device in devices}
-    for name, info in infos.items():
-        pool = pools.get(f"{name.partition('/')[0]}/{info.pool}")
-        # Nobody plans for a GPU without memory of its own but its pool: one that is not well is left out.
-        if name not in pools and pool is not None and info.free_bytes is not None:
-            shared = replace(_budget(pool, info, config), id=name, total_bytes=info.total_bytes, pool=pool.id)
-            found.append((shared, _names(name, info)))
-    return tuple(found)
-
-
-def _budget(device: Device, info: DeviceInfo | None, config: Config) -> DeviceBudget:
-    kind = info.kind if info is not None else "other"
-    free = info.free_bytes if info is not None and info.free_bytes is not None else 0
-    overhead = None if kind == "host" else config.memory.context_overhead_mib * MIB
-    return DeviceBudget(device.id, kind, device.total, free, device.margin, overhead)
-
-
-def _context(preset: ModelPreset, metadata: GgufMetadata, config: Config) -> int | Literal["auto"] | None:
-    """The context to load with: what [child] says for all models never exceeds what this one was trained
-    with; what was said of the model itself holds (it may be stretched by RoPE scaling); 0 is the
-    training context."""
-    asked, trained = preset.ctx_size, metadata.n_ctx_train
-    if trained is None or asked is None or asked == "auto":
-        return asked
-    if asked == 0:
-        return trained
-    return min(asked, trained) if asked == config.child.ctx_size else asked
-
-
-def _load_settings(
-    preset: ModelPreset, context: int | Literal["auto"] | None, budgets: Sequence[Budget]
-) -> LoadSettings:
-    plain = LoadSettings()  # llama-server's own defaults, for what the preset leaves to it
-    return LoadSettings(
-        ctx_size=context,
-        n_gpu_layers=_layers(preset.n_gpu_layers),
-        parallel=preset.parallel or 1,  # as it is launched
-        kv_unified=preset.kv_unified is not False,
-        tensor_split=preset.tensor_split or None,
-        split_mode=preset.split_mode or plain.split_mode,
-        main_gpu=preset.main_gpu or 0,
-        override_tensor=preset.override_tensor,
-        cpu_moe=preset.cpu_moe,
-        n_cpu_moe=preset.n_cpu_moe or 0,
-        n_cpu_ffn=preset.n_cpu_ffn or 0,
-        cache_type_k=preset.cache_type_k or plain.cache_type_k,
-        cache_type_v=preset.cache_type_v or plain.cache_type_v,
-        flash_attn=preset.flash_attn or plain.flash_attn,
-        batch=preset.batch_size,
-        ubatch=preset.ubatch_size,
-        swa_full=bool(preset.swa_full),
-        kv_offload=preset.kv_offload is not False,
-        embedding=preset.embedding or preset.reranking,
-        pooling=preset.pooling or ("rank" if preset.reranking else None),
-        cache_ram_bytes=max(0, preset.cache_ram_mib or 0) * MIB,
-        ctx_checkpoints=_checkpoints(preset),
-        devices=_chosen(preset, budgets),
-    )
 
 
 def _weights_on_host(placed: EstimatedPlacement) -> int:
@@ -519,56 +357,11 @@ def _weights_on_host(placed: EstimatedPlacement) -> int:
 def _said_load_mode(args: Sequence[str]) -> str | None:
     """What arguments say of how a model is read, also in the words of older llama-servers."""
     said = None
-    for arg, value in zip_longest(args, args[1:], fillvalue=""):
-        name, is_joined, joined = arg.partition("=")
-        spelling = spelling_of_arg(name) if name.startswith("-") else None
-        if spelling is None or "--load-mode" not in spelling.option.args:
-            continue
-        given = joined if is_joined else value
-        said = given if spelling.switch is None else spelling.switch[0] or "mmap"
+    for argument in KNOWN_ONLY.parse(args):
+        if (spelling := argument.spelling) is not None and spelling.option.name == "load-mode":
+            switch = spelling.switch
+            said = "".join(argument.values) if switch is None else switch[0] or "mmap"
     return said
-
-
-def _checkpoints(preset: ModelPreset) -> int | None:
-    """What its arguments say; there is no key for it."""
-    asked = None
-    for arg, value in zip_longest(preset.args, preset.args[1:], fillvalue=""):
-        name, is_joined, joined = arg.partition("=")
-        spelling = spelling_of_arg(name) if name.startswith("-") else None
-        text = joined if is_joined else value
-        if spelling is not None and "--ctx-checkpoints" in spelling.option.args and text.isdecimal():
-            asked = int(text)
-    return asked
-
-
-def _chosen(preset: ModelPreset, budgets: Sequence[Budget]) -> tuple[DeviceId, ...] | None:
-    """The devices a preset names: by id, UUID, "cuda:0", or "CUDA0" as llama.cpp calls it. Raises
-    ModelUnusable for one that is not there.
-    """
-    if not preset.devices:
-        return None
-    chosen = []
-    for name in preset.devices:
-        match = next((budget.id for budget, names in budgets if name.lower() in names), None)
-        if match is None:
-            there = ", ".join(budget.id.partition("/")[2] for budget, _ in budgets)
-            raise ModelUnusable(f"{preset.name}: device {name!r} is not on this machine; there are: {there}")
-        chosen.append(match)
-    return tuple(chosen)
-
-
-def _names(device: DeviceId, info: DeviceInfo | None) -> frozenset[str]:
-    """All that people call a device, in lower case."""
-    plain = device.partition("/")[2]
-    names = {device, plain, plain.rpartition(":")[2]}
-    if info is not None and info.label:
-        label = info.label.split()[0]  # "cuda:0 NVIDIA RTX 3090"
-        names |= {label, label.replace(":", ""), info.label, info.uuid}
-    return frozenset(name.lower() for name in names if name)
-
-
-def _layers(layers: int | Literal["all", "auto"] | None) -> int | Literal["all"]:
-    return layers if isinstance(layers, int) else "all"
 
 
 def _server_settings(definition: DefinedModel, placement: Placement) -> LlamaServerSettings:
