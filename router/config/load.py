@@ -19,7 +19,6 @@ from router.errors import ConfigError
 from router.text_file import NotText, read_text_file
 
 COMMAND_LINE: Final = "command line"
-_APPENDED: Final = ("child", "args")
 _NO_OVERRIDES: Final[Mapping[str, object]] = MappingProxyType({})
 
 T = TypeVar("T")
@@ -56,7 +55,9 @@ def load_config(path: Path | None, overrides: Mapping[str, object] = _NO_OVERRID
     problems: list[str] = []
     file = Reader(str(source), lines, source.parent if source is not None else Path.cwd(), problems)
     command_line = Reader(COMMAND_LINE, {}, Path.cwd(), problems)
-    tree = _merge(file.read(table), command_line.read(_nested(overrides)))
+    tree: dict[str, Any] = {}
+    file.read(table, tree)
+    command_line.read(_nested(overrides), tree)
     if not problems:
         problems.extend(_contradictions(tree, file))
     if problems:
@@ -135,17 +136,6 @@ def _plain(value: object) -> object:
 
 
 # --- the whole ----------------------------------------------------------------------------------------
-
-
-def _merge(below: Mapping[str, Any], above: Mapping[str, Any], path: KeyPath = ()) -> dict[str, Any]:
-    merged = dict(below)
-    for key, value in above.items():
-        at = (*path, key)
-        if isinstance(value, dict) and isinstance(merged.get(key), dict):
-            merged[key] = _merge(merged[key], value, at)
-        else:
-            merged[key] = merged.get(key, ()) + value if at == _APPENDED else value
-    return merged
 
 
 def _contradictions(tree: Mapping[str, Any], file: Reader) -> Iterator[str]:

@@ -29,12 +29,13 @@ _RENAMED: Final[Mapping[KeyPath, str]] = {
     ("memory", "yield_to_others"): "evict_on_memory_pressure",
     ("memory", "second_opinion"): "use_llama_fit_params",
 }
-_LEFT_OUT: Final = object()
+#: What a later source adds to, instead of replacing it.
+_APPENDED: Final = ("child", "args")
 
 
 @dataclass(frozen=True, slots=True)
 class Reader:
-    """Turns tables into the same tables with values as the tree wants them.
+    """Reads the tables of one source into the tree of values: those of a later source replace earlier ones.
 
     What is wrong is left out and described in `problems`: `SOURCE:LINE: KEY = VALUE: REASON; WAY OUT`.
     """
@@ -44,8 +45,8 @@ class Reader:
     folder: Path
     problems: list[str]
 
-    def read(self, table: Mapping[str, Any]) -> dict[str, Any]:
-        return self._section(Config, table, ())
+    def read(self, table: Mapping[str, Any], tree: dict[str, Any]) -> None:
+        self._section(Config, table, tree, ())
 
     def describe(self, path: KeyPath, problem: str) -> str:
         """`problem` of the key at `path`, with the line of that key or of the nearest table around it."""
@@ -54,51 +55,49 @@ class Reader:
         where = self.source if line is None else f"{self.source}:{line}"
         return f"{where}: {dotted(path)}{problem}"
 
-    def _section(self, cls: Any, table: Mapping[str, Any], path: KeyPath) -> dict[str, Any]:
+    def _section(self, cls: Any, table: Mapping[str, Any], tree: dict[str, Any], path: KeyPath) -> None:
         hints = {name: hint for name, hint in hints_of(cls).items() if path or name not in _NOT_KEYS}
-        values: dict[str, Any] = {}
         for key, value in table.items():
             at = (*path, key)
             if key in hints:
-                values[key] = self._value(hints[key], value, at)
+                self._value(hints[key], value, tree, at)
             elif at in _RENAMED:
                 self._note(at, f": this key is called {dotted((*path, _RENAMED[at]))} now")
             else:
                 kind = "section" if isinstance(value, Mapping) else "key"
                 self._note(at, f": there is no such {kind}{did_you_mean(at, value, _KEYS)}")
-        return _without_left_out(values)
 
-    def _value(self, hint: Any, value: Any, path: KeyPath) -> Any:
-        if is_dataclass(hint):
-            return self._table(value, path, lambda: self._section(hint, value, path))
-        if get_origin(hint) is Mapping:
-            return self._table(value, path, lambda: self._entries(get_args(hint)[1], value, path))
-        try:
-            if path in _SECRETS:
-                return tuple(self._secrets(value))
-            converted = convert(hint, value, self.folder)
-            if path in _CHECKS:
-                _CHECKS[path](converted)
-            return converted
-        except (Wrong, ValueError) as wrong:
-            given = "" if path in _SECRETS else f" = {shown(value)}"  # a message ends up in logs
-            self._note(path, f"{given}: {wrong}")
-            return _LEFT_OUT
+    def _value(self, hint: Any, value: Any, tree: dict[str, Any], path: KeyPath) -> None:
+        key = path[-1]
+        # What stands in [models."NAME"] is Any here: `router.presets` knows what it means.
+        if is_dataclass(hint) or get_origin(hint) is Mapping or (hint is Any and isinstance(value, Mapping)):
+            if not isinstance(value, Mapping):
+                self._note(path, f" = {shown(value)}: expected a table, [{dotted(path)}]")
+                return
+            if not isinstance(tree.get(key), dict):
+                tree[key] = {}
+            if is_dataclass(hint):
+                self._section(hint, value, tree[key], path)
+                return
+            item = Any if hint is Any else get_args(hint)[1]
+            for name, each in value.items():
+                self._value(item, each, tree[key], (*path, name))
+        elif hint is Any:
+            tree[key] = value
+        else:
+            try:
+                tree[key] = self._converted(hint, value, tree.get(key, ()), path)
+            except (Wrong, ValueError) as wrong:
+                given = "" if path in _SECRETS else f" = {shown(value)}"  # a message ends up in logs
+                self._note(path, f"{given}: {wrong}")
 
-    def _entries(self, hint: Any, table: Mapping[str, Any], path: KeyPath) -> dict[str, Any]:
-        """A table whose keys are names."""
-        if path == ("models",):  # what stands in [models."NAME"] is the business of `router.presets`
-            tables = {name: self._table(value, (*path, name), dict) for name, value in table.items()}
-            return {name: dict(table[name]) for name in _without_left_out(tables)}
-        return _without_left_out(
-            {key: self._value(hint, value, (*path, key)) for key, value in table.items()}
-        )
-
-    def _table(self, value: Any, path: KeyPath, read: Callable[[], Any]) -> Any:
-        if isinstance(value, Mapping):
-            return read()
-        self._note(path, f" = {shown(value)}: expected a table, [{dotted(path)}]")
-        return _LEFT_OUT
+    def _converted(self, hint: Any, value: Any, before: Any, path: KeyPath) -> Any:
+        if path in _SECRETS:
+            return tuple(self._secrets(value))
+        converted = convert(hint, value, self.folder)
+        if path in _CHECKS:
+            _CHECKS[path](converted)
+        return before + converted if path == _APPENDED else converted
 
     def _note(self, path: KeyPath, problem: str) -> None:
         self.problems.append(self.describe(path, problem))
@@ -129,7 +128,3 @@ def _lines_of(file: Path) -> list[str]:
     except NotText as error:
         raise Wrong(f"{file}: {error}") from error
     return [line for line in lines if line and not line.startswith("#")]
-
-
-def _without_left_out(values: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in values.items() if value is not _LEFT_OUT}

@@ -22,7 +22,7 @@ class Wrong(Exception):
 
 def hints_of(cls: Any) -> Mapping[str, Any]:
     """The fields of a dataclass with their types, bounds included."""
-    return _hints_of(cls)
+    return _hints_of(cls)  # mypy takes a class for unhashable
 
 
 @cache

@@ -2,7 +2,9 @@
 
 Nothing is said here of any other option: llama-server itself knows it (`router.presets.options`). A line is:
 
-    arguments | arguments that negate | what the value is | environment variable | why it is refused
+    arguments | arguments that negate | what the value is | environment variable | what it is here
+
+What it is here: the field of `ModelPreset` that it becomes and how its text is read, or why it is refused.
 """
 
 from __future__ import annotations
@@ -12,53 +14,54 @@ from types import MappingProxyType
 from typing import Final
 
 KNOWN_OPTIONS: Final = """
--c --ctx-size | | N | LLAMA_ARG_CTX_SIZE
--b --batch-size | | N | LLAMA_ARG_BATCH
--ub --ubatch-size | | N | LLAMA_ARG_UBATCH
---swa-full | | | LLAMA_ARG_SWA_FULL
--fa --flash-attn | | N | LLAMA_ARG_FLASH_ATTN
--kvo --kv-offload | -nkvo --no-kv-offload | | LLAMA_ARG_KV_OFFLOAD
--ctk --cache-type-k | | N | LLAMA_ARG_CACHE_TYPE_K
--ctv --cache-type-v | | N | LLAMA_ARG_CACHE_TYPE_V
+-c --ctx-size | | N | LLAMA_ARG_CTX_SIZE | ctx_size number
+-b --batch-size | | N | LLAMA_ARG_BATCH | batch_size number
+-ub --ubatch-size | | N | LLAMA_ARG_UBATCH | ubatch_size number
+--swa-full | | | LLAMA_ARG_SWA_FULL | swa_full boolean
+-fa --flash-attn | | N | LLAMA_ARG_FLASH_ATTN | flash_attn switch
+-kvo --kv-offload | -nkvo --no-kv-offload | | LLAMA_ARG_KV_OFFLOAD | kv_offload boolean
+-ctk --cache-type-k | | N | LLAMA_ARG_CACHE_TYPE_K | cache_type_k text
+-ctv --cache-type-v | | N | LLAMA_ARG_CACHE_TYPE_V | cache_type_v text
 -lm --load-mode | | N | LLAMA_ARG_LOAD_MODE
--dev --device | | N | LLAMA_ARG_DEVICE
--ot --override-tensor | | N | LLAMA_ARG_OVERRIDE_TENSOR
--cmoe --cpu-moe | | | LLAMA_ARG_CPU_MOE
--ncmoe --n-cpu-moe | | N | LLAMA_ARG_N_CPU_MOE
--ncffn --n-cpu-ffn | | N | LLAMA_ARG_N_CPU_FFN
--ngl --gpu-layers --n-gpu-layers | | N | LLAMA_ARG_N_GPU_LAYERS
--sm --split-mode | | N | LLAMA_ARG_SPLIT_MODE
--ts --tensor-split | | N | LLAMA_ARG_TENSOR_SPLIT
--mg --main-gpu | | N | LLAMA_ARG_MAIN_GPU
---lora | | FNAME
+-dev --device | | N | LLAMA_ARG_DEVICE | devices names
+-ot --override-tensor | | N | LLAMA_ARG_OVERRIDE_TENSOR | override_tensor names
+-cmoe --cpu-moe | | | LLAMA_ARG_CPU_MOE | cpu_moe boolean
+-ncmoe --n-cpu-moe | | N | LLAMA_ARG_N_CPU_MOE | n_cpu_moe number
+-ncffn --n-cpu-ffn | | N | LLAMA_ARG_N_CPU_FFN | n_cpu_ffn number
+-ngl --gpu-layers --n-gpu-layers | | N | LLAMA_ARG_N_GPU_LAYERS | n_gpu_layers layers
+-sm --split-mode | | N | LLAMA_ARG_SPLIT_MODE | split_mode text
+-ts --tensor-split | | N | LLAMA_ARG_TENSOR_SPLIT | tensor_split shares
+-mg --main-gpu | | N | LLAMA_ARG_MAIN_GPU | main_gpu number
+--lora | | FNAME | | lora names
 --lora-scaled | | N
 --control-vector | | FNAME
 --control-vector-scaled | | N
--m --model | | FNAME | LLAMA_ARG_MODEL
--hf -hfr --hf-repo | | N | LLAMA_ARG_HF_REPO
--hff --hf-file | | FILE | LLAMA_ARG_HF_FILE
---spec-draft-hf -hfd -hfrd --hf-repo-draft | | N | LLAMA_ARG_SPEC_DRAFT_HF_REPO
+-m --model | | FNAME | LLAMA_ARG_MODEL | model text
+-hf -hfr --hf-repo | | N | LLAMA_ARG_HF_REPO | hf_repo text
+-hff --hf-file | | FILE | LLAMA_ARG_HF_FILE | hf_file text
+--spec-draft-hf -hfd -hfrd --hf-repo-draft | | N | LLAMA_ARG_SPEC_DRAFT_HF_REPO | draft_hf_repo text
 --spec-draft-n-max | | N | LLAMA_ARG_SPEC_DRAFT_N_MAX
 --spec-draft-n-min | | N | LLAMA_ARG_SPEC_DRAFT_N_MIN
---spec-draft-ngl -ngld --gpu-layers-draft --n-gpu-layers-draft | | N | LLAMA_ARG_N_GPU_LAYERS_DRAFT
---spec-draft-model -md --model-draft | | FNAME | LLAMA_ARG_SPEC_DRAFT_MODEL
+--spec-draft-ngl -ngld --gpu-layers-draft --n-gpu-layers-draft | | N | \
+    LLAMA_ARG_N_GPU_LAYERS_DRAFT | draft_n_gpu_layers layers
+--spec-draft-model -md --model-draft | | FNAME | LLAMA_ARG_SPEC_DRAFT_MODEL | draft_model text
 -ctxcp --ctx-checkpoints --swa-checkpoints | | N | LLAMA_ARG_CTX_CHECKPOINTS
 --spec-type | | N | LLAMA_ARG_SPEC_TYPE
--cram --cache-ram | | N | LLAMA_ARG_CACHE_RAM
--kvu --kv-unified | -no-kvu --no-kv-unified | | LLAMA_ARG_KV_UNIFIED
---pooling | | N | LLAMA_ARG_POOLING
--np --parallel | | N | LLAMA_ARG_N_PARALLEL
--mm --mmproj | | FILE | LLAMA_ARG_MMPROJ
---mmproj-auto | --no-mmproj --no-mmproj-auto | | LLAMA_ARG_MMPROJ_AUTO
---mmproj-offload | --no-mmproj-offload | | LLAMA_ARG_MMPROJ_OFFLOAD
--a --alias | | N | LLAMA_ARG_ALIAS
---tags | | N | LLAMA_ARG_TAGS
---embedding --embeddings | | | LLAMA_ARG_EMBEDDINGS
---rerank --reranking | | | LLAMA_ARG_RERANKING
---sleep-idle-seconds | | N
---load-on-startup | | N
---stop-timeout | | N
---dedup-cache-models | | N
+-cram --cache-ram | | N | LLAMA_ARG_CACHE_RAM | cache_ram_mib number
+-kvu --kv-unified | -no-kvu --no-kv-unified | | LLAMA_ARG_KV_UNIFIED | kv_unified boolean
+--pooling | | N | LLAMA_ARG_POOLING | pooling text
+-np --parallel | | N | LLAMA_ARG_N_PARALLEL | parallel slots
+-mm --mmproj | | FILE | LLAMA_ARG_MMPROJ | mmproj text
+--mmproj-auto | --no-mmproj --no-mmproj-auto | | LLAMA_ARG_MMPROJ_AUTO | mmproj_auto boolean
+--mmproj-offload | --no-mmproj-offload | | LLAMA_ARG_MMPROJ_OFFLOAD | mmproj_offload boolean
+-a --alias | | N | LLAMA_ARG_ALIAS | aliases names
+--tags | | N | LLAMA_ARG_TAGS | tags names
+--embedding --embeddings | | | LLAMA_ARG_EMBEDDINGS | embedding boolean
+--rerank --reranking | | | LLAMA_ARG_RERANKING | reranking boolean
+--sleep-idle-seconds | | N | | ttl_seconds seconds
+--load-on-startup | | N | | load_on_startup boolean
+--stop-timeout | | N | | stop_grace_seconds seconds
+--dedup-cache-models | | N | | dedup_cache_models boolean
 -h --help --usage | | | | prints
 --version | | | | prints
 -cl --cache-list | | | | prints

@@ -178,11 +178,10 @@ class LayerReader:
         if option.name == "device" and text.strip() == "none":
             self._put("n_gpu_layers", 0)  # what it means, without a device of that name
             return {}
-        if option.name in _SETTERS:
-            key, parse = _SETTERS[option.name]
-            value = parse(text)
+        if option.field:
+            value = _READERS[option.kind](text)
             if value is not _NOT_SET:
-                self._put(key, value)
+                self._put(option.field, value)
             return {}
         if option.refused is not None:
             if not self._is_ini:
@@ -296,51 +295,21 @@ def _seconds(text: str) -> float:
 
 def options_of_field(field: str) -> tuple[str, ...]:
     """How llama-server spells a setting on its command line; empty for one that is the router's own."""
-    options = (name for name, (key, _) in _SETTERS.items() if key == field)
-    return tuple(f"--{name}" for name in options if KNOWN_ONLY.find_arg(f"--{name}") is not None)
+    args = (f"--{option.name}" for option in KNOWN_ONLY.options.values() if option.field == field)
+    return tuple(arg for arg in args if KNOWN_ONLY.find_arg(arg) is not None)
 
 
-#: What becomes a field however it is written: option -> field, and how its text is read.
-_SETTERS: Final[Mapping[str, tuple[str, Callable[[str], Any]]]] = MappingProxyType(
+#: How the text of an option is read, by the word in its line of `known_options`.
+_READERS: Final[Mapping[str, Callable[[str], Any]]] = MappingProxyType(
     {
-        "model": ("model", str),
-        "hf-repo": ("hf_repo", str),
-        "hf-file": ("hf_file", str),
-        "mmproj": ("mmproj", str),
-        "mmproj-auto": ("mmproj_auto", _boolean),
-        "model-draft": ("draft_model", str),
-        "hf-repo-draft": ("draft_hf_repo", str),
-        "lora": ("lora", _names),
-        "alias": ("aliases", _names),
-        "tags": ("tags", _names),
-        "ctx-size": ("ctx_size", _number),
-        "parallel": ("parallel", _slots),
-        "kv-unified": ("kv_unified", _boolean),
-        "batch-size": ("batch_size", _number),
-        "ubatch-size": ("ubatch_size", _number),
-        "cache-type-k": ("cache_type_k", str),
-        "cache-type-v": ("cache_type_v", str),
-        "flash-attn": ("flash_attn", _switch),
-        "swa-full": ("swa_full", _boolean),
-        "cache-ram": ("cache_ram_mib", _number),
-        "n-gpu-layers": ("n_gpu_layers", _layers),
-        "split-mode": ("split_mode", str),
-        "tensor-split": ("tensor_split", _shares),
-        "main-gpu": ("main_gpu", _number),
-        "device": ("devices", _names),
-        "cpu-moe": ("cpu_moe", _boolean),
-        "n-cpu-moe": ("n_cpu_moe", _number),
-        "n-cpu-ffn": ("n_cpu_ffn", _number),
-        "override-tensor": ("override_tensor", _names),
-        "kv-offload": ("kv_offload", _boolean),
-        "mmproj-offload": ("mmproj_offload", _boolean),
-        "n-gpu-layers-draft": ("draft_n_gpu_layers", _layers),
-        "embeddings": ("embedding", _boolean),
-        "reranking": ("reranking", _boolean),
-        "pooling": ("pooling", str),
-        "load-on-startup": ("load_on_startup", _boolean),
-        "stop-timeout": ("stop_grace_seconds", _seconds),
-        "sleep-idle-seconds": ("ttl_seconds", _seconds),  # what it is for, done without a sleeping child
-        "dedup-cache-models": ("dedup_cache_models", _boolean),
+        "boolean": _boolean,
+        "layers": _layers,
+        "names": _names,
+        "number": _number,
+        "seconds": _seconds,
+        "shares": _shares,
+        "slots": _slots,
+        "switch": _switch,
+        "text": str,
     }
 )

@@ -27,13 +27,15 @@ _ENV: Final = re.compile(r"\(env: (?P<env>\w+)\)")
 @dataclass(frozen=True, slots=True)
 class Option:
     """One option. `metavar` is what its value is, "" where it takes none; `refused` why a preset may not set
-    it."""
+    it; `field` that of `ModelPreset` which it becomes, and `kind` how its text is read for that."""
 
     args: tuple[str, ...]
     negations: tuple[str, ...] = ()
     metavar: str = ""
     env: str = ""
     refused: str | None = None
+    field: str = ""
+    kind: str = ""
 
     @property
     def name(self) -> str:
@@ -200,8 +202,11 @@ def _values_of_unknown(arg: str, rest: Sequence[str]) -> int:
 
 def _known() -> Iterator[Option]:
     for line in KNOWN_OPTIONS.strip().splitlines():
-        args, negations, metavar, env, why = (part.strip() for part in f"{line} | | | |".split("|")[:5])
-        yield Option(tuple(args.split()), tuple(negations.split()), metavar, env, REFUSALS.get(why))
+        args, negations, metavar, env, here = (part.strip() for part in f"{line} | | | |".split("|")[:5])
+        field, _, kind = here.partition(" ") if here not in REFUSALS else ("", "", "")
+        yield Option(
+            tuple(args.split()), tuple(negations.split()), metavar, env, REFUSALS.get(here), field, kind
+        )
 
 
 def _spellings(options: Iterable[Option]) -> Iterator[tuple[str, Spelling]]:
