@@ -10,6 +10,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final, TypeVar, get_args
 
+import msgspec
+
 from router.config.nearest import KeyPath
 from router.config.reader import Reader
 from router.config.toml_lines import toml_lines
@@ -107,7 +109,7 @@ def _nested(overrides: Mapping[str, object]) -> dict[str, Any]:
             node = node.setdefault(part, {})
             if not isinstance(node, dict):
                 raise ConfigError(f"{COMMAND_LINE}: {key}: another option sets {part} as a whole")
-        node[last] = _plain(value)
+        node[last] = msgspec.to_builtins(value, enc_hook=os.fspath)
     return nested
 
 
@@ -122,17 +124,6 @@ def _split(key: str) -> list[str]:
         ((part, node),) = node.items()
         parts.append(part)
     return parts if node == 0 else key.split(".")  # else it is a comment, or more than a key
-
-
-def _plain(value: object) -> object:
-    match value:
-        case os.PathLike():
-            return os.fspath(value)
-        case list() | tuple():
-            return [_plain(item) for item in value]
-        case Mapping():
-            return {key: _plain(item) for key, item in value.items()}
-    return value
 
 
 # --- the whole ----------------------------------------------------------------------------------------

@@ -29,7 +29,7 @@ Context: TypeAlias = Count | Literal["auto"]
 Policy: TypeAlias = Literal["lru", "no-evict", "ttl", "lru-ttl", "cost"]
 
 
-def _no_entries() -> Mapping[Any, Any]:
+def no_entries() -> Mapping[Any, Any]:
     return MappingProxyType({})
 
 
@@ -89,7 +89,7 @@ class MemoryConfig:
     """[memory]: what stays free on each device. A margin of 0 switches the check off."""
 
     margin_mib: Count = 1024
-    devices: Mapping[str, DeviceConfig] = field(default_factory=_no_entries)
+    devices: Mapping[str, DeviceConfig] = field(default_factory=no_entries)
     measure_max_age_ms: Count = 100
     poll_seconds: PositiveSeconds = 5.0
     recovery_seconds: Seconds = 10.0
@@ -125,7 +125,7 @@ class ChildConfig:
     """[child]: how every llama-server is started; a preset overrides what concerns its model."""
 
     args: tuple[str, ...] = ()
-    env: Mapping[str, str] = field(default_factory=_no_entries)
+    env: Mapping[str, str] = field(default_factory=no_entries)
     ctx_size: Context = 8192
     parallel: Positive = 4
     kv_unified: bool = True
@@ -162,6 +162,6 @@ class Config:
     scheduler: SchedulerConfig = SchedulerConfig()
     child: ChildConfig = ChildConfig()
     downloads: DownloadsConfig = DownloadsConfig()
-    models: Mapping[str, Mapping[str, Any]] = field(default_factory=_no_entries)
+    models: Mapping[str, Mapping[str, Any]] = field(default_factory=no_entries)
     source: Path | None = field(default=None, compare=False)
-    lines: Mapping[tuple[str, ...], int] = field(default_factory=_no_entries, repr=False, compare=False)
+    lines: Mapping[tuple[str, ...], int] = field(default_factory=no_entries, repr=False, compare=False)

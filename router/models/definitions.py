@@ -232,7 +232,7 @@ def define(
     how += "" if config.memory.load_mode == "auto" else f" {config.memory.load_mode}"
     return Definitions(
         {
-            name: _define(name, entry, catalog.fingerprint(entry) + how, budgets, config)
+            name: _define(name, entry, entry.fingerprint + how, budgets, config)
             for name, entry in catalog.entries.items()
         },
         infos,

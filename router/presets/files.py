@@ -17,7 +17,7 @@ from typing import Any, Final
 
 from router.config import Config, toml_lines
 from router.config.nearest import KeyPath, dotted, nearest_of
-from router.presets.ini import DEFAULTS, IniSection, parse_ini
+from router.presets.ini import DEFAULTS, parse_ini
 from router.presets.layer import FIELDS, Layer, LayerReader, options_of_field
 from router.presets.options import KNOWN_ONLY, Options
 from router.text_file import NotText, read_text_file
@@ -89,26 +89,17 @@ def _read_ini(path: Path, text: str, options: Options) -> PresetFile:
     ini = parse_ini(text)
     file = PresetFile(problems=[f"{path}:{line}: {problem}" for line, problem in ini.problems.items()])
     for name, section in ini.sections.items():
-        layer = _ini_layer(path, section, options)
+        # llama.cpp takes relative paths from the working directory, rarely what the author of the file meant.
+        folders, where = (Path.cwd(), path.parent), f"{path}:{section.line}"
+        reader = LayerReader(folders, where, is_ini=True, options=options)
+        reader.set_section(section, str(path))
+        layer = reader.layer()
         if name == DEFAULTS:
-            file.problems += [*layer.problems, *not_for_all(layer, f"{path}:{section.line}: [*]")]
+            file.problems += [*layer.problems, *not_for_all(layer, f"{where}: [*]")]
             file.defaults.append(layer)
         else:
             file.models[name] = layer
     return file
-
-
-def _ini_layer(path: Path, section: IniSection, options: Options) -> Layer:
-    # llama.cpp takes relative paths from the working directory, rarely what the author of the file had in
-    # mind.
-    where = f"{path}:{section.line}"
-    reader = LayerReader((Path.cwd(), path.parent), where, is_ini=True, options=options)
-    for line, problem in section.problems.items():
-        reader.problem(f"{path}:{line}", problem)
-    for entry in section.entries:
-        if entry.key != "version":
-            reader.set_option(entry.key, entry.value, f"{path}:{entry.line}")
-    return reader.layer()
 
 
 def _read_toml(path: Path, text: str, options: Options) -> PresetFile:

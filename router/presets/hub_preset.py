@@ -8,10 +8,11 @@ router's own.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Final
 
-from router.presets.ini import DEFAULTS, IniEntry, IniSection, parse_ini
+from router.presets.ini import DEFAULTS, IniSection, parse_ini
 from router.presets.layer import Layer, LayerReader, merge
 from router.presets.options import KNOWN_ONLY, Options
 
@@ -87,19 +88,15 @@ def read_hub_preset(path: Path, repo: str, options: Options = KNOWN_ONLY) -> Hub
 def _layer(section: IniSection, where: str, options: Options) -> Layer:
     # There are no paths among what is allowed: the folder counts for nothing.
     reader = LayerReader((Path("/nonexistent"),), f"{where}:{section.line}", is_ini=True, options=options)
-    for line, problem in section.problems.items():
-        reader.problem(f"{where}:{line}", problem)
-    for entry in section.entries:
-        if entry.key != "version":
-            _set(reader, entry, f"{where}:{entry.line}")
+    reader.set_section(section, where, partial(_set, reader))
     return reader.layer()
 
 
-def _set(reader: LayerReader, entry: IniEntry, where: str) -> None:
-    spelling = reader.options.find(entry.key)
-    name = spelling.option.name if spelling is not None else entry.key
+def _set(reader: LayerReader, key: str, value: str, where: str) -> None:
+    spelling = reader.options.find(key)
+    name = spelling.option.name if spelling is not None else key
     if name in _ALLOWED or (spelling is None and reader.options.is_complete):
-        reader.set_option(entry.key, entry.value, where)  # which tells of an option that there is not
+        reader.set_option(key, value, where)  # which tells of an option that there is not
     elif name in _LEFT_OUT:
         reader.warn(where, f"{name} is left out: it is not for a repository of the hub to set")
     else:

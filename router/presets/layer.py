@@ -17,6 +17,7 @@ from types import MappingProxyType
 from typing import Any, Final, TypeAlias
 
 from router.config.values import Wrong, absolute, convert, hints_of, shown
+from router.presets.ini import IniSection
 from router.presets.options import KNOWN_ONLY, Argument, Options, Spelling
 from router.presets.preset import ModelPreset
 
@@ -129,6 +130,16 @@ class LayerReader:
         with self._noting(where, name, value):
             text = _text(value)
             self._args |= self._option(spelling, text, where) if spelling else _as_it_looks(name, text)
+
+    def set_section(
+        self, section: IniSection, source: str, set_option: Callable[[str, str, str], None] | None = None
+    ) -> None:
+        """All of a section of an INI file, by `set_option` where not every option may be set."""
+        for line, problem in section.problems.items():
+            self.problem(f"{source}:{line}", problem)
+        for entry in section.entries:
+            if entry.key != "version":  # reserved by llama.cpp
+                (set_option or self.set_option)(entry.key, entry.value, f"{source}:{entry.line}")
 
     def set_args(self, args: Sequence[str], where: str) -> None:
         """Arguments as on a command line, `--option=value` too. What is unknown is passed on: llama-server

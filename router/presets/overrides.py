@@ -5,10 +5,10 @@ child and the next router know from it how the child runs."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, TypeAlias
+from typing import Annotated, TypeAlias
 
 import msgspec
 from msgspec import Meta
@@ -65,7 +65,8 @@ def overridden(preset: ModelPreset, overrides: Overrides, options: Options) -> M
     own = LayerReader((Path.cwd(),), options=options)
     own.set_args(preset.args, "preset")
     groups = merge([own.layer(), layer]).args
-    given = {name: value for name, value in _given(overrides).items() if name != "args"}
+    fields = msgspec.structs.asdict(overrides).items()
+    given = {name: value for name, value in fields if value is not None and name != "args"}
     args = tuple(token for tokens in groups.values() for token in tokens)
     return replace(preset, args=args, **{**layer.fields, **given})
 
@@ -84,8 +85,3 @@ def read(definition: Definition) -> Overrides | None:
         return msgspec.json.decode(definition.overrides, type=Overrides)
     except msgspec.DecodeError as error:
         raise InvalidRequest(f"unknown settings: {definition.overrides[:80]} ({error})") from error
-
-
-def _given(overrides: Overrides) -> Mapping[str, Any]:
-    fields = {name: getattr(overrides, name) for name in overrides.__struct_fields__}
-    return {name: value for name, value in fields.items() if value is not None}

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import MappingProxyType
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import Annotated, Literal, TypeAlias
 
 from msgspec import Meta
 
 from router.config import Context, Count, Layers, Positive, Seconds
+from router.config.tree import no_entries
 
 Name: TypeAlias = Annotated[
     str,
@@ -30,10 +30,6 @@ HfRepo: TypeAlias = Annotated[
     ),
 ]
 Share: TypeAlias = Annotated[float, Meta(ge=0, le=1e9)]
-
-
-def _no_entries() -> Mapping[Any, Any]:
-    return MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,7 +86,7 @@ class ModelPreset:
     embedding: bool = False
     reranking: bool = False
     pooling: Literal["none", "mean", "cls", "last", "rank"] | None = None
-    env: Mapping[str, str] = field(default_factory=_no_entries)
+    env: Mapping[str, str] = field(default_factory=no_entries)
     args: tuple[str, ...] = ()
     # the scheduler: ttl_seconds None = as the policy says, negative = never, 0 = as soon as idle
     ttl_seconds: Annotated[float, Meta(ge=-1, le=1e9)] | None = None

@@ -7,8 +7,8 @@ import os
 import pytest
 
 from router.downloads import DownloadSpec
+from router.models.catalog.candidate import Notes
 from router.models.catalog.hf_cache import scan_hf_cache
-from router.models.catalog.notes import Notes
 
 MODEL = b"GGUF" + os.urandom(100_000)
 REPO = "org/tiny-GGUF"

@@ -3,7 +3,7 @@
 catalog = await asyncio.to_thread(Catalog.scan, config)
 entry = catalog.resolve("qwen3-8b")          # raises ModelNotFound
 entry.error                                  # why it cannot be run, or None
-Catalog.fingerprint(entry)                   # differs when it would run differently
+entry.fingerprint                            # differs when it would run differently
 """
 
 from __future__ import annotations

@@ -1,13 +1,17 @@
-"""A model as a source found it, before its settings are known, and what its files say."""
+"""A model as a source found it, before its settings are known; what its files say, and what was noted."""
 
 from __future__ import annotations
 
+import errno
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import Final, Literal, TypeAlias
 
+from router.descriptors import is_out_of_files
 from router.models.catalog.header import Header, Unusable, glance
+
+_NOT_THERE: Final = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
 
 Source: TypeAlias = Literal["models_dir", "hf_cache", "preset"]
 Stamp: TypeAlias = tuple[str, int, int]
@@ -83,3 +87,28 @@ def stamp_of(file: Path) -> Stamp | None:
     except OSError:
         return None
     return os.path.realpath(file), status.st_size, status.st_mtime_ns
+
+
+@dataclass(slots=True)
+class Notes:
+    """`unread` are folders and files that are there and may hold models, though nobody can tell now: an
+    empty place is something else (see `Catalog.keeping`). `gguf_files` counts the files that were found,
+    models or not.
+    """
+
+    warnings: list[str] = field(default_factory=list)
+    unread: list[Path] = field(default_factory=list)
+    gguf_files: int = 0
+
+    def cannot_read(self, path: Path, error: OSError) -> None:
+        """Raises the error itself where files have run out: then nothing at all can be told of the disk."""
+        if is_out_of_files(error):
+            raise error
+        self.warnings.append(f"{path}: {error.strerror or error}")
+        if is_there(error):
+            self.unread.append(path)
+
+
+def is_there(error: OSError) -> bool:
+    """Whether a place may be there that could not be read: its disk does not answer, it is another user's."""
+    return error.errno not in _NOT_THERE

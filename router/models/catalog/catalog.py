@@ -12,9 +12,9 @@ from typing import Final
 
 from router.config import Config
 from router.errors import AmbiguousModel, InvalidRequest, ModelNotFound, Unavailable
+from router.models.catalog.candidate import Notes
 from router.models.catalog.entry import CatalogEntry
-from router.models.catalog.notes import Notes
-from router.models.catalog.resolution import Names
+from router.models.catalog.hub_names import Names
 from router.models.catalog.scan import scan
 from router.presets import Presets
 from router.presets.alias_patterns import matches
@@ -176,13 +176,6 @@ class Catalog:
     def names(self) -> Collection[str]:
         """All that a model can be called by: ids and aliases."""
         return self._ids.keys()
-
-    @staticmethod
-    def fingerprint(entry: CatalogEntry) -> str:
-        """A hash of all that decides how the model runs: two catalogs that agree on it need no reload of
-        it.
-        """
-        return entry.fingerprint
 
     def _not_found(self, name: str) -> str:
         shown = name if len(name) <= 100 else name[:97] + "..."

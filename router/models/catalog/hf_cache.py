@@ -13,12 +13,11 @@ from pathlib import Path
 from types import MappingProxyType
 
 from router.errors import AmbiguousModel
-from router.models.catalog.candidate import Candidate
+from router.models.catalog.candidate import Candidate, Notes, is_there
 from router.models.catalog.companions import mmproj_of
 from router.models.catalog.hub_names import choose, labels, without_drafts
 from router.models.catalog.kinds import is_model_file
 from router.models.catalog.names import GgufName, parse_name
-from router.models.catalog.notes import Notes, is_there
 from router.presets import HUB_PRESET
 
 _COMMIT = re.compile(r"[0-9a-fA-F]{40}")

@@ -17,12 +17,11 @@ from itertools import groupby
 from pathlib import Path
 from typing import Final
 
-from router.models.catalog.candidate import Candidate
+from router.models.catalog.candidate import Candidate, Notes, is_there
 from router.models.catalog.companions import Beside, sort_out
 from router.models.catalog.hf_cache import is_repository
 from router.models.catalog.kinds import GgufFile, look_at, ruled_out
 from router.models.catalog.names import GgufName, parse_name
-from router.models.catalog.notes import Notes, is_there
 
 #: Folders below a models folder that are searched: author/repository/quantisation has three.
 MAX_DEPTH: Final = 8

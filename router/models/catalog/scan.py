@@ -14,16 +14,15 @@ from router.config import Config, models_dirs
 from router.config.nearest import nearest_of
 from router.engines.llama_server import find_binary
 from router.errors import AmbiguousModel, StartupError
-from router.models.catalog.candidate import Candidate, Stamp, examine, stamp_of
+from router.models.catalog.candidate import Candidate, Notes, Stamp, examine, is_there, stamp_of
 from router.models.catalog.companions import adapter_misfit, misfit, with_true_width
 from router.models.catalog.entry import CatalogEntry
 from router.models.catalog.header import Header, Unusable, glance
 from router.models.catalog.hf_cache import HfCache, hf_cache_dir, scan_hf_cache
+from router.models.catalog.hub_names import Names
 from router.models.catalog.kinds import is_model_file, ruled_out
 from router.models.catalog.models_dir import scan_models_dir
 from router.models.catalog.names import parse_name
-from router.models.catalog.notes import Notes, is_there
-from router.models.catalog.resolution import Names
 from router.presets import ModelPreset, Presets, load_presets, read_hub_preset
 from router.presets.alias_patterns import is_pattern
 from router.presets.options import KNOWN_ONLY, Options, options_of

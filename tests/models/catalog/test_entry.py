@@ -18,7 +18,7 @@ def fingerprint(disk):
 
     def fingerprint(**settings: Any) -> str:
         catalog = Catalog.scan(disk.with_models({"m": settings}))
-        return Catalog.fingerprint(catalog.entries["m"])
+        return catalog.entries["m"].fingerprint
 
     return fingerprint
 

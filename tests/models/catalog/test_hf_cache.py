@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from router.errors import AmbiguousModel
+from router.models.catalog.candidate import Notes
 from router.models.catalog.hf_cache import HfCache, hf_cache_dir, scan_hf_cache
-from router.models.catalog.notes import Notes
 
 
 def scan(disk) -> HfCache:

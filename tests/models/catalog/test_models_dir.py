@@ -8,9 +8,8 @@ from typing import Any
 import pytest
 
 from router.models.catalog import models_dir
-from router.models.catalog.candidate import Candidate
+from router.models.catalog.candidate import Candidate, Notes
 from router.models.catalog.models_dir import MAX_DEPTH, MAX_FOLDERS, scan_models_dir
-from router.models.catalog.notes import Notes
 from tests.models.catalog.conftest import gguf
 
 
