@@ -5,10 +5,9 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
-from typing import Final, Literal
+from typing import Final
 
 import msgspec
 
@@ -24,6 +23,7 @@ from router.engines.llama_binary import (
 )
 from router.errors import ModelUnusable
 from router.memory.devices import DeviceInfo
+from router.presets import ModelPreset
 from router.presets.options import spelling_of_arg
 
 #: One of these in the last log lines of a child that died: it wanted memory that was not there.
@@ -68,49 +68,17 @@ __all__ = [
 ]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class LlamaServerSettings:
-    """How one model is run: what a preset left open, estimate and configuration have filled in.
+    """How one model is run: its preset, complete, and what the estimate of where it goes has decided.
 
-    None is llama-server's default; `ctx_size` 0 the context of the training; `cache_ram_mib` -1 no limit.
-    `placement_args` come from the estimate of where it goes (-ngl, -ts, -ot ...) and replace what the
-    settings say. `args` are the preset's, those of the configuration among them. Without a `spec_type`
+    `placement_args` (-c, -ngl, -ts, -ot ...) replace what the preset says. Without a `spec_type`
     ("draft-simple") llama-server loads an ordinary draft model, and then does not use it.
     """
 
-    name: str
-    model: Path
-    ctx_size: int
-    n_gpu_layers: int | Literal["all"] = "all"
-    parallel: int = 1
-    kv_unified: bool = True
-    cache_ram_mib: int = 0
-    mmproj: Path | None = None
-    mmproj_offload: bool | None = None
-    draft_model: Path | None = None
-    draft_n_gpu_layers: int | Literal["all"] | None = None
-    spec_type: str | None = None
-    lora: tuple[Path, ...] = ()
-    split_mode: str | None = None
-    tensor_split: tuple[float, ...] = ()
-    main_gpu: int | None = None
-    cache_type_k: str | None = None
-    cache_type_v: str | None = None
-    flash_attn: str | None = None
-    batch_size: int | None = None
-    ubatch_size: int | None = None
-    swa_full: bool = False
-    kv_offload: bool | None = None
-    cpu_moe: bool = False
-    n_cpu_moe: int | None = None
-    n_cpu_ffn: int | None = None
-    override_tensor: tuple[str, ...] = ()
-    embedding: bool = False
-    reranking: bool = False
-    pooling: str | None = None
+    preset: ModelPreset
     placement_args: tuple[str, ...] = ()
-    args: tuple[str, ...] = ()
-    env: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    spec_type: str | None = None
 
 
 def launch(
@@ -127,7 +95,7 @@ def launch(
     `environ` is the router's own environment, of which little is passed on. Raises ModelUnusable for
     arguments or variables that would take the child out of the router's hands.
     """
-    masks = _masks(settings.name, devices)
+    masks = _masks(settings.preset.name, devices)
     return Launch(
         argv=(str(binary), *_argv(settings, devices, extra_args)),
         env=_environment(settings, environ, masks),
@@ -147,60 +115,73 @@ def launch(
 def _argv(
     settings: LlamaServerSettings, devices: Sequence[DeviceInfo], extra_args: Sequence[str]
 ) -> list[str]:
-    own = ["--host", "{socket}", "--alias", settings.name, "-m", str(settings.model), "--no-ui", "--slots"]
+    own = [
+        "--host",
+        "{socket}",
+        "--alias",
+        settings.preset.name,
+        "-m",
+        str(settings.preset.model),
+        "--no-ui",
+        "--slots",
+    ]
     own += ["--metrics", "--log-colors", "off", "--fit", "off"]
-    tensor_split = "tensor-split" in _options(settings.placement_args) or bool(settings.tensor_split)
-    assert len(_gpus(devices)) < 2 or tensor_split or settings.split_mode == "none", (
+    tensor_split = "tensor-split" in _options(settings.placement_args) or bool(settings.preset.tensor_split)
+    assert len(_gpus(devices)) < 2 or tensor_split or settings.preset.split_mode == "none", (
         "several devices need a tensor split: without one llama-server divides by what is free at that moment"
     )
     memory = _without(_memory_args(settings, _gpus(devices)), _options(settings.placement_args))
-    further = [*settings.args, *extra_args]
-    _refuse(settings.name, further)
+    further = [*settings.preset.args, *extra_args]
+    _refuse(settings.preset.name, further)
     return [*own, *_device_args(devices), *memory, *settings.placement_args, *_model_args(settings), *further]
 
 
 def _memory_args(settings: LlamaServerSettings, gpus: Sequence[DeviceInfo]) -> list[list[str]]:
     """What decides memory and place, always explicit: the defaults depend on what is free at that moment."""
+    layers = settings.preset.n_gpu_layers
     groups = [
-        ["-c", str(settings.ctx_size)],
-        ["-np", str(settings.parallel)],
-        ["-kvu" if settings.kv_unified else "-no-kvu"],
-        ["-cram", str(settings.cache_ram_mib)],
-        ["-ngl", str(settings.n_gpu_layers) if gpus else "0"],
+        ["-c", str(settings.preset.ctx_size)],
+        ["-np", str(settings.preset.parallel or 1)],
+        ["-no-kvu" if settings.preset.kv_unified is False else "-kvu"],
+        ["-cram", str(settings.preset.cache_ram_mib or 0)],
+        ["-ngl", ("all" if layers in (None, "auto") else str(layers)) if gpus else "0"],
     ]
-    groups += _optional("-sm", settings.split_mode if gpus else None)
-    groups += _optional("-ts", ",".join(f"{share:g}" for share in settings.tensor_split) if gpus else None)
-    groups += _optional("-mg", settings.main_gpu if gpus else None)
-    groups += _optional("-ctk", settings.cache_type_k)
-    groups += _optional("-ctv", settings.cache_type_v)
-    groups += _optional("-fa", settings.flash_attn)
-    groups += _optional("-b", settings.batch_size)
-    groups += _optional("-ub", settings.ubatch_size)
-    groups += _optional("-ncmoe", settings.n_cpu_moe)
-    groups += _optional("-ncffn", settings.n_cpu_ffn)
-    groups += _optional("-ot", ",".join(settings.override_tensor))
-    groups += [["--swa-full"]] if settings.swa_full else []
-    groups += [["-cmoe"]] if settings.cpu_moe else []
-    groups += [["-nkvo"]] if settings.kv_offload is False else []
+    groups += _optional("-sm", settings.preset.split_mode if gpus else None)
+    groups += _optional(
+        "-ts", ",".join(f"{share:g}" for share in settings.preset.tensor_split) if gpus else None
+    )
+    groups += _optional("-mg", settings.preset.main_gpu if gpus else None)
+    groups += _optional("-ctk", settings.preset.cache_type_k)
+    groups += _optional("-ctv", settings.preset.cache_type_v)
+    groups += _optional("-fa", settings.preset.flash_attn)
+    groups += _optional("-b", settings.preset.batch_size)
+    groups += _optional("-ub", settings.preset.ubatch_size)
+    groups += _optional("-ncmoe", settings.preset.n_cpu_moe)
+    groups += _optional("-ncffn", settings.preset.n_cpu_ffn)
+    groups += _optional("-ot", ",".join(settings.preset.override_tensor))
+    groups += [["--swa-full"]] if settings.preset.swa_full else []
+    groups += [["-cmoe"]] if settings.preset.cpu_moe else []
+    groups += [["-nkvo"]] if settings.preset.kv_offload is False else []
     return groups
 
 
 def _model_args(settings: LlamaServerSettings) -> list[str]:
     """What else is opened, and what it is for."""
     args: list[str] = []
-    if settings.mmproj is not None:
-        args += ["--mmproj", str(settings.mmproj)]
-        args += ["--no-mmproj-offload"] if settings.mmproj_offload is False else []
-    if settings.draft_model is not None:
-        args += ["-md", str(settings.draft_model)]
-        args += [] if settings.draft_n_gpu_layers is None else ["-ngld", str(settings.draft_n_gpu_layers)]
-    if settings.spec_type is not None and "spec-type" not in _options(settings.args):
+    if settings.preset.mmproj is not None:
+        args += ["--mmproj", str(settings.preset.mmproj)]
+        args += ["--no-mmproj-offload"] if settings.preset.mmproj_offload is False else []
+    if settings.preset.draft_model is not None:
+        args += ["-md", str(settings.preset.draft_model)]
+        layers = settings.preset.draft_n_gpu_layers
+        args += [] if layers in (None, "auto") else ["-ngld", str(layers)]
+    if settings.spec_type is not None and "spec-type" not in _options(settings.preset.args):
         args += ["--spec-type", settings.spec_type]
-    for path in settings.lora:
+    for path in settings.preset.lora:
         args += ["--lora", _csv(str(path))]
-    args += ["--embedding"] if settings.embedding else []
-    args += ["--reranking"] if settings.reranking else []
-    args += [] if settings.pooling is None else ["--pooling", settings.pooling]
+    args += ["--embedding"] if settings.preset.embedding else []
+    args += ["--reranking"] if settings.preset.reranking else []
+    args += [] if settings.preset.pooling is None else ["--pooling", settings.preset.pooling]
     return args
 
 
@@ -351,9 +332,11 @@ def refused_variable(name: str) -> str | None:
 def _environment(
     settings: LlamaServerSettings, environ: Mapping[str, str], masks: Mapping[str, str]
 ) -> dict[str, str]:
-    for variable in settings.env:
+    for variable in settings.preset.env:
         if (reason := refused_variable(variable)) is not None:
-            raise ModelUnusable(f"{settings.name}: {variable} cannot be set for llama-server: {reason}")
+            raise ModelUnusable(
+                f"{settings.preset.name}: {variable} cannot be set for llama-server: {reason}"
+            )
     inherited = {
         name: value
         for name, value in environ.items()
@@ -365,4 +348,4 @@ def _environment(
         "GGML_NO_BACKTRACE": "1",  # an abort would fork a debugger, which holds the memory for seconds
         "XDG_CONFIG_HOME": os.devnull,  # no config.ini of the user: it may ask for keys or TLS
     }
-    return {**inherited, **fixed, **settings.env, **masks}
+    return {**inherited, **fixed, **settings.preset.env, **masks}

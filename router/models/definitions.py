@@ -174,7 +174,10 @@ class Definitions:
         )
 
     def _launch(self, definition: DefinedModel, placement: Placement) -> Launch:
-        settings = _server_settings(definition, placement)
+        draft = definition.companions.draft if definition.companions is not None else None
+        # How it is split over several devices is for the placement to say.
+        preset = replace(definition.entry.preset, tensor_split=())
+        settings = LlamaServerSettings(preset, placement.args, _spec_type(draft))
         devices = [self.infos[device] for device in placement.devices if device in self.infos]
         return launch(
             settings,
@@ -362,44 +365,6 @@ def _said_load_mode(args: Sequence[str]) -> str | None:
             switch = spelling.switch
             said = "".join(argument.values) if switch is None else switch[0] or "mmap"
     return said
-
-
-def _server_settings(definition: DefinedModel, placement: Placement) -> LlamaServerSettings:
-    entry, preset = definition.entry, definition.entry.preset
-    assert entry.path is not None, f"{entry.id} was placed without a file"
-    return LlamaServerSettings(
-        name=entry.id,
-        model=entry.path,
-        ctx_size=placement.ctx_size,
-        parallel=preset.parallel or 1,
-        kv_unified=preset.kv_unified is not False,
-        cache_ram_mib=preset.cache_ram_mib or 0,
-        mmproj=entry.mmproj,
-        mmproj_offload=preset.mmproj_offload,
-        draft_model=preset.draft_model,
-        draft_n_gpu_layers=None if preset.draft_n_gpu_layers == "auto" else preset.draft_n_gpu_layers,
-        spec_type=_spec_type(definition.companions.draft if definition.companions is not None else None),
-        lora=preset.lora,
-        split_mode=preset.split_mode,
-        main_gpu=preset.main_gpu,
-        cache_type_k=preset.cache_type_k,
-        cache_type_v=preset.cache_type_v,
-        flash_attn=preset.flash_attn,
-        batch_size=preset.batch_size,
-        ubatch_size=preset.ubatch_size,
-        swa_full=bool(preset.swa_full),
-        kv_offload=preset.kv_offload,
-        cpu_moe=preset.cpu_moe,
-        n_cpu_moe=preset.n_cpu_moe,
-        n_cpu_ffn=preset.n_cpu_ffn,
-        override_tensor=preset.override_tensor,
-        embedding=preset.embedding,
-        reranking=preset.reranking,
-        pooling=preset.pooling,
-        placement_args=placement.args,
-        args=preset.args,
-        env=preset.env,
-    )
 
 
 def _spec_type(draft: GgufMetadata | None) -> str | None:

@@ -15,6 +15,7 @@ from router.config import ChildConfig
 from router.engines.llama_server import LlamaServerSettings, find_binary, launch, restated
 from router.errors import LoadFailed, ModelUnusable, StartupError
 from router.memory.devices import DeviceInfo
+from router.presets import ModelPreset
 from router.process import Command, Health, LogFile, Process
 from tests.make_gguf import make_llama
 from tests.process.traces import leaves_nothing, owning_tasks
@@ -38,8 +39,9 @@ def gpu(number: int, kind: str = "cuda") -> DeviceInfo:
     )
 
 
-def settings(**changes) -> LlamaServerSettings:
-    return LlamaServerSettings(**{"name": "tiny", "model": Path("/m/tiny.gguf"), "ctx_size": 4096, **changes})
+def settings(placement_args=(), spec_type=None, **changes) -> LlamaServerSettings:
+    preset = ModelPreset(**{"name": "tiny", "model": Path("/m/tiny.gguf"), "ctx_size": 4096, **changes})
+    return LlamaServerSettings(preset, placement_args, spec_type)
 
 
 def argv(*devices: DeviceInfo, extra_args=(), **changes) -> list[str]:
@@ -346,11 +348,11 @@ async def test_the_real_one_serves_as_it_is_told(llama_server, tmp_path, changes
             made = launch(told, [], binary=llama_server, environ=os.environ)
             process = await run(tmp_path, made, tasks)
             slots = await ask(tmp_path, "/slots")
-            assert len(slots) == told.parallel
-            assert slots[0]["n_ctx"] == {0: 768, 512: 512}[told.ctx_size]
+            assert len(slots) == told.preset.parallel
+            assert slots[0]["n_ctx"] == (512 if told.preset.ctx_size else 768)
             props = await ask(tmp_path, "/props")
-            assert (props["model_alias"], props["total_slots"]) == ("tiny", told.parallel)
-            if told.embedding:
+            assert (props["model_alias"], props["total_slots"]) == ("tiny", told.preset.parallel)
+            if told.preset.embedding:
                 answer = await ask(tmp_path, "/v1/embeddings", {"input": "hello"})
                 assert len(answer["data"][0]["embedding"]) == 128
             else:
