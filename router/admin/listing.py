@@ -15,7 +15,7 @@ from router.errors import RouterError
 from router.gguf import GgufError, GgufMetadata, read_gguf
 from router.ids import NO_DEFINITION, Definition
 from router.models.definitions import DefinedModel, Definitions
-from router.presets.options import Options, options_of
+from router.presets.options import Options
 from router.scheduler.types import DeviceId, InstanceId, ModelName, Placement, State
 from router.scheduler.views import InstanceView, ModelView, QueueView, Snapshot
 
@@ -236,7 +236,7 @@ def _line(
         argv = definitions.launch(name, place, definition).argv
     except RouterError:
         return CommandLine()
-    return CommandLine(argv, _preset(name, argv, options_of(definitions.binary)))
+    return CommandLine(argv, _preset(name, argv, definitions.options))
 
 
 def _preset(name: ModelName, argv: Sequence[str], options: Options) -> str:

@@ -32,7 +32,6 @@ from router.errors import (
     WaitTimeout,
 )
 from router.presets import Overrides
-from router.presets.options import options_of
 from router.presets.overrides import Words, check_args
 from router.presets.preset import CacheType
 from router.scheduler.types import Model, ModelName
@@ -181,7 +180,7 @@ async def load_model(request: web.Request) -> web.Response:
     context = request.app[CONTEXT]
     wanted = await read_json(request, LoadRequest)
     model = context.name_of(wanted.model)
-    check_args(wanted.args, context.config.server.load_args, options_of(context.known.definitions.binary))
+    check_args(wanted.args, context.config.server.load_args, context.known.definitions.options)
     overrides: Model | None = None
     if wanted.overrides != Overrides():
         overrides = await context.vary(context.known, model, wanted.overrides)

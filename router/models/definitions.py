@@ -33,7 +33,7 @@ from router.models.catalog.header import Header
 from router.models.catalog.kinds import ruled_out
 from router.models.placing import Budget, budgets_of, layers, placed, placement
 from router.presets import ModelPreset, Overrides
-from router.presets.options import KNOWN_ONLY, options_of
+from router.presets.options import KNOWN_ONLY, Options, options_of
 from router.presets.overrides import overridden, read, written
 from router.scheduler.types import Device, DeviceId, Model, ModelName, Placement, Priority
 
@@ -84,6 +84,7 @@ class Definitions:
     config: Config
     binary: Path
     environ: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}), repr=False)
+    options: Options = field(default=KNOWN_ONLY, repr=False)
 
     @property
     def models(self) -> dict[ModelName, Model]:
@@ -152,7 +153,7 @@ class Definitions:
         own = self.by_name[name]
         if own.model.error is not None:
             raise own.model.error.copy()
-        preset = overridden(own.entry.preset, overrides, options_of(self.binary))
+        preset = overridden(own.entry.preset, overrides, self.options)
         if preset == own.entry.preset:
             return own
         named = replace(own.model, definition=written(own.model.definition, overrides))
@@ -170,7 +171,7 @@ class Definitions:
             return own
         return replace(
             own,
-            entry=replace(own.entry, preset=overridden(own.entry.preset, overrides, options_of(self.binary))),
+            entry=replace(own.entry, preset=overridden(own.entry.preset, overrides, self.options)),
         )
 
     def _launch(self, definition: DefinedModel, placement: Placement) -> Launch:
@@ -242,6 +243,7 @@ def define(
         config,
         binary,
         environ,
+        options_of(binary),
     )
 
 

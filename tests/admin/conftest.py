@@ -7,7 +7,7 @@ import json
 import socket
 from collections.abc import AsyncIterator, Coroutine, Mapping
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -33,6 +33,7 @@ from router.scheduler.types import Device, Model
 from router.supervisor.pool import Pool
 from tests.admin.fake_pool import GIB, GPU, FakePool
 from tests.admin.upstream import Connection, Received, Script, Upstream
+from tests.llama_server_options import OPTIONS
 from tests.make_gguf import make_llama, make_mmproj
 
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -97,6 +98,7 @@ def known(models_dir: Path) -> Known:
     devices = [Device(GPU, 24 * GIB, GIB, "NVIDIA H200"), Device("local/host", 64 * GIB, GIB, "host")]
     infos = {device.id: info_of(device) for device in devices}
     definitions = define(catalog, config, devices, infos, binary=Path("/opt/llama-server"), environ={})
+    definitions = replace(definitions, options=OPTIONS)
     return Known.of(catalog, definitions)
 
 

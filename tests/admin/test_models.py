@@ -13,7 +13,6 @@ from router.presets import Overrides
 from router.scheduler.types import State
 from tests.admin.conftest import Api
 from tests.admin.fake_pool import Instance
-from tests.llama_server_options import OPTIONS
 
 
 async def test_both_lists_are_the_same_and_leave_hidden_models_out(api: Api):
@@ -119,8 +118,7 @@ async def test_a_list_shows_what_runs(api: Api):
 # --- other settings for one load ---
 
 
-async def test_a_load_may_say_other_settings_and_how_long_it_stays(api: Api, monkeypatch):
-    monkeypatch.setattr("router.admin.models.options_of", lambda _: OPTIONS)  # it knows -t
+async def test_a_load_may_say_other_settings_and_how_long_it_stays(api: Api):
     await api.start(load_args=("--threads",))
     asked = {"ctx_size": 256, "cache_type_k": "q8_0", "args": ["-t", "2"]}
     body = {"model": "small", "ttl_seconds": 7, **asked}
