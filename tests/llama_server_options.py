@@ -1,4 +1,4 @@
-"""What a llama-server says of its options, without one: the options of its --help, of b11434."""
+"""What a llama-server says of its options, for tests without one: the --help of b11434, no descriptions."""
 
 from __future__ import annotations
 
