@@ -29,12 +29,11 @@ each other.
                        whether file descriptors have run out; PID 1 of a container; which commands there are;
                        tasks whose failure cancels no other; a text file that a person wrote
 
-One request: admin reads the head of the body -> proxy acquires a lease -> supervisor.pool passes Acquire to
-the scheduler and awaits its Grant (before it, maybe: Stop a victim, wait until its memory is free, Start,
-Ready) -> bytes pass, chunk by chunk -> the lease ends, however the request ended, with one Release. Where
-the model is ready nothing of that waits, and most requests are answered without a task and before aiohttp's
-server reads them (http.front, http.express, proxy.express); all others go through aiohttp (admin,
-proxy.forward).
+One request: http finds its head and dispatches by path. Inference: its route (admin.openai) reads a few fields
+of the body -> proxy.request acquires a lease: supervisor.pool passes Acquire to the scheduler, which grants
+at once where the model is ready, and else after Stop (a victim), its memory measured free, Start, Ready ->
+bytes pass, chunk by chunk -> the lease ends, however the request ended, with one Release. Everything else
+goes to the aiohttp application (admin).
 
 To add: an engine = a file in engines; a kind of host = a file in hosts; a kind of device = a probe in
 memory.devices; an eviction policy = an entry in scheduler.policy; an endpoint = a Route in its family's file

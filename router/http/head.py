@@ -23,7 +23,9 @@ HEAD_LIMIT: Final = 32 << 10
 KEPT_HEAD_BYTES: Final = 4 << 10
 _KEPT_HEADS: Final = 256
 #: Where the length of the body stands. What is not found by it is no length, and the parser says so.
-_LENGTH: Final = re.compile(rb"\r\ncontent-length:[ \t]*+([0-9]{1,15})[ \t]*+(?=\r\n)", re.IGNORECASE)
+_LENGTH: Final = re.compile(rb"\r\n[Cc]ontent-[Ll]ength:[ \t]*+([0-9]{1,15})[ \t]*+(?=\r\n)")
+#: The same as no usual client spells it: looked for second, as it takes twice as long (0.7 us).
+_ODD_LENGTH: Final = re.compile(_LENGTH.pattern, re.IGNORECASE)
 #: The version in a request line that the parser refuses.
 _VERSION: Final = re.compile(rb"[^\r\n]* HTTP/(\d+(?:\.\d+)?)[ \t]*\r?\n")
 #: Fields of which two may be understood in two ways.
@@ -124,7 +126,7 @@ def take_head(data: bytes) -> tuple[RequestHead, int | None, int] | None:
         if len(data) >= HEAD_LIMIT:
             raise HeadTooLarge
         return None
-    found = _LENGTH.search(data, 0, end + 2)
+    found = _LENGTH.search(data, 0, end + 2) or _ODD_LENGTH.search(data, 0, end + 2)
     if found is None:
         block, length = data[: end + 4], None
     else:
