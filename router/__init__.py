@@ -8,7 +8,7 @@ each other.
 
     __main__ > cli     the command line; each command is a file, imported when it is run
     app                Config -> a running server: the Router, whose fields are the parts, opened in order
-    http               the client side: one connection, its limits, the short path of a warm request
+    http               the client side: one connection, its limits, dispatch by path
     admin              aiohttp handlers, a file per family of endpoints; keys, CORS, errors in OpenAI's shape
     metrics            Prometheus: counters, and gauges read from a snapshot
     proxy              requests to instances: acquire a lease, pass bytes both ways, heartbeats, failures
@@ -29,11 +29,11 @@ each other.
                        whether file descriptors have run out; PID 1 of a container; which commands there are;
                        tasks whose failure cancels no other; a text file that a person wrote
 
-One request: http finds its head and dispatches by path. Inference: its route (admin.openai) reads a few fields
-of the body -> proxy.request acquires a lease: supervisor.pool passes Acquire to the scheduler, which grants
-at once where the model is ready, and else after Stop (a victim), its memory measured free, Start, Ready ->
-bytes pass, chunk by chunk -> the lease ends, however the request ended, with one Release. Everything else
-goes to the aiohttp application (admin).
+One request: http finds its head and dispatches by path. Inference: its route (admin.openai) reads a few
+fields of the body -> proxy.request acquires a lease: supervisor.pool passes Acquire to the scheduler, which
+grants at once where the model is ready, and else after Stop (a victim), its memory measured free, Start,
+Ready -> bytes pass, chunk by chunk -> the lease ends, however the request ended, with one Release. Everything
+else goes to the aiohttp application (admin).
 
 To add: an engine = a file in engines; a kind of host = a file in hosts; a kind of device = a probe in
 memory.devices; an eviction policy = an entry in scheduler.policy; an endpoint = a Route in its family's file

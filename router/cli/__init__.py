@@ -37,7 +37,6 @@ COMMANDS: Final[Mapping[str, str]] = {
     "config": "router.cli.config:config",
     "import": "router.cli.migrate:import_",
     "completion": "router.cli.completion:completion",
-    "reference": "router.cli.reference:reference",
     "journal": "router.cli.journal:journal",
     "simulate": "router.cli.simulate:simulate",
 }

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Final, Literal, Union, get_args, get_origin, 
 
 from msgspec import Meta
 
-from router.cli.reference.markdown import MADE, code, table
+from docs.generator.markdown import MADE, code, table
 from router.config import Config
 from router.config.tree import DeviceConfig
 from router.presets import shipped_presets_dir
@@ -22,7 +22,7 @@ _KEY: Final = re.compile(r"(?P<key>[a-z_]+) = (?P<value>.*?)\s+# (?P<about>.*)")
 _MORE: Final = re.compile(r"\s+# (?P<about>.*)")
 
 #: What a setting of a model does, where no option of llama-server says so.
-_ABOUT: Final[Mapping[str, str]] = {
+ABOUT: Final[Mapping[str, str]] = {
     "aliases": "further names that it answers to; `*` in one stands for any text (`claude-sonnet-*`)",
     "tags": "words that /v1/models shows",
     "hidden": "left out of lists; who knows the name may use it",
@@ -93,7 +93,7 @@ def _device_rows() -> Iterator[tuple[str, ...]]:
 def _model_rows() -> Iterator[tuple[str, ...]]:
     for name, hint in FIELDS.items():
         options = ", ".join(code(option) for option in options_of_field(name))
-        yield code(name), _takes(hint), options, _ABOUT.get(name, "")
+        yield code(name), _takes(hint), options, ABOUT.get(name, "")
 
 
 def _default(each: Any) -> str:

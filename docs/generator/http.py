@@ -8,9 +8,9 @@ from typing import Any
 
 import msgspec
 
+from docs.generator.markdown import MADE, code, table
 from router.admin import application
 from router.admin.openapi import DOCUMENT
-from router.cli.reference.markdown import MADE, code, table
 from router.config import ServerConfig
 
 #: Answered with by every path: said once.

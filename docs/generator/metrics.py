@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from router.cli.reference.markdown import MADE, code, table
+from docs.generator.markdown import MADE, code, table
 from router.metrics import Page, Seen
 from router.scheduler.views import Snapshot
 

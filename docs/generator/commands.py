@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from router.cli.reference.markdown import MADE
+from docs.generator.markdown import MADE
 
 
 def commands_page() -> str:

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterable
 from typing import Any, Final
 
 import router
+from docs.generator.markdown import MADE, code, table
 from router.admin.openai import infer
-from router.cli.reference.markdown import MADE, code, table
 from router.hosts.local import LocalHost
 from router.http.connection import ClientConnection
 from router.http.inference import ProxiedRoutes
