@@ -51,7 +51,11 @@ class ApplicationTransport(asyncio.Transport):
         """aiohttp finds the end itself."""
 
     def body_failed(self, error: RouterError) -> bool:
-        return False
+        if self._has_written:
+            return False
+        self._is_closing = True  # what the application still answers goes nowhere
+        self._connection.refuse(error)
+        return True
 
     def client_lost(self) -> None:
         """aiohttp's protocol learns it by `connection_lost`."""
@@ -75,12 +79,12 @@ class ApplicationTransport(asyncio.Transport):
 
     def write(self, data: Any) -> None:
         self._has_written = True
-        if (transport := self._open()) is not None:
+        if not self._is_closing and (transport := self._open()) is not None:
             transport.write(data)
 
     def writelines(self, list_of_data: Iterable[Any]) -> None:
         self._has_written = True
-        if (transport := self._open()) is not None:
+        if not self._is_closing and (transport := self._open()) is not None:
             transport.writelines(list_of_data)
 
     def close(self) -> None:

@@ -167,7 +167,7 @@ class ClientConnection(asyncio.Protocol):
                     self._watch_head()
                 return
         except RouterError as error:
-            self._refuse(error)
+            self.refuse(error)
             return
         self._stop_timer()
         head, length, body_at = found
@@ -315,8 +315,8 @@ class ClientConnection(asyncio.Protocol):
             self.transport.write_eof()
         self._loop.call_later(LINGER_SECONDS, self.abort)
 
-    def _refuse(self, error: RouterError) -> None:
-        """What came is no request."""
+    def refuse(self, error: RouterError) -> None:
+        """Answer what is no request, or no whole one, and close the connection."""
         self._stop_timer()
         self._is_closing = True
         self._write_error(error)
@@ -344,7 +344,7 @@ class ClientConnection(asyncio.Protocol):
             return
         if self._held:
             seconds = self._server.limits.head_seconds
-            self._refuse(RequestTooSlow(f"the head of a request must come within {seconds:g} s"))
+            self.refuse(RequestTooSlow(f"the head of a request must come within {seconds:g} s"))
         else:  # nothing is sent to a client that has sent nothing: a browser connects in advance
             self._close_now()
 

@@ -188,6 +188,51 @@ async def test_a_body_that_drips_is_refused_in_time(api: Api):
     assert answer.get("Connection") == "close"
 
 
+async def test_a_refusal_before_the_body_has_come_is_read_and_ends_the_connection(api: Api):
+    await api.start(api_keys=("right",))
+    reader, writer = await asyncio.open_connection("127.0.0.1", int(api.url.rpartition(":")[2]))
+    asked = said({"model": "tiny", "x": "y" * 1_000_000})
+    writer.write(asked[:1000])
+    async with asyncio.timeout(DEADLINE_SECONDS):
+        answer = await read_answer(reader, to_head=False)
+        assert (answer.status, answer.get("Connection")) == (401, "close")
+        writer.write(asked[1000:200_000])  # what is still on its way does not reset the connection
+        assert await reader.read() == b""
+    writer.close()
+
+
+async def test_a_client_that_waits_for_100_continue_gets_it_or_the_refusal(api: Api):
+    await api.start(max_body_mib=1)
+    async with calling(api) as caller:
+        asked = said(ASKED, "Expect: 100-continue")
+        caller.writer.write(asked[: asked.index(b"{")])
+        async with asyncio.timeout(DEADLINE_SECONDS):
+            assert await caller.reader.readuntil(b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"
+        assert (await caller.ask(asked[asked.index(b"{") :])).status == 200
+        large = b" HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9999999\r\nExpect: 100-continue\r\n\r\n"
+        answer = await caller.ask(b"POST " + PATH.encode() + large)
+        assert (answer.status, json.loads(answer.body)["error"]["code"]) == (413, "body_too_large")
+
+
+async def test_a_body_in_chunks_is_one_for_its_instance(api: Api):
+    received: list[Received] = []
+
+    async def script(one: Received, connection: Connection) -> None:
+        received.append(one)
+        await connection.answer(one.body)
+
+    await api.start(script=script)
+    head = f"POST {PATH} HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n".encode()
+    async with calling(api) as caller:
+        for wrong, status in ((b"", 200), (b"x", 400)):
+            body = b"%x\r\n%b\r\n" % (len(ONE), ONE) + wrong + b"0\r\n\r\n"
+            answer = await caller.ask(head + body)
+            assert answer.status == status
+    assert received[-1].body == ONE
+    assert received[-1].all("Content-Length") == [str(len(ONE))]
+    assert not received[-1].all("Transfer-Encoding")
+
+
 async def test_several_said_at_once_are_answered_in_order(api: Api):
     await api.start()
     asked = [said({"model": "tiny", "n": n}) for n in range(6)]
