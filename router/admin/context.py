@@ -14,7 +14,7 @@ from aiohttp import web
 from router.admin.listing import ModelInfoCache, make_info_cache, visible
 from router.admin.recent import EVERY_SECONDS, History, Timeline
 from router.config import Config
-from router.downloads import Downloads, NullJobStore
+from router.downloads import Downloads
 from router.engines.llama_server import BuildInfo
 from router.errors import AmbiguousModel, ModelNotFound, Unavailable
 from router.metrics import Page
@@ -87,7 +87,7 @@ class Context:
         self.proxy = ProxyContext(self.pool, self._patience, self._slots)
         self.pool.journal.follow(self.metrics.decisions.heard, *self.metrics.decisions.HEARD)
         # Not entered: it lists what there is, nothing. `router.app` puts one in its place that also fetches.
-        self.downloads = Downloads(NullJobStore(), hf_cache_dir(), lambda: self.config.downloads, self.reload)
+        self.downloads = Downloads(None, hf_cache_dir(), lambda: self.config.downloads, self.reload)
 
     async def keep_history(self) -> None:
         """For ever: note what was measured."""

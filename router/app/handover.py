@@ -29,9 +29,9 @@ from typing import Any, Final, Self
 import msgspec
 
 from router.app.systemd import listening_socket
-from router.db.store import ProcessRecord
 from router.descriptors import check_left
 from router.errors import RouterError
+from router.hosts.records import ProcessRecord
 
 log = logging.getLogger("router.app")
 

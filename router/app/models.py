@@ -14,6 +14,7 @@ from router.config import Config
 from router.db.store import Store
 from router.errors import RouterError, Unavailable
 from router.hosts.local import LocalHost
+from router.hosts.records import LOAD_TIMES
 from router.ids import Definition
 from router.memory.devices import DeviceInfo
 from router.memory.estimate.learning import Prediction
@@ -60,7 +61,7 @@ class Models:
                 f"cannot look at the models: {error}; allow the router more files (ulimit -n)",
                 retry_after_seconds=1.0,
             ) from error
-        times = await self._store.load_times()
+        times = await self._store.rows(LOAD_TIMES)
         models = {
             name: replace(model, measured_load_seconds=times[model.definition].seconds)
             if model.definition in times

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequenc
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from aiohttp import web
 
@@ -25,11 +25,12 @@ from router.app.relay import Relay
 from router.app.requests import Requests
 from router.app.stalls import watch_for_stalls
 from router.config import Config, MemoryConfig, SchedulerConfig, StatePaths
-from router.db.store import Store
+from router.db.store import Store, Table
 from router.downloads import Downloads
 from router.engines import Launch
 from router.engines.llama_server import CPU_FALLBACK_TEXTS, list_devices
 from router.hosts.local import LocalHost
+from router.hosts.records import keep_record
 from router.http.inference import ProxiedRoutes
 from router.ids import Definition
 from router.memory.devices import Devices
@@ -44,6 +45,10 @@ from router.supervisor.calibration import Learning, LoadModes
 from router.supervisor.pool import Pool
 
 log = logging.getLogger("router.app")
+
+
+#: What an operator said of a model.
+PINS: Final = Table("pins", str, bool)
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,7 +174,7 @@ class Router:
         if setup.predecessor is not None:
             left = await setup.predecessor.let_go()
         for record in left.children:
-            await self.store.put_process(record)
+            await keep_record(self.store, record)
         await enter(self.host)
         self._is_taking_over = setup.predecessor is not None
         await enter(self.background)
@@ -252,14 +257,15 @@ class Router:
 
     async def _keep_pins(self) -> None:
         """What an operator said outlives the router, as the models do that it was said of."""
-        pool = self.context.pool
-        for model, pinned in (await self.store.pins()).items():
+        pool, store = self.context.pool, self.store
+        for model, pinned in (await store.rows(PINS)).items():
             pool.pin(model, pinned)
 
         def heard(entry: Entry) -> None:
             if isinstance(entry.event, Pinned):
-                keep = self.store.put_pin(entry.event.model, entry.event.pinned)
-                self.background.spawn(keep, name=f"keep the pin of {entry.event.model}")
+                model, pinned = entry.event.model, entry.event.pinned
+                keep = store.delete(PINS, model) if pinned is None else store.put(PINS, model, pinned)
+                self.background.spawn(keep, name=f"keep the pin of {model}")
 
         pool.journal.follow(heard, Pinned)
 

@@ -16,7 +16,7 @@ from typing import Final
 from router.app.handover import RestartFailed, Successor
 from router.app.parts import Router
 from router.app.systemd import Notifier
-from router.db.store import ProcessRecord
+from router.hosts.records import ProcessRecord
 
 log = logging.getLogger("router.app")
 

@@ -1,4 +1,4 @@
-"""What outlives the process: one sqlite file in the state folder.
+"""Rows that outlive the process: one sqlite file in the state folder.
 
-`store`  its connection, tables and writer thread
+`store`  its connection and its writer thread; each owner defines its own `Table`
 """

@@ -15,7 +15,7 @@ async with Downloads(store, cache, settings, reload) as downloads:
 from __future__ import annotations
 
 from router.downloads.choice import Chosen, Quantization, choose, projectors, quantizations
-from router.downloads.downloads import Downloads, NullJobStore
+from router.downloads.downloads import Downloads
 from router.downloads.job import DownloadEvent, DownloadSpec, Job, Listing, RemoteFile
 from router.downloads.layout import RepoFolder
 from router.downloads.removal import Removed
@@ -23,7 +23,6 @@ from router.downloads.source import Source, check_quantization, check_revision, 
 
 __all__ = [
     "Downloads",
-    "NullJobStore",
     "DownloadSpec",
     "Job",
     "DownloadEvent",

@@ -11,12 +11,13 @@ import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Final, Protocol, Self, TypeVar
+from typing import Any, Final, Self, TypeVar
 from urllib.parse import urlsplit
 
 import msgspec
 
 from router.config import DownloadsConfig
+from router.db.store import Store, Table
 from router.downloads.choice import Chosen, choose
 from router.downloads.errors import (
     DiskFull,
@@ -72,23 +73,8 @@ _ERRORS: Final[Mapping[str, type[RouterError]]] = {
 }
 
 
-class JobStore(Protocol):
-    """Where jobs are kept over a restart (`router.db.store`)."""
-
-    async def put_download(self, job: str, text: str) -> None: ...
-    async def downloads(self) -> Mapping[str, str]: ...
-    async def delete_download(self, job: str) -> None: ...
-
-
-class NullJobStore:
-    """A shelf that keeps nothing."""
-
-    async def put_download(self, job: str, text: str) -> None: ...
-
-    async def downloads(self) -> Mapping[str, str]:
-        return {}
-
-    async def delete_download(self, job: str) -> None: ...
+#: By id.
+JOBS: Final = Table("downloads", str, Job)
 
 
 @dataclass(slots=True)
@@ -108,13 +94,14 @@ class _Live:
 
 
 class Downloads:
-    """An async context manager, outside of which nothing is fetched. `cache` is the Hugging Face cache;
+    """An async context manager, outside of which nothing is fetched. `store` keeps the jobs over a restart,
+    None: nothing does. `cache` is the Hugging Face cache;
     `reload` makes the router look for models anew; `settings` is asked whenever it matters, as a reload may
     change them. `removing` is held by whoever deletes a model."""
 
     def __init__(
         self,
-        shelf: JobStore,
+        store: Store | None,
         cache: Path,
         settings: Callable[[], DownloadsConfig],
         reload: Callable[[], Awaitable[None]],
@@ -122,7 +109,7 @@ class Downloads:
     ) -> None:
         self.cache = cache
         self.endpoint = _without_userinfo((environ.get("HF_ENDPOINT") or DEFAULT_ENDPOINT).rstrip("/"))
-        self._shelf = shelf
+        self._store = store
         self._settings = settings
         self._reload = reload
         self._environ = environ
@@ -137,11 +124,8 @@ class Downloads:
     async def __aenter__(self) -> Self:
         await self._group.__aenter__()
         self._is_suspended = False
-        for text in (await self._shelf.downloads()).values():
-            try:
-                job = msgspec.json.decode(text, type=Job)
-            except msgspec.DecodeError:  # another version's
-                continue
+        kept = await self._store.rows(JOBS) if self._store is not None else {}
+        for job in kept.values():
             if job.is_active:
                 done = await asyncio.to_thread(self._done_of, job)
                 job = _changed(job, state="queued", done=done, retry_at=None, bytes_per_second=None)
@@ -534,7 +518,8 @@ class Downloads:
         await self._save(live)
 
     async def _save(self, live: _Live) -> None:
-        await self._shelf.put_download(live.job.id, msgspec.json.encode(live.job).decode())
+        if self._store is not None:
+            await self._store.put(JOBS, live.job.id, live.job)
         await self._forget_the_oldest()
 
     async def _forget_the_oldest(self) -> None:
@@ -544,7 +529,8 @@ class Downloads:
 
     async def _forget(self, live: _Live) -> None:
         self._lives.pop(live.job.id, None)
-        await self._shelf.delete_download(live.job.id)
+        if self._store is not None:
+            await self._store.delete(JOBS, live.job.id)
 
 
 def _changed(job: Job, **changes: Any) -> Job:

@@ -15,10 +15,11 @@ from types import TracebackType
 from typing import Final, Self
 
 from router.config import MemoryConfig, StatePaths
-from router.db.store import ProcessRecord, Store
+from router.db.store import Store
 from router.engines import Launch
 from router.errors import LoadFailed, ShuttingDown, Unavailable
 from router.hosts import Address, Exit, HostFull, InstanceRecord, Measurement
+from router.hosts.records import CHILDREN, ProcessRecord, keep_load_time, keep_record
 from router.hosts.room import Occupant, Room
 from router.hosts.runtime_dir import LOGS_KEPT, RuntimeDir
 from router.ids import NO_DEFINITION, Definition
@@ -250,7 +251,7 @@ class LocalHost:
     async def _spawn(self, child: _Child, launch: Launch) -> None:
         self._runtime.restore()
         await self._check_room(child)
-        await self._store.put_process(child.record)
+        await keep_record(self._store, child.record)
         if child.is_unwanted:
             raise LoadFailed(f"{child.record.instance} was stopped before it was started")
         socket = child.record.socket
@@ -312,7 +313,7 @@ class LocalHost:
 
     async def _forget_record(self, instance: InstanceId) -> None:
         with _unheard(instance):
-            await self._store.delete_process(instance)
+            await self._store.delete(CHILDREN, instance)
 
     async def _remove_old_logs(self) -> None:
         """Of the children that ended first, beyond `LOGS_KEPT`. A log that cannot be removed is left to the
@@ -351,9 +352,9 @@ class LocalHost:
             argv_hash=process.argv_hash() or "",
             is_ready=is_ready,
         )
-        await self._store.put_process(child.record)
+        await keep_record(self._store, child.record)
         if process.has_died:  # meanwhile, and its record may have been deleted before this one was written
-            await self._store.delete_process(child.record.instance)
+            await self._store.delete(CHILDREN, child.record.instance)
 
     async def _note_ready(self, child: _Child, load_seconds: float) -> None:
         with _unheard(child.record.instance):
@@ -361,7 +362,7 @@ class LocalHost:
             # Once more with its command line: a wrapper script has become llama-server only by now.
             await self._record_identity(child, is_ready=True)
             if child.record.definition.hash:
-                await self._store.put_load_time(child.record.definition, load_seconds)
+                await keep_load_time(self._store, child.record.definition, load_seconds)
 
     async def _look_for_fallback(self, child: _Child) -> None:
         """A driver that cannot be used makes llama-server go on without it, and says so in its log only."""
@@ -386,7 +387,8 @@ class LocalHost:
         record is ended here.
         """
         async with self._adopting:
-            found = [r for r in await self._store.processes() if r.instance not in self._children]
+            records = (await self._store.rows(CHILDREN)).values()
+            found = [record for record in records if record.instance not in self._children]
             adopted = await asyncio.gather(*(self._try_adopt(record) for record in found))
             for record, is_ours in zip(found, adopted, strict=True):
                 if not is_ours:

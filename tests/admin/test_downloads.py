@@ -13,7 +13,7 @@ import pytest
 
 from router.admin import CONTEXT
 from router.config import Config, DownloadsConfig, PathsConfig
-from router.downloads import Downloads, NullJobStore
+from router.downloads import Downloads
 from tests.admin.conftest import Api
 from tests.admin.hub_cache import OverCache, put
 from tests.hub_stub import HubStub
@@ -36,7 +36,7 @@ async def fetching(api: Api, hub: HubStub, tmp_path: Path) -> AsyncIterator[Api]
     context = api.app[CONTEXT]
     cache, environ = tmp_path / "hf" / "hub", hub.environ(tmp_path / "hf")
     settings = DownloadsConfig(min_free_mib=0, retry_seconds=10.0)
-    async with Downloads(NullJobStore(), cache, lambda: settings, context.reload, environ) as downloads:
+    async with Downloads(None, cache, lambda: settings, context.reload, environ) as downloads:
         context.downloads = downloads
         yield api
 
@@ -185,7 +185,7 @@ async def beside(
     hub.add(REPO, {UD: MODEL, PLAIN: MODEL + b"x"})
     settings = DownloadsConfig(min_free_mib=0, retry_seconds=10.0)
     environ = hub.environ(tmp_path)
-    async with Downloads(NullJobStore(), over.cache, lambda: settings, over.reload, environ) as downloads:
+    async with Downloads(None, over.cache, lambda: settings, over.reload, environ) as downloads:
         api.app[CONTEXT].downloads = downloads
         yield over
 

@@ -27,8 +27,8 @@ from router.app.handover import (
     taking_over,
 )
 from router.errors import StartupError
-from tests.db.test_store import RECORD
 from tests.deadline import DEADLINE_SECONDS
+from tests.hosts.test_records import RECORD
 from tests.scarcity import few_descriptors
 
 

@@ -18,6 +18,7 @@ from router.app.models import Models, _applicable
 from router.config import ChildConfig, Config, PathsConfig, SchedulerConfig, ServerConfig
 from router.db.store import Store
 from router.errors import Unavailable
+from router.hosts.records import keep_load_time
 from router.memory.devices import DeviceInfo
 from router.models.catalog import Catalog
 from router.scheduler.types import Device
@@ -185,7 +186,7 @@ async def test_the_scheduler_is_told_how_long_loads_of_each_definition_took(conf
         models = Models(lambda: config, cast(Any, Host()), Path("/bin/true"), learning, store)
         _, before, _ = await models.define(config, Catalog.scan(config))
         assert before["tiny"].measured_load_seconds is None
-        await store.put_load_time(before["tiny"].definition, 42.0)
+        await keep_load_time(store, before["tiny"].definition, 42.0)
         _, after, _ = await models.define(config, Catalog.scan(config))
         assert (after["tiny"].measured_load_seconds, after["other"].measured_load_seconds) == (42.0, None)
         assert after["tiny"].load_seconds == before["tiny"].load_seconds

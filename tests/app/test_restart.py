@@ -19,8 +19,8 @@ from router.app.relay import Relay
 from router.app.restart import Restart
 from router.app.systemd import Notifier
 from router.config import Config
-from router.db.store import ProcessRecord
-from tests.db.test_store import RECORD
+from router.hosts.records import ProcessRecord
+from tests.hosts.test_records import RECORD
 
 
 class Next:

@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 from router.config import DownloadsConfig
-from router.downloads import Downloads, DownloadSpec, NullJobStore
+from router.downloads import Downloads, DownloadSpec
 from router.downloads.errors import DiskFull, Gated, HubMisbehaves, HubUnreachable, RepoNotFound
 from tests.certificates import make_certificate
 from tests.deadline import DEADLINE_SECONDS, FACTOR
@@ -105,7 +105,7 @@ async def test_a_hub_that_cannot_be_reached_is_named(kit):
         HubUnreachable, match=r"cannot fetch org/tiny-GGUF from http://127.0.0.1:9: .*refused"
     ):
         await kit.downloads.start(DownloadSpec(REPO))
-    other = Downloads(NullJobStore(), kit.cache, DownloadsConfig, kit._reload, kit.environ)
+    other = Downloads(None, kit.cache, DownloadsConfig, kit._reload, kit.environ)
     assert other.endpoint == "http://127.0.0.1:9"
 
 
@@ -276,11 +276,11 @@ SCRIPT = """
 import asyncio, sys
 from pathlib import Path
 from router.config import DownloadsConfig
-from router.downloads import Downloads, DownloadSpec, NullJobStore
+from router.downloads import Downloads, DownloadSpec
 async def main():
     async def reload(): ...
     settings = DownloadsConfig(min_free_mib=0)
-    async with Downloads(NullJobStore(), Path(sys.argv[1]), lambda: settings, reload) as downloads:
+    async with Downloads(None, Path(sys.argv[1]), lambda: settings, reload) as downloads:
         await downloads.start(DownloadSpec(sys.argv[2]))
         await asyncio.sleep(60)
 asyncio.run(main())
@@ -320,7 +320,7 @@ async def test_a_disk_that_is_too_small_is_told_before_anything_is_fetched(hub, 
     kit = Kit(small_disk, hub)
     await kit.open()
     kit.hub.add(REPO, {Q4: os.urandom(4 * MIB)})
-    with pytest.raises(DiskFull, match=r"needs 4.0 MiB more in .*, where 2\.\d MiB are free"):
+    with pytest.raises(DiskFull, match=r"needs 4.0 MiB more in .*, where [23]\.\d MiB are free"):
         await kit.downloads.start(DownloadSpec(REPO))
     assert hub.content_requests() == []
     await kit.close()

@@ -19,11 +19,12 @@ from typing import Any
 import pytest
 
 from router.config import DeviceConfig, MemoryConfig
-from router.db.store import ProcessRecord
+from router.db.store import Store
 from router.engines import Launch
 from router.errors import LoadFailed, ShuttingDown, StartupError, Unavailable
 from router.hosts import Address, HostFull, local
 from router.hosts.local import LocalHost
+from router.hosts.records import CHILDREN, LOAD_TIMES, ProcessRecord, keep_record
 from router.ids import Definition
 from router.process import Process, get_status, identify, is_alive
 from router.scheduler.types import InstanceId, Placement
@@ -72,6 +73,10 @@ async def start(host, fake, instance="a#1", size=4 * GIB, *flags, **how):
         launch,
         definition=Definition("first", "definition"),
     )
+
+
+async def kept_records(store: Store) -> tuple[ProcessRecord, ...]:
+    return tuple((await store.rows(CHILDREN)).values())
 
 
 def pid_of(records):
@@ -273,14 +278,14 @@ async def test_a_cancelled_leaving_kills_what_it_would_have_waited_for(open_host
 async def test_a_stop_in_the_middle_of_a_spawn_is_not_lost(host, fake, store):
     for turns in range(12):
         starting = asyncio.ensure_future(start(host, fake, f"a#{turns}", GIB, "--hang-load"))
-        await eventually_has(store.processes, len)  # it is recorded before it is spawned
+        await eventually_has(lambda: kept_records(store), len)  # it is recorded before it is spawned
         for _ in range(turns):
             await asyncio.sleep(0)
         async with asyncio.timeout(30):
             await host.stop(f"a#{turns}", grace_seconds=0)
             with pytest.raises(LoadFailed):
                 await starting
-            await eventually_has(store.processes, lambda records: not records)
+            await eventually_has(lambda: kept_records(store), lambda records: not records)
 
 
 async def test_only_one_router_works_on_a_state_folder(host, open_host):
@@ -313,8 +318,10 @@ async def test_what_is_left_of_dead_routers_is_cleared_away(host, fake, paths):
 
 async def test_load_times_are_kept(host, fake, store):
     await start(host, fake, "a#1", GIB, "--load-seconds", "0.1")
-    await eventually_has(store.load_times, lambda times: Definition("first", "definition") in times)
-    assert (await store.load_times())[Definition("first", "definition")].seconds >= 0.1
+    await eventually_has(
+        lambda: store.rows(LOAD_TIMES), lambda times: Definition("first", "definition") in times
+    )
+    assert (await store.rows(LOAD_TIMES))[Definition("first", "definition")].seconds >= 0.1
 
 
 # --- housekeeping that fails ------------------------------------------------------------------------------
@@ -343,11 +350,11 @@ FAULTS: dict[str, tuple[str, Callable[..., Any]]] = {
         fails(RuntimeError("can't start new thread")),
     ),
     "the record cannot be deleted": (
-        "router.db.store.Store.delete_process",
+        "router.db.store.Store.delete",
         fails_later(sqlite3.OperationalError("disk I/O error")),
     ),
     "its name is no Unicode": (
-        "router.db.store.Store.delete_process",
+        "router.db.store.Store.delete",
         fails_later(UnicodeEncodeError("utf-8", "\udcff", 0, 1, "surrogates not allowed")),
     ),
     "its end cannot be described": ("router.process.child.describe_exit", fails(ValueError("a status"))),
@@ -376,8 +383,10 @@ async def test_the_housekeeping_of_one_child_that_fails_reaches_no_other(
             socket.unlink()
 
 
-@pytest.mark.parametrize("target", ["delete_process", "put_process", "put_load_time"])
-async def test_leaving_is_bounded_where_the_database_hangs(open_host, fake, store, monkeypatch, target):
+@pytest.mark.parametrize(("owner", "target"), [(Store, "delete"), (Store, "put"), (local, "keep_load_time")])
+async def test_leaving_is_bounded_where_the_database_hangs(
+    open_host, fake, store, monkeypatch, owner, target
+):
     monkeypatch.setattr(local, "_KILL_SECONDS", 0.5)
 
     async def hang(*_: object) -> None:
@@ -387,15 +396,15 @@ async def test_leaving_is_bounded_where_the_database_hangs(open_host, fake, stor
     with monkeypatch.context() as patch:
         async with open_host() as host:
             await start(host, fake, "a#1", GIB)
-            patch.setattr(store, target, hang)
+            patch.setattr(owner, target, hang)
             loading = asyncio.ensure_future(start(host, fake, "b#1", GIB))
             await asyncio.sleep(0)
             leaving_at = loop.time()
         assert loop.time() - leaving_at < 20
         loading.cancel()
         await asyncio.wait({loading})
-    await store.delete_process("a#1")
-    await store.delete_process("b#1")
+    await store.delete(CHILDREN, "a#1")
+    await store.delete(CHILDREN, "b#1")
 
 
 async def test_a_log_on_a_disk_that_hangs_does_not_keep_a_child_from_being_killed(
@@ -418,8 +427,10 @@ async def test_one_record_that_cannot_be_adopted_does_not_keep_the_others_from_i
     async with open_host() as host:
         for name in ("a#1", "b#1"):
             await start(host, fake, name, GIB)
-        await eventually_has(store.processes, lambda records: all(record.is_ready for record in records))
-        pids = [record.pid for record in await store.processes()]
+        await eventually_has(
+            lambda: kept_records(store), lambda records: all(record.is_ready for record in records)
+        )
+        pids = [record.pid for record in await kept_records(store) if record.pid is not None]
         host.hand_over()
     adopt = Process.adopt
 
@@ -432,7 +443,7 @@ async def test_one_record_that_cannot_be_adopted_does_not_keep_the_others_from_i
     async with open_host() as host:
         (record,) = await host.instances()
         assert (record.instance, record.ready) == ("b#1", True)
-        assert [one.instance for one in await store.processes()] == ["b#1"]
+        assert [one.instance for one in await kept_records(store)] == ["b#1"]
     for pid in pids:
         with contextlib.suppress(ChildProcessError):
             os.waitpid(pid, 0)  # in these tests every router is this process
@@ -454,7 +465,7 @@ async def earlier(open_host, fake, store):
     """Leaves a child behind, as a router does that is replaced; yields its record and pid."""
     async with open_host() as host:
         address = await start(host, fake)
-        await eventually_has(store.processes, lambda records: records[0].is_ready)
+        await eventually_has(lambda: kept_records(store), lambda records: records[0].is_ready)
         pid = pid_of(await host.instances())
         host.hand_over()
     identity = identify(pid)
@@ -482,7 +493,7 @@ async def test_a_child_handed_over_is_found_serving(earlier, open_host, store):
         waiting = asyncio.ensure_future(host.wait("a#1"))
         await host.discard(record)
         assert (await waiting).returncode is None
-        assert await store.processes() == ()
+        assert await kept_records(store) == ()
 
 
 async def test_an_adopted_child_is_stopped_with_the_host(earlier, open_host):
@@ -501,12 +512,12 @@ async def test_a_record_whose_pid_is_a_strangers_is_forgotten_and_the_stranger_l
             identity = identify(stranger.pid)
             assert identity is not None
             record = record_of(paths, identity, start_time=identity.start_time - 1)
-            await store.put_process(record)
+            await keep_record(store, record)
             assert await host.instances() == ()
-            assert await store.processes() == ()
+            assert await kept_records(store) == ()
             # The same process by its start, but with another command line than the child had:
             record = record_of(paths, identity, start_time=identity.start_time, argv_hash="another")
-            await store.put_process(record)
+            await keep_record(store, record)
             assert await host.instances() == ()
         assert stranger.poll() is None
     finally:
@@ -535,12 +546,12 @@ async def test_a_dead_childs_record_is_forgotten(earlier, open_host, store):
     os.waitpid(identity.pid, 0)
     async with open_host() as host:
         assert await host.instances() == ()
-        assert await store.processes() == ()
+        assert await kept_records(store) == ()
 
 
 async def test_a_child_without_a_record_is_ended(earlier, open_host, store):
     _, identity = earlier
-    await store.delete_process("a#1")
+    await store.delete(CHILDREN, "a#1")
     async with open_host() as host:
         assert await host.instances() == ()
     wait_until(lambda: not is_alive(identity), "nobody would ever have ended it")
@@ -566,6 +577,7 @@ from router.scheduler.types import Placement
 from router.memory.devices import Devices
 from router.hosts.local import LocalHost
 from router.db.store import Store
+from router.hosts.records import CHILDREN
 from tests.fake_binary import FAKE
 from tests.process.traces import ENVIRON
 
@@ -583,7 +595,9 @@ async def main(state, run, *flags):
         loading = asyncio.ensure_future(
             host.start("loading#1", "loading", place, hanging, definition=Definition("d"))
         )
-        while len(await host.instances()) < 2 or not any(r.is_ready for r in await store.processes()):
+        while len(await host.instances()) < 2 or not any(
+            r.is_ready for r in (await store.rows(CHILDREN)).values()
+        ):
             await asyncio.sleep(0.01)
         print(*(record.pid for record in await host.instances()), flush=True)
         await asyncio.sleep(1e6)
@@ -629,7 +643,7 @@ async def test_no_child_is_lost_when_the_host_is_cancelled_at_any_moment(open_ho
         running.cancel()
         await asyncio.wait({running})
         await eventually(lambda: not list(paths.runtime_dir.glob("*.sock")), "a socket is left")
-        assert await store.processes() == ()
+        assert await kept_records(store) == ()
 
 
 async def test_a_child_that_was_ready_and_stands_still_for_a_moment_is_not_given_up(earlier, open_host):

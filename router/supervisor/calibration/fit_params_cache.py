@@ -8,7 +8,9 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Final, Self
 
-from router.db.store import KeptOpinion, Store
+import msgspec
+
+from router.db.store import Store, Table
 from router.memory.estimate import fit_params
 from router.memory.estimate.fit_params import FitRow, Question
 from router.memory.estimate.learning import FORGET_SECONDS
@@ -22,6 +24,17 @@ LOAD_PATIENCE_SECONDS: Final = 3.0
 
 #: Its rows, none where it has no answer.
 Answer = tuple[FitRow, ...]
+
+
+class _Kept(msgspec.Struct, frozen=True):
+    """An answer, and the files that it is about."""
+
+    rows: Answer
+    files: tuple[Stamp, ...]
+
+
+#: By the key of the question.
+ANSWERS: Final = Table("fit_params", str, _Kept)
 
 
 class FitParamsCache:
@@ -42,14 +55,14 @@ class FitParamsCache:
         self._is_closed = False
 
     async def __aenter__(self) -> Self:
-        await self._store.forget_opinions(older_than=self._now() - FORGET_SECONDS)
-        kept = await self._store.opinions()
+        await self._store.delete_old(ANSWERS, older_than=self._now() - FORGET_SECONDS)
+        kept = await self._store.rows(ANSWERS)
         gone = await asyncio.to_thread(lambda: set(stale((key, one.files) for key, one in kept.items())))
         for key, one in kept.items():
             if key in gone:
-                await self._store.forget_opinion(key)
+                await self._store.delete(ANSWERS, key)
             else:
-                self._answers[key] = tuple(FitRow(*row) for row in one.rows)
+                self._answers[key] = one.rows
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -81,5 +94,4 @@ class FitParamsCache:
     async def _put(self, question: Question, files: tuple[Stamp, ...]) -> None:
         rows = await self._ask(question.argv, question.env, is_urgent=question.touches_gpus)
         self._answers[question.key] = answer = rows or ()
-        told = tuple((row.name, row.model_bytes, row.context_bytes, row.compute_bytes) for row in answer)
-        await self._store.put_opinion(question.key, KeptOpinion(told, files, self._now()))
+        await self._store.put(ANSWERS, question.key, _Kept(answer, files), self._now())

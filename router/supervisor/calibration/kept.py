@@ -11,7 +11,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final, Self, TypeAlias, TypeVar
 
-from router.db.store import LearnedFootprint, Store
+import msgspec
+
+from router.db.store import Store, Table
 from router.memory.estimate.learning import FORGET_SECONDS, Learned, Stamp, has_grown
 from router.models.catalog.candidate import stamp_of
 from router.tasks import Tasks
@@ -27,6 +29,26 @@ ENTRIES_MAX: Final = 4096
 #: What is not pressing is written so late, and anything not more often than this.
 SAVE_SECONDS: Final = 60.0
 PRESSING_SAVE_SECONDS: Final = 1.0
+
+
+class Footprint(msgspec.Struct, frozen=True):
+    """What is kept of an entry. A row that makes no sense does not decode."""
+
+    learned: Learned
+    files: tuple[Stamp, ...] = ()
+
+    def __post_init__(self) -> None:
+        learned = self.learned
+        sizes = [size for size in (*learned.peak, *learned.floor) if size is not None]
+        if min([learned.requests, learned.trials, *sizes]) < 0:
+            raise ValueError("a number below 0")
+        if len(learned.floor) not in (0, len(learned.peak)):
+            raise ValueError("peak and floor are of different devices")
+
+
+#: By (key, shape). Bytes are per place of a placement, not per device id: identical cards share what was
+#: learned.
+FOOTPRINTS: Final = Table("footprints", tuple[str, str], Footprint)
 
 
 @dataclass(slots=True)
@@ -97,7 +119,7 @@ class Kept:
             kept = self._entries[entry]
             learned = kept.learned
             if learned.is_measured or kept.is_lasting:
-                await self._store.put_footprint(*entry, _row(kept, self._now()))
+                await self._store.put(FOOTPRINTS, entry, Footprint(learned, kept.files), self._now())
                 kept.saved = learned
             if kept.learned is learned:  # else it has changed while it was written; cancelled, it stays dirty
                 self._dirty.discard(entry)
@@ -119,17 +141,16 @@ class Kept:
             log.exception("what is learned of models is not kept any more")
 
     async def _read(self) -> None:
-        await self._store.forget_footprints(older_than=self._now() - FORGET_SECONDS)
-        rows = await self._store.footprints()
-        ids = list(rows)[:ENTRIES_MAX]
+        await self._store.delete_old(FOOTPRINTS, older_than=self._now() - FORGET_SECONDS)
+        rows = await self._store.rows(FOOTPRINTS)
+        ids = list(rows)[-ENTRIES_MAX:]
         gone = await asyncio.to_thread(lambda: set(stale((i, rows[i].files) for i in ids)))
-        for entry in [*gone, *list(rows)[ENTRIES_MAX:]]:
-            await self._store.forget_footprint(*entry)
+        for entry in [*gone, *list(rows)[:-ENTRIES_MAX]]:
+            await self._store.delete(FOOTPRINTS, entry)
         for entry in ids:
             if entry not in gone:
                 row = rows[entry]
-                learned = Learned(row.peak, row.floor, row.requests, row.trials)
-                self._entries[entry] = _Entry(learned, row.files, learned)
+                self._entries[entry] = _Entry(row.learned, row.files, row.learned)
 
 
 def stale(entries: Iterable[tuple[_Id, tuple[Stamp, ...]]]) -> Iterator[_Id]:
@@ -142,10 +163,3 @@ def stale(entries: Iterable[tuple[_Id, tuple[Stamp, ...]]]) -> Iterator[_Id]:
 def _differs(old: Learned, new: Learned) -> bool:
     grown = any(has_grown(was, now) for was, now in zip(old.peak, new.peak, strict=True))
     return grown or old.floor != new.floor or old.is_proven != new.is_proven
-
-
-def _row(kept: _Entry, now: float) -> LearnedFootprint:
-    learned = kept.learned
-    return LearnedFootprint(
-        learned.peak, learned.floor, learned.requests, learned.trials, kept.files, updated_at=now
-    )

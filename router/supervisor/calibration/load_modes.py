@@ -12,7 +12,6 @@ import asyncio
 import hashlib
 import json
 import logging
-import math
 import time
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, replace
@@ -20,11 +19,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final, Literal, Self, TypeAlias
 
-from router.db.store import LoadSeconds, Store
+from router.db.store import Store, Table
 from router.engines import Launch
 from router.errors import LoadFailed
 from router.hosts import Address
 from router.hosts.read_ahead import are_in_memory
+from router.hosts.records import LOAD_TIMES
 from router.memory.estimate.learning import FORGET_SECONDS
 from router.models.definitions import Reading
 from router.scheduler.types import ModelName, Start
@@ -49,6 +49,8 @@ FAR_WORSE: Final = 1.25
 BETTER_SHARE: Final = 0.9
 #: After so long the way that is not taken is measured once more.
 RECHECK_SECONDS: Final = 30 * 24 * 3600.0
+#: Stands for a load that fails: a row is JSON, which has no infinity.
+NEVER: Final = 1e9
 
 _READ: Final[dict[Mode, str]] = {"mmap": "mapped", "none": "read", "dio": "read directly"}
 _FROM: Final[dict[State, str]] = {
@@ -56,6 +58,20 @@ _FROM: Final[dict[State, str]] = {
     "cold": "from the disk",
     "large": "from the disk, too large for the page cache",
 }
+
+
+@dataclass(frozen=True, slots=True)
+class LoadSeconds:
+    """How long loads in one way have taken, averaged so that a new one weighs at least a quarter; NEVER
+    where the way does not work. `updated_at` is Unix time."""
+
+    seconds: float
+    count: int
+    updated_at: float
+
+
+#: By (key of the files, binary and devices; state of the page cache; mode).
+LOAD_SECONDS: Final = Table("load_seconds", tuple[str, str, str], LoadSeconds)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +91,7 @@ def choose(
     1 the other has failed once, 2 the usual one is not known well yet, 3 nothing to gain, 4 the other is not
     known well yet, 5 what is not in use was measured too long ago, 6 the faster one.
     """
-    if other is not None and math.isinf(other.seconds):
+    if other is not None and other.seconds >= NEVER:
         return Choice(USUAL, f"{_READ[mode]}, it could not be loaded")  # 1
     if usual is None or usual.count < LOADS:
         count = usual.count if usual is not None else 0
@@ -121,9 +137,10 @@ class LoadModes:
         self._begun = self._loading = 0
 
     async def __aenter__(self) -> Self:
-        await self._store.forget_load_seconds(older_than=self._now() - FORGET_SECONDS)
-        await self._store.forget_load_times(older_than=self._now() - FORGET_SECONDS)
-        self._known = dict(await self._store.load_seconds())
+        oldest = self._now() - FORGET_SECONDS
+        await self._store.delete_old(LOAD_SECONDS, older_than=oldest)
+        await self._store.delete_old(LOAD_TIMES, older_than=oldest)
+        self._known = await self._store.rows(LOAD_SECONDS)
         return self
 
     async def __aexit__(
@@ -183,7 +200,7 @@ class LoadModes:
                 address = await begin(replace(launch, argv=(*launch.argv, "--load-mode", choice.mode)))
             except LoadFailed as error:
                 log.warning("%s cannot be %s: %s", model, _READ[choice.mode], error.message)
-                await self._note(key, state, choice.mode, math.inf)
+                await self._note(key, state, choice.mode, NEVER)
                 self._choices[model] = state, Choice(USUAL, f"{_READ[choice.mode]}, it could not be loaded")
                 return await begin(launch)
         if is_alone and self._begun == begun:
@@ -199,10 +216,10 @@ class LoadModes:
         """A new measurement weighs at least a quarter."""
         old = self._known.get((key, state, mode))
         count = old.count + 1 if old is not None else 1
-        if old is not None and math.isfinite(seconds) and math.isfinite(old.seconds):
+        if old is not None and max(seconds, old.seconds) < NEVER:
             seconds = old.seconds + (seconds - old.seconds) / min(count, 4)
         found = self._known[key, state, mode] = LoadSeconds(seconds, count, self._now())
-        await self._store.put_load_seconds(key, state, mode, found)
+        await self._store.put(LOAD_SECONDS, (key, state, mode), found, found.updated_at)
 
 
 def _key(reading: Reading) -> str:

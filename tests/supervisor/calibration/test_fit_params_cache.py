@@ -17,7 +17,7 @@ from router.memory.estimate.values import Counted
 from router.scheduler.types import Learned, Model
 from router.supervisor.calibration import Learning, learner
 from router.supervisor.calibration import fit_params_cache as opinions_module
-from router.supervisor.calibration.fit_params_cache import FitParamsCache
+from router.supervisor.calibration.fit_params_cache import ANSWERS, FitParamsCache
 from router.supervisor.pool import Pool
 from tests.fake_host import GIB
 from tests.supervisor.calibration.test_learner import (
@@ -161,7 +161,7 @@ async def test_who_hands_over_waits_for_what_is_being_asked_and_asks_no_more():
         assert (await asking)[0].model_bytes == GIB
         assert await opinions.ask(second, (), within_seconds=10) == ()
         assert opinions.of(second) is None
-        assert set(await store.opinions()) == {"a"}
+        assert set(await store.rows(ANSWERS)) == {"a"}
 
 
 async def test_a_measurement_has_the_last_word_over_a_count():

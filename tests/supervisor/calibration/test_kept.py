@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 from pathlib import Path
 
 import pytest
 
-from router.db.store import LearnedFootprint, Store
+from router.db.store import Store
 from router.memory.estimate.learning import FORGET_SECONDS, Learned
 from router.models.catalog.candidate import stamp_of
 from router.supervisor.calibration import kept as kept_module
-from router.supervisor.calibration.kept import Kept
+from router.supervisor.calibration.kept import FOOTPRINTS, Footprint, Kept
 
 ENTRY = ("key", "shape")
 PEAK = 5 << 30
@@ -26,7 +27,7 @@ def path(tmp_path: Path) -> Path:
 
 async def rows(store: Store, is_so):
     async with asyncio.timeout(20):
-        while not is_so(found := await store.footprints()):
+        while not is_so(found := await store.rows(FOOTPRINTS)):
             await asyncio.sleep(0.01)
     return found
 
@@ -64,14 +65,14 @@ async def test_noise_is_not_worth_a_write_but_is_not_lost(path):
 
 async def test_many_changes_are_one_write(path, monkeypatch):
     writes = 0
-    real = Store.put_footprint
+    real = Store.put
 
     async def counted(*args):
         nonlocal writes
         writes += 1
         await real(*args)
 
-    monkeypatch.setattr(Store, "put_footprint", counted)
+    monkeypatch.setattr(Store, "put", counted)
     async with Store(path) as store, Kept(store) as kept:
         for size in range(1, 200):
             kept.put(ENTRY, Learned((size << 30,)), ())
@@ -103,7 +104,30 @@ async def test_what_nobody_used_for_ninety_days_is_forgotten_and_use_keeps_it(pa
     async with Store(path) as store, Kept(store, now=lambda: latest) as kept:
         assert kept.get(ENTRY) is None
         assert kept.get(("used", "shape")) == LEARNED
-        assert set(await store.footprints()) == {("used", "shape")}
+        assert set(await store.rows(FOOTPRINTS)) == {("used", "shape")}
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        ("peak", "x"),
+        ("peak", [-1]),
+        ("peak", [1e300]),
+        ("peak", 7),
+        ("floor", [1, 2, 3]),
+        ("floor", [True]),
+        ("requests", -1),
+    ],
+    ids=str,
+)
+async def test_a_footprint_that_makes_no_sense_is_left_out(path, damage):
+    statement = "UPDATE rows SET value = json_set(value, ?, json(?)) WHERE key LIKE '%bad%'"
+    row = (f"$.learned.{damage[0]}", json.dumps(damage[1]))
+    async with Store(path) as store:
+        await store.put(FOOTPRINTS, ("good", ""), Footprint(LEARNED))
+        await store.put(FOOTPRINTS, ("bad", ""), Footprint(LEARNED))
+        await store._in_thread(lambda: store._execute(statement, row))
+        assert await store.rows(FOOTPRINTS) == {("good", ""): Footprint(LEARNED)}
 
 
 @pytest.mark.parametrize("change", ["gone", "another"])
@@ -123,7 +147,7 @@ async def test_what_was_learned_of_a_file_ends_with_the_file(path, tmp_path, cha
     async with Store(path) as store, Kept(store) as kept:
         assert kept.get(ENTRY) is None
         assert kept.get(("other", "shape")) == LEARNED
-        assert set(await store.footprints()) == {("other", "shape")}
+        assert set(await store.rows(FOOTPRINTS)) == {("other", "shape")}
 
 
 async def test_only_the_entries_used_last_are_kept(path, monkeypatch):
@@ -131,10 +155,10 @@ async def test_only_the_entries_used_last_are_kept(path, monkeypatch):
     async with Store(path) as store:
         begin = time.time() - 100
         for i in range(6):
-            await store.put_footprint(f"key{i}", "", LearnedFootprint((1,), updated_at=begin + i))
+            await store.put(FOOTPRINTS, (f"key{i}", ""), Footprint(Learned((1,))), begin + i)
         async with Kept(store):
             pass
-        assert set(await store.footprints()) == {(f"key{i}", "") for i in (3, 4, 5)}
+        assert set(await store.rows(FOOTPRINTS)) == {(f"key{i}", "") for i in (3, 4, 5)}
 
 
 async def test_a_database_that_is_damaged_begins_anew(path, caplog):
@@ -154,7 +178,7 @@ async def test_a_store_that_fails_altogether_is_told_and_stops_nobody(path, monk
 
     async with Store(path) as store, Kept(store) as kept:
         with monkeypatch.context() as patch:
-            patch.setattr(Store, "put_footprint", fail)
+            patch.setattr(Store, "put", fail)
             kept.put(ENTRY, LEARNED, ())
             async with asyncio.timeout(20):
                 while "not kept any more" not in caplog.text:

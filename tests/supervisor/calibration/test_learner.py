@@ -346,7 +346,8 @@ async def test_a_row_that_cannot_be_of_this_placement_is_not_believed(tmp_path):
     async with Store(tmp_path / "db") as store:
         async with learning_pool(MeasuredHost(a=5), model("a", 9), store=store) as bench:
             await bench.use("a", 12)
-        await store._in_thread(lambda: store._execute("UPDATE footprints SET peak = '[1, 2, 3]'", ()))
+        statement = "UPDATE rows SET value = json_set(value, '$.learned.peak', json('[1, 2, 3]'))"
+        await store._in_thread(lambda: store._execute(statement, ()))
         async with learning_pool(MeasuredHost(a=5), model("a", 9), store=store) as bench:
             await bench.use("a")
             assert bench.starts("a") == [9 * GIB]

@@ -11,14 +11,21 @@ from pathlib import Path
 import pytest
 
 from router.app import parts
-from router.db.store import LoadSeconds, Store
+from router.db.store import Store
 from router.engines import Launch
 from router.errors import LoadFailed
 from router.hosts import Address, HostFull
 from router.models.definitions import Reading
 from router.scheduler.types import Placement, Start
 from router.supervisor.calibration import LoadModes, load_modes
-from router.supervisor.calibration.load_modes import LOADS, RECHECK_SECONDS, WORTH_SECONDS, choose
+from router.supervisor.calibration.load_modes import (
+    LOAD_SECONDS,
+    LOADS,
+    RECHECK_SECONDS,
+    WORTH_SECONDS,
+    LoadSeconds,
+    choose,
+)
 from tests.e2e.running import Running, llama_servers
 from tests.fake_binary import make_fake_binary
 from tests.supervisor.calibration.test_serving import router, stub
@@ -208,7 +215,7 @@ async def test_small_files_and_those_that_are_not_ours_to_choose_for_are_not_loo
             async with LoadModes(store, found, lambda: 1.0, are_in_memory=look) as modes:
                 await modes.load(START, LAUNCH, begin)
                 assert modes.words("a") is None
-        assert not await store.load_seconds()
+        assert not await store.rows(LOAD_SECONDS)
 
 
 # --- in a whole router ---
