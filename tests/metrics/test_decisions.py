@@ -18,9 +18,7 @@ class Counted:
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         self.journal = Journal(size=1)  # nothing is counted from the ring, which forgets
-        metrics = DecisionMetrics()
-        self.registry.register(metrics)
-        self.journal.follow(metrics.heard)
+        self.journal.follow(DecisionMetrics(self.registry).heard)
 
     def record(self, event, *commands):
         self.journal.record(0.0, event, list(commands))
