@@ -40,7 +40,8 @@ INSERT INTO rows SELECT 'children', json_quote(instance), json_object(
         'overrides', substr(definition, instr(definition || ' ', ' ') + 1)),
     'placement', json(placement), 'socket', socket, 'log', log, 'pid', pid, 'start_time', start_time,
     'boot_id', boot_id, 'argv_hash', argv_hash, 'health_path', health_path,
-    'is_ready', json(iif(is_ready, 'true', 'false')), 'started_at', started_at), started_at FROM processes WHERE json_valid(placement);""",
+    'is_ready', json(iif(is_ready, 'true', 'false')), 'started_at', started_at), started_at
+    FROM processes WHERE json_valid(placement);""",
     "downloads": """
 INSERT INTO rows SELECT 'downloads', json_quote(id), job, updated_at FROM downloads;""",
     "pins": """

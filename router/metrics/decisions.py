@@ -7,8 +7,7 @@ from typing import ClassVar
 
 from prometheus_client import CollectorRegistry, Counter
 
-from router.observability.events.told import model_of
-from router.observability.journal import Entry
+from router.observability.journal import Entry, model_of
 from router.scheduler.types import Adopted, Exited, InstanceId, Ready, Stop
 
 

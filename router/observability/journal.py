@@ -9,8 +9,9 @@ import asyncio
 import heapq
 import logging
 from collections import Counter, deque
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from enum import Enum
 from itertools import count
 from operator import attrgetter
 from time import time
@@ -25,8 +26,10 @@ from router.scheduler.types import (
     Event,
     Exited,
     Grant,
+    InstanceId,
     Learned,
     Measured,
+    Model,
     ModelName,
     Pinned,
     Ready,
@@ -190,45 +193,43 @@ def command_words(command: Command) -> str:
             return f"refuse {lease}: {error.message}"
 
 
+#: What is said of an event or a command, beside its kind: of an error its code alone.
+_FIELDS: Final[Mapping[Kind, tuple[str, ...]]] = {
+    Acquire: ("lease", "model", "priority", "keep_alive", "size"),
+    Grant: ("lease", "instance", "action"),
+    Refuse: ("lease", "error"),
+    Release: ("lease",),
+    Start: ("instance", "model", "evicted"),
+    Stop: ("instance", "cause", "for_model"),
+    Ready: ("instance",),
+    Exited: ("instance", "error", "no_room", "out_of_memory"),
+    Adopted: ("instance", "model"),
+    Unload: ("model", "force"),
+    Pinned: ("model", "pinned"),
+    Learned: ("model",),
+}
+
+
 def entry_lines(entry: Entry) -> Iterator[dict[str, object]]:
     """An entry as plain data for JSON lines: one for the event, one for each command.
 
     For other eyes than the operator's: no message of an error (it may hold paths, or lines of a child's log),
     no settings and no device ids. `simulate --trace` reads it.
     """
-    common = {"id": entry.id, "at": entry.at, "now": entry.now}
     for told in (entry.event, *entry.commands):
-        yield {**common, "event": type(told).__name__, **_fields(told)}
+        line = {"id": entry.id, "at": entry.at, "now": entry.now, "event": type(told).__name__}
+        for name in _FIELDS.get(type(told), ()):
+            value = getattr(told, name)
+            match value:
+                case Enum():
+                    value = value.value
+                case Model():
+                    value = value.name
+            if name == "error":
+                name, value = "code", None if value is None else value.code
+            line[name] = value
+        yield line
 
 
-def _fields(told: Event | Command) -> dict[str, object]:  # noqa: C901 - a case per event
-    match told:
-        case Acquire(lease, model, priority, keep_alive, size, _):
-            urgency = priority.value if priority is not None else None
-            fields = {"lease": lease, "model": model, "priority": urgency, "keep_alive": keep_alive}
-            return {**fields, "size": size}
-        case Grant(lease, instance, action):
-            return {"lease": lease, "instance": instance, "action": action}
-        case Refuse(lease, error):
-            return {"lease": lease, "code": error.code}
-        case Release(lease):
-            return {"lease": lease}
-        case Start(instance, model, _, evicted):
-            return {"instance": instance, "model": model, "evicted": evicted}
-        case Stop(instance, cause, for_model):
-            return {"instance": instance, "cause": cause.value, "for_model": for_model}
-        case Ready(instance):
-            return {"instance": instance}
-        case Exited(instance, error, no_room, out_of_memory):
-            code = error.code if error is not None else None
-            return {"instance": instance, "code": code, "no_room": no_room, "out_of_memory": out_of_memory}
-        case Adopted(instance, model):
-            return {"instance": instance, "model": model}
-        case Unload(model, force):
-            return {"model": model, "force": force}
-        case Pinned(model, pinned):
-            return {"model": model, "pinned": pinned}
-        case Learned(model):
-            return {"model": model.name}
-        case _:
-            return {}
+def model_of(instance: InstanceId) -> ModelName:
+    return instance.rpartition("#")[0]

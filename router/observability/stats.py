@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import time
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import msgspec
 
-from router.observability.journal import Entry
+from router.observability.journal import Entry, model_of
 from router.scheduler.types import (
     Acquire,
     Adopted,
@@ -56,6 +58,38 @@ class Statistics(msgspec.Struct, frozen=True):
     models: dict[ModelName, Counted]
 
 
+@dataclass(slots=True)
+class _Tally:
+    """What is counted of one model."""
+
+    #: By the name of a field of `Counted`.
+    counts: Counter[str] = field(default_factory=Counter)
+    #: Of the newest load, of the longest, and of all loads together, in seconds.
+    last: float = 0.0
+    longest: float = 0.0
+    seconds: float = 0.0
+
+    def counted(self, more_hits: int = 0) -> Counted:
+        counts = self.counts + Counter(requests=more_hits, hits=more_hits)
+        requests, hits, loads = counts["requests"], counts["hits"], counts["loads"]
+        return Counted(
+            requests=requests,
+            hits=hits,
+            misses=requests - hits,
+            hit_rate=round(hits / requests, 4) if requests else None,
+            loads=loads,
+            swaps=counts["swaps"],
+            evictions=counts["evictions"],
+            failures=counts["failures"],
+            crashes=counts["crashes"],
+            load_seconds=LoadSeconds(
+                round(self.last, 3) if self.last else None,
+                round(self.seconds / loads, 3) if loads else None,
+                round(self.longest, 3) if loads else None,
+            ),
+        )
+
+
 class Stats:
     """`heard` follows a journal; `taken` are the requests that it counts itself, all of them hits. Bounded by
     the models there are: a name that is none never gets so far.
@@ -67,123 +101,55 @@ class Stats:
     def __init__(self, taken: Mapping[ModelName, int], clock: Callable[[], float] = time.time) -> None:
         self._since = clock()
         self._taken = taken
-        self._tallies: dict[ModelName, _Tally] = {}
+        self._tallies = defaultdict[ModelName, _Tally](_Tally)
         self._loading: dict[InstanceId, float] = {}
         self._ready: set[InstanceId] = set()
 
     def heard(self, entry: Entry) -> None:
         """An entry of the journal."""
-        event, commands = entry.event, entry.commands
-        match event:
-            case Acquire():
-                self._of(event.model).requests += 1
+        match entry.event:
+            case Acquire(_, model):
+                self._count(model, "requests")
             case Ready(instance):
-                self._became_ready(instance, entry.now)
+                self._ready.add(instance)
+                if instance in self._loading:
+                    self._loaded(model_of(instance), entry.now - self._loading.pop(instance))
             case Adopted(instance):
                 self._ready.add(instance)
             case Exited(instance, error, no_room):
-                self._gone(instance, is_failure=error is not None and not no_room)
-        for command in commands:
+                was_loading = self._loading.pop(instance, None) is not None
+                name = "crashes" if instance in self._ready else "failures" if was_loading else None
+                self._ready.discard(instance)
+                if name is not None and error is not None and not no_room:
+                    self._count(model_of(instance), name)
+        for command in entry.commands:
             match command:
-                case Grant(_, instance, action):
-                    if action == "already_loaded":
-                        self._of(_model(instance)).hits += 1
+                case Grant(_, instance, "already_loaded"):
+                    self._count(model_of(instance), "hits")
                 case Start(instance, model, _, evicted):
                     self._loading[instance] = entry.now
-                    self._of(model).swaps += bool(evicted)
+                    self._tallies[model].counts["swaps"] += bool(evicted)
                 case Stop(instance, cause):
-                    self._of(_model(instance)).evictions += cause is Cause.EVICTED
-                case _:
-                    pass
+                    self._tallies[model_of(instance)].counts["evictions"] += cause is Cause.EVICTED
 
     def told(self) -> Statistics:
-        for model in self._taken:
-            self._of(model)
-        total, models = _Tally(), dict[ModelName, Counted]()
-        for name, tally in sorted(self._tallies.items()):
-            whole = tally.with_hits(self._taken.get(name, 0))
-            total.add(whole)
-            models[name] = whole.counted()
-        return Statistics(round(self._since, 3), total.counted(), models)
+        total = _Tally()
+        for tally in self._tallies.values():
+            total.counts += tally.counts
+            total.seconds += tally.seconds
+            total.longest = max(total.longest, tally.longest)
+        models = {
+            name: self._tallies.get(name, _Tally()).counted(self._taken.get(name, 0))
+            for name in sorted(self._tallies.keys() | self._taken.keys())
+        }
+        return Statistics(round(self._since, 3), total.counted(sum(self._taken.values())), models)
 
-    # --- steps of the above ---
+    def _count(self, model: ModelName, name: str) -> None:
+        self._tallies[model].counts[name] += 1
 
-    def _became_ready(self, instance: InstanceId, now: float) -> None:
-        self._ready.add(instance)
-        if (begun := self._loading.pop(instance, None)) is not None:
-            self._of(_model(instance)).loaded(now - begun)
-
-    def _gone(self, instance: InstanceId, *, is_failure: bool) -> None:
-        tally = self._of(_model(instance))
-        if instance in self._ready:
-            self._ready.discard(instance)
-            tally.crashes += is_failure
-        elif self._loading.pop(instance, None) is not None:
-            tally.failures += is_failure
-
-    def _of(self, model: ModelName) -> _Tally:
-        tally = self._tallies.get(model)
-        if tally is None:
-            tally = self._tallies[model] = _Tally()
-        return tally
-
-
-class _Tally:
-    __slots__ = (
-        "crashes",
-        "evictions",
-        "failures",
-        "hits",
-        "last",
-        "loads",
-        "longest",
-        "requests",
-        "seconds",
-        "swaps",
-    )
-
-    def __init__(self) -> None:
-        self.requests = self.hits = self.loads = self.swaps = 0
-        self.evictions = self.failures = self.crashes = 0
-        self.last = self.longest = self.seconds = 0.0
-
-    def loaded(self, seconds: float) -> None:
-        self.loads += 1
-        self.last = seconds
-        self.seconds += seconds
-        self.longest = max(self.longest, seconds)
-
-    def with_hits(self, number: int) -> _Tally:
-        """A copy, and so many requests more that found the model ready."""
-        other = _Tally()
-        other.add(self)
-        other.last = self.last
-        other.requests += number
-        other.hits += number
-        return other
-
-    def add(self, other: _Tally) -> None:
-        for name in ("requests", "hits", "loads", "swaps", "evictions", "failures", "crashes", "seconds"):
-            setattr(self, name, getattr(self, name) + getattr(other, name))
-        self.longest = max(self.longest, other.longest)
-
-    def counted(self) -> Counted:
-        mean = round(self.seconds / self.loads, 3) if self.loads else None
-        last = round(self.last, 3) if self.loads and self.last else None
-        longest = round(self.longest, 3) if self.loads else None
-        return Counted(
-            requests=self.requests,
-            hits=self.hits,
-            misses=self.requests - self.hits,
-            hit_rate=round(self.hits / self.requests, 4) if self.requests else None,
-            loads=self.loads,
-            swaps=self.swaps,
-            evictions=self.evictions,
-            failures=self.failures,
-            crashes=self.crashes,
-            load_seconds=LoadSeconds(last, mean, longest),
-        )
-
-
-def _model(instance: InstanceId) -> ModelName:
-    return instance.rpartition("#")[0]
+    def _loaded(self, model: ModelName, seconds: float) -> None:
+        tally = self._tallies[model]
+        tally.counts["loads"] += 1
+        tally.last = seconds
+        tally.seconds += seconds
+        tally.longest = max(tally.longest, seconds)

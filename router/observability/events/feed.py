@@ -1,34 +1,96 @@
 """The stream of events: entries of the journal at once; what is only seen in snapshots a few times a second,
-and only while somebody reads."""
+and only while somebody reads. The newest are kept as bytes, numbered: what a reader has not had yet is looked
+up, never queued for it, so that a slow reader costs no memory, and one that was away goes on where it was."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator, Mapping
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, ClassVar, Final
 
 import msgspec
 
-from router.observability.events import seen
-from router.observability.events.ring import Lost, Ring
-from router.observability.events.told import ALL, WORTH_TELLING, ModelEvent, told
-from router.observability.journal import Entry
-from router.scheduler.types import Exited, InstanceId, ModelName, Ready, Start, State
+from router.observability.events import changes
+from router.observability.events.changes import ALL, ModelEvent
+from router.observability.journal import Entry, model_of
+from router.scheduler.types import (
+    Adopted,
+    Cause,
+    Exited,
+    InstanceId,
+    ModelName,
+    Pinned,
+    Ready,
+    Reloaded,
+    Start,
+    State,
+    Stop,
+)
 from router.scheduler.views import Snapshot
 
 #: Events that are kept for readers who come again. A frame has some hundred bytes.
 KEPT: Final = 2048
-#: So often a snapshot is looked at while somebody reads, and so often memory is told.
+#: How often a snapshot is looked at while somebody reads, and how often memory is told, in seconds.
 LOOK_SECONDS: Final = 0.25
 MEMORY_SECONDS: Final = 1.0
+#: A model that these take away would have stayed.
+_EVICTIONS: Final = frozenset({Cause.EVICTED, Cause.YIELDED, Cause.ABORTED})
+
+
+class Lost(Exception):
+    """Some of what this reader has not had yet is not kept any more, or was told by another router."""
+
+
+class Ring:
+    """`epoch` names this ring: numbers of another one mean nothing here."""
+
+    def __init__(self, size: int) -> None:
+        self.epoch = f"{time.time_ns() // 1_000_000:x}"
+        self.newest = 0
+        self._kept: deque[bytes] = deque(maxlen=size)
+        self._more = asyncio.Event()
+
+    def append(self, data: bytes) -> None:
+        """`data` is one line. Wakes every reader."""
+        self.newest += 1
+        self._kept.append(self.frame(data, self.newest))
+        self._more.set()
+        self._more = asyncio.Event()
+
+    def frame(self, data: bytes, number: int) -> bytes:
+        """As a server-sent event: who reads it to its end has had all up to `number`."""
+        return b"id: %s-%d\ndata: %s\n\n" % (self.epoch.encode(), number, data)
+
+    def after(self, number: int) -> Sequence[bytes]:
+        """Everything newer, as it goes out. Raises Lost."""
+        missing = self.newest - number
+        if missing < 0 or missing > len(self._kept):
+            raise Lost
+        return [self._kept[at] for at in range(len(self._kept) - missing, len(self._kept))]
+
+    def number_of(self, event_id: str) -> int:
+        """The number in the id of an event. Raises Lost for one of another ring."""
+        epoch, _, number = event_id.partition("-")
+        if epoch != self.epoch or not (number.isascii() and number.isdigit() and len(number) < 19):
+            raise Lost
+        return int(number)
+
+    async def more(self, number: int) -> None:
+        """Return when there is something newer."""
+        while self.newest <= number:
+            await self._more.wait()
 
 
 class Feed:
-    """`heard` follows a journal; `look` runs while there are readers. `snapshot` and `info` are asked, never
-    kept."""
+    """`heard` follows a journal; `look` runs while there are readers. `snapshot` and `info` (what a list
+    tells of a model) are asked, never kept.
+    """
 
-    HEARD: ClassVar = WORTH_TELLING
+    #: All that anything is told of: most entries are requests that come and go.
+    HEARD: ClassVar = (Ready, Exited, Adopted, Reloaded, Pinned, Start, Stop)
 
     def __init__(
         self,
@@ -40,23 +102,61 @@ class Feed:
     ) -> None:
         self.ring = Ring(kept)
         self._snapshot, self._info, self._models = snapshot, info, models
+        #: When each load began, in seconds of the scheduler's clock.
         self._started: dict[InstanceId, float] = {}
         self._readers = 0
         self._looking = asyncio.Event()
 
     def heard(self, entry: Entry) -> None:
-        """An entry of the journal, of those HEARD."""
+        """An entry of the journal, of those HEARD: in llama.cpp's names and shapes where it has them."""
+        match entry.event:
+            case Ready(instance):
+                model, begun = model_of(instance), self._started.pop(instance, None)
+                seconds = None if begun is None else round(entry.now - begun, 3)
+                loaded = {"status": "loaded", "instance": instance, "info": self._info(model)}
+                self._tell(model, "status_change", {**loaded, "load_seconds": seconds})
+            case Adopted(instance, model):
+                info = self._info(model)
+                adopted = {"status": "loaded", "instance": instance, "adopted": True, "info": info}
+                self._tell(model, "status_change", adopted)
+            case Exited(instance, error):
+                self._started.pop(instance, None)
+                model = model_of(instance)
+                code = error.details.get("returncode") if error is not None else 0
+                # Of several instances one may be gone.
+                status = _status(self._snapshot(), model)
+                gone = {"status": status, "instance": instance, "exit_code": code}
+                if error is not None:
+                    gone["error"] = error.message
+                self._tell(model, "status_change", gone)
+            case Reloaded(models):
+                self._tell(ALL, "models_reload", {"models": len(models)})
+            case Pinned(model, pinned):
+                self._tell(model, "pin", {"pinned": pinned})
         for command in entry.commands:
-            if isinstance(command, Start):
-                self._started[command.instance] = entry.now
-        for event in told(entry, self._info, self._status, lambda one: self._load_seconds(one, entry.now)):
-            self.tell(event)
-        if isinstance(entry.event, Ready | Exited):
-            self._started.pop(entry.event.instance, None)
+            match command:
+                case Stop(instance, cause, for_model):
+                    name = "evict" if cause in _EVICTIONS else "stop"
+                    why = {"instance": instance, "cause": cause.value, "for": for_model}
+                    self._tell(model_of(instance), name, why)
+                case Start(instance, model, placement, evicted, definition):
+                    self._started[instance] = entry.now
+                    begins: dict[str, Any] = {
+                        "status": "loading",
+                        "instance": instance,
+                        "devices": dict(placement.footprint),
+                        "evicted": evicted,
+                    }
+                    if definition.overrides:
+                        begins["settings"] = msgspec.json.decode(definition.overrides)
+                    self._tell(model, "model_status", begins)
 
     def tell(self, event: msgspec.Struct) -> None:
         """A ModelEvent, or what has its shape."""
         self.ring.append(msgspec.json.encode(event))
+
+    def _tell(self, model: ModelName, event: str, data: Mapping[str, Any]) -> None:
+        self.tell(ModelEvent(model, event, data))
 
     # --- reading ---
 
@@ -75,8 +175,8 @@ class Feed:
     def picture(self) -> dict[str, Any]:
         """All that later events change: every model, what runs, who waits, and the memory."""
         snapshot = self._snapshot()
-        queues = {queue.model: seen.queue_data(queue) for queue in snapshot.queues}
-        running = seen.instances(snapshot)
+        queues = {queue.model: changes.queue_data(queue) for queue in snapshot.queues}
+        running = changes.instances(snapshot)
         models = [
             {
                 "id": name,
@@ -86,7 +186,7 @@ class Feed:
             }
             for name in dict.fromkeys([*self._models(), *running])
         ]
-        return {"models": models, "devices": seen.devices(snapshot), "policy": snapshot.policy}
+        return {"models": models, "devices": changes.devices(snapshot), "policy": snapshot.policy}
 
     def once(self, event: str, data: Mapping[str, Any], number: int | None = None) -> bytes:
         """An event for one reader; with a number where it is up to date with it."""
@@ -104,22 +204,13 @@ class Feed:
             while self._readers:
                 await asyncio.sleep(LOOK_SECONDS)
                 now = self._snapshot()
-                for event in seen.changes(before, now):
+                for event in changes.changes(before, now):
                     self.tell(event)
                 before = now
                 if now.now - told_at >= MEMORY_SECONDS:
-                    for event in seen.memory(remembered, now):
+                    for event in changes.memory(remembered, now):
                         self.tell(event)
                     remembered, told_at = now, now.now
-
-    # --- small steps ---
-
-    def _status(self, model: ModelName) -> str:
-        return _status(self._snapshot(), model)
-
-    def _load_seconds(self, instance: InstanceId, now: float) -> float | None:
-        begun = self._started.get(instance)
-        return None if begun is None else round(now - begun, 3)
 
 
 class Reader:
