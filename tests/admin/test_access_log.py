@@ -12,7 +12,7 @@ from router.admin.access_log import ACCESS_LOG
 from router.proxy import RequestStats
 from tests.admin.conftest import Api
 from tests.admin.upstream import Connection, Received
-from tests.deadline import DEADLINE_SECONDS
+from tests.waiting import until
 
 
 @pytest.fixture(autouse=True)
@@ -83,7 +83,5 @@ async def test_a_client_that_left_is_noted_too(api: Api, caplog):
     call = asyncio.get_running_loop().create_task(api.post("/v1/completions", json={"model": "tiny"}))
     await begun.wait()
     call.cancel()
-    async with asyncio.timeout(DEADLINE_SECONDS):
-        while "router.access" not in {record.name for record in caplog.records}:
-            await asyncio.sleep(0.005)
+    await until(lambda: "router.access" in {record.name for record in caplog.records})
     assert " 499 tiny loaded " in caplog.text

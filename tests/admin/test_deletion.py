@@ -13,6 +13,7 @@ import pytest
 from router.admin import CONTEXT
 from tests.admin.conftest import Api
 from tests.admin.hub_cache import OverCache, put
+from tests.waiting import until
 
 REPO = "org/tiny-GGUF"
 
@@ -132,7 +133,5 @@ async def test_a_deletion_goes_to_its_end_though_its_client_leaves(over, models_
         async with asyncio.timeout(0.3):
             await router.api.call("DELETE", f"/models?model={REPO}:Q4_K_M")
     context.downloads.removing.release()
-    async with asyncio.timeout(10.0):
-        while await router.names():
-            await asyncio.sleep(0.01)
+    await until(router.names, holds=lambda names: not names)
     assert not list(router.cache.iterdir())

@@ -15,6 +15,7 @@ from router.admin import CONTEXT, events
 from router.scheduler.types import Pinned
 from tests.admin.conftest import Api
 from tests.deadline import DEADLINE_SECONDS
+from tests.waiting import until
 
 
 class Stream:
@@ -98,8 +99,7 @@ async def test_a_client_that_takes_nothing_is_cut_off(api: Api, monkeypatch: pyt
     feed = api.app[CONTEXT].events
     readers = api.app[events.READERS]
     async with asyncio.timeout(20):
-        while not readers:
-            await asyncio.sleep(0)
+        await until(lambda: readers)
         while readers:
             for _ in range(1000):
                 feed.ring.append(b'"' + b"x" * 5000 + b'"')

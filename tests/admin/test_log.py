@@ -10,6 +10,7 @@ import pytest
 
 from router.admin import log
 from tests.admin.conftest import Api
+from tests.waiting import until
 
 
 @pytest.fixture
@@ -80,8 +81,7 @@ async def test_who_follows_leaves_nothing_behind(api: Api, tmp_path: Path):
         async with client.get(api.url + "/models/log?model=tiny&follow=1") as answer:
             await answer.content.readline()
             assert len(followers) == 1
-        while followers:
-            await asyncio.sleep(0)
+        await until(lambda: not followers)
 
 
 async def test_too_many_who_follow_are_refused(api: Api, monkeypatch: pytest.MonkeyPatch):

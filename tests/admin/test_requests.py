@@ -9,7 +9,7 @@ import aiohttp
 
 from tests.admin.conftest import Api
 from tests.admin.upstream import Connection, Received
-from tests.deadline import DEADLINE_SECONDS
+from tests.waiting import until
 
 
 async def endless(received: Received, connection: Connection) -> None:
@@ -20,16 +20,15 @@ async def endless(received: Received, connection: Connection) -> None:
 
 async def in_flight(api: Api, count: int) -> list[dict[str, Any]]:
     """The list, once it has so many entries."""
-    async with asyncio.timeout(DEADLINE_SECONDS):
-        while len(rows := (await api.get("/requests")).json()["data"]) != count:
-            await asyncio.sleep(0)
-    return rows
+
+    async def rows() -> list[dict[str, Any]]:
+        return (await api.get("/requests")).json()["data"]
+
+    return await until(rows, holds=lambda rows: len(rows) == count)
 
 
 async def until_bytes(api: Api) -> dict[str, Any]:
-    async with asyncio.timeout(DEADLINE_SECONDS):
-        while not (row := (await in_flight(api, 1))[0])["bytes"]:
-            await asyncio.sleep(0)
+    (row,) = await until(lambda: in_flight(api, 1), holds=lambda rows: rows[0]["bytes"])
     return row
 
 

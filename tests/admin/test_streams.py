@@ -10,6 +10,7 @@ import pytest
 
 from tests.admin.conftest import Api
 from tests.admin.upstream import Connection, Received
+from tests.waiting import until
 
 HAVING = {"conversation_id": "c1", "is_done": False, "total_bytes": 9, "started_at": 7, "completed_at": 0}
 
@@ -94,8 +95,7 @@ async def test_while_its_model_loads_a_follower_is_told_to_come_again_and_a_stop
     asking = asyncio.create_task(
         api.post("/v1/completions", json={"model": "other"}, headers={"X-Conversation-Id": "c3"})
     )
-    while not api.pool.waiting:
-        await asyncio.sleep(0.01)
+    await until(lambda: api.pool.waiting)
     answer = await api.get("/v1/stream?conv_id=c3")
     assert (answer.status, answer.headers["Retry-After"]) == (503, "1")
     assert (await api.call("DELETE", "/v1/stream?conv_id=c3")).status == 204

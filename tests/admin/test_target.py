@@ -9,8 +9,9 @@ import pytest
 from router.admin.target import encode_line, tidy
 from tests.admin.conftest import Api
 from tests.admin.upstream import Connection, Received
-from tests.http.test_inference import ASKED, calling, said, until
+from tests.http.test_inference import ASKED, calling, said
 from tests.proxy.wire import Message, read_answer
+from tests.waiting import until
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from typing import Any
 from router.cli import pull
 from tests.admin.test_downloads import MODEL, Q4, Q8, REPO, fetching, hub
 from tests.cli.conftest import Terminal
+from tests.waiting import until
 
 __all__ = ["fetching", "hub"]
 
@@ -63,8 +64,7 @@ async def test_ctrl_c_stops_the_download_and_the_same_command_goes_on(fetching, 
     )
     async with asyncio.timeout(30.0):
         await hub.faults.holding.wait()
-        while not any(part.stat().st_size for part in tmp_path.rglob("*.incomplete")):
-            await asyncio.sleep(0.01)
+        await until(lambda: any(part.stat().st_size for part in tmp_path.rglob("*.incomplete")))
         process.send_signal(signal.SIGINT)
         assert await process.wait() == 130
     assert (await fetching.get("/models/downloads")).json()["data"][0]["state"] == "cancelled"

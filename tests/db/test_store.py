@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from router.db.store import SCHEMA_VERSION, Store, Table
+from tests.waiting import until
 
 
 @dataclasses.dataclass(frozen=True)
@@ -191,9 +192,7 @@ async def test_it_returns_to_its_file_as_soon_as_that_takes_it(path, monkeypatch
             assert not store.is_persistent
             await store.delete(ROWS, "gone#1")
             await store.put(ROWS, "new#1", ROW)
-        async with asyncio.timeout(20):
-            while not store.is_persistent:
-                await asyncio.sleep(0.01)
+        await until(lambda: store.is_persistent)
         await store.put(ROWS, "later#1", ROW)
         assert store.is_persistent
         with contextlib.closing(sqlite3.connect(path)) as reader:
@@ -203,9 +202,7 @@ async def test_it_returns_to_its_file_as_soon_as_that_takes_it(path, monkeypatch
 
 
 async def _until_persistent(store: Store) -> None:
-    async with asyncio.timeout(20):
-        while not store.is_persistent:
-            await asyncio.sleep(0.01)
+    await until(lambda: store.is_persistent)
 
 
 async def test_a_file_that_is_damaged_while_it_is_used_is_replaced_and_what_comes_is_kept(
@@ -319,10 +316,8 @@ async def test_a_return_to_the_file_that_fails_ends_neither_the_store_nor_its_ow
         with monkeypatch.context() as patch:
             patch.setattr(store, "_return", lambda: 1 / 0)
             store.is_persistent = False
-            while "cannot return" not in caplog.text:
-                await asyncio.sleep(0.005)
-        while not store.is_persistent:
-            await asyncio.sleep(0.005)
+            await until(lambda: "cannot return" in caplog.text)
+        await until(lambda: store.is_persistent)
 
 
 async def test_a_database_that_hangs_does_not_hold_up_the_end_of_the_store(path, monkeypatch):

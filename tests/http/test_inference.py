@@ -24,6 +24,7 @@ from tests.admin.conftest import Api, echo
 from tests.admin.upstream import Connection, Received
 from tests.deadline import DEADLINE_SECONDS
 from tests.proxy.wire import Message, read_answer
+from tests.waiting import until
 
 PATH = "/v1/chat/completions"
 ASKED = {"model": "tiny", "messages": []}
@@ -63,15 +64,6 @@ async def calling(api: Api) -> AsyncIterator[Caller]:
         yield caller
     finally:
         writer.close()
-
-
-async def until(is_true, what: str) -> None:
-    try:
-        async with asyncio.timeout(DEADLINE_SECONDS):
-            while not is_true():
-                await asyncio.sleep(0)
-    except TimeoutError:
-        pytest.fail(what)
 
 
 async def endless(received: Received, connection: Connection) -> None:
@@ -672,9 +664,7 @@ async def test_a_client_that_does_not_read_is_waited_for_and_gets_all(api: Api):
         flows = api.app_context.proxy.traffic.flows
         for _ in range(2):  # the second is not answered before the first is taken
             caller.writer.write(said({"model": "tiny", "much": True}))
-            async with asyncio.timeout(DEADLINE_SECONDS):
-                while [flow.held for flow in flows.values()] != [1]:
-                    await asyncio.sleep(0.01)
+            await until(lambda: [flow.held for flow in flows.values()] == [1])
         assert [flow.requests for flow in flows.values()] == [1]
         (row,) = (await api.get("/requests")).json()["data"]
         assert row["bytes"] < size / 2
