@@ -128,11 +128,5 @@ class Bench:
         await self._stack.aclose()
 
 
-async def eventually(is_true: Callable[[], object], what: str = "") -> None:
-    async with asyncio.timeout(DEADLINE):
-        while not is_true():
-            await asyncio.sleep(0.005)
-
-
 async def echo(received: Received, connection: Connection) -> None:
     await connection.answer(received.body)

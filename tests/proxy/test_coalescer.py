@@ -13,6 +13,7 @@ import pytest
 from router.proxy.coalescer import WriteCoalescer
 from router.proxy.upstream import Upstream, open_upstream
 from tests.proxy.wire import connect
+from tests.waiting import until
 
 
 class Heard:
@@ -139,8 +140,6 @@ async def test_a_new_connection_is_written_to_before_the_loop_has_it(tmp_path: P
                     got += await asyncio.get_running_loop().sock_recv(end, size)
             assert got == asked
             end.send(b"answered")
-            async with asyncio.timeout(5):
-                while heard.data != b"answered":
-                    await asyncio.sleep(0)
+            await until(lambda: heard.data == b"answered")
         upstream.close()
         await asyncio.sleep(0)

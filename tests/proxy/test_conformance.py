@@ -16,7 +16,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
-import pytest
 import uvloop
 
 from router.proxy import ProxyContext, RequestInfo
@@ -25,6 +24,7 @@ from tests.admin.fake_pool import FakePool
 from tests.proxy.bench import Counted, proxy_server
 from tests.proxy.exchanges import Framing, Request, make
 from tests.proxy.wire import Headers, Message, ScriptedChild, read_answer
+from tests.waiting import until
 
 EXCHANGES = int(os.environ.get("CONFORMANCE_EXCHANGES", "5000"))
 SEED = int(os.environ.get("CONFORMANCE_SEED", "1"))
@@ -75,12 +75,12 @@ async def compare(folder: Path, count: int, seed: int) -> Counter[str]:
             seen["kept connection"] = behind.served - behind.opened
             assert not router.proxy.in_flight.requests
             assert router.counted.count == 0
-            await _eventually(lambda: router.pool.open_leases == 0, "a lease is left")
+            await until(lambda: router.pool.open_leases == 0, "a lease is left")
             assert len(set(router.pool.released)) == len(router.pool.released), "released twice"
             assert not router.proxy.traffic.flows
             router.proxy.close()
-            await _eventually(lambda: behind.connections == 0, "a connection to the child is left")
-    await _eventually(lambda: _resources() == before, f"left: {before} before, now {_resources()}")
+            await until(lambda: behind.connections == 0, "a connection to the child is left")
+    await until(lambda: _resources() == before, f"left: {before} before, now {_resources()}")
     return seen
 
 
@@ -248,12 +248,3 @@ async def _all(work: Any) -> None:
     async with asyncio.TaskGroup() as group:
         for one in work:
             group.create_task(cast(Coroutine[Any, Any, None], one))
-
-
-async def _eventually(is_true: Any, what: str) -> None:
-    try:
-        async with asyncio.timeout(5):
-            while not is_true():
-                await asyncio.sleep(0.01)
-    except TimeoutError:
-        pytest.fail(what)

@@ -8,7 +8,8 @@ import json
 from router.proxy import RequestInfo, RequestStats
 from router.proxy.request import RequestState
 from tests.admin.upstream import Connection, Received
-from tests.proxy.bench import DEADLINE, Bench, eventually
+from tests.proxy.bench import DEADLINE, Bench
+from tests.waiting import until
 
 
 class Child:
@@ -35,7 +36,7 @@ class Child:
 async def abandon(bench: Bench, child: Child) -> None:
     upstream = await bench.child(child)
     _, writer = await bench.raw()
-    await eventually(lambda: upstream.requests)
+    await until(lambda: upstream.requests)
     writer.close()
     async with asyncio.timeout(DEADLINE):
         await child.saw_the_end.wait()
@@ -45,15 +46,14 @@ async def test_a_request_that_is_abandoned_holds_its_lease_until_its_child_close
     child = Child()
     await abandon(bench, child)
     (request,) = bench.requests
-    await eventually(lambda: request.state is RequestState.DONE)
+    await until(lambda: request.state is RequestState.DONE)
     assert bench.pool.open_leases == 1
     assert [flow.requests for flow in bench.proxy.traffic.flows.values()] == [1], "a stall is still seen"
     ending = request.stats.ending
     assert ending is not None and not ending.done()
     child.done.set()
-    await eventually(lambda: not bench.pool.open_leases)
+    await until(lambda: not bench.pool.open_leases and not len(bench.proxy.endings))
     assert not bench.proxy.traffic.flows
-    assert not len(bench.proxy.endings)
 
 
 async def test_its_lease_is_held_until_no_slot_works_on_it(bench: Bench):
@@ -61,10 +61,10 @@ async def test_its_lease_is_held_until_no_slot_works_on_it(bench: Bench):
     child = Child(working=1)
     await abandon(bench, child)
     child.done.set()
-    await eventually(lambda: child.asked_for_slots > 2)
+    await until(lambda: child.asked_for_slots > 2)
     assert bench.pool.open_leases == 1
     child.idle.set()
-    await eventually(lambda: not bench.pool.open_leases)
+    await until(lambda: not bench.pool.open_leases)
 
 
 async def test_a_stream_that_told_of_its_prompt_alone_is_held_until_no_slot_works_on_it(bench: Bench):
@@ -86,10 +86,10 @@ async def test_a_stream_that_told_of_its_prompt_alone_is_held_until_no_slot_work
     async with asyncio.timeout(DEADLINE):
         await reader.readuntil(b"prompt_progress")
     writer.close()
-    await eventually(lambda: asked > 2)
+    await until(lambda: asked > 2)
     assert bench.pool.open_leases == 1
     idle.set()
-    await eventually(lambda: not bench.pool.open_leases)
+    await until(lambda: not bench.pool.open_leases)
 
 
 async def test_a_child_that_answers_after_a_long_batch_is_waited_for(bench: Bench):
@@ -106,22 +106,22 @@ async def test_a_child_that_answers_after_a_long_batch_is_waited_for(bench: Benc
 
     upstream = await bench.child(computes)
     _, writer = await bench.raw()
-    await eventually(lambda: upstream.requests)
+    await until(lambda: upstream.requests)
     writer.close()
-    await eventually(lambda: asked)
+    await until(lambda: asked)
     await asyncio.sleep(3.5)  # longer than a child was waited for before
     assert (bench.pool.open_leases, asked) == (1, 1)
     computed.set()
-    await eventually(lambda: not bench.pool.open_leases)
+    await until(lambda: not bench.pool.open_leases)
 
 
 async def test_slots_that_work_for_others_hold_nothing(bench: Bench):
     child = Child(working=1)
     await abandon(bench, child)
     _, other = await bench.raw()
-    await eventually(lambda: len(bench.children[0].requests) == 2)
+    await until(lambda: len(bench.children[0].requests) == 2)
     child.done.set()
-    await eventually(lambda: bench.pool.open_leases == 1)
+    await until(lambda: bench.pool.open_leases == 1)
     child.idle.set()
     other.close()
 
@@ -130,7 +130,7 @@ async def test_a_child_that_is_gone_holds_nothing(bench: Bench):
     child = Child(working=1)
     await abandon(bench, child)
     await bench.children[0].__aexit__()
-    await eventually(lambda: not bench.pool.open_leases)
+    await until(lambda: not bench.pool.open_leases)
 
 
 async def test_a_stream_whose_child_does_not_look_for_its_client_is_aborted(bench: Bench):
@@ -147,7 +147,7 @@ async def test_a_stream_whose_child_does_not_look_for_its_client_is_aborted(benc
     reader, writer = await bench.raw()
     await reader.readuntil(b"data: ")
     writer.close()
-    await eventually(lambda: not bench.pool.open_leases)
+    await until(lambda: not bench.pool.open_leases)
     await asyncio.sleep(0)
     before = sent
     await asyncio.sleep(0)
@@ -159,14 +159,14 @@ async def test_a_stream_that_is_to_outlive_its_client_is_held_by_whoever_asked_f
     held: list[RequestStats] = []
     bench.ask = RequestInfo("qwen", stream=True, on_abandoned=held.append)
     await abandon(bench, child)
-    await eventually(lambda: not bench.pool.open_leases)
+    await until(lambda: not bench.pool.open_leases)
     assert [stats.instance for stats in held] == ["qwen#1"]
 
 
 async def test_a_router_that_ends_counts_them_no_longer(bench: Bench):
     child = Child()
     await abandon(bench, child)
-    await eventually(lambda: len(bench.proxy.endings) == 1)
+    await until(lambda: len(bench.proxy.endings) == 1)
     bench.proxy.close()
     await bench.proxy.endings.settled()
     assert not bench.pool.open_leases

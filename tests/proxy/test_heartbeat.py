@@ -12,7 +12,8 @@ from router.errors import LoadFailed, RouterError
 from router.proxy import Dialect, HeartbeatConfig, RequestInfo
 from router.scheduler.views import ModelView, QueueView, Snapshot
 from tests.admin.upstream import Connection, Received
-from tests.proxy.bench import DEADLINE, Bench, echo, eventually
+from tests.proxy.bench import DEADLINE, Bench, echo
+from tests.waiting import until
 
 SOON = HeartbeatConfig(head_seconds=0.01, beat_seconds=0.02)
 
@@ -138,7 +139,7 @@ async def test_who_does_not_stream_hears_nothing_before_the_answer(waiting: Benc
     await waiting.child(echo)
     waiting.ask = RequestInfo("qwen")
     reader, _ = await waiting.raw()
-    await eventually(lambda: waiting.pool.waiting)
+    await until(lambda: waiting.pool.waiting)
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(10 * SOON.beat_seconds):
             await reader.read(1)
@@ -151,7 +152,7 @@ async def test_it_can_be_switched_off(waiting: Bench):
     await waiting.child(stream)
     waiting.patience = HeartbeatConfig(head_seconds=0)
     reader, _ = await waiting.raw()
-    await eventually(lambda: waiting.pool.waiting)
+    await until(lambda: waiting.pool.waiting)
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(0.1):
             await reader.read(1)
@@ -166,7 +167,7 @@ async def test_a_client_that_leaves_while_it_is_told_gives_up_its_place(waiting:
     async with asyncio.timeout(DEADLINE):
         await reader.readuntil(b"\r\n\r\n")
     writer.close()
-    await eventually(lambda: not waiting.pool.waiting)
+    await until(lambda: not waiting.pool.waiting)
 
 
 async def test_an_old_client_is_told_without_chunks(waiting: Bench):

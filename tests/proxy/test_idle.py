@@ -12,7 +12,8 @@ import pytest
 
 from router.proxy import idle
 from tests.admin.upstream import Connection, Received
-from tests.proxy.bench import DEADLINE, Bench, eventually
+from tests.proxy.bench import DEADLINE, Bench
+from tests.waiting import until
 
 KEPT = "Content-Type: application/json\r\nKeep-Alive: timeout=5, max=100"
 
@@ -212,7 +213,7 @@ async def test_a_child_with_too_many_waiting_for_it_is_tried_again(bench: Bench)
                 waiting[-1].connect(child.path)
         assert refused.value.errno == errno.EAGAIN
         asking = asyncio.get_running_loop().create_task(ask(bench))
-        await eventually(lambda: bench.pool.granted)
+        await until(lambda: bench.pool.granted)
         listening.setblocking(False)
         loop = asyncio.get_running_loop()
         accepted = []

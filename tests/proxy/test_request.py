@@ -13,7 +13,8 @@ from router.errors import LoadFailed, NoRoom
 from router.proxy import Dialect, RequestInfo
 from router.scheduler.types import Cause, Priority
 from tests.admin.upstream import Connection, Received
-from tests.proxy.bench import DEADLINE, Bench, echo, eventually
+from tests.proxy.bench import DEADLINE, Bench, echo
+from tests.waiting import until
 
 # --- what passes ---
 
@@ -52,7 +53,7 @@ async def test_headers_pass_in_both_directions_but_for_those_of_the_connection(b
 async def test_nothing_is_added_to_a_request_that_says_little(bench: Bench):
     child = await bench.child(echo)
     _, writer = await bench.raw()
-    await eventually(lambda: child.requests)
+    await until(lambda: child.requests)
     names = {name.lower() for name, _ in child.requests[0].headers}
     assert names <= {"host", "content-length", "connection"}
     writer.close()
@@ -206,9 +207,9 @@ async def test_a_client_that_leaves_in_mid_stream_closes_the_upstream_within_100
     await reader.readuntil(b"data: 1\n\n")
     writer.close()
     hung_up.set()
-    await eventually(lambda: left_after)
+    await until(lambda: left_after)
     assert left_after[0] < 0.1
-    await eventually(lambda: bench.pool.released)
+    await until(lambda: bench.pool.released)
 
 
 async def test_a_client_that_leaves_before_the_answer_closes_the_upstream(bench: Bench):
@@ -223,20 +224,20 @@ async def test_a_client_that_leaves_before_the_answer_closes_the_upstream(bench:
 
     child = await bench.child(script)
     _, writer = await bench.raw()
-    await eventually(lambda: child.requests)
+    await until(lambda: child.requests)
     writer.close()
     async with asyncio.timeout(DEADLINE):
         await left.wait()
-    await eventually(lambda: bench.pool.released)
+    await until(lambda: bench.pool.released)
 
 
 async def test_a_client_that_leaves_while_the_model_loads_gives_up_its_lease(bench: Bench):
     await bench.child(echo)
     bench.pool.load_gate = asyncio.Event()
     _, writer = await bench.raw()
-    await eventually(lambda: bench.pool.waiting)
+    await until(lambda: bench.pool.waiting)
     writer.close()
-    await eventually(lambda: not bench.pool.waiting)
+    await until(lambda: not bench.pool.waiting)
 
 
 async def test_a_client_that_does_not_read_holds_the_child_back(bench: Bench):
@@ -261,7 +262,7 @@ async def test_a_client_that_does_not_read_holds_the_child_back(bench: Bench):
         await stalled.wait()
     assert written < 64 << 20
     writer.transport.abort()
-    await eventually(lambda: bench.pool.released)
+    await until(lambda: bench.pool.released)
 
 
 # --- children that die ---

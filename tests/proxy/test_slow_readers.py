@@ -9,7 +9,8 @@ import socket
 
 from tests.admin.upstream import Connection, Received
 from tests.deadline import FACTOR
-from tests.proxy.bench import DEADLINE, Bench, eventually
+from tests.proxy.bench import Bench
+from tests.waiting import until
 
 READERS = 100
 #: What a client may have on its way in this process: up to the mark at which it counts as slow, and one read.
@@ -40,9 +41,7 @@ async def test_what_slow_readers_leave_is_held_back_at_the_child_and_others_pass
         await asyncio.get_running_loop().sock_connect(own, ("127.0.0.1", bench.port))
         own.send(b"POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 2\r\n\r\n{}")
         slow.append(own)
-    async with asyncio.timeout(60):
-        while begun < READERS or not all(_is_held(request) for request in bench.requests):
-            await asyncio.sleep(0.01)
+    await until(lambda: not (begun < READERS or not all(_is_held(request) for request in bench.requests)))
     held = [_held(request) for request in bench.requests]
     assert max(held) <= HELD_BYTES
     # The child is in this process, too, and holds as much.
@@ -57,10 +56,8 @@ async def test_what_slow_readers_leave_is_held_back_at_the_child_and_others_pass
     )
     for own in slow:
         own.close()
-    await eventually(lambda: not bench.proxy.traffic.flows)
-    async with asyncio.timeout(DEADLINE):
-        while len(bench.pool.released) <= READERS:
-            await asyncio.sleep(0.01)
+    await until(lambda: not bench.proxy.traffic.flows)
+    await until(lambda: len(bench.pool.released) > READERS)
     assert child.connections == READERS + 1
 
 

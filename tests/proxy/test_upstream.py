@@ -14,6 +14,7 @@ import uvloop
 from router.proxy.body import Body
 from tests.deadline import DEADLINE_SECONDS
 from tests.proxy.wire import connect, send
+from tests.waiting import until
 
 DEADLINE = DEADLINE_SECONDS
 LOOPS = pytest.mark.parametrize(
@@ -99,12 +100,10 @@ def test_a_request_is_held_back_while_its_child_does_not_read(tmp_path: Path, lo
         read_on.set()
         async with asyncio.timeout(DEADLINE):
             await sending
-            while not upstream.end():
-                await asyncio.sleep(0.01)
+            await until(upstream.end)
         upstream.close()
         async with asyncio.timeout(DEADLINE):
-            while read < body.size + 4:
-                await asyncio.sleep(0.01)
+            await until(lambda: read >= body.size + 4)
             await ended.wait()
         server.close()
 
@@ -123,8 +122,7 @@ def test_who_begins_on_a_connection_that_is_lost_by_then_is_told_so(
         upstream, hearing = await connect(path), Hearing()
         listening.accept()[0].close()
         async with asyncio.timeout(DEADLINE):
-            while upstream.is_open:
-                await asyncio.sleep(0)
+            await until(lambda: not upstream.is_open)
             for _ in range(turns):
                 await asyncio.sleep(0)
             upstream.begin(hearing)
@@ -156,8 +154,7 @@ def test_an_abandoned_request_has_ended_when_its_child_closes(tmp_path: Path, lo
             upstream.pause()  # as for a client that does not read
             ended = upstream.abandon()
             assert ended is not None
-            while not heard:
-                await asyncio.sleep(0)
+            await until(lambda: heard)
             assert not ended.done()
             go_on.set()
             await ended
