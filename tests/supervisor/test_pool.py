@@ -6,7 +6,6 @@ import asyncio
 import dataclasses
 import random
 import threading
-from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -34,8 +33,8 @@ from router.scheduler.types import (
 )
 from router.supervisor import pool as pool_module
 from router.supervisor.pool import HandedOver, Pool
-from tests.deadline import DEADLINE_SECONDS
 from tests.fake_host import GIB, FakeChild, FakeHost, full
+from tests.waiting import until
 
 
 def model(name: str, gib: float, **more: object) -> Model:
@@ -47,13 +46,6 @@ def pool_of(host: FakeHost, *models: Model, settings: Settings | None = None, po
     definitions = {m.name: m for m in models}
     scheduler = Scheduler(definitions, (host.device,), make_policy(policy), settings)
     return Pool(scheduler, [host], lambda *_: Launch(("true",)), Journal(), definitions=definitions)
-
-
-async def until(condition: Callable[[], object], seconds: float = DEADLINE_SECONDS) -> None:
-    """Wait for a condition, turn by turn of the loop; fails the test after `seconds`."""
-    async with asyncio.timeout(seconds):
-        while not condition():
-            await asyncio.sleep(0.001)
 
 
 def exits(pool: Pool, instance: str) -> int:
@@ -132,8 +124,7 @@ async def test_a_waiter_cancelled_in_the_turn_of_its_grant_leaves_no_lease() -> 
         waiting = asyncio.ensure_future(pool.load("a"))
         await until(lambda: "a#1" in host.children)
         host.finish_load("a#1")
-        while pool.snapshot().instances[0].state is not State.READY:
-            await asyncio.sleep(0)
+        await until(lambda: pool.snapshot().instances[0].state is State.READY)
         waiting.cancel()
         await asyncio.gather(waiting, return_exceptions=True)
         assert pool.snapshot().instances[0].leases == ()
@@ -356,8 +347,7 @@ async def test_a_stop_in_the_turn_of_the_start_ends_the_child_once() -> None:
     host = FakeHost(auto_ready=False)
     async with pool_of(host, model("a", 8)) as pool:
         waiting = asyncio.ensure_future(pool.load("a"))
-        while not pool.snapshot().instances:
-            await asyncio.sleep(0)
+        await until(lambda: pool.snapshot().instances)
         assert await pool.unload("a", force=True)
         with pytest.raises(Unavailable, match="unloaded by an operator"):
             await waiting

@@ -29,6 +29,7 @@ from tests.supervisor.calibration.test_learner import (
     out_of_memory,
     predictions_of,
 )
+from tests.waiting import until
 
 
 class FitParams:
@@ -186,8 +187,8 @@ async def test_models_on_the_host_are_asked_about_before_anybody_wants_them():
     async with asked_pool(fit, model("a", 5), model("b", 5), touches_gpus=False) as bench:
         told = _tell(bench.learning, bench.pool)
         try:
-            await bench.until(lambda: {opinion(bench, "a"), opinion(bench, "b")} == {"more"})
-            await bench.until(lambda: len(bench.events(Learned)) == 2)
+            await until(lambda: {opinion(bench, "a"), opinion(bench, "b")} == {"more"})
+            await until(lambda: len(bench.events(Learned)) == 2)
         finally:
             told.cancel()
         await bench.pool.load("b")

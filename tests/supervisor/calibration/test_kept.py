@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import time
 from pathlib import Path
@@ -14,6 +13,7 @@ from router.memory.estimate.learning import FORGET_SECONDS, Learned
 from router.models.catalog.candidate import stamp_of
 from router.supervisor.calibration import kept as kept_module
 from router.supervisor.calibration.kept import FOOTPRINTS, Footprint, Kept
+from tests.waiting import until
 
 ENTRY = ("key", "shape")
 PEAK = 5 << 30
@@ -23,13 +23,6 @@ LEARNED = Learned((PEAK, 1 << 20), (), 3, 2)
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     return tmp_path / "router.sqlite"
-
-
-async def rows(store: Store, is_so):
-    async with asyncio.timeout(20):
-        while not is_so(found := await store.rows(FOOTPRINTS)):
-            await asyncio.sleep(0.01)
-    return found
 
 
 async def test_what_was_learned_is_known_after_a_new_start(path):
@@ -43,14 +36,14 @@ async def test_what_was_learned_is_known_after_a_new_start(path):
 async def test_a_new_peak_is_written_while_the_router_runs(path):
     async with Store(path) as store, Kept(store) as kept:
         kept.put(ENTRY, LEARNED, ())
-        await rows(store, lambda found: ENTRY in found)
+        await until(lambda: store.rows(FOOTPRINTS), holds=lambda found: ENTRY in found)
 
 
 async def test_noise_is_not_worth_a_write_but_is_not_lost(path):
     async with Store(path) as store, Kept(store) as kept:
         kept.put(ENTRY, LEARNED, ())
         await kept.save()
-        await rows(store, lambda found: ENTRY in found)
+        await until(lambda: store.rows(FOOTPRINTS), holds=lambda found: ENTRY in found)
         # One of another key that presses shows that the writer had its turn.
         noisy = Learned((PEAK + 1, 1 << 20), (), 4, 3)
         kept.put(ENTRY, noisy, ())
@@ -76,7 +69,7 @@ async def test_many_changes_are_one_write(path, monkeypatch):
     async with Store(path) as store, Kept(store) as kept:
         for size in range(1, 200):
             kept.put(ENTRY, Learned((size << 30,)), ())
-        await rows(store, lambda found: ENTRY in found)
+        await until(lambda: store.rows(FOOTPRINTS), holds=lambda found: ENTRY in found)
         for size in range(200, 400):
             kept.put(ENTRY, Learned((size << 30,)), ())
     assert writes == 2
@@ -180,7 +173,5 @@ async def test_a_store_that_fails_altogether_is_told_and_stops_nobody(path, monk
         with monkeypatch.context() as patch:
             patch.setattr(Store, "put", fail)
             kept.put(ENTRY, LEARNED, ())
-            async with asyncio.timeout(20):
-                while "not kept any more" not in caplog.text:
-                    await asyncio.sleep(0.01)
+            await until(lambda: "not kept any more" in caplog.text)
         assert kept.get(ENTRY) == LEARNED

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import asynccontextmanager
 from dataclasses import replace
 
@@ -24,6 +24,7 @@ from router.supervisor.calibration import Learning
 from router.supervisor.calibration.fit_params_cache import FitParamsCache
 from router.supervisor.pool import Pool
 from tests.fake_host import GIB, FakeHost
+from tests.waiting import until
 
 MIB = 1 << 20
 GPU = "local/cuda:0"
@@ -111,11 +112,6 @@ class Bench:
 
     def events(self, kind: type) -> list:
         return [entry.event for entry in self.pool.journal.entries() if isinstance(entry.event, kind)]
-
-    async def until(self, is_so: Callable[[], object]) -> None:
-        async with asyncio.timeout(20):
-            while not is_so():
-                await asyncio.sleep(0.001)
 
 
 @asynccontextmanager
@@ -309,7 +305,7 @@ async def test_one_that_runs_out_of_memory_in_service_gets_more_next_time():
         before = bench.reserved("a")
         bench.host.children["a#1"].exit = Exit(-6, "killed by SIGABRT (out of memory)", out_of_memory=True)
         bench.host.children["a#1"].gone.set()
-        await bench.until(lambda: not bench.pool.snapshot().instances)
+        await until(lambda: not bench.pool.snapshot().instances)
         await bench.pool.load("a")
         assert bench.starts("a")[1] == pytest.approx(before * 1.15, rel=0.001)
         assert bench.pool.standings("a")[0].confidence == "measured"
@@ -365,7 +361,7 @@ async def test_a_reload_keeps_what_was_learned_and_another_definition_begins_ane
         other = replace(model("a", 8), definition=Definition("another"))
         placed = bench.learning.define({"a": other}, predictions_of(other, keys={"a": "new"}), devices)
         await bench.pool.reload(placed, devices)
-        await bench.until(lambda: not bench.pool.snapshot().instances)
+        await until(lambda: not bench.pool.snapshot().instances)
         await bench.pool.load("a")
         assert bench.starts("a")[-1] == 8 * GIB
 

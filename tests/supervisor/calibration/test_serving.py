@@ -18,6 +18,7 @@ from tests.e2e.running import Running, running
 from tests.fake_binary import make_fake_binary
 from tests.stub_nvml.build import build, library_environment
 from tests.stub_nvml.state import Stranger, StubGpu, StubNvml
+from tests.waiting import until
 
 MIB = 1 << 20
 GPU = "local/cuda:GPU-only-0000"
@@ -92,8 +93,7 @@ async def prove(router: Running, model: str) -> int:
         while router.pool.standings(model)[0].confidence != "proven":
             assert (await router.chat(model)).status == 200
         proven = taken(int(view(router, model).used[GPU]) // MIB)
-        while on_gpu(router, model) > proven + PROVEN_SLACK_BYTES + proven // 100 + 2 * MIB:
-            await asyncio.sleep(0.02)
+        await until(lambda: on_gpu(router, model) <= proven + PROVEN_SLACK_BYTES + proven // 100 + 2 * MIB)
     return on_gpu(router, model)
 
 
