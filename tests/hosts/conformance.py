@@ -19,6 +19,7 @@ from router.hosts import Address, Host, HostFull
 from router.ids import Definition
 from router.scheduler.types import InstanceId, Placement
 from tests.deadline import DEADLINE_SECONDS
+from tests.waiting import until
 
 
 class Subject(Protocol):
@@ -59,9 +60,7 @@ async def _free(subject: Subject) -> int:
 
 
 async def _until_free(subject: Subject, least: int) -> None:
-    async with asyncio.timeout(DEADLINE_SECONDS):
-        while await _free(subject) < least:
-            await asyncio.sleep(0.02)
+    await until(lambda: _free(subject), holds=lambda free: free >= least)
 
 
 async def devices_bear_the_name_of_their_host_and_are_measured(subject: Subject) -> None:
@@ -153,9 +152,7 @@ async def of_two_that_fit_together_both_load_at_once(subject: Subject) -> None:
 async def a_cancelled_start_stops_its_child_and_gives_back_its_room(subject: Subject) -> None:
     before = await _free(subject)
     starting = asyncio.ensure_future(_start(subject, "a#1", 0.9, load_seconds=1e6))
-    async with asyncio.timeout(DEADLINE_SECONDS):
-        while not await subject.host.instances():
-            await asyncio.sleep(0.01)
+    await until(subject.host.instances)
     starting.cancel()
     with pytest.raises(asyncio.CancelledError):
         await starting
@@ -166,9 +163,7 @@ async def a_cancelled_start_stops_its_child_and_gives_back_its_room(subject: Sub
 
 async def a_child_may_be_stopped_while_it_loads(subject: Subject) -> None:
     starting = asyncio.ensure_future(_start(subject, "a#1", load_seconds=1e6))
-    async with asyncio.timeout(DEADLINE_SECONDS):
-        while not await subject.host.instances():
-            await asyncio.sleep(0.01)
+    await until(subject.host.instances)
     await subject.host.stop("a#1", grace_seconds=10)
     with pytest.raises(LoadFailed):
         await starting

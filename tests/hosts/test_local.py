@@ -31,8 +31,8 @@ from router.scheduler.types import InstanceId, Placement
 from tests.hosts import conformance
 from tests.hosts.conftest import FIRST, GIB, MEMORY, MIB, SECOND, on_first
 from tests.memory.devices.conftest import A, B
-from tests.process.traces import eventually, wait_until
 from tests.stub_nvml.state import Stranger
+from tests.waiting import until, wait_until
 
 ROOM = (
     A.total - A.reserved - GIB
@@ -196,12 +196,6 @@ async def test_a_split_must_fit_on_both_devices(host, fake):
     assert (used[FIRST], used[SECOND]) == (4 * GIB // 10 * 10, 2 * GIB // 10 * 10)
 
 
-async def eventually_has(read, is_so):
-    async with asyncio.timeout(30):
-        while not is_so(await read()):
-            await asyncio.sleep(0.005)
-
-
 async def test_growth_that_is_promised_to_one_that_serves_is_not_given_away(host, fake):
     """It was started with 10 GiB reserved and has taken 4: it may take the rest with its next request."""
     launch = fake("--alloc-mib", str(4096))
@@ -216,7 +210,7 @@ async def test_what_a_loading_child_has_yet_to_take_is_promised(host, fake):
     """The first takes its 14 GiB in ten steps; at no step may the 9 GiB of the second seem free."""
     loading = asyncio.ensure_future(start(host, fake, "a#1", 14 * GIB, "--load-seconds", "0.6"))
     refused = 0
-    await eventually_has(host.instances, len)
+    await until(host.instances)
     while not loading.done():
         with contextlib.suppress(HostFull):
             await start(host, fake, f"b#{refused}", 9 * GIB)
@@ -246,8 +240,7 @@ async def test_leaving_stops_all_children_at_once_and_those_that_load_too(open_h
         for i in range(4):
             await start(host, fake, f"a#{i}", GIB, "--ignore-sigterm", "--double-fork")
         loading = asyncio.ensure_future(start(host, fake, "b#1", GIB, "--hang-load", "--ignore-sigterm"))
-        while len(await host.instances()) < 5:
-            await asyncio.sleep(0.01)
+        await until(host.instances, holds=lambda found: len(found) == 5)
         leaving_at = loop.time()
     assert loop.time() - leaving_at < 4 * 0.5 + 10, "one grace for all, not one each"
     with pytest.raises(LoadFailed):
@@ -278,14 +271,14 @@ async def test_a_cancelled_leaving_kills_what_it_would_have_waited_for(open_host
 async def test_a_stop_in_the_middle_of_a_spawn_is_not_lost(host, fake, store):
     for turns in range(12):
         starting = asyncio.ensure_future(start(host, fake, f"a#{turns}", GIB, "--hang-load"))
-        await eventually_has(lambda: kept_records(store), len)  # it is recorded before it is spawned
+        await until(lambda: kept_records(store))  # it is recorded before it is spawned
         for _ in range(turns):
             await asyncio.sleep(0)
         async with asyncio.timeout(30):
             await host.stop(f"a#{turns}", grace_seconds=0)
             with pytest.raises(LoadFailed):
                 await starting
-            await eventually_has(lambda: kept_records(store), lambda records: not records)
+            await until(lambda: kept_records(store), holds=lambda records: not records)
 
 
 async def test_only_one_router_works_on_a_state_folder(host, open_host):
@@ -318,10 +311,9 @@ async def test_what_is_left_of_dead_routers_is_cleared_away(host, fake, paths):
 
 async def test_load_times_are_kept(host, fake, store):
     await start(host, fake, "a#1", GIB, "--load-seconds", "0.1")
-    await eventually_has(
-        lambda: store.rows(LOAD_TIMES), lambda times: Definition("first", "definition") in times
-    )
-    assert (await store.rows(LOAD_TIMES))[Definition("first", "definition")].seconds >= 0.1
+    kept = Definition("first", "definition")
+    await until(lambda: store.rows(LOAD_TIMES), holds=lambda times: kept in times)
+    assert (await store.rows(LOAD_TIMES))[kept].seconds >= 0.1
 
 
 # --- housekeeping that fails ------------------------------------------------------------------------------
@@ -375,7 +367,7 @@ async def test_the_housekeeping_of_one_child_that_fails_reaches_no_other(
             patch.setattr(target, fault)
             async with asyncio.timeout(30):
                 await host.stop("dying#1", grace_seconds=10)
-                await eventually_has(host.instances, lambda found: len(found) == 1)
+                await until(host.instances, holds=lambda found: len(found) == 1)
         assert await get_status(Path(living.socket), "/health", timeout_seconds=10) == 200
         again = await start(host, fake, "again#1", GIB)
         assert await get_status(Path(again.socket), "/health", timeout_seconds=10) == 200
@@ -427,8 +419,8 @@ async def test_one_record_that_cannot_be_adopted_does_not_keep_the_others_from_i
     async with open_host() as host:
         for name in ("a#1", "b#1"):
             await start(host, fake, name, GIB)
-        await eventually_has(
-            lambda: kept_records(store), lambda records: all(record.is_ready for record in records)
+        await until(
+            lambda: kept_records(store), holds=lambda records: all(record.is_ready for record in records)
         )
         pids = [record.pid for record in await kept_records(store) if record.pid is not None]
         host.hand_over()
@@ -465,7 +457,7 @@ async def earlier(open_host, fake, store):
     """Leaves a child behind, as a router does that is replaced; yields its record and pid."""
     async with open_host() as host:
         address = await start(host, fake)
-        await eventually_has(lambda: kept_records(store), lambda records: records[0].is_ready)
+        await until(lambda: kept_records(store), holds=lambda records: records[0].is_ready)
         pid = pid_of(await host.instances())
         host.hand_over()
     identity = identify(pid)
@@ -642,7 +634,7 @@ async def test_no_child_is_lost_when_the_host_is_cancelled_at_any_moment(open_ho
         await asyncio.wait({running}, timeout=delay_ms / 1000)
         running.cancel()
         await asyncio.wait({running})
-        await eventually(lambda: not list(paths.runtime_dir.glob("*.sock")), "a socket is left")
+        await until(lambda: not list(paths.runtime_dir.glob("*.sock")), "a socket is left")
         assert await kept_records(store) == ()
 
 
