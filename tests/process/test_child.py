@@ -19,8 +19,9 @@ import pytest
 from router.errors import LoadFailed
 from router.process import Command, Health, LogFile, NotAlive, Process, find_marked, identify, is_alive
 from tests.fake_binary import FAKE
-from tests.process.traces import ENVIRON, eventually, leaves_nothing, owning_tasks
+from tests.process.traces import ENVIRON, leaves_nothing, owning_tasks
 from tests.scarcity import few_descriptors
+from tests.waiting import until
 
 HEALTH = Health(poll_seconds=0.01, probe_timeout_seconds=0.5, stall_seconds=60.0, timeout_seconds=60.0)
 
@@ -293,7 +294,7 @@ async def test_what_a_child_has_forked_goes_with_it(folder, flag):
         assert len(family) == 2, "the grandchild carries the marker too"
         await process.stop(grace_seconds=10)
         await process.cleared()
-        await eventually(lambda: not find_marked(str(process.socket)), "the grandchild outlived its parent")
+        await until(lambda: not find_marked(str(process.socket)), "the grandchild outlived its parent")
 
 
 async def test_what_has_escaped_is_ended_as_soon_as_there_are_files_to_look_with(folder, caplog):
@@ -302,10 +303,10 @@ async def test_what_has_escaped_is_ended_as_soon_as_there_are_files_to_look_with
         await process.ready(HEALTH)
         with few_descriptors(0):
             assert (await process.stop(grace_seconds=0)).returncode == -signal.SIGKILL
-            await eventually(lambda: "cannot look" in caplog.text, "it has not looked for what is left")
+            await until(lambda: "cannot look" in caplog.text, "it has not looked for what is left")
         assert find_marked(str(process.socket)), "with no files it saw nothing, and ended nothing"
         await process.cleared()
-        await eventually(lambda: not find_marked(str(process.socket)), "the grandchild outlived its parent")
+        await until(lambda: not find_marked(str(process.socket)), "the grandchild outlived its parent")
     assert "Traceback" not in caplog.text
 
 
@@ -321,7 +322,7 @@ async def test_its_group_is_gone_with_the_notice_of_its_death_also_what_bears_no
         assert grandchild is not None
         os.kill(process.pid, signal.SIGKILL)
         await process.wait()
-        await eventually(lambda: not is_alive(grandchild), "the grandchild outlived its parent")
+        await until(lambda: not is_alive(grandchild), "the grandchild outlived its parent")
 
 
 @pytest.mark.parametrize("flag", ["--fork-grandchild", "--double-fork"])
@@ -343,7 +344,7 @@ async def test_a_log_bomb_stays_within_its_bound(folder):
         while not ready.done():
             largest = max(largest, (folder / "child.log").stat().st_size)
             await asyncio.sleep(0.005)
-        await eventually(lambda: (folder / "child.log").stat().st_size <= bound, "the log is not cut")
+        await until(lambda: (folder / "child.log").stat().st_size <= bound, "the log is not cut")
         ended = await process.stop(grace_seconds=10)
     assert largest < 30 * bound, f"60 MiB written in bursts of 6; the file reached {largest >> 20} MiB"
     assert "cleaning up" in ended.log_tail[-1], "the newest lines are kept"
@@ -564,9 +565,7 @@ async def test_without_pidfds_a_child_of_which_a_thread_lives_on_is_no_zombie_an
     plain = dataclasses.replace(command(folder), argv=(sys.executable, "-S", "-c", script))
     async with owning_tasks() as tasks:
         process = await Process.spawn("child", plain, tasks)
-        async with asyncio.timeout(20):
-            while identify(process.pid) is not None:
-                await asyncio.sleep(0.01)
+        await until(lambda: identify(process.pid) is None)
         await asyncio.sleep(0.2)
         assert not process.ended
         await process.stop(grace_seconds=0)

@@ -9,8 +9,8 @@ import pytest
 from router.process import argv_hash, find_marked, identify, is_alive
 from router.process.identity import MARKER, progress
 from tests.fake_binary import INTERPRETER
-from tests.process.traces import wait_until
 from tests.scarcity import few_descriptors
+from tests.waiting import wait_until
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from router.process import LogFile, LogReader
-from tests.process.traces import wait_until
+from tests.waiting import wait_until
 
 
 def write(log: LogFile, data: bytes) -> None:

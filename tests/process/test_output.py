@@ -11,6 +11,7 @@ import pytest
 
 from router.process import output_of
 from router.process.output import OUTPUT_BYTES
+from tests.waiting import until
 
 ENV = {"PATH": os.defpath}
 
@@ -55,9 +56,7 @@ async def test_whoever_asks_may_leave_and_it_is_gone(tmp_path: Path):
     asking = asyncio.ensure_future(
         output_of(sh(f"echo $$ > {pids}; exec sleep 600"), ENV, timeout_seconds=60)
     )
-    async with asyncio.timeout(10):
-        while not (pids.exists() and pids.read_text()):
-            await asyncio.sleep(0.01)
+    await until(lambda: pids.exists() and pids.read_text())
     asking.cancel()
     with pytest.raises(asyncio.CancelledError):
         await asking
@@ -107,6 +106,4 @@ async def test_the_loop_goes_on_while_it_begins():
 
 
 async def _until_gone(pids: Path) -> None:
-    async with asyncio.timeout(10):
-        while any(Path(f"/proc/{pid}").exists() for pid in pids.read_text().split()):
-            await asyncio.sleep(0.01)
+    await until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids.read_text().split()))

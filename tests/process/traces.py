@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import psutil
 
 from router.process import find_marked
 from tests.deadline import DEADLINE_SECONDS
+from tests.waiting import wait_until
 
 #: What the fake needs to run, and nothing of the machine it runs on.
 ENVIRON = {name: os.environ[name] for name in ("PATH", "HOME", "LD_LIBRARY_PATH") if name in os.environ}
@@ -38,22 +38,6 @@ def _descriptors() -> set[str]:
         with contextlib.suppress(OSError):
             found.add(f"{entry.name} -> {entry.readlink()}")
     return {name for name in found if "/proc/" not in name}
-
-
-def wait_until(condition: Callable[[], bool], otherwise: str) -> None:
-    """Wait for what happens outside this process."""
-    deadline = time.monotonic() + DEADLINE_SECONDS
-    while not condition():
-        assert time.monotonic() < deadline, otherwise
-        time.sleep(0.005)
-
-
-async def eventually(condition: Callable[[], bool], otherwise: str) -> None:
-    """Wait, with the event loop running, until the condition holds."""
-    deadline = time.monotonic() + DEADLINE_SECONDS
-    while not condition():
-        assert time.monotonic() < deadline, otherwise
-        await asyncio.sleep(0.002)
 
 
 @contextlib.asynccontextmanager
