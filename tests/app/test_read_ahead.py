@@ -27,6 +27,7 @@ from router.scheduler.types import (
     Release,
     Start,
 )
+from tests.waiting import until
 
 PLACE = Placement("local", {"local/host": 1}, ("local/host",))
 
@@ -65,11 +66,6 @@ class World:
     def told(self, event: Event, *commands: Command) -> None:
         self.journal.record(0.0, event, list(commands))
 
-    async def until(self, condition: Callable[[], object]) -> None:
-        async with asyncio.timeout(10):
-            while not condition():
-                await asyncio.sleep(0.001)
-
     def has_ended(self, times: int) -> bool:
         return len(self.disk.ended) == times
 
@@ -91,12 +87,12 @@ async def world(tmp_path: Path) -> AsyncIterator[World]:
 
 async def test_a_model_that_somebody_waits_for_is_read_until_it_is_ready(world: World) -> None:
     world.told(Acquire("r1", "a"))
-    await world.until(lambda: world.disk.begun == ["a"])
+    await until(lambda: world.disk.begun == ["a"])
     world.told(Exited("b#1"), Start("a#1", "a", PLACE))
     await world.settled()
     assert world.disk.ended == []
     world.told(Ready("a#1"), Grant("r1", "a#1", "loaded"))
-    await world.until(lambda: world.disk.ended == ["a"])
+    await until(lambda: world.disk.ended == ["a"])
     assert world.disk.begun == ["a"]
 
 
@@ -109,19 +105,19 @@ async def test_a_model_that_is_there_is_not_read(world: World) -> None:
 async def test_it_ends_with_the_last_who_waited(world: World) -> None:
     world.told(Acquire("r1", "a"))
     world.told(Acquire("r2", "a"))
-    await world.until(lambda: world.disk.begun == ["a"])
+    await until(lambda: world.disk.begun == ["a"])
     world.told(Release("r1"))
     await world.settled()
     assert world.disk.ended == []
     world.told(Release("r2"))
-    await world.until(lambda: world.disk.ended == ["a"])
+    await until(lambda: world.disk.ended == ["a"])
 
 
 async def test_it_ends_when_the_request_is_refused(world: World) -> None:
     world.told(Acquire("r1", "a"))
-    await world.until(lambda: world.disk.begun == ["a"])
+    await until(lambda: world.disk.begun == ["a"])
     world.told(Acquire("r2", "b"), Refuse("r1", QueueFull("full")), Refuse("r2", QueueFull("full")))
-    await world.until(lambda: world.disk.ended == ["a"])
+    await until(lambda: world.disk.ended == ["a"])
     await world.settled()
     assert world.disk.begun == ["a"]
 
@@ -129,7 +125,7 @@ async def test_it_ends_when_the_request_is_refused(world: World) -> None:
 async def test_a_model_larger_than_spare_memory_is_left_to_its_child(world: World) -> None:
     world.told(Acquire("r1", "big"))
     world.told(Acquire("r2", "a"))
-    await world.until(lambda: world.disk.begun == ["a"])
+    await until(lambda: world.disk.begun == ["a"])
     assert "big" not in world.disk.begun
 
 
@@ -138,7 +134,7 @@ async def test_models_that_do_not_fit_together_are_not_both_read(tmp_path: Path)
     world.disk.finish.set()
     world.told(Acquire("r1", "a"))
     world.told(Acquire("r2", "b"))
-    await world.until(lambda: world.disk.ended == ["a"])
+    await until(lambda: world.disk.ended == ["a"])
     await world.settled()
     assert world.disk.begun == ["a"]
     world.task.cancel()
@@ -146,19 +142,19 @@ async def test_models_that_do_not_fit_together_are_not_both_read(tmp_path: Path)
 
 async def test_one_that_is_started_goes_before_one_that_waits(world: World) -> None:
     world.told(Acquire("r1", "a"))
-    await world.until(lambda: world.disk.begun == ["a"])
+    await until(lambda: world.disk.begun == ["a"])
     world.told(Acquire("r2", "b"), Start("b#1", "b", PLACE))
-    await world.until(lambda: world.disk.begun == ["a", "b"])
+    await until(lambda: world.disk.begun == ["a", "b"])
     assert world.disk.ended == ["a"]
     world.told(Ready("b#1"), Grant("r2", "b#1", "loaded"))
-    await world.until(lambda: world.disk.begun == ["a", "b", "a"])
+    await until(lambda: world.disk.begun == ["a", "b", "a"])
 
 
 async def test_a_model_is_read_anew_for_its_next_load(world: World) -> None:
     world.disk.finish.set()
     for number in (1, 2):
         world.told(Acquire(f"r{number}", "a"), Start(f"a#{number}", "a", PLACE))
-        await world.until(partial(world.has_ended, number))
+        await until(partial(world.has_ended, number))
         world.told(Ready(f"a#{number}"), Grant(f"r{number}", f"a#{number}", "loaded"))
         world.told(Exited(f"a#{number}"))
 

@@ -19,6 +19,7 @@ from router.app.stalls import watch_for_stalls
 from router.process import LogFile
 from router.supervisor.stall import Traffic
 from tests.scarcity import few_descriptors
+from tests.waiting import until
 
 BOUND = 0.3
 IDLE = "import time; time.sleep(600)"
@@ -86,12 +87,6 @@ async def watching(traffic: Traffic, children: Children, bound: float = BOUND) -
             yield
         finally:
             watch.cancel()
-
-
-async def until(is_true: Callable[[], object]) -> None:
-    async with asyncio.timeout(20):
-        while not is_true():
-            await asyncio.sleep(0.01)
 
 
 async def test_an_idle_child_with_a_request_is_given_up_with_the_reason(child):

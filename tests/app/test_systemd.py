@@ -31,6 +31,7 @@ from tests.deadline import DEADLINE_SECONDS
 from tests.make_gguf import make_llama
 from tests.router_process import REPOSITORY, RouterProcess
 from tests.test_app import binary
+from tests.waiting import until
 
 _CREDENTIALS = struct.Struct("3i")
 WATCHDOG_SECONDS = 0.4
@@ -230,9 +231,7 @@ async def test_the_watchdog_hears_nothing_while_the_socket_accepts_and_nobody_an
         listening.bind(("127.0.0.1", 0) if family == socket.AF_INET else str(folder / "http"))
         listening.listen()
         telling = asyncio.ensure_future(_tell(folder, listening))
-        async with asyncio.timeout(DEADLINE_SECONDS):
-            while caplog.text.count("own socket was not answered") < 3:
-                await asyncio.sleep(0.01)
+        await until(lambda: caplog.text.count("own socket was not answered") >= 3)
         assert manager.heard == []
         start = asyncio.start_server if family == socket.AF_INET else asyncio.start_unix_server
         async with await start(answer, sock=listening.dup()):
