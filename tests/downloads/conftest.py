@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from router.db.store import Store
 from router.downloads import DownloadEvent, Downloads, DownloadSpec, Job
 from tests.deadline import DEADLINE_SECONDS
 from tests.hub_stub import HubStub
+from tests.waiting import until
 
 
 class Kit:
@@ -51,18 +52,13 @@ class Kit:
         return await self.ended(job)
 
     async def ended(self, job: Job) -> Job:
-        await self.until(lambda: not self.downloads.job(job.id).is_active)
+        await until(lambda: not self.downloads.job(job.id).is_active)
         return self.downloads.job(job.id)
 
     async def held(self) -> None:
         """Until the hub holds back the rest of a file."""
         async with asyncio.timeout(DEADLINE_SECONDS):
             await self.hub.faults.holding.wait()
-
-    async def until(self, condition: Callable[[], object]) -> None:
-        async with asyncio.timeout(DEADLINE_SECONDS):
-            while not condition():
-                await asyncio.sleep(0.01)
 
     def said(self, event: str) -> list[DownloadEvent]:
         return [one for one in self.events if one.event == event]

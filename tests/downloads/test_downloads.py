@@ -21,6 +21,7 @@ from tests.certificates import make_certificate
 from tests.deadline import DEADLINE_SECONDS, FACTOR
 from tests.downloads.conftest import Kit
 from tests.hub_stub import HubStub
+from tests.waiting import until
 
 MIB = 1 << 20
 MODEL = os.urandom(2 * MIB)
@@ -46,7 +47,7 @@ async def test_a_hub_that_breaks_down_is_tried_again_from_where_it_broke(kit):
     kit.hub.add(REPO, {Q4: MODEL})
     kit.hub.faults.statuses = [500]
     job = await kit.downloads.start(DownloadSpec(REPO))
-    await kit.until(lambda: kit.downloads.job(job.id).state == "waiting")
+    await until(lambda: kit.downloads.job(job.id).state == "waiting")
     waiting = kit.downloads.job(job.id)
     assert waiting.error.code == "hub_misbehaves" and "answers 500" in waiting.error.message
     assert waiting.retry_at > waiting.updated_at
@@ -70,7 +71,7 @@ async def test_a_hub_that_sends_nothing_any_more_is_noticed_and_left(kit):
     kit.hub.add(REPO, {Q4: MODEL})
     kit.hub.faults.hold_after = MIB + 1
     job = await kit.downloads.start(DownloadSpec(REPO))
-    await kit.until(lambda: kit.downloads.job(job.id).state == "waiting")
+    await until(lambda: kit.downloads.job(job.id).state == "waiting")
     assert "nothing has come for 3 s" in kit.downloads.job(job.id).error.message
     assert workers() == []
     kit.hub.faults.hold_after = None
@@ -190,7 +191,7 @@ async def test_a_library_that_hangs_holds_up_neither_a_cancel_nor_the_end_of_the
     async with asyncio.timeout(DEADLINE_SECONDS):
         await kit.downloads.cancel(job.id)
     await kit.downloads.start(DownloadSpec(REPO))
-    await kit.until(workers)
+    await until(workers)
     workers()[0].suspend()
     async with asyncio.timeout(DEADLINE_SECONDS):
         await kit.close()
@@ -203,7 +204,7 @@ async def test_a_process_that_is_killed_is_followed_by_another(kit):
     job = await kit.downloads.start(DownloadSpec(REPO))
     await kit.held()
     workers()[0].kill()
-    await kit.until(lambda: kit.downloads.job(job.id).state == "waiting")
+    await until(lambda: kit.downloads.job(job.id).state == "waiting")
     assert "was ended by SIGKILL" in kit.downloads.job(job.id).error.message
     kit.hub.faults.hold_after = None
     kit.hub.faults.go.set()
@@ -240,7 +241,7 @@ async def test_ended_jobs_are_remembered_over_a_restart_and_the_oldest_forgotten
     for letter in "abc":
         kit.hub.add(f"org/{letter}-GGUF", {Q4: letter.encode() * 2000})
         await kit.fetch(f"org/{letter}-GGUF")
-    await kit.until(lambda: len(kit.downloads.jobs()) == 2)
+    await until(lambda: len(kit.downloads.jobs()) == 2)
     before = kit.downloads.jobs()
     await kit.close()
     await kit.open()
@@ -299,7 +300,7 @@ async def test_a_router_that_is_killed_leaves_no_process_behind(kit):
     finally:
         router.send_signal(signal.SIGKILL)
         router.wait()
-    await kit.until(lambda: not worker.is_running() or worker.status() == psutil.STATUS_ZOMBIE)
+    await until(lambda: not worker.is_running() or worker.status() == psutil.STATUS_ZOMBIE)
 
 
 # --- the disk ---
@@ -344,7 +345,7 @@ async def test_a_disk_that_fills_up_in_the_middle_is_told_and_nothing_is_lost(hu
     kit.hub.add(REPO, {Q4: MODEL})
     kit.hub.faults.hold_after = MIB + 1
     job = await kit.downloads.start(DownloadSpec(REPO))
-    await kit.until(lambda: kit.partial_bytes(REPO) == MIB)
+    await until(lambda: kit.partial_bytes(REPO) == MIB)
     other = small_disk / "other"
     with other.open("wb") as file:
         file.write(bytes(max(0, shutil.disk_usage(small_disk).free - MIB // 2)))

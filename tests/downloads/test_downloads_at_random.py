@@ -10,6 +10,7 @@ import psutil
 import pytest
 
 from router.downloads import DownloadSpec
+from tests.waiting import until
 
 MIB = 1 << 20
 REPO = "org/big-GGUF"
@@ -49,7 +50,7 @@ async def test_after_random_faults_all_is_there_and_nothing_else(kit, seed):
             await kit.downloads.start(DownloadSpec(REPO))
     faults.hold_after, faults.ignores_range, faults.cuts, faults.statuses = None, False, [], []
     faults.go.set()
-    await kit.until(lambda: not kit.downloads.active())
+    await until(lambda: not kit.downloads.active())
     (job,) = kit.downloads.jobs()
     assert job.state == "finished", job.error
     assert kit.snapshot(REPO) == FILES

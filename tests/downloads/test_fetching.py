@@ -14,6 +14,7 @@ import pytest
 from router.config import DownloadsConfig
 from router.downloads import DownloadSpec
 from router.downloads.protocol import Fetch
+from tests.waiting import until
 
 MIB = 1 << 20
 MODEL = os.urandom(3 * MIB)
@@ -59,7 +60,7 @@ async def test_a_router_that_starts_again_goes_on_where_the_last_one_stopped(kit
     kit.hub.add(REPO, {Q4: MODEL})
     kit.hub.faults.hold_after = 2 * MIB + 1
     job = await kit.downloads.start(DownloadSpec(REPO))
-    await kit.until(lambda: kit.partial_bytes(REPO) == 2 * MIB)
+    await until(lambda: kit.partial_bytes(REPO) == 2 * MIB)
     await kit.close()
     kit.hub.faults.hold_after = None
     kit.hub.faults.go.set()
@@ -80,7 +81,7 @@ async def test_what_a_crash_has_spoilt_is_noticed_and_fetched_again(kit):
     kit.hub.add(REPO, {Q4: MODEL})
     kit.hub.faults.hold_after = 2 * MIB + 1
     job = await kit.downloads.start(DownloadSpec(REPO))
-    await kit.until(lambda: kit.partial_bytes(REPO) == 2 * MIB)
+    await until(lambda: kit.partial_bytes(REPO) == 2 * MIB)
     await kit.downloads.cancel(job.id)
     (partial,) = kit.repo(REPO).glob("blobs/*.incomplete")
     partial.write_bytes(bytes(2 * MIB))  # as a file system leaves it that lost what was not yet written

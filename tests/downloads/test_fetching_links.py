@@ -9,6 +9,7 @@ import pytest
 from router.downloads import DownloadSpec
 from router.models.catalog.candidate import Notes
 from router.models.catalog.hf_cache import scan_hf_cache
+from tests.waiting import until
 
 MODEL = b"GGUF" + os.urandom(100_000)
 REPO = "org/tiny-GGUF"
@@ -112,7 +113,7 @@ async def test_what_a_cancelled_download_has_left_on_another_disk_is_cleaned_awa
     (kit.repo(REPO) / link).parent.mkdir(parents=True)
     (kit.repo(REPO) / link).symlink_to(tmp_path / "disk")
     job = await kit.downloads.start(DownloadSpec(REPO))
-    await kit.until(lambda: kit.partial_bytes(REPO) > 0)
+    await until(lambda: kit.partial_bytes(REPO) > 0)
     await kit.downloads.cancel(job.id, clean=True)
     assert not [one for one in (tmp_path / "disk").rglob("*") if one.is_file()]
     assert (kit.repo(REPO) / link).is_symlink()

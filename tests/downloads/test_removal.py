@@ -11,6 +11,7 @@ from router.downloads import DownloadSpec
 from router.downloads.errors import NotRemovable
 from router.downloads.removal import Removed, place_of, remove
 from tests.models.catalog.conftest import gguf
+from tests.waiting import until
 
 OLD, NEW = "a" * 40, "b" * 40
 
@@ -193,7 +194,7 @@ async def test_what_an_unfinished_download_has_left_is_cleaned_away_whole_parts_
     kit.hub.faults.hold_after = 1_500_000
     job = await kit.downloads.start(DownloadSpec(repo))
     await kit.held()
-    await kit.until(lambda: len(list(kit.repo(repo).glob("blobs/*"))) == 2)
+    await until(lambda: len(list(kit.repo(repo).glob("blobs/*"))) == 2)
     cancelled = await kit.downloads.cancel(job.id, clean=True)
     assert cancelled.done_bytes == 0 and not kit.repo(repo).exists()
 
