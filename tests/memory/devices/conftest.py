@@ -107,12 +107,6 @@ async def look_until(devices: Devices, is_so: Callable[[Sample], bool], *pids: i
     return sample
 
 
-async def until(is_so: Callable[[], bool]) -> None:
-    async with asyncio.timeout(DEADLINE_SECONDS):
-        while not is_so():
-            await asyncio.sleep(0.01)
-
-
 @pytest.fixture
 def children() -> Iterator[Callable[..., psutil.Popen]]:
     """Starts real processes that do nothing, and ends them with everything below them."""

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from router.memory.devices.host import HostMemory
-from tests.memory.devices.conftest import GIB, MIB, A, B, look, look_until, until
+from tests.memory.devices.conftest import GIB, MIB, A, B, look, look_until
 from tests.stub_nvml.state import StubGpu, StubNvml, hold_allocation
+from tests.waiting import until
 
 CUDA_A, CUDA_B = f"cuda:{A.uuid}", f"cuda:{B.uuid}"
 

@@ -13,8 +13,9 @@ import psutil
 import pytest
 
 from router.memory.devices import Devices
-from tests.memory.devices.conftest import GIB, MIB, A, B, look, look_until, until
+from tests.memory.devices.conftest import GIB, MIB, A, B, look, look_until
 from tests.stub_nvml.state import hold_allocation
+from tests.waiting import until
 
 CUDA_A, CUDA_B = f"cuda:{A.uuid}", f"cuda:{B.uuid}"
 STUCK_MS = 30_000

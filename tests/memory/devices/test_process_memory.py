@@ -12,8 +12,8 @@ import pytest
 
 from router.descriptors import is_out_of_files
 from router.memory.devices.process_memory import HostUse, Processes, ProcessMemory
-from tests.memory.devices.conftest import until
 from tests.scarcity import at_each_moment
+from tests.waiting import until
 
 MIB = 1 << 20
 linux_only = pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="reads /proc")

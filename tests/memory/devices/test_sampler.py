@@ -12,7 +12,8 @@ import pytest
 
 from router.memory.devices import Devices
 from router.memory.devices.host import HostMemory, HostReading
-from tests.memory.devices.conftest import look, look_until, until
+from tests.memory.devices.conftest import look, look_until
+from tests.waiting import until
 
 GIB = 1 << 30
 HOST_ONLY: dict[str, Any] = {"enabled": {"nvml": False, "amd": False}}

@@ -7,9 +7,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.memory.devices.conftest import A, B, until
+from tests.memory.devices.conftest import A, B
 from tests.stub_nvml import state
 from tests.stub_nvml.state import Stranger, StubNvml, allocations, free_bytes, hold_allocation, read_state
+from tests.waiting import until
 
 GIB = 1 << 30
 
