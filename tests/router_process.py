@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import re
 import signal
@@ -16,6 +15,7 @@ import aiohttp
 import psutil
 
 from tests.deadline import DEADLINE_SECONDS
+from tests.waiting import until
 
 REPOSITORY = Path(__file__).parent.parent
 
@@ -136,11 +136,9 @@ class RouterProcess:
 
     async def until(self, is_true: Callable[[], object], what: str) -> None:
         try:
-            async with asyncio.timeout(DEADLINE_SECONDS):
-                while not is_true():
-                    await asyncio.sleep(0.01)
-        except TimeoutError:
-            raise AssertionError(f"waited in vain until {what}; its output:\n{self.output}") from None
+            await until(is_true, what)
+        except AssertionError as error:
+            raise AssertionError(f"{error}; its output:\n{self.output}") from None
 
     # --- requests ---
 

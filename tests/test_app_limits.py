@@ -25,6 +25,7 @@ import router as package
 from tests.make_gguf import make_llama
 from tests.router_process import RouterProcess
 from tests.test_app import Stream, binary
+from tests.waiting import until
 
 Start = Callable[..., RouterProcess]
 
@@ -167,9 +168,7 @@ def zombies(process: psutil.Process) -> list[psutil.Process]:
 
 async def until_served(up: RouterProcess, model: str) -> None:
     """After the pause that follows a failed load."""
-    async with asyncio.timeout(30):
-        while (await up.chat(model))[0] != 200:
-            await asyncio.sleep(0.05)
+    await until(lambda: up.chat(model), holds=lambda answer: answer[0] == 200)
 
 
 async def test_a_flood_of_connections_does_not_end_what_runs_and_when_it_is_over_all_are_served(

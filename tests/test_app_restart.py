@@ -22,6 +22,7 @@ import pytest
 from tests.make_gguf import make_llama
 from tests.router_process import RouterProcess, is_alive
 from tests.test_app import Stream, binary
+from tests.waiting import until
 
 Start = Callable[..., Any]
 
@@ -311,9 +312,10 @@ async def test_an_unload_that_waits_for_a_stream_is_not_forgotten(router: Start)
     async with router(config=TALKATIVE) as up:
         async with Stream(up, "tiny") as stream:
             unloading = asyncio.ensure_future(_unload(up, "tiny"))
-            async with asyncio.timeout(30):
-                while [one["state"] for one in (await up.get("/vram"))["models"]] != ["draining"]:
-                    await asyncio.sleep(0.01)
+            await until(
+                lambda: up.get("/vram"),
+                holds=lambda vram: [one["state"] for one in vram["models"]] == ["draining"],
+            )
             await up.restart()
             assert b"error" not in await stream.next()
             assert not unloading.done()
@@ -510,9 +512,7 @@ async def test_a_shutdown_ends_though_the_disk_does_not_answer(router: Start):
 
 
 async def _until_waiting(up: RouterProcess, model: str) -> None:
-    async with asyncio.timeout(30):
-        while (await up.get(f"/explain?model={model}"))["waiting"] == 0:
-            await asyncio.sleep(0.01)
+    await until(lambda: up.get(f"/explain?model={model}"), holds=lambda found: found["waiting"])
 
 
 def _arguments(process: psutil.Process) -> list[str]:

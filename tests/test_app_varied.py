@@ -144,6 +144,6 @@ async def _until_written(up: RouterProcess) -> None:
 
     def pins() -> int:
         with closing(sqlite3.connect(f"file:{up.state / 'router.sqlite'}?mode=ro", uri=True)) as database:
-            return int(database.execute("SELECT count(*) FROM pins").fetchone()[0])
+            return int(database.execute("SELECT count(*) FROM rows WHERE owner = 'pins'").fetchone()[0])
 
     await up.until(lambda: pins() == 2, "the pins are written")

@@ -15,7 +15,6 @@ import signal
 import subprocess
 import sys
 import tarfile
-import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
@@ -23,6 +22,7 @@ from types import ModuleType
 import pytest
 
 from router import build_llama_server
+from tests.waiting import wait_until
 
 ROOT = Path(__file__).parent.parent
 SCRIPT = ROOT / "bin" / "build-llama-server"
@@ -152,13 +152,6 @@ def write_archive(path: Path, files: Mapping[str, str], *extra: tarfile.TarInfo)
             tar.addfile(member, io.BytesIO(text.encode()))
         for member in extra:
             tar.addfile(member)
-
-
-def wait_until(is_so: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + DEADLINE_SECONDS
-    while not is_so():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.01)
 
 
 # --- finding ----------------------------------------------------------------------------------------------

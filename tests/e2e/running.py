@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -23,6 +22,7 @@ from router.observability.journal import Entry
 from router.scheduler.types import Start, Stop
 from router.supervisor.pool import Pool
 from tests.make_gguf import make_llama
+from tests.waiting import until
 
 #: No test waits longer than this for something that must happen; all take a fraction of it.
 DEADLINE_SECONDS = 60.0
@@ -93,9 +93,7 @@ class Running:
         return sorted(one.model for one in self.pool.snapshot().instances)
 
     async def until(self, condition: Callable[[], object], seconds: float = DEADLINE_SECONDS) -> None:
-        async with asyncio.timeout(seconds):
-            while not condition():
-                await asyncio.sleep(0.01)
+        await until(condition, seconds=seconds)
 
 
 def llama_servers() -> list[psutil.Process]:

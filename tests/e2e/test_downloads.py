@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from tests.e2e.conftest import SMALL
 from tests.hub_stub import HubStub
 from tests.make_gguf import make_llama
 from tests.router_process import RouterProcess
+from tests.waiting import until
 
 pytestmark = pytest.mark.e2e
 
@@ -61,10 +63,8 @@ async def state_of(router: RouterProcess, job: str) -> Any:
 
 
 async def until_finished(router: RouterProcess, job: str) -> None:
-    async with asyncio.timeout(30.0):
-        while (state := await state_of(router, job)) != "finished":
-            assert state in ("queued", "downloading", "waiting"), state
-            await asyncio.sleep(0.02)
+    under_way = ("queued", "downloading", "waiting")
+    assert await until(lambda: state_of(router, job), holds=lambda it: it not in under_way) == "finished"
 
 
 async def events(router: RouterProcess, heard: list[Any]) -> None:
@@ -95,8 +95,7 @@ async def test_a_model_is_looked_at_fetched_used_and_deleted(router, hub, folder
 
         stream = asyncio.get_running_loop().create_task(router.events(MODEL, max_tokens=200, ignore_eos=True))
         await router.until(lambda: any(one["event"] == "status_change" for one in heard), "it is told of")
-        while not (await router.get("/requests"))["data"]:
-            await asyncio.sleep(0.01)
+        await until(lambda: router.get("/requests"), holds=lambda found: found["data"])
         deleted = await call(router, "DELETE", f"/models?model={MODEL}")
         assert deleted["freed_bytes"] == size
         assert (await stream)[-1] == "[DONE]", "who is being served is served to the end"
@@ -157,14 +156,14 @@ async def test_llama_cpps_router_tells_and_answers_the_same(router, hub, llama_s
 
 
 async def until_it_answers(url: str) -> None:
-    async with asyncio.timeout(60.0), aiohttp.ClientSession(url) as session:
-        while True:
-            try:
-                async with session.get("/health") as response:
-                    if response.status == 200:
-                        return
-            except aiohttp.ClientError:
-                await asyncio.sleep(0.05)
+    async def answers() -> bool:
+        with suppress(aiohttp.ClientError):
+            async with session.get("/health") as response:
+                return response.status == 200
+        return False
+
+    async with aiohttp.ClientSession(url) as session:
+        await until(answers)
 
 
 async def test_a_router_that_was_killed_goes_on_with_its_downloads(router, hub):

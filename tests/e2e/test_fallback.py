@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from pathlib import Path
 
 import pytest
@@ -13,6 +12,7 @@ from tests.memory.devices.conftest import A
 from tests.router_process import RouterProcess
 from tests.stub_nvml.build import build, library_environment
 from tests.stub_nvml.state import StubNvml
+from tests.waiting import until
 
 pytestmark = pytest.mark.e2e
 
@@ -29,7 +29,7 @@ async def test_what_llama_server_says_of_a_gpu_that_it_cannot_use_is_understood(
     async with up:
         assert (await up.chat("tiny"))[0] == 200
         await up.until(lambda: "tiny runs on the CPU, though it was placed" in up.output, "it is said")
-        while not (warnings := (await up.get("/explain?model=tiny"))["warnings"]):
-            await asyncio.sleep(0.05)  # the next measurement brings it
-        (warning,) = warnings
+        # The next measurement brings it.
+        found = await until(lambda: up.get("/explain?model=tiny"), holds=lambda found: found["warnings"])
+        (warning,) = found["warnings"]
         assert "no usable GPU found" in warning or "failed to initialize CUDA" in warning

@@ -23,6 +23,7 @@ from router.scheduler.types import Start
 from tests.e2e.running import DEADLINE_SECONDS, Running, running
 from tests.e2e.stub_machine import child_environment, make_stub_machine
 from tests.stub_nvml.state import Stranger, StubGpu, StubNvml, Taking, read_takings
+from tests.waiting import until
 
 MIB, GIB = 1 << 20, 1 << 30
 A, B = "local/cuda:GPU-a", "local/cuda:GPU-b"
@@ -67,13 +68,7 @@ class Rig:
 
     async def until_vram(self, is_so: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
         """/vram as a person sees it: not measured for the asking."""
-        seen: dict[str, Any] = {}
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(DEADLINE_SECONDS):
-                while not is_so(seen := await self.vram()):
-                    await asyncio.sleep(0.02)
-                return seen
-        raise AssertionError(f"it never came to be so: {seen}")
+        return await until(self.vram, holds=is_so)
 
     def placed(self, after: int = 0) -> dict[str, set[str]]:
         """On which GPUs each model was started (on the host without one), by the journal's entries after that

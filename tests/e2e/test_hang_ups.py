@@ -14,6 +14,7 @@ import pytest
 from tests.e2e.conftest import Start
 from tests.make_gguf import make_llama
 from tests.router_process import RouterProcess
+from tests.waiting import until
 
 pytestmark = pytest.mark.e2e
 
@@ -81,16 +82,16 @@ async def working(up: RouterProcess) -> int:
     return sum(slot["is_processing"] for slot in await up.get("/slots?model=slow"))
 
 
-async def until(up: RouterProcess, state: str, count: int = 1) -> None:
-    async with asyncio.timeout(60):
-        while [row["state"] for row in await rows(up)].count(state) != count:
-            await asyncio.sleep(0.01)
+async def until_state(up: RouterProcess, state: str, count: int = 1) -> None:
+    await until(lambda: rows(up), holds=lambda found: [row["state"] for row in found].count(state) == count)
 
 
 async def until_working(up: RouterProcess, count: int) -> None:
-    async with asyncio.timeout(60):
-        while await working(up) != count:
-            await asyncio.sleep(0.01)
+    await until(lambda: working(up), holds=lambda busy: busy == count)
+
+
+async def until_none(up: RouterProcess) -> None:
+    await until(lambda: rows(up), holds=lambda found: not found)
 
 
 @pytest.mark.parametrize("header", ["", "X-Router-Priority: normal\r\n"], ids=["short way", "aiohttp's way"])
@@ -121,8 +122,8 @@ async def abandon_beside_a_stream(up: RouterProcess, what: str, header: str) -> 
     assert await leases(up) == 1
     await beside.leave()
     await until_working(up, 0)
-    await until(up, "answering", 0)
-    await until(up, "ending", 0)
+    await until_state(up, "answering", 0)
+    await until_state(up, "ending", 0)
 
 
 async def test_a_plain_request_beside_a_stream_counts_as_busy_for_as_long_as_it_is_computed(router: Start):
@@ -133,14 +134,13 @@ async def test_a_plain_request_beside_a_stream_counts_as_busy_for_as_long_as_it_
         await gone.ask("/v1/chat/completions", CHAT | {"max_tokens": 1500})
         await until_working(up, 2)
         await gone.leave()
-        await until(up, "ending")
+        await until_state(up, "ending")
         assert await leases(up) == 2
         assert await working(up) == 2, "llama-server does not see that its client is gone"
         await beside.leave()
         await until_working(up, 0)
-        async with asyncio.timeout(10):
-            while await rows(up) or await leases(up):
-                await asyncio.sleep(0.01)
+        await until_none(up)
+        await until(lambda: leases(up), holds=lambda count: count == 0)
 
 
 async def test_one_that_waited_for_a_slot_is_counted_and_the_model_is_not_evicted_under_it(router: Start):
@@ -150,9 +150,9 @@ async def test_one_that_waited_for_a_slot_is_counted_and_the_model_is_not_evicte
             await client.ask("/completion", STREAM)
             await client.reader.readuntil(b"data: ")
         await clients[2].ask("/v1/chat/completions", CHAT)
-        await until(up, "answering", 3)
+        await until_state(up, "answering", 3)
         await clients[2].leave()
-        await until(up, "ending")
+        await until_state(up, "ending")
         assert await leases(up) == 3
         other = asyncio.create_task(up.chat("other"))
         await asyncio.sleep(0.3)
@@ -168,13 +168,11 @@ async def test_all_that_hang_up_at_once_are_counted_until_no_slot_works(router: 
         clients = [Abandoning(up) for _ in range(4)]  # llama-server has 6 threads for them and /slots
         for n, client in enumerate(clients):
             await client.ask("/completion", STREAM if n % 2 else LONG)
-        await until(up, "answering", 4)
+        await until_state(up, "answering", 4)
         await until_working(up, 2)
         for client in clients:
             await client.leave()
-        async with asyncio.timeout(60):
-            while await rows(up):
-                await asyncio.sleep(0.005)
+        await until_none(up)
         assert await working(up) == 0
         assert await leases(up) == 0
 
@@ -193,12 +191,10 @@ async def test_an_operator_who_ends_a_request_sees_that_it_is_still_computed(rou
         assert b" 503 " in await ended.reader.readline()
         assert time.monotonic() - begun < 5.0, "its client does not wait for that"
         await ended.leave()
-        await until(up, "ending")
+        await until_state(up, "ending")
         assert await leases(up) == 2
         await beside.leave()
-        async with asyncio.timeout(10):
-            while await rows(up):
-                await asyncio.sleep(0.01)
+        await until_none(up)
 
 
 async def test_embeddings_and_reranks_that_are_abandoned_are_counted_too(router: Start):
@@ -206,12 +202,8 @@ async def test_embeddings_and_reranks_that_are_abandoned_are_counted_too(router:
         many = {"model": "embedding", "input": ["one two three four five six seven eight nine"] * 2000}
         client = Abandoning(up)
         await client.ask("/v1/embeddings", many)
-        async with asyncio.timeout(60):
-            while [row["state"] for row in await rows(up)] != ["answering"]:
-                await asyncio.sleep(0.005)
+        await until_state(up, "answering")
         await client.leave()
-        async with asyncio.timeout(60):
-            while await rows(up):
-                await asyncio.sleep(0.005)
+        await until_none(up)
         slots = await up.get("/slots?model=embedding")
         assert not any(slot["is_processing"] for slot in slots)

@@ -11,6 +11,7 @@ import pytest
 from tests.e2e.conftest import Start
 from tests.make_gguf import make_llama
 from tests.router_process import RouterProcess
+from tests.waiting import until
 
 pytestmark = pytest.mark.e2e
 
@@ -64,9 +65,8 @@ async def test_who_comes_back_reads_on_where_it_was_and_hears_the_end(router: St
 async def test_while_it_goes_on_its_model_is_held_and_a_stop_ends_it(router: Start):
     async with start(router, "one") as up:
         await leave_in_the_middle(up)
-        async with asyncio.timeout(10):
-            while (await up.get("/requests"))["data"] or await leases(up) != 1:
-                await asyncio.sleep(0.01)  # until the client's own is over
+        await until(lambda: up.get("/requests"), holds=lambda found: not found["data"])
+        await until(lambda: leases(up), "the client's own lease is over", holds=lambda count: count == 1)
         other = asyncio.create_task(up.chat("one"))
         await asyncio.sleep(0)
         assert (await lookup(up))[0]["is_done"] is False

@@ -10,6 +10,7 @@ import pytest
 
 from tests.e2e.conftest import Start
 from tests.router_process import RouterProcess
+from tests.waiting import until
 
 pytestmark = pytest.mark.e2e
 
@@ -77,7 +78,5 @@ async def test_a_client_that_leaves_ends_its_generation(router: Start):
         body = {"model": "one", "stream": True, "max_tokens": 100_000, "ignore_eos": True, "messages": []}
         async with up.client.post("/v1/chat/completions", json=body) as answer:
             await answer.content.readany()
-        async with asyncio.timeout(10):
-            while (await up.get("/v1/models/one"))["instances"][0]["leases"]:
-                await asyncio.sleep(0.01)
+        await until(lambda: up.get("/v1/models/one"), holds=lambda found: not found["instances"][0]["leases"])
         assert (await up.chat("one"))[0] == 200

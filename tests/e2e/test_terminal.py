@@ -20,6 +20,7 @@ import pytest
 from tests.e2e.running import running
 from tests.make_gguf import make_llama
 from tests.router_process import is_alive
+from tests.waiting import until
 
 pytestmark = pytest.mark.e2e
 
@@ -184,6 +185,4 @@ async def _gone(pid: int) -> None:
     """The next process is no child of ours: nobody tells of its end."""
     with suppress(psutil.NoSuchProcess):
         process = psutil.Process(pid)
-        async with asyncio.timeout(DEADLINE_SECONDS):
-            while is_alive(process):
-                await asyncio.sleep(0.05)
+        await until(lambda: not is_alive(process))

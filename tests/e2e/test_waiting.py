@@ -14,6 +14,7 @@ import pytest
 from tests.e2e.conftest import Start
 from tests.make_gguf import make_llama
 from tests.router_process import RouterProcess
+from tests.waiting import until
 
 pytestmark = pytest.mark.e2e
 
@@ -112,9 +113,10 @@ BODIES = {
 
 async def waited(up: RouterProcess, count: int) -> None:
     """Until so many requests are with the model, all for half a second."""
-    async with asyncio.timeout(30):
-        while len(rows := (await up.get("/requests"))["data"]) < count or rows[-1]["age_seconds"] < 0.5:
-            await asyncio.sleep(0.02)
+    await until(
+        lambda: up.get("/requests"),
+        holds=lambda found: len(found["data"]) >= count and found["data"][-1]["age_seconds"] >= 0.5,
+    )
 
 
 async def test_streams_that_wait_for_a_slot_hear_their_place_on_every_path_and_their_bytes_are_the_same(
