@@ -116,7 +116,7 @@ class Document:
         operation: Json = {
             "summary": route.summary,
             "operationId": f"{method} {_plain(route.path)}",
-            "tags": [route.handler.__module__.rpartition(".")[2]],
+            "tags": [route.described.__module__.rpartition(".")[2]],
             "security": [] if route.access is Access.PUBLIC else _SECURITY,
             "parameters": [
                 {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
@@ -134,7 +134,7 @@ class Document:
             }
             for query in route.query
         ]
-        about = inspect.cleandoc(route.handler.__doc__ or "")
+        about = inspect.cleandoc(route.described.__doc__ or "")
         if route.access is Access.ADMIN:
             about = f"{about}\n\nNeeds an admin key, where there are any (server.admin_keys).".strip()
         if about:

@@ -111,6 +111,11 @@ class Route:
     status: int = 200
     refusals: tuple[type[RouterError], ...] = ()
 
+    @property
+    def described(self) -> Callable[..., Any]:
+        """What has the docstring, and the module of the family."""
+        return self.handler
+
 
 #: What the pool is asked for on behalf of a request. Raises RouterError.
 Plan: TypeAlias = Callable[[Pending], RequestInfo | Awaitable[RequestInfo]]
@@ -128,6 +133,10 @@ class ProxiedRoute(Route):
     handler: Handler = _answered_by_the_proxy
     plan: Plan
     fields: Callable[[HttpRequest], FieldReader | None] | None = None
+
+    @property
+    def described(self) -> Callable[..., Any]:
+        return self.plan
 
 
 class Routes(list[Route]):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections.abc import Callable
 from http import HTTPStatus
 from time import monotonic
@@ -170,6 +171,7 @@ class ClientConnection(asyncio.Protocol):
             self.refuse(error)
             return
         self._stop_timer()
+        self._body = None
         head, length, body_at = found
         proxied = self._server.proxied
         known = proxied.find(head) if proxied is not None else None
@@ -221,12 +223,16 @@ class ClientConnection(asyncio.Protocol):
                 body.body_ended()
             if self._is_answered:
                 self._is_answered, self._current = False, None
+                self._stop_timer()
         return data[taken:]
 
     @property
-    def has_whole_request(self) -> bool:
-        """Whether all of the current request's body has come."""
-        return self._framing is None
+    def left_bytes(self) -> float:
+        """What is still to come of the current request's body; infinite where that is not known."""
+        framing = self._framing
+        if framing is None:
+            return 0
+        return framing.left if isinstance(framing, Counted) else math.inf
 
     def answered(self, *, keeps_alive: bool) -> None:
         """The answer to the current request is complete as far as it goes; without `keeps_alive` the
@@ -237,6 +243,7 @@ class ClientConnection(asyncio.Protocol):
             return
         if self._framing is not None:
             self._is_answered = True
+            self._watch_head()  # the rest of the body has as long as a head
             return
         self._current = None
         if (
@@ -340,6 +347,8 @@ class ClientConnection(asyncio.Protocol):
 
     def _head_timed_out(self) -> None:
         self._timer = None
+        if self._is_answered:
+            self._close_now()
         if self._current is not None or self._is_closing:
             return
         if self._held:

@@ -19,6 +19,8 @@ from router.proxy.heads import END_OF_HEAD, names_of, request_lines
 
 #: A longer head is refused. (aiohttp bounds each line by 8 KiB, nginx each by 8 KiB and all by 32 KiB.)
 HEAD_LIMIT: Final = 32 << 10
+#: A head with more headers is refused, as by aiohttp. (nginx: 1000.)
+MOST_HEADERS: Final = 128
 #: Heads up to this size are kept as they were read, so that all that are kept take a few MiB.
 KEPT_HEAD_BYTES: Final = 4 << 10
 _KEPT_HEADS: Final = 256
@@ -39,13 +41,10 @@ class Malformed(InvalidRequest):
 
 
 class HeadTooLarge(InvalidRequest):
-    """The request line and its headers are longer than HEAD_LIMIT."""
+    """The request line and its headers are longer than HEAD_LIMIT, or there are more than MOST_HEADERS."""
 
     status = 431
     code = "request_head_too_large"
-
-    def __init__(self) -> None:
-        super().__init__(f"the request line and the headers are longer than {HEAD_LIMIT >> 10} KiB")
 
 
 class VersionNotSupported(InvalidRequest):
@@ -124,7 +123,7 @@ def take_head(data: bytes) -> tuple[RequestHead, int | None, int] | None:
     end = data.find(END_OF_HEAD, 0, HEAD_LIMIT)
     if end < 0:
         if len(data) >= HEAD_LIMIT:
-            raise HeadTooLarge
+            raise HeadTooLarge(f"the request line and the headers are longer than {HEAD_LIMIT >> 10} KiB")
         return None
     found = _LENGTH.search(data, 0, end + 2) or _ODD_LENGTH.search(data, 0, end + 2)
     if found is None:
@@ -153,6 +152,10 @@ def _read(block: bytes) -> RequestHead:
     if not reader.is_complete:
         raise Malformed("the head does not end where it seems to")
     is_http_11 = version == "1.1"
+    if len(reader.headers) > MOST_HEADERS:
+        raise HeadTooLarge(
+            f"the request has {len(reader.headers)} headers; at most {MOST_HEADERS} are accepted"
+        )
     names = [name.lower() for name, _ in reader.headers]
     for name in _SINGLE:
         if names.count(name) > 1:
@@ -170,8 +173,9 @@ def _read(block: bytes) -> RequestHead:
     headers = CIMultiDict(
         (name.decode("latin-1"), value.decode("utf-8", "surrogateescape")) for name, value in reader.headers
     )
-    method, given = parser.get_method(), reader.url.decode("ascii")
-    target = tidy(given)
+    method, target = parser.get_method(), tidy(reader.url.decode("ascii"))
+    if not target.startswith(("/", "http://", "https://")) and (method, target) != (b"OPTIONS", "*"):
+        raise Malformed(f"the target {target[:80]!r} is neither a path nor a URL")
     first_line = block.index(b"\r\n")
     return RequestHead(
         method=method.decode("ascii"),

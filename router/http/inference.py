@@ -45,6 +45,9 @@ _INTERNAL_ERROR: Final = "internal error; the router's log has more"
 _KEPT_HEADS: Final = 256
 #: A parameter in a route's path: "{model}", or "{path:.*}" with its pattern.
 _PARAMETER: Final = re.compile(r"\{\w+(?::([^{}]+))?\}")
+#: The rest of a body whose request was refused is read and dropped up to this size; behind a larger one the
+#: connection is closed.
+DROPPED_BYTES: Final = 8 << 20
 #: What is held of a body before its reader takes it; then the connection is not read.
 _HELD_BODY_BYTES: Final = 256 << 10
 
@@ -361,8 +364,12 @@ class PendingRequest(msgspec.Struct, eq=False):
         if self._is_over:
             return
         self._is_over = True
-        if not self.connection.has_whole_request:
-            self.client.keeps_alive = False  # the rest of the body is not read
+        self._incoming = None  # what still comes of the body is dropped
+        self.connection.resume_reading("body")
+        left = self.connection.left_bytes
+        # A client that waits for 100 Continue need not send the body any more.
+        if left and (left > DROPPED_BYTES or "Expect" in self.headers):
+            self.client.keeps_alive = False
         error_response(self.client, error, dialect_of(self.path))
         self._routes.refused(self, error.status)
         self.connection.answered(keeps_alive=self.client.keeps_alive)

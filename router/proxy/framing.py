@@ -48,17 +48,18 @@ class Framing(Protocol):
 class Counted:
     """So many bytes."""
 
-    __slots__ = ("_left", "ends_with_connection", "is_over", "is_verbatim")
+    __slots__ = ("ends_with_connection", "is_over", "is_verbatim", "left")
 
     def __init__(self, length: int) -> None:
-        self._left = length
+        #: In bytes.
+        self.left = length
         self.is_over = not length
         self.is_verbatim = self.ends_with_connection = False
 
     def feed(self, data: bytes) -> tuple[Spans, int]:
-        taken = min(self._left, len(data))
-        self._left -= taken
-        self.is_over = not self._left
+        taken = min(self.left, len(data))
+        self.left -= taken
+        self.is_over = not self.left
         return [(0, taken)] if taken else [], taken
 
 

@@ -183,7 +183,9 @@ async def test_a_body_that_drips_is_refused_in_time(api: Api):
 async def test_a_refusal_before_the_body_has_come_is_read_and_ends_the_connection(api: Api):
     await api.start(api_keys=("right",))
     reader, writer = await asyncio.open_connection("127.0.0.1", int(api.url.rpartition(":")[2]))
-    asked = said({"model": "tiny", "x": "y" * 1_000_000})
+    asked = said({"model": "tiny", "x": "y" * 1_000_000}).replace(
+        b"Content-Length: 1", b"Content-Length: 991"
+    )
     writer.write(asked[:1000])
     async with asyncio.timeout(DEADLINE_SECONDS):
         answer = await read_answer(reader, to_head=False)
@@ -191,6 +193,20 @@ async def test_a_refusal_before_the_body_has_come_is_read_and_ends_the_connectio
         writer.write(asked[1000:200_000])  # what is still on its way does not reset the connection
         assert await reader.read() == b""
     writer.close()
+
+
+async def test_the_rest_of_a_body_that_was_refused_is_no_request(api: Api):
+    """Behind a request of the application, which takes bodies as they are framed."""
+    await api.start(max_body_mib=1)
+    large = said({"model": "tiny", "x": "GET / HTTP/1.1\r\n\r\n" * 100_000})
+    async with calling(api) as caller:
+        for _ in range(2):
+            assert (await caller.ask(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")).status == 200
+            caller.writer.write(large + said())
+            answer = await caller.answer()
+            assert (answer.status, json.loads(answer.body)["error"]["code"]) == (413, "body_too_large")
+            assert (await caller.answer()).status == 200
+    assert len(api.pool.acquired) == 3
 
 
 async def test_a_client_that_waits_for_100_continue_gets_it_or_the_refusal(api: Api):
