@@ -21,6 +21,7 @@ from tests.make_gguf import make_llama
 from tests.proxy.wire import Message, read_answer
 from tests.router_process import RouterProcess
 from tests.test_app import binary
+from tests.waiting import until
 
 PATIENCE_SECONDS = 20.0
 #: It replaces the process.
@@ -149,13 +150,15 @@ class Asked:
 
     async def models(self) -> dict[str, str]:
         """Those that are loaded or about to be, when nothing changes any more."""
-        async with asyncio.timeout(PATIENCE_SECONDS):
-            while True:
-                rows = (await self.up.get("/models/loaded"))["data"]
-                found = {row["id"]: row["status"]["value"] for row in rows}
-                if set(found.values()) <= {"loaded"}:
-                    return found
-                await asyncio.sleep(0.01)
+
+        async def found() -> dict[str, str]:
+            rows = (await self.up.get("/models/loaded"))["data"]
+            return {row["id"]: row["status"]["value"] for row in rows}
+
+        models: dict[str, str] = await until(
+            found, holds=lambda models: set(models.values()) <= {"loaded"}, seconds=PATIENCE_SECONDS
+        )
+        return models
 
     async def check(self, request: bytes) -> None:
         before = await self.models()

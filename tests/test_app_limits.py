@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import io
 import re
@@ -25,7 +24,7 @@ import router as package
 from tests.make_gguf import make_llama
 from tests.router_process import RouterProcess
 from tests.test_app import Stream, binary
-from tests.waiting import until
+from tests.waiting import is_healthy, until
 
 Start = Callable[..., RouterProcess]
 
@@ -187,13 +186,8 @@ async def test_a_flood_of_connections_does_not_end_what_runs_and_when_it_is_over
                 flood.append(one)
             assert (await stream.rest())[-1] == "[DONE]", "a stream that had begun runs on to its end"
             assert up.process.poll() is None
-        async with asyncio.timeout(30), aiohttp.ClientSession(up.url) as stranger:
-            while True:
-                with contextlib.suppress(aiohttp.ClientError):
-                    async with stranger.get("/health") as answer:
-                        if answer.status == 200:
-                            break
-                await asyncio.sleep(0.05)
+        async with aiohttp.ClientSession(up.url) as stranger:
+            await until(lambda: is_healthy(stranger))
         assert (await up.chat("tiny"))[0] == 200
 
 

@@ -359,7 +359,7 @@ async def test_no_connection_is_refused_meanwhile(router: Start):
         while not restarting.done():
             with socket.create_connection((parts.hostname, parts.port), timeout=5):
                 tried += 1
-            await asyncio.sleep(0.002)
+            await asyncio.sleep(0.002)  # one client after the other
         await restarting
         assert tried > 20
 

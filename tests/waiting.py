@@ -8,6 +8,8 @@ import time
 from collections.abc import Callable
 from typing import Any, Final
 
+import aiohttp
+
 from tests.deadline import DEADLINE_SECONDS
 
 #: How often a condition is asked, in seconds. Short against whatever is waited for, and long enough to leave
@@ -54,6 +56,15 @@ def wait_until(
         assert time.monotonic() < deadline, _failure(what, seconds, result)
         time.sleep(PAUSE_SECONDS)
     return result
+
+
+async def is_healthy(session: aiohttp.ClientSession) -> bool:
+    """Whether the server at the base of the session's addresses answers `/health` with 200."""
+    try:
+        async with session.get("/health") as answer:
+            return answer.status == 200
+    except aiohttp.ClientError:
+        return False
 
 
 def _failure(what: str, seconds: float, result: object) -> str:

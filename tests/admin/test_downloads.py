@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import shutil
 from collections.abc import AsyncIterator
@@ -17,6 +16,7 @@ from router.downloads import Downloads
 from tests.admin.conftest import Api
 from tests.admin.hub_cache import OverCache, put
 from tests.hub_stub import HubStub
+from tests.waiting import until
 
 MODEL = os.urandom(1 << 20)
 REPO = "org/tiny-GGUF"
@@ -42,11 +42,10 @@ async def fetching(api: Api, hub: HubStub, tmp_path: Path) -> AsyncIterator[Api]
 
 
 async def ended(api: Api, job: str) -> Any:
-    while True:
-        found = (await api.get(f"/models/downloads/{job}")).json()
-        if found["state"] not in ("queued", "downloading", "waiting"):
-            return found
-        await asyncio.sleep(0.01)
+    async def found() -> Any:
+        return (await api.get(f"/models/downloads/{job}")).json()
+
+    return await until(found, holds=lambda it: it["state"] not in ("queued", "downloading", "waiting"))
 
 
 async def test_a_model_is_fetched_as_llama_cpps_clients_ask_for_it(fetching, hub):

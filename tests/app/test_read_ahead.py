@@ -72,7 +72,7 @@ class World:
     async def settled(self) -> None:
         """Whatever it would begin by now has begun: it looks at sizes in threads."""
         for _ in range(20):
-            await asyncio.sleep(0.001)
+            await asyncio.sleep(0.001)  # what must not begin cannot be waited for
 
 
 @pytest.fixture

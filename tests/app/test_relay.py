@@ -245,7 +245,7 @@ async def test_while_nobody_accepts_yet_it_waits(former: Handler | None):
         async with Pair(former, echo) as pair:
             pair.replace(listening)
             asking = asyncio.ensure_future(pair.client.get("/x"))
-            await asyncio.sleep(0.1)
+            await asyncio.sleep(0.1)  # in which it must not be answered
             assert not asking.done()
             async with serving(echo, listening), await asking as answer:
                 assert answer.status == 207

@@ -104,7 +104,7 @@ async def test_a_child_that_cannot_be_looked_at_for_want_of_files_is_not_blamed(
     async with watching(traffic, children):
         with traffic.passage("a#1"):
             with few_descriptors(0):
-                await asyncio.sleep(4 * BOUND)
+                await asyncio.sleep(4 * BOUND)  # longer than a stall may last
             assert not children.given_up
             await until(lambda: children.given_up)
 
@@ -115,8 +115,8 @@ async def test_nobody_is_looked_at_without_a_request_that_waits_for_it(child):
     async with slots(children.child.socket, lambda: WORKING) as asked, watching(traffic, children):
         with traffic.passage("a#1") as flow:
             flow.held += 1  # and the client does not take it
-            await asyncio.sleep(4 * BOUND)
-        await asyncio.sleep(2 * BOUND)
+            await asyncio.sleep(4 * BOUND)  # longer than a stall may last
+        await asyncio.sleep(2 * BOUND)  # longer than a stall may last
     assert not children.given_up
     assert not asked
 
@@ -125,7 +125,7 @@ async def test_a_busy_child_is_left_alone_far_beyond_the_bound(child):
     children, traffic = child(BUSY), Traffic()
     async with watching(traffic, children):
         with traffic.passage("a#1"):
-            await asyncio.sleep(6 * BOUND)
+            await asyncio.sleep(6 * BOUND)  # longer than a stall may last
             assert not children.given_up
 
 
@@ -136,7 +136,7 @@ async def test_slots_that_get_further_are_enough(child):
     further = lambda: [{"is_processing": True, "n_decoded": next(count)}]  # noqa: E731
     async with slots(children.child.socket, further) as asked, watching(traffic, children):
         with traffic.passage("a#1"):
-            await asyncio.sleep(6 * BOUND)
+            await asyncio.sleep(6 * BOUND)  # longer than a stall may last
     assert not children.given_up
     assert set(asked) == {"GET /slots HTTP/1.1"}
 
@@ -154,7 +154,7 @@ async def test_one_whose_slots_are_all_free_waits_for_somebody_else(child):
     assert children.child is not None
     async with slots(children.child.socket, lambda: [{"is_processing": False}]), watching(traffic, children):
         with traffic.passage("a#1"):
-            await asyncio.sleep(6 * BOUND)
+            await asyncio.sleep(6 * BOUND)  # longer than a stall may last
     assert not children.given_up
 
 

@@ -62,13 +62,16 @@ class Manager:
 
     async def hears(self, wanted: str, *, pid: int | None = None, since: int = 0) -> list[str]:
         """Return the first message from `since` on that has an assignment that begins so."""
-        async with asyncio.timeout(DEADLINE_SECONDS):
-            while True:
-                self.listen()
-                for sender, message in self.heard[since:]:
-                    if pid in (None, sender) and any(line.startswith(wanted) for line in message):
-                        return message
-                await asyncio.sleep(0.01)
+
+        def found() -> list[str] | None:
+            self.listen()
+            for sender, message in self.heard[since:]:
+                if pid in (None, sender) and any(line.startswith(wanted) for line in message):
+                    return message
+            return None
+
+        message: list[str] = await until(found, wanted)
+        return message
 
 
 class UnderSystemd(RouterProcess):
@@ -264,7 +267,7 @@ async def test_a_router_that_is_frozen_is_not_heard_and_what_replaces_it_has_its
         await up.until(lambda: psutil.Process(up.process.pid).status() == psutil.STATUS_STOPPED, "it stands")
         manager.listen()
         heard = len(manager.heard)
-        await asyncio.sleep(2 * WATCHDOG_SECONDS)
+        await asyncio.sleep(2 * WATCHDOG_SECONDS)  # in which the watchdog would be heard
         manager.listen()
         assert len(manager.heard) == heard, "systemd ends it now, with SIGABRT and then SIGKILL"
         up.send(signal.SIGABRT)

@@ -240,7 +240,7 @@ async def test_one_that_was_handed_over_does_not_write_its_old_records_over_thos
         former.hand_over()
         async with Store(path) as following:
             await following.put(ROWS, "later#1", ROW)
-            await asyncio.sleep(0.1)
+            await asyncio.sleep(0.1)  # in which it would return to the file
             with contextlib.closing(sqlite3.connect(path)) as reader:
                 assert _keys(reader) == {'"later#1"'}
 

@@ -17,6 +17,7 @@ from tests.e2e.conftest import SMALL
 from tests.hub_stub import HubStub
 from tests.make_gguf import make_llama
 from tests.router_process import RouterProcess
+from tests.waiting import is_healthy, until
 
 pytestmark = pytest.mark.e2e
 
@@ -81,23 +82,13 @@ async def llama_cpp(binary: Path, cache: Cache, *args: str, **env: str) -> Async
     )
     try:
         async with aiohttp.ClientSession(f"http://127.0.0.1:{port}") as session:
-            async with asyncio.timeout(DEADLINE_SECONDS):
-                while not await answers(session):
-                    assert process.returncode is None, "llama-server has ended"
-                    await asyncio.sleep(0.05)
+            await until(lambda: is_healthy(session), holds=lambda it: it or process.returncode is not None)
+            assert process.returncode is None, "llama-server has ended"
             yield lambda path: get(session, path)
     finally:
         if process.returncode is None:
             process.kill()
         await process.wait()
-
-
-async def answers(session: aiohttp.ClientSession) -> bool:
-    try:
-        async with session.get("/health") as answer:
-            return answer.status == 200
-    except aiohttp.ClientError:
-        return False
 
 
 async def get(session: aiohttp.ClientSession, path: str) -> Any:
@@ -177,10 +168,11 @@ async def test_a_preset_of_a_hub_repository_is_pulled_and_tells_what_it_runs(fol
             async with router.client.post("/models/download", json={"repo": PRESETS}) as answer:
                 job = await answer.json()
                 assert answer.status == 200, job
-            async with asyncio.timeout(DEADLINE_SECONDS):
-                while (told := await router.get(f"/models/downloads/{job['id']}"))["state"] != "finished":
-                    assert told["state"] in ("queued", "downloading"), told
-                    await asyncio.sleep(0.02)
+            told = await until(
+                lambda: router.get(f"/models/downloads/{job['id']}"),
+                holds=lambda told: told["state"] not in ("queued", "downloading"),
+            )
+            assert told["state"] == "finished", told
             assert told["models"] == ["first", "second"]
             assert "presets: first, second" in told["note"]
             assert f"llama-router pull {MAIN}" in told["note"]

@@ -6,21 +6,20 @@ import asyncio
 import json
 import os
 import signal
-import socket
 import subprocess
 from collections.abc import AsyncIterator
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import aiohttp
 import pytest
 
+from tests.admin.upstream import free_port
 from tests.e2e.conftest import SMALL
 from tests.hub_stub import HubStub
 from tests.make_gguf import make_llama
 from tests.router_process import RouterProcess
-from tests.waiting import until
+from tests.waiting import is_healthy, until
 
 pytestmark = pytest.mark.e2e
 
@@ -128,9 +127,7 @@ async def asked_of_it(url: str, model: str) -> tuple[list[Any], list[tuple[int, 
 
 async def test_llama_cpps_router_tells_and_answers_the_same(router, hub, llama_server, folder):
     environ = {"PATH": os.environ["PATH"], "HOME": str(folder), "LLAMA_CACHE": str(folder / "theirs")}
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     theirs = subprocess.Popen(
         [llama_server, "--host", "127.0.0.1", "--port", str(port)],
         env={**environ, "HF_ENDPOINT": f"{hub.url}/"},
@@ -156,14 +153,8 @@ async def test_llama_cpps_router_tells_and_answers_the_same(router, hub, llama_s
 
 
 async def until_it_answers(url: str) -> None:
-    async def answers() -> bool:
-        with suppress(aiohttp.ClientError):
-            async with session.get("/health") as response:
-                return response.status == 200
-        return False
-
     async with aiohttp.ClientSession(url) as session:
-        await until(answers)
+        await until(lambda: is_healthy(session))
 
 
 async def test_a_router_that_was_killed_goes_on_with_its_downloads(router, hub):

@@ -155,7 +155,7 @@ async def test_one_that_waited_for_a_slot_is_counted_and_the_model_is_not_evicte
         await until_state(up, "ending")
         assert await leases(up) == 3
         other = asyncio.create_task(up.chat("other"))
-        await asyncio.sleep(0.3)
+        await asyncio.sleep(0.3)  # in which it must not be loaded
         assert not other.done()
         for client in clients[:2]:
             await client.leave()

@@ -18,6 +18,7 @@ from router.scheduler.types import State
 from tests.e2e.running import DEADLINE_SECONDS, Running, llama_servers, running
 from tests.hub_stub import HubStub
 from tests.make_gguf import make_llama
+from tests.waiting import until
 
 pytestmark = pytest.mark.e2e
 
@@ -46,13 +47,12 @@ def waiting(router: Running) -> int:
 
 async def until_it_speaks(router: Running) -> None:
     """The one request in flight has had the first bytes of its answer."""
-    async with asyncio.timeout(DEADLINE_SECONDS):
-        while True:
-            async with router.session.get("/requests") as answer:
-                rows = (await answer.json())["data"]
-            if [row for row in rows if row["bytes"] > 0]:
-                return
-            await asyncio.sleep(0.01)
+
+    async def speaks() -> bool:
+        async with router.session.get("/requests") as answer:
+            return any(row["bytes"] > 0 for row in (await answer.json())["data"])
+
+    await until(speaks)
 
 
 @asynccontextmanager

@@ -164,10 +164,8 @@ async def test_a_router_on_a_unix_socket_is_found_by_its_configuration_and_can_b
         )
     pid = serve.pid
     try:
-        async with asyncio.timeout(DEADLINE_SECONDS):
-            while f"listens on unix:{path}" not in output.read_text():
-                assert serve.poll() is None, output.read_text()
-                await asyncio.sleep(0.05)
+        await until(lambda: f"listens on unix:{path}" in output.read_text() or serve.poll() is not None)
+        assert serve.poll() is None, output.read_text()
         assert await asyncio.to_thread(call, "run", "a", "hello", "--max-tokens", "4")
         pid = json.loads(await asyncio.to_thread(call, "restart", "--json"))["pid"]
         assert pid != serve.pid

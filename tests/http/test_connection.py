@@ -88,7 +88,7 @@ async def test_a_head_that_drips_is_refused_in_time(guarded):
         async def drip() -> None:
             for letter in b"GET / HTTP/1.1\r\nX: " + b"y" * 10_000:
                 writer.write(bytes([letter]))
-                await asyncio.sleep(0.02)
+                await asyncio.sleep(0.02)  # a slow client
 
         dripping = asyncio.create_task(drip())
         assert error(await reader.read()) == (408, "request_too_slow")
@@ -129,7 +129,7 @@ async def test_a_long_body_is_no_long_head(guarded):
         writer.write(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 6\r\n\r\n")
         for letter in b"abcdef":
             writer.write(bytes([letter]))
-            await asyncio.sleep(0.08)
+            await asyncio.sleep(0.08)  # in sum longer than a head may take
         assert b"200 OK" in await reader.readuntil(b"\r\n\r\n")
         assert up.seen == [b"abcdef"]
 
@@ -146,7 +146,7 @@ async def test_a_body_that_drips_is_refused_in_time(guarded, framing: bytes):
         async def drip() -> None:
             while True:
                 writer.write(drop)
-                await asyncio.sleep(0.02)
+                await asyncio.sleep(0.02)  # a slow client
 
         dripping = asyncio.create_task(drip())
         head = await reader.readuntil(b"\r\n\r\n")
@@ -193,7 +193,7 @@ async def test_one_that_takes_its_answer_slowly_gets_all_of_it(guarded):
         got = 0
         while got < 16 << 20:
             got += len(await reader.read(1 << 19))
-            await asyncio.sleep(0.02)
+            await asyncio.sleep(0.02)  # a slow client
         assert b"200 OK" in head
         assert not up.left.is_set()
 

@@ -164,10 +164,10 @@ async def test_a_body_may_come_later_and_in_pieces(api: Api):
         for cuts in ((0, head, None), (0, head, head + 7, None)):
             for start, end in itertools.pairwise(cuts):
                 caller.writer.write(asked[start:end])
-                await asyncio.sleep(0.01)
+                await asyncio.sleep(0.01)  # so that the pieces come apart
             assert (await caller.answer()).body == asked[head:]
         caller.writer.write(asked[:9])
-        await asyncio.sleep(0.01)
+        await asyncio.sleep(0.01)  # so that the pieces come apart
         assert (await caller.ask(asked[9:])).body == asked[head:], "the head came in two pieces"
 
 
@@ -700,7 +700,7 @@ async def test_an_answer_outlives_the_time_that_a_connection_may_be_idle(api: Ap
     await api.start(script=script, limits=Limits(idle_seconds=0.1))
     async with calling(api) as caller:
         caller.writer.write(said({"model": "tiny", "slow": True}))
-        await asyncio.sleep(0.4)
+        await asyncio.sleep(0.4)  # longer than a connection may be idle
         gate.set()
         assert (await caller.answer()).status == 200
         async with asyncio.timeout(DEADLINE_SECONDS):
@@ -720,7 +720,7 @@ async def test_a_shutdown_waits_for_it_and_refuses_the_next(api: Api):
         caller.writer.write(said({"model": "tiny", "slow": True}))
         await until(lambda: api.requests.count == 1, "it is not counted")
         ending = asyncio.create_task(api.server.close())
-        await asyncio.sleep(0.05)
+        await asyncio.sleep(0.05)  # in which it must not end
         assert not ending.done()
         gate.set()
         assert (await caller.answer()).status == 200

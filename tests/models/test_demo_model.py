@@ -17,6 +17,7 @@ import gguf
 import pytest
 
 from router.models.demo_model import NAME, write_demo_model
+from tests.waiting import is_healthy, until
 
 FINDER = Path(__file__).parent.parent / "bin" / "build-llama-server"
 STARTED_WITHIN_SECONDS = 60.0
@@ -109,23 +110,17 @@ async def served(model: Path) -> AsyncIterator[aiohttp.ClientSession]:
         connector = aiohttp.UnixConnector(str(socket), force_close=True)
         try:
             async with aiohttp.ClientSession("http://localhost", connector=connector) as client:
-                async with asyncio.timeout(STARTED_WITHIN_SECONDS):
-                    while not await is_healthy(client):
-                        assert child.returncode is None, (folder / "log").read_text()
-                        await asyncio.sleep(0.02)
+                await until(
+                    lambda: is_healthy(client),
+                    holds=lambda it: it or child.returncode is not None,
+                    seconds=STARTED_WITHIN_SECONDS,
+                )
+                assert child.returncode is None, (folder / "log").read_text()
                 yield client
         finally:
             if child.returncode is None:
                 child.kill()
             await child.wait()
-
-
-async def is_healthy(client: aiohttp.ClientSession) -> bool:
-    try:
-        async with client.get("/health") as response:
-            return response.status == 200
-    except aiohttp.ClientConnectionError:
-        return False
 
 
 def llama_server() -> str:

@@ -566,7 +566,7 @@ async def test_without_pidfds_a_child_of_which_a_thread_lives_on_is_no_zombie_an
     async with owning_tasks() as tasks:
         process = await Process.spawn("child", plain, tasks)
         await until(lambda: identify(process.pid) is None)
-        await asyncio.sleep(0.2)
+        await asyncio.sleep(0.2)  # in which it must not be found to have ended
         assert not process.ended
         await process.stop(grace_seconds=0)
         with pytest.raises(ChildProcessError):

@@ -285,7 +285,7 @@ async def test_a_child_that_dies_before_its_answer_is_replaced_once(bench: Bench
 async def test_the_exit_may_be_told_a_moment_after_the_connection_broke(bench: Bench):
     async def script(_: Received, connection: Connection) -> None:
         connection.die()
-        await asyncio.sleep(0.05)
+        await asyncio.sleep(0.05)  # the moment
         bench.pool.exit("qwen#1")
 
     await bench.child(script)

@@ -95,7 +95,7 @@ def test_a_request_is_held_back_while_its_child_does_not_read(tmp_path: Path, lo
         upstream.begin(hearing)
         body = Body.of(bytes(8 << 20))
         sending = asyncio.get_running_loop().create_task(send(upstream, b"HEAD", body))
-        await asyncio.sleep(0.05)
+        await asyncio.sleep(0.05)  # in which it must not end
         assert not sending.done(), "it waits for the child"
         read_on.set()
         async with asyncio.timeout(DEADLINE):

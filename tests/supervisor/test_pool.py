@@ -79,7 +79,7 @@ async def test_what_is_loaded_into_an_empty_machine_is_measured_from_then_on() -
     pool = pool_of(host, model("a", 8))
     pool._poll = 0.01
     async with pool:
-        await asyncio.sleep(0.03)
+        await asyncio.sleep(0.03)  # three polls
         assert host.counts["measure"] == 1, "with nothing loaded a sleeping GPU is left asleep"
         await pool.load("a")
         before = host.counts["measure"]

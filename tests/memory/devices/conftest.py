@@ -17,6 +17,7 @@ import pytest
 from router.memory.devices import Devices, Sample
 from tests.stub_nvml.build import build, library_environment
 from tests.stub_nvml.state import StubGpu, StubNvml
+from tests.waiting import until
 
 GIB = 1 << 30
 MIB = 1 << 20
@@ -100,10 +101,7 @@ async def look(devices: Devices, *pids: int, **options: Any) -> Sample:
 
 async def look_until(devices: Devices, is_so: Callable[[Sample], bool], *pids: int, **options: Any) -> Sample:
     """Samples until it is so. Fails with the last sample when that takes too long."""
-    end = time.monotonic() + DEADLINE_SECONDS
-    while not is_so(sample := await look(devices, *pids, **options)):
-        assert time.monotonic() < end, f"it never came to be so: {sample}"
-        await asyncio.sleep(0.02)
+    sample: Sample = await until(lambda: look(devices, *pids, **options), holds=is_so)
     return sample
 
 

@@ -235,10 +235,7 @@ class TestRest:
     async def test_showing_it_to_somebody_does_not_keep_it_open(self, probe, open_devices, root):
         devices = await open_devices(**probe, idle_seconds=0.3, root=root)
         await look(devices)
-        async with asyncio.timeout(20):
-            while devices.probe_pids:
-                await look(devices, wake=False)
-                await asyncio.sleep(0.02)
+        await until(lambda: look(devices, wake=False), holds=lambda _: not devices.probe_pids)
 
     async def test_a_gpu_that_sleeps_is_not_woken_and_its_memory_is_free(
         self, probe, open_devices, stub, children, root
@@ -283,7 +280,4 @@ class TestRest:
         devices = await open_devices(**probe, idle_seconds=0.3, root=root)
         pid = children().pid
         await look(devices, pid)
-        async with asyncio.timeout(20):
-            while devices.probe_pids:
-                await look(devices, pid, wake=False)
-                await asyncio.sleep(0.02)
+        await until(lambda: look(devices, pid, wake=False), holds=lambda _: not devices.probe_pids)

@@ -292,10 +292,10 @@ async def test_no_reservation_grows_beyond_what_the_device_could_give():
         while host.fail_next:
             with pytest.raises(LoadFailed):
                 await bench.pool.load("a")
-            await asyncio.sleep(0.01)
+            await asyncio.sleep(0.01)  # the pause after a failure
         assert max(bench.starts("a")) == 21 * GIB, "24, less a margin of 1 and the 2 of others"
         host.holds["a"] = 20 * GIB
-        await asyncio.sleep(0.02)
+        await asyncio.sleep(0.02)  # the pause after a failure
         await bench.pool.load("a")
 
 
@@ -460,7 +460,7 @@ async def test_what_ran_out_of_all_that_its_gpu_has_is_loaded_in_a_slower_way():
             await bench.pool.load("a")
         assert places(bench) == [GPU, GPU], "once more, with all there is, before that is believed"
         assert bench.starts("a")[1] == 23 * GIB
-        await asyncio.sleep(0.02)
+        await asyncio.sleep(0.02)  # the pause after a failure
         await bench.pool.load("a")
         assert places(bench)[2] == HOST_MEMORY.id
         await bench.unload("a")
@@ -476,7 +476,7 @@ async def test_what_ran_out_because_others_hold_the_gpu_is_not_loaded_in_a_slowe
         while host.fail_next:
             with pytest.raises(LoadFailed):
                 await bench.pool.load("a")
-            await asyncio.sleep(0.02)
+            await asyncio.sleep(0.02)  # the pause after a failure
         await bench.pool.load("a")
         assert set(places(bench)) == {GPU}
         assert max(bench.starts("a")) == 17 * GIB
@@ -493,7 +493,7 @@ async def test_what_is_too_large_by_its_estimate_alone_is_tried_once():
     async with learning_pool(host, of, predictions=attempt) as bench:
         with pytest.raises(LoadFailed):
             await bench.pool.load("a")
-        await asyncio.sleep(0.02)
+        await asyncio.sleep(0.02)  # the pause after a failure
         with pytest.raises(ModelTooLarge):
             await bench.pool.load("a")
         assert len(bench.starts("a")) == 1
