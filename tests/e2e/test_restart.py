@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import signal
 import sqlite3
 import subprocess
@@ -174,5 +175,8 @@ async def test_a_restart_with_real_streams_cuts_none(router: Start):
 
 def _give_pid(database: Path, instance: str, pid: int) -> None:
     with contextlib.closing(sqlite3.connect(database)) as opened, opened:
-        changed = opened.execute("UPDATE processes SET pid = ? WHERE instance = ?", (pid, instance))
+        changed = opened.execute(
+            "UPDATE rows SET value = json_set(value, '$.pid', ?) WHERE owner = 'children' AND key = ?",
+            (pid, json.dumps(instance)),
+        )
         assert changed.rowcount == 1
