@@ -1,5 +1,32 @@
 """The tree of errors: each knows its HTTP status, its OpenAI type and code, and what the caller can do.
 
+    RouterError                       500 server_error
+      InvalidRequest                  400 invalid_request_error
+        ModelNotLoaded                400   autoload is off and the model is not running
+        SettingsConflict               409   it runs with other settings than a load asks for
+        AmbiguousModel                409   the name could be that of several models, which it lists
+      Unauthorized                    401 authentication_error
+      Forbidden                       403 permission_error
+      ModelNotFound                   404 not_found_error         names what exists and the nearest
+      UnsupportedCoding               415 invalid_request_error   its body is compressed in an unknown way
+      RequestTooSlow                  408 invalid_request_error   its client took too long to say it
+      ModelUnusable                   422 invalid_request_error   its file is gone, is not a GGUF, its
+      preset is wrong
+        ModelTooLarge                 422   fits no placement of an empty machine; says the numbers
+      QueueFull                       429 rate_limit_error        + Retry-After
+      ClientLimit                     429 rate_limit_error        + Retry-After
+      NotSupported                    501 not_supported_error     neither here nor in llama-server
+      UpstreamFailed                  502 server_error            the child died before its answer began
+      Unavailable                     503 unavailable_error       + Retry-After
+        NoRoom                        503   full, and nothing may leave for it
+        WaitTimeout                   503   the deadline of a wait passed; says what it waited for
+        LoadFailed                    503   the child did not become ready; carries its last log lines
+        Unloaded                      503   an operator unloaded the model while the request waited
+        ShuttingDown                  503
+      StartupError                    exit status 2               the router itself cannot start
+        ConfigError                   exit status 2               names file, key, value and the nearest
+        valid key
+
 The type names follow llama.cpp and OpenAI, so that their clients' handling works unchanged.
 """
 
@@ -63,14 +90,10 @@ class InvalidRequest(RouterError):
 
 
 class ModelNotLoaded(InvalidRequest):
-    """Autoload is off and the model is not running."""
-
     code = "model_not_loaded"
 
 
 class SettingsConflict(InvalidRequest):
-    """It runs with other settings than a load asks for."""
-
     status = 409
     code = "settings_conflict"
 
@@ -105,30 +128,22 @@ class Forbidden(RouterError):
 
 
 class ModelNotFound(RouterError):
-    """Names what exists and the nearest."""
-
     status = 404
     type = "not_found_error"
     code = "model_not_found"
 
 
 class ModelUnusable(RouterError):
-    """Its file is gone or is not a GGUF, or its preset is wrong."""
-
     status = 422
     type = "invalid_request_error"
     code = "model_unusable"
 
 
 class ModelTooLarge(ModelUnusable):
-    """Fits no placement of an empty machine; says the numbers."""
-
     code = "model_too_large"
 
 
 class RequestTooSlow(RouterError):
-    """Its client took too long to say it."""
-
     status = 408
     type = "invalid_request_error"
     code = "request_too_slow"
@@ -154,8 +169,6 @@ class UnsupportedCoding(RouterError):
 
 
 class NotSupported(RouterError):
-    """Neither here nor in llama-server."""
-
     status = 501
     type = "not_supported_error"
     code = "not_supported"
@@ -176,8 +189,6 @@ class ClientLimit(RouterError):
 
 
 class UpstreamFailed(RouterError):
-    """The child died before its answer began."""
-
     status = 502
     code = "upstream_failed"
 
@@ -189,26 +200,18 @@ class Unavailable(RouterError):
 
 
 class NoRoom(Unavailable):
-    """Full, and nothing may leave for it."""
-
     code = "no_room"
 
 
 class WaitTimeout(Unavailable):
-    """The deadline of a wait passed; says what it waited for."""
-
     code = "wait_timeout"
 
 
 class LoadFailed(Unavailable):
-    """The child did not become ready; carries its last log lines."""
-
     code = "load_failed"
 
 
 class Unloaded(Unavailable):
-    """An operator unloaded the model while the request waited."""
-
     code = "unloaded"
 
 
@@ -223,6 +226,4 @@ class StartupError(RouterError):
 
 
 class ConfigError(StartupError):
-    """Names file, key, value and the nearest valid key."""
-
     code = "config_error"
