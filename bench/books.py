@@ -31,6 +31,7 @@ from router.app.read_ahead import ReadAhead
 from router.cli.log_lines import AsyncLogHandler, Lines
 from router.config import Config, ServerConfig
 from router.db.store import Store
+from router.ids import Definition
 from router.memory.estimate.learning import Prediction
 from router.models.catalog import Catalog
 from router.models.definitions import Definitions
@@ -84,7 +85,7 @@ class SchedulerState:
         device = host.device
         places = (Placement("local", {device.id: 4 * GIB}, (device.id,)),)
         names = [f"m{number}" for number in range(scene.models)]
-        self.models = {n: Model(n, places, "1", ttl=scene.ttl, load_seconds=0.01) for n in names}
+        self.models = {n: Model(n, places, Definition("1"), ttl=scene.ttl, load_seconds=0.01) for n in names}
         prediction = Prediction("key", "card", (device.id,), (4 * GIB,), (0,), (23 * GIB,))
         self.store = Store(folder / "books.sqlite")
         self.learning = Learning(self.store)

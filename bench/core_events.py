@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import count
 
+from router.ids import Definition
 from router.scheduler.policy import make_policy
 from router.scheduler.scheduler import Scheduler, Settings
 from router.scheduler.types import (
@@ -80,7 +81,7 @@ class Traffic:
 
     def _model(self, name: str, gib: int) -> Model:
         places = [Placement("local", {d.id: gib * GIB}, (d.id,)) for d in self.devices]
-        return Model(name, tuple(places), "1", load_seconds=1 + gib / 8)
+        return Model(name, tuple(places), Definition("1"), load_seconds=1 + gib / 8)
 
     def run(self) -> None:
         self._measure()
