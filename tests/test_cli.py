@@ -57,6 +57,6 @@ def test_a_small_command_does_not_load_the_server(heavy: str):
 
 def test_the_server_does_not_load_what_it_hardly_ever_needs():
     # What is 0.5 MiB and more, and hardly ever needed.
-    heavy = {"huggingface_hub", "httpx2", "rich", "psutil", "statistics", "pynvml"}
+    heavy = {"huggingface_hub", "httpx2", "rich", "psutil", "statistics", "pynvml", "prometheus_client"}
     code = f"import sys, router.app; sys.exit(' '.join({heavy!r} & sys.modules.keys()) or 0)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

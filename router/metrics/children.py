@@ -7,15 +7,14 @@ import asyncio
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
-
-from prometheus_client import Metric
-from prometheus_client.core import GaugeMetricFamily
-from prometheus_client.parser import text_string_to_metric_families
+from typing import TYPE_CHECKING, Final
 
 from router.engines.llama_server import METRICS_PATH
 from router.process import get_answer
 from router.scheduler.types import ModelName
+
+if TYPE_CHECKING:
+    from prometheus_client import Metric
 
 #: A llama-server answers between two batches; Prometheus itself gives up after 10 s.
 ANSWER_SECONDS: Final = 1.0
@@ -44,6 +43,9 @@ async def ask_children(children: Iterable[Child]) -> Mapping[Child, str | None]:
 def child_families(answers: Mapping[Child, str | None]) -> Iterator[Metric]:
     """Each family once, with the samples of all children; `llamacpp:x` becomes `llamacpp_x`, as colons belong
     to the rules of whoever collects, and what only grows ends with `_total`."""
+    from prometheus_client.core import GaugeMetricFamily
+    from prometheus_client.parser import text_string_to_metric_families
+
     told = GaugeMetricFamily(
         "llama_router_child_metrics_told",
         "1: the llama-server told its metrics; 0: it was too busy, or they were not understood.",
@@ -63,6 +65,8 @@ def child_families(answers: Mapping[Child, str | None]) -> Iterator[Metric]:
 
 
 def _merge(merged: dict[str, Metric], family: Metric, child: Child) -> None:
+    from prometheus_client import Metric
+
     name = family.name.replace(":", "_")
     known = merged.setdefault(name, Metric(name, family.documentation, family.type))
     if known.type != family.type:  # of another version

@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
-from prometheus_client import generate_latest
+from prometheus_client import CollectorRegistry, generate_latest
 
 from router.metrics import children
 from router.metrics.children import Child, ask_children, child_families
-from router.metrics.page import Families
+from router.metrics.page import _Once
 from tests.admin.upstream import Connection, Received, Upstream
 from tests.metrics.lint import complaints, families
 
@@ -24,7 +24,9 @@ llamacpp:requests_processing 1
 
 
 def page(answers: dict[Child, str | None]) -> str:
-    return generate_latest(Families(list(child_families(answers)))).decode()
+    registry = CollectorRegistry()
+    registry.register(_Once(list(child_families(answers))))
+    return generate_latest(registry).decode()
 
 
 def test_each_family_is_told_once_with_a_row_for_every_child():

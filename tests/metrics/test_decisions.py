@@ -18,7 +18,9 @@ class Counted:
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         self.journal = Journal(size=1)  # nothing is counted from the ring, which forgets
-        self.journal.follow(DecisionMetrics(self.registry).heard)
+        metrics = DecisionMetrics()
+        self.registry.register(metrics)
+        self.journal.follow(metrics.heard)
 
     def record(self, event, *commands):
         self.journal.record(0.0, event, list(commands))

@@ -10,7 +10,6 @@ from typing import cast
 
 import pytest
 from msgspec.structs import replace
-from prometheus_client import CollectorRegistry
 
 from router.admin.recent import Timeline
 from router.errors import LoadFailed, NoRoom
@@ -102,7 +101,7 @@ def test_what_a_follower_does_not_ask_for_would_tell_it_nothing() -> None:
     feed, stats, decisions, timeline = (
         Feed(lambda: cast(Snapshot, None), lambda _: None, list),
         Stats({}, clock=lambda: 0.0),
-        DecisionMetrics(CollectorRegistry()),
+        DecisionMetrics(),
         Timeline(),
     )
     followers: list[tuple[Callable[[Entry], None], tuple[Kind, ...]]] = [
