@@ -342,14 +342,14 @@ class LocalHost:
 
     async def _record_identity(self, child: _Child, *, is_ready: bool = False) -> None:
         process = child.process
-        if process is None or process.ended or process.is_left_alone:
+        if process is None or process.ended or process.is_detached:
             return
         child.record = replace(
             child.record,
             pid=process.identity.pid,
             start_time=process.identity.start_time,
             boot_id=process.identity.boot_id,
-            argv_hash=process.argv_hash() or "",
+            argv_hash=argv_hash(process.pid) or "",
             is_ready=is_ready,
         )
         await keep_record(self._store, child.record)

@@ -16,7 +16,6 @@ from router.process.identity import (
     argv_hash,
     find_marked,
     identify,
-    is_alive,
     progress,
 )
 from router.process.log import LogFile, LogReader
@@ -41,7 +40,6 @@ __all__ = [
     "get_status",
     "get_status_at",
     "identify",
-    "is_alive",
     "output_of",
     "progress",
 ]

@@ -1,4 +1,4 @@
-"""One child from birth to death: spawned or adopted, watched, ended with all it forked, and reaped."""
+"""A child process: spawned or adopted, watched, ended with all that it forked, and reaped."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import math
 import os
 import signal
 import subprocess
-from collections.abc import Awaitable, Coroutine, Mapping
+from collections.abc import Awaitable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -18,7 +18,7 @@ from typing import Final
 from router.errors import LoadFailed
 from router.installation import build_command
 from router.process.exits import Exit, describe_exit, oom_kill_count
-from router.process.identity import MARKER, Identity, argv_hash, find_marked, identify
+from router.process.identity import MARKER, Identity, find_marked, identify
 from router.process.log import LogFile
 from router.process.probe import Health, NotReady, wait_ready
 from router.process.watch import ExitWatch
@@ -29,15 +29,30 @@ _logger = logging.getLogger("router.process")
 #: sun_path of sockaddr_un has 108 bytes on Linux, one of them for the final zero (104 on macOS).
 SOCKET_PATH_MAX_BYTES: Final = 107
 _LOG_TAIL_LINES: Final = 30
+#: The longest time, in seconds, between two looks at the size of the log.
 _LOOK_SECONDS: Final = 0.5
-#: Taking down a large process that the kernel has chosen may last seconds: evidence is sought that far back.
+#: How far back, in seconds, the kernel's kills for memory count as evidence: it may take seconds to take down
+#: a large process that it has chosen.
 _OOM_EVIDENCE_SECONDS: Final = 10.0
-#: How long a child may take to die of SIGKILL before its owner, itself being cancelled, gives up on it.
+#: How long, in seconds, a task that is being cancelled waits for its child to exit from SIGKILL.
 _KILL_SECONDS: Final = 5.0
-#: Whether something escaped its group is looked for so often, so long apart: with no files left it takes more
-#: than one. What is left then is ended by the next router.
+#: How often, and how many seconds apart, /proc is searched for what has escaped the group of a child. It
+#: fails without a free file descriptor. What is left after the last is ended by the next router.
 _CLEAR_TRIES: Final = 60
 _CLEAR_SECONDS: Final = 1.0
+
+#: What to do about an errno of exec. `{binary}`, `{strerror}` and `{build}` (the command that builds
+#: llama-server) are filled in.
+_CANNOT_RUN: Final[Mapping[int | None, str]] = {
+    errno.ENOENT: "no such file; run {build}, or configure another path",
+    errno.EACCES: "permission denied; make it executable (chmod +x {binary})",
+    errno.ENOEXEC: "not a program for this machine; run {build}",
+    errno.ETXTBSY: "it is being written; wait until the build is done",
+    errno.EMFILE: "{strerror}; allow the router more of them (ulimit -n)",
+    errno.ENFILE: "{strerror}; allow the router more of them (ulimit -n)",
+    errno.EAGAIN: "{strerror}; out of processes (ulimit -u) or memory",
+    errno.ENOMEM: "{strerror}; out of processes (ulimit -u) or memory",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,33 +68,43 @@ class Command:
 
 
 class NotAlive(Exception):
-    """The process to adopt is gone, or its pid is somebody else's by now."""
+    """The process to adopt has exited, or its pid is that of another process by now."""
 
 
 class Process:
-    """A live child. One task owns it from birth to death, and ends it also when everybody else was cancelled.
+    """A child and the task that owns it until it has exited, and ends it also when every other task was
+    cancelled.
 
-    Made by `spawn` or `adopt`; from the next line on there is no difference but for the return code.
+    Made by `spawn` or `adopt`; from then on there is no difference but for the return code.
     """
 
-    def __init__(self, name: str, command: Command) -> None:
+    def __init__(self, name: str, command: Command, identity: Identity | None, tasks: Spawner) -> None:
         self.name = name
         self.socket = command.socket
         self.log = command.log
+        #: Whether `detach` was called: the process goes on for the next router.
+        self.is_detached = False
         self._command = command
-        self._identity: Identity | None = None
-        self._is_ours = False
         self._loop = asyncio.get_running_loop()
-        self._born: asyncio.Future[None] = self._loop.create_future()
+        #: None until the process is spawned; that of an adopted one is known from the beginning.
+        self._identity = identity
+        #: Only a process that we have spawned can be reaped, and its pid cannot be reused before that.
+        self._is_ours = identity is None
+        #: Set when the process runs, with the error if it does not.
+        self._started: asyncio.Future[None] = self._loop.create_future()
+        #: Set when all is over for those who wait; what has escaped the group is ended after that.
         self._ended: asyncio.Future[Exit] = self._loop.create_future()
+        #: Set to make `_until_exit` look again.
         self._wake = asyncio.Event()
         self._has_exited = False
-        self.is_left_alone = False
+        #: The time of the loop's clock at which SIGKILL is due; None: the process is not being stopped.
         self._kill_at: float | None = None
+        #: Which signals were sent.
         self._termed = self._killed = False
         self._oom_kills = _OomKills(self._loop.time())
+        #: The thread that cuts the log, while it has not ended.
         self._trimming: asyncio.Future[None] | None = None
-        self._task: asyncio.Task[None] | None = None
+        self._task = tasks.create_task(self._own(), name=f"process {name}")
 
     def __repr__(self) -> str:
         state = "ended" if self._ended.done() else "stopping" if self._kill_at is not None else "running"
@@ -88,7 +113,7 @@ class Process:
     @property
     def identity(self) -> Identity:
         """Pid and start time, also after the end."""
-        assert self._identity is not None, f"{self.name} was never born"
+        assert self._identity is not None, f"{self.name} was never started"
         return self._identity
 
     @property
@@ -101,94 +126,80 @@ class Process:
 
     @property
     def has_died(self) -> bool:
-        """False also after the end of one that was left alone, or left behind because nothing kills it."""
+        """False also after the end of one that was detached, or that not even SIGKILL ends."""
         return self._ended.done() and self._has_exited
 
-    def argv_hash(self) -> str | None:
-        """A hash of the command line as the kernel knows it now."""
-        return argv_hash(self.pid)
-
-    # --- birth ---------------------------------------------------------------------------------------------
+    # --- start ---------------------------------------------------------------------------------------------
 
     @classmethod
     async def spawn(cls, name: str, command: Command, tasks: Spawner) -> Process:
         """Start a child in a session of its own. Raises LoadFailed. Cancelling it leaves nothing behind."""
-        process = cls(name, command)
-        process._task = tasks.create_task(process._own(process._live_from_spawn()), name=f"process {name}")
-        return await process._after_birth()
+        return await cls(name, command, None, tasks)._until_started()
 
     @classmethod
     async def adopt(cls, name: str, identity: Identity, command: Command, tasks: Spawner) -> Process:
         """Take over a child of an earlier router. Raises NotAlive unless it is exactly the one meant."""
-        process = cls(name, command)
-        process._identity = identity
-        process._task = tasks.create_task(
-            process._own(process._live(adopting=identity)), name=f"process {name}"
-        )
-        return await process._after_birth()
+        return await cls(name, command, identity, tasks)._until_started()
 
-    async def _after_birth(self) -> Process:
+    async def _until_started(self) -> Process:
         try:
-            await asyncio.shield(self._born)
+            await asyncio.shield(self._started)
         except asyncio.CancelledError:
             # A spawn in its thread cannot be interrupted; the owner ends whatever comes of it.
-            self._end_by(self._loop.time())
-            if self._task is not None:
-                await asyncio.wait({self._task})
+            self.end(grace_seconds=0.0)
+            await asyncio.wait({self._task})
             raise
         return self
 
-    async def _own(self, life: Coroutine[None, None, None]) -> None:
+    async def _own(self) -> None:
+        """The task of the process: it never raises but when it is cancelled."""
         try:
-            await life
+            if self._is_ours:
+                self._identity = await self._spawn_in_thread()
+            await self._watch()
+        except (LoadFailed, NotAlive) as error:
+            self._fail_spawn(error)
         except Exception as error:
             # The task ends here: a failure must neither go unheard nor take the other children along.
             _logger.exception("the owner of %s failed", self.name)
-            if not self._born.done():
+            if not self._started.done():
                 if self._identity is not None:
                     self._signal(signal.SIGKILL)
                 self._fail_spawn(LoadFailed(f"{self.name}: {error}"))
         finally:
-            if (
-                not self._ended.done()
-            ):  # a step of its burial failed: those who wait for its end must not hang
+            if not self._ended.done():  # a step of `_finalize` failed: those who wait for it must not hang
                 self._ended.set_result(Exit(None, "ended; how is not known (the router's log says why)"))
 
-    async def _live_from_spawn(self) -> None:
+    async def _spawn_in_thread(self) -> Identity:
         # In a thread: exec may wait for a disk, and closing descriptors takes a millisecond.
         spawning = self._loop.run_in_executor(None, _spawn, self._command)
         while not spawning.done():
             try:
                 await asyncio.wait({spawning})
             except asyncio.CancelledError:
-                self._end_by(self._loop.time())  # the thread cannot be interrupted; what it starts is ended
-        error = spawning.exception()
-        if error is not None:
-            self._fail_spawn(error if isinstance(error, LoadFailed) else LoadFailed(f"{self.name}: {error}"))
-            return
-        self._is_ours = True
-        self._identity = spawning.result()
-        await self._live()
+                self.end(grace_seconds=0.0)  # the thread cannot be interrupted; what it starts is ended
+        if isinstance(error := spawning.exception(), OSError):  # of its log
+            raise LoadFailed(f"{self.name}: {error}") from error
+        return spawning.result()
 
     def _fail_spawn(self, error: Exception) -> None:
         self._has_exited = True
-        self._born.set_exception(error)
-        self._born.exception()  # whoever spawned it may have been cancelled: then nobody else asks
+        self._started.set_exception(error)
+        self._started.exception()  # read here, as `spawn` may have been cancelled
         self._ended.set_result(Exit(None, str(error)))
 
-    # --- life ----------------------------------------------------------------------------------------------
+    # --- run -----------------------------------------------------------------------------------------------
 
-    async def _live(self, adopting: Identity | None = None) -> None:
+    async def _watch(self) -> None:
         with contextlib.closing(ExitWatch(self.pid, self._exited)):
             # After opening the pidfd: from here on the pid cannot come to mean another process unnoticed.
-            if adopting is not None and identify(adopting.pid) != adopting:
-                self._fail_spawn(NotAlive(f"pid {adopting.pid} is gone, or another process by now"))
-                return
-            self._born.set_result(None)
+            if not self._is_ours and identify(self.pid) != self.identity:
+                raise NotAlive(f"pid {self.pid} is gone, or another process by now")
+            self._started.set_result(None)
             try:
                 await self._until_exit()
             except asyncio.CancelledError:
-                if not self.is_left_alone:
+                if not self.is_detached:
                     await self._kill()
                     self._finalize()
                     self._clear()
@@ -259,12 +270,12 @@ class Process:
             waiting = tasks.create_task(_caught(wait_ready(self.pid, self.socket, self.log, health)))
             self._ended.add_done_callback(lambda _: waiting.cancel())
         if self._ended.done():
-            raise self.load_failed(self._ended.result())
+            raise self._load_failed(self._ended.result())
         problem = waiting.result()
         if problem is not None:
-            raise self.load_failed(Exit(None, problem, self.log.tail(_LOG_TAIL_LINES)))
+            raise self._load_failed(Exit(None, problem, self.log.tail(_LOG_TAIL_LINES)))
 
-    def load_failed(self, ended: Exit) -> LoadFailed:
+    def _load_failed(self, ended: Exit) -> LoadFailed:
         """The error for those who waited for this child."""
         last = f"; its last line: {ended.log_tail[-1]}" if ended.log_tail else ""
         details = {
@@ -275,7 +286,7 @@ class Process:
         }
         return LoadFailed(f"{self.name} {ended.reason}{last}", details=details)
 
-    # --- death ---------------------------------------------------------------------------------------------
+    # --- end -----------------------------------------------------------------------------------------------
 
     async def wait(self) -> Exit:
         """Return when it is gone and reaped."""
@@ -291,35 +302,31 @@ class Process:
 
     def end(self, grace_seconds: float) -> None:
         """The same without waiting for it."""
-        self._end_by(self._loop.time() + grace_seconds)
-
-    def kill(self) -> None:
-        """SIGKILL at once, from whatever thread; but not to one that was left alone."""
-        if self._identity is not None and not self.is_left_alone:
-            self._signal(signal.SIGKILL)
-
-    async def cleared(self) -> None:
-        """Return when also what had escaped its session has been ended."""
-        if self._task is not None:
-            await asyncio.wait({self._task})
-
-    def detach(self) -> None:
-        """Let go of it without ending it: the next router adopts it."""
-        self.is_left_alone = True
-        if self._task is not None:
-            self._task.cancel()
-
-    def _end_by(self, at: float) -> None:
-        if self.is_left_alone:
+        if self.is_detached:
             return
+        at = self._loop.time() + grace_seconds
         self._kill_at = at if self._kill_at is None else min(at, self._kill_at)
         if self._identity is not None:
-            if at <= self._loop.time():
+            if grace_seconds <= 0:
                 self._signal(signal.SIGKILL)
             elif not self._termed:
                 self._termed = True
                 self._signal(signal.SIGTERM)
         self._wake.set()
+
+    def kill(self) -> None:
+        """SIGKILL at once, from any thread; but not to one that was detached."""
+        if self._identity is not None and not self.is_detached:
+            self._signal(signal.SIGKILL)
+
+    async def cleared(self) -> None:
+        """Return when also what had escaped its session has been ended."""
+        await asyncio.wait({self._task})
+
+    def detach(self) -> None:
+        """Stop watching the process without ending it: the next router adopts it."""
+        self.is_detached = True
+        self._task.cancel()
 
     def _signal(self, number: signal.Signals) -> None:
         """To the group it leads. Its number cannot be another's: a child of ours is not reaped yet."""
@@ -347,7 +354,7 @@ class Process:
         """What must be done at once when it is dead: its group, its zombie, its socket, its last words."""
         if self._ended.done():
             return
-        if self.is_left_alone:
+        if self.is_detached:
             self._ended.set_result(Exit(None, "left to the next router"))
             return
         if not self._has_exited:
@@ -456,26 +463,13 @@ def _spawn(command: Command) -> Identity:
 
 
 def _cannot_run(command: Command, error: OSError) -> str:
-    binary = command.argv[0]
-    match error.errno:
-        case errno.ENOENT if error.filename == str(command.cwd):
-            return f"the runtime folder {command.cwd} is gone; restart the router"
-        case errno.ENOENT if Path(binary).exists():
-            return f"cannot run {binary}: its interpreter or loader is missing (built for another system?)"
-        case errno.ENOENT:
-            return f"cannot run {binary}: no such file; run {build_command()}, or configure another path"
-        case errno.EACCES:
-            return f"cannot run {binary}: permission denied; make it executable (chmod +x {binary})"
-        case errno.ENOEXEC:
-            return f"cannot run {binary}: not a program for this machine; run {build_command()}"
-        case errno.ETXTBSY:
-            return f"cannot run {binary}: it is being written; wait until the build is done"
-        case errno.EMFILE | errno.ENFILE:
-            return f"cannot run {binary}: {error.strerror}; allow the router more of them (ulimit -n)"
-        case errno.EAGAIN | errno.ENOMEM:
-            return f"cannot run {binary}: {error.strerror}; out of processes (ulimit -u) or memory"
-        case _:
-            return f"cannot run {binary}: {error.strerror or error}"
+    binary, hint = command.argv[0], _CANNOT_RUN.get(error.errno, "{strerror}")
+    if error.errno == errno.ENOENT and error.filename == str(command.cwd):
+        return f"the runtime folder {command.cwd} is gone; restart the router"
+    if error.errno == errno.ENOENT and Path(binary).exists():
+        hint = "its interpreter or loader is missing (built for another system?)"
+    hint = hint.format(binary=binary, strerror=error.strerror or error, build=build_command())
+    return f"cannot run {binary}: {hint}"
 
 
 def _reap(pid: int) -> int | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -23,7 +24,7 @@ class Exit:
 
 
 #: What the signals mean that llama-server dies of by itself.
-_MEANINGS: Final = {
+_MEANINGS: Final[Mapping[int, str]] = {
     signal.SIGABRT: "abort",
     signal.SIGSEGV: "segmentation fault",
     signal.SIGBUS: "bus error; the model file may have been cut short while it was mapped",
@@ -52,17 +53,16 @@ def describe_exit(
 
 def _reason(returncode: int, by_kernel: bool, says_so: bool) -> str:
     because = " (out of memory)" if by_kernel or says_so else ""
+    # Below 0: as Python tells a signal. From 129 on: as a shell does, such as a wrapper script.
     number = -returncode if returncode < 0 else returncode - 128 if 128 < returncode < 160 else 0
     if number == 0:
         return f"exited with status {returncode}{because}"
-    try:
-        name = signal.Signals(number).name
-    except ValueError:
-        name = f"signal {number}"
     if by_kernel:
-        return f"killed by {name} (out of memory: the kernel's OOM killer chose it)"
-    meaning = _MEANINGS.get(signal.Signals(number)) if name.startswith("SIG") else None
-    return f"killed by {name}" + (because or (f" ({meaning})" if meaning else ""))
+        because = " (out of memory: the kernel's OOM killer chose it)"
+    elif not because and number in _MEANINGS:
+        because = f" ({_MEANINGS[number]})"
+    known = {one.value: one.name for one in signal.Signals}
+    return f"killed by {known.get(number, f'signal {number}')}{because}"
 
 
 def oom_kill_count() -> int:
@@ -71,20 +71,8 @@ def oom_kill_count() -> int:
     /proc/vmstat counts kills by a cgroup's limit and by the machine's own shortage alike, but those of other
     cgroups too: it is evidence only together with a SIGKILL that we did not send, and within seconds.
     """
-    for counters in (Path("/proc/vmstat"), *_own_cgroup()):
-        try:
-            fields = dict(line.split() for line in counters.read_text().splitlines())
-            return int(fields["oom_kill"])
-        except (OSError, ValueError, KeyError):
-            continue
-    return 0
-
-
-def _own_cgroup() -> tuple[Path, ...]:
     try:
-        unified = next(
-            line for line in Path("/proc/self/cgroup").read_text().splitlines() if line.startswith("0::")
-        )
-    except (OSError, ValueError, StopIteration):  # a cgroup's name may be no UTF-8
-        return ()
-    return (Path("/sys/fs/cgroup") / unified.removeprefix("0::").lstrip("/") / "memory.events",)
+        counters = dict(line.split() for line in Path("/proc/vmstat").read_text().splitlines())
+        return int(counters.get("oom_kill", 0))
+    except (OSError, ValueError):
+        return 0

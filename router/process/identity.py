@@ -1,23 +1,22 @@
-"""Which process is which: whether a pid is still the one that was meant, and who was left behind."""
+"""What /proc tells of a process: its identity, its command line, its marker, and its progress."""
 
 from __future__ import annotations
 
 import functools
 import hashlib
 import os
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from router.descriptors import is_out_of_files
 
-#: Every child carries its socket path under this name, and so does what it forks. It finds what escaped the
-#: child's session (a double fork), and children of a router that died before it could write a record.
+#: The environment variable with the socket path of a child, which all that the child forks inherits. By it a
+#: router finds what has escaped the session of a child (a double fork), and the children of a router that
+#: died before it could write a record.
 MARKER: Final = "LLAMA_ROUTER_CHILD"
 
 _PROC: Final = Path("/proc")
-_HAS_PROC: Final = (_PROC / "self/stat").exists()
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,32 +36,22 @@ def identify(pid: int, *, also_zombie: bool = False) -> Identity | None:
 
     Raises OSError where it cannot be told, because no file can be opened any more: that is not its end.
     """
-    stat = _stat(pid) if _HAS_PROC else _stat_from_psutil(pid)
-    if stat is None or (stat.state in "ZX" and not also_zombie):
+    fields = _stat(pid)
+    if not fields or (fields[0] in "ZX" and not also_zombie):
         return None
-    return Identity(pid, stat.start_time, boot_id())
-
-
-def is_alive(identity: Identity) -> bool:
-    """Whether exactly this process still runs."""
-    return identify(identity.pid) == identity
+    return Identity(pid, int(fields[19]), boot_id())
 
 
 @functools.cache
 def boot_id() -> str:
     """Differs after every boot of the machine."""
-    try:
-        return (_PROC / "sys/kernel/random/boot_id").read_text().strip()
-    except OSError:
-        import psutil  # here and below: 1 MiB of this process, for systems without /proc
-
-        return str(int(psutil.boot_time()))
+    return (_PROC / "sys/kernel/random/boot_id").read_text().strip()
 
 
 def argv_hash(pid: int) -> str | None:
     """A hash of the command line as the kernel has it (a script's begins with its interpreter), or None."""
     try:
-        cmdline = (_PROC / str(pid) / "cmdline").read_bytes() if _HAS_PROC else _cmdline_from_psutil(pid)
+        cmdline = (_PROC / str(pid) / "cmdline").read_bytes()
     except OSError:
         return None
     return hashlib.sha256(cmdline).hexdigest() if cmdline else None
@@ -75,68 +64,18 @@ def find_marked(prefix: str) -> dict[Identity, str]:
     """
     found: dict[Identity, str] = {}
     wanted = os.fsencode(f"{MARKER}={prefix}")
-    for pid in _pids():
-        try:
-            environ = (_PROC / str(pid) / "environ").read_bytes().split(b"\0")
-        except OSError as error:
-            if is_out_of_files(error):
-                raise
-            continue  # gone, or somebody else's
-        marker = next((entry for entry in environ if entry.startswith(wanted)), None)
-        identity = identify(pid) if marker is not None else None
-        if marker is not None and identity is not None:
-            found[identity] = os.fsdecode(marker).partition("=")[2]
+    with os.scandir(_PROC) as processes:
+        for process in processes:
+            try:
+                environ = (_PROC / process.name / "environ").read_bytes().split(b"\0")
+            except OSError as error:
+                if is_out_of_files(error):
+                    raise
+                continue  # it has exited, or is another user's, or no process
+            marker = next((entry for entry in environ if entry.startswith(wanted)), None)
+            if marker is not None and (identity := identify(int(process.name))) is not None:
+                found[identity] = os.fsdecode(marker).partition("=")[2]
     return found
-
-
-@dataclass(frozen=True, slots=True)
-class _Stat:
-    state: str
-    major_faults: int
-    start_time: int
-    cpu_seconds: float = 0.0
-
-
-def _stat(pid: int) -> _Stat | None:
-    try:
-        text = (_PROC / str(pid) / "stat").read_text(errors="replace")
-    except OSError as error:
-        if is_out_of_files(error):
-            raise
-        return None
-    # The command's name stands in brackets and may hold brackets: the third field follows the last one.
-    fields = text.rpartition(")")[2].split()
-    cpu_seconds = (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-    return _Stat(fields[0], int(fields[9]), int(fields[19]), cpu_seconds)
-
-
-def _stat_from_psutil(pid: int) -> _Stat | None:
-    import psutil
-
-    try:
-        process = psutil.Process(pid)
-        state = "Z" if process.status() == psutil.STATUS_ZOMBIE else "R"
-        return _Stat(state, 0, int(process.create_time() * 100))
-    except (OSError, psutil.Error):
-        return None
-
-
-def _cmdline_from_psutil(pid: int) -> bytes:
-    import psutil
-
-    try:
-        return b"\0".join(os.fsencode(arg) for arg in psutil.Process(pid).cmdline())
-    except psutil.Error as error:
-        raise ProcessLookupError(pid) from error
-
-
-def _pids() -> Iterator[int]:
-    if not _HAS_PROC:
-        return
-    with os.scandir(_PROC) as entries:
-        for entry in entries:
-            if entry.name.isdigit():
-                yield int(entry.name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,13 +99,28 @@ def progress(pid: int) -> Progress:
     try:
         resident_pages = int((_PROC / str(pid) / "statm").read_text().split()[1])
         io = dict(line.split(": ") for line in (_PROC / str(pid) / "io").read_text().splitlines())
-        stat = _stat(pid)
-        io_bytes = int(io["rchar"]) + int(io["wchar"]) + int(io["read_bytes"])
+        fields = _stat(pid)
+        return Progress(
+            resident_bytes=resident_pages * os.sysconf("SC_PAGESIZE"),
+            io_bytes=int(io["rchar"]) + int(io["wchar"]) + int(io["read_bytes"]),
+            major_faults=int(fields[9]),
+            cpu_seconds=(int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK"),
+        )
     except (OSError, ValueError, LookupError) as error:
         if is_out_of_files(error):
             raise
         return Progress()
-    resident_bytes = resident_pages * os.sysconf("SC_PAGESIZE")
-    if stat is None:
-        return Progress(resident_bytes, io_bytes)
-    return Progress(resident_bytes, io_bytes, stat.major_faults, stat.cpu_seconds)
+
+
+def _stat(pid: int) -> list[str]:
+    """The fields of /proc/<pid>/stat from the third (the state) on, as proc(5) numbers them; none where there
+    is no such process.
+    """
+    try:
+        text = (_PROC / str(pid) / "stat").read_text(errors="replace")
+    except OSError as error:
+        if is_out_of_files(error):
+            raise
+        return []
+    # The command's name stands in brackets and may hold brackets: the third field follows the last one.
+    return text.rpartition(")")[2].split()

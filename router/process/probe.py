@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import socket
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,7 +64,7 @@ def pause_seconds(elapsed_seconds: float, poll_seconds: float) -> float:
 
 
 async def get_status(socket_path: Path, path: str, *, timeout_seconds: float) -> int | None:
-    """The status of one GET over a Unix socket; None if nobody answers within the time."""
+    """The status of one GET over a Unix socket; None if no answer comes within the time."""
     return await get_status_at(socket.AF_UNIX, str(socket_path), path, timeout_seconds=timeout_seconds)
 
 
@@ -71,50 +72,41 @@ async def get_status_at(
     family: int, address: str | bytes | tuple[Any, ...], path: str, *, timeout_seconds: float
 ) -> int | None:
     """The same over a socket of any family, to an address as `socket.connect` takes it."""
-    try:
-        async with asyncio.timeout(timeout_seconds):
-            return await _get_status(family, address, path)
-    except (OSError, ValueError):  # TimeoutError is an OSError
-        return None
-
-
-async def _get_status(family: int, address: str | bytes | tuple[Any, ...], path: str) -> int | None:
-    # Plain socket calls: at 50 questions a second a protocol and a transport would be most of the cost.
-    loop = asyncio.get_running_loop()
-    with socket.socket(family, socket.SOCK_STREAM) as connection:
-        connection.setblocking(False)
-        await loop.sock_connect(connection, address)
-        request = f"GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
-        await loop.sock_sendall(connection, request.encode("ascii"))
-        answer = b""
-        while len(answer) < len(b"HTTP/1.1 200"):
-            chunk = await loop.sock_recv(connection, 4096)
-            if not chunk:
-                return None
-            answer += chunk
-    version, status = answer.split(None, 2)[:2]
-    return int(status) if version.startswith(b"HTTP/") else None
+    answer = await _get(family, address, path, timeout_seconds, enough_bytes=len(b"HTTP/1.1 200"))
+    found = re.match(rb"HTTP/\S+\s+(\d{3})(?!\S)", answer)
+    return int(found[1]) if found is not None else None
 
 
 async def get_answer(
     socket_path: Path, path: str, *, timeout_seconds: float, max_bytes: int = 1 << 20
 ) -> bytes | None:
     """The body of what one GET was answered with status 200; None where that did not come in time."""
-    try:
-        async with asyncio.timeout(timeout_seconds):
-            reader, writer = await asyncio.open_unix_connection(str(socket_path))
-            try:
-                request = f"GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
-                writer.write(request.encode("ascii"))
-                answer = b""
-                while len(answer) < max_bytes and (chunk := await reader.read(1 << 16)):
-                    answer += chunk
-            finally:
-                writer.close()
-    except (OSError, ValueError):  # TimeoutError is an OSError
-        return None
+    answer = await _get(socket.AF_UNIX, str(socket_path), path, timeout_seconds, enough_bytes=max_bytes)
     head, _, body = answer.partition(b"\r\n\r\n")
     return body if head.startswith(b"HTTP/1.") and head[8:12] == b" 200" else None
+
+
+async def _get(
+    family: int, address: str | bytes | tuple[Any, ...], path: str, timeout_seconds: float, enough_bytes: int
+) -> bytes:
+    """Return what a GET is answered with, until the server closes or `enough_bytes` have come; nothing
+    where that takes longer than the timeout.
+
+    Plain socket calls: at 50 questions a second a protocol and a transport would be most of the cost.
+    """
+    loop, answer = asyncio.get_running_loop(), b""
+    try:
+        async with asyncio.timeout(timeout_seconds):
+            with socket.socket(family, socket.SOCK_STREAM) as connection:
+                connection.setblocking(False)
+                await loop.sock_connect(connection, address)
+                request = f"GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+                await loop.sock_sendall(connection, request.encode("ascii"))
+                while len(answer) < enough_bytes and (chunk := await loop.sock_recv(connection, 1 << 16)):
+                    answer += chunk
+    except OSError:  # TimeoutError is one
+        return b""
+    return answer
 
 
 class _Stall:

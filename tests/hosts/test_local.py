@@ -26,11 +26,12 @@ from router.hosts import Address, HostFull, local
 from router.hosts.local import LocalHost
 from router.hosts.records import CHILDREN, LOAD_TIMES, ProcessRecord, keep_record
 from router.ids import Definition
-from router.process import Process, get_status, identify, is_alive
+from router.process import Process, get_status, identify
 from router.scheduler.types import InstanceId, Placement
 from tests.hosts import conformance
 from tests.hosts.conftest import FIRST, GIB, MEMORY, MIB, SECOND, on_first
 from tests.memory.devices.conftest import A, B
+from tests.process.traces import is_alive
 from tests.stub_nvml.state import Stranger
 from tests.waiting import until, wait_until
 

@@ -17,9 +17,9 @@ import psutil
 import pytest
 
 from router.errors import LoadFailed
-from router.process import Command, Health, LogFile, NotAlive, Process, find_marked, identify, is_alive
+from router.process import Command, Health, LogFile, NotAlive, Process, find_marked, identify
 from tests.fake_binary import FAKE
-from tests.process.traces import ENVIRON, leaves_nothing, owning_tasks
+from tests.process.traces import ENVIRON, is_alive, leaves_nothing, owning_tasks
 from tests.scarcity import few_descriptors
 from tests.waiting import until
 

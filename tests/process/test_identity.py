@@ -6,9 +6,10 @@ import sys
 
 import pytest
 
-from router.process import argv_hash, find_marked, identify, is_alive
+from router.process import argv_hash, find_marked, identify
 from router.process.identity import MARKER, progress
 from tests.fake_binary import INTERPRETER
+from tests.process.traces import is_alive
 from tests.scarcity import few_descriptors
 from tests.waiting import wait_until
 

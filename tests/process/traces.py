@@ -10,7 +10,7 @@ from pathlib import Path
 
 import psutil
 
-from router.process import find_marked
+from router.process import Identity, find_marked, identify
 from tests.deadline import DEADLINE_SECONDS
 from tests.waiting import wait_until
 
@@ -29,6 +29,11 @@ def leaves_nothing(folder: Path) -> Iterator[None]:
     assert not left, f"children or zombies are left: {left}"
     wait_until(lambda: not _descriptors() - descriptors, "descriptors are left open")
     assert not list(folder.glob("*.sock")), "sockets are left"
+
+
+def is_alive(identity: Identity) -> bool:
+    """Whether exactly this process still runs."""
+    return identify(identity.pid) == identity
 
 
 def _descriptors() -> set[str]:
