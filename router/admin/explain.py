@@ -17,8 +17,8 @@ ROUTES: Final = Routes()
 
 
 class Explained(TypedDict):
-    """Why a model is where it is. `would_evict` is who would leave for it, `reading` how its files were read
-    the last time, `warnings` why it runs on the CPU though there is a GPU."""
+    """Why a model is where it is. `would_evict` is who would leave for it, `warnings` why it runs on the
+    CPU though there is a GPU."""
 
     model: ModelName
     state: str
@@ -31,7 +31,6 @@ class Explained(TypedDict):
     last_evicted_for: ModelName | None
     last_evicted_seconds_ago: float | None
     second_opinion: NotRequired[str | None]
-    reading: NotRequired[str | None]
     warnings: NotRequired[tuple[str, ...]]
 
 
@@ -54,9 +53,9 @@ async def explain(request: web.Request) -> web.Response:
         raise InvalidRequest("name a model: GET /explain?model=NAME")
     pool, model = request.app[CONTEXT].pool, request.app[CONTEXT].name_of(name)
     found, standings = pool.explain(model), pool.standings(model)
-    reading, warnings = pool.reading_words(model), pool.warnings(model)
+    warnings = pool.warnings(model)
     if request.query.get("format") == "text" or request.headers.get("Accept") == "text/plain":
-        return web.Response(text="\n".join(filter(None, (found.text, reading, *warnings))) + "\n")
+        return web.Response(text="\n".join(filter(None, (found.text, *warnings))) + "\n")
     evicted_at, placement = found.last_evicted_at, found.placement
     now = pool.snapshot().now
     body: Explained = {
@@ -71,7 +70,6 @@ async def explain(request: web.Request) -> web.Response:
         "last_evicted_for": found.last_evicted_for,
         "last_evicted_seconds_ago": None if evicted_at is None else round(now - evicted_at, 3),
         "second_opinion": opinion_words(standings[0]) if standings else None,
-        "reading": reading,
         "warnings": warnings,
     }
     return json_response(body)

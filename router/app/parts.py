@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from router.admin.keys import KEYS
 from router.app.background import Background
 from router.app.handover import HandoverState, Predecessor
 from router.app.models import Models
-from router.app.read_ahead import SPARE_SHARE, ReadAhead, spare_bytes
+from router.app.read_ahead import ReadAhead, spare_bytes
 from router.app.relay import Relay
 from router.app.requests import Requests
 from router.app.stalls import watch_for_stalls
@@ -30,18 +31,18 @@ from router.downloads import Downloads
 from router.engines import Launch
 from router.engines.llama_server import CPU_FALLBACK_TEXTS, list_devices
 from router.hosts.local import LocalHost
-from router.hosts.records import keep_record
+from router.hosts.records import LOAD_TIMES, keep_record
 from router.http.inference import ProxiedRoutes
 from router.ids import Definition
 from router.memory.devices import Devices
+from router.memory.estimate.learning import FORGET_SECONDS
 from router.models.catalog import Catalog, hf_cache_dir
-from router.models.definitions import Reading
 from router.observability.journal import Entry, Journal
 from router.proxy.body import BODY_LIMITS
 from router.scheduler.policy import make_policy
 from router.scheduler.scheduler import Scheduler, Settings
-from router.scheduler.types import Device, Model, ModelName, Pinned, Placement, Start
-from router.supervisor.calibration import Learning, LoadModes
+from router.scheduler.types import Device, Model, ModelName, Pinned, Placement
+from router.supervisor.calibration import Learning
 from router.supervisor.pool import Pool
 
 log = logging.getLogger("router.app")
@@ -81,7 +82,6 @@ class Router:
         self.relay = Relay()
         self.store = Store(setup.paths.database)
         self.learning = Learning(self.store)
-        self.load_modes = LoadModes(self.store, self._reading_of, self._page_cache_bytes)
         self.devices = Devices(list_devices=lambda: list_devices(setup.binary))
         self.host = LocalHost(
             self.devices,
@@ -166,7 +166,7 @@ class Router:
 
         await enter(self.store)
         await enter(self.learning)
-        await enter(self.load_modes)
+        await self.store.delete_old(LOAD_TIMES, older_than=time.time() - FORGET_SECONDS)
         await enter(self.devices)
         # Before anything of an earlier router is touched: if this fails, that one serves on.
         known, models, devices = await self.models.define(config, setup.catalog)
@@ -215,7 +215,6 @@ class Router:
             definitions=models,
             check=self._check,
             learner=self.learning,
-            loader=self.load_modes,
             look_again=self._look_again,
             measure_max_age_seconds=config.memory.measure_max_age_ms / 1000,
             poll_seconds=config.memory.poll_seconds,
@@ -284,24 +283,16 @@ class Router:
     async def _look_again(self) -> None:
         await self.models.look_again(self.context)
 
-    def _reading_of(self, start: Start) -> Reading | None:
-        """With other settings than its own a model may take other memory: it is read as they say."""
-        definitions = self.context.known.definitions
-        return None if start.definition.overrides else definitions.reading(start.model, start.placement)
-
     def _files_to_read(self, model: ModelName) -> tuple[Path, ...]:
         definitions = self.context.known.definitions
         if model not in definitions.by_name or not self.context.config.memory.read_ahead:
             return ()
-        if self.load_modes.goes_past_page_cache(model) or definitions.load_mode(model) == "dio":
+        if definitions.load_mode(model) == "dio":  # which goes past the page cache
             return ()
         return definitions.files(model)
 
     def _spare_bytes(self) -> int:
         return spare_bytes(self.context.pool.measurements)
-
-    def _page_cache_bytes(self) -> float:
-        return SPARE_SHARE * self._spare_bytes()
 
     def _stop_grace_seconds(self, model: ModelName) -> float:
         definition = self.context.known.definitions.by_name.get(model)

@@ -18,7 +18,5 @@ def explain(url: str, api_key: str | None, as_json: bool, model: str) -> None:
         print_json(answer)
     else:
         click.echo(answer["text"])
-        if reading := answer.get("reading"):
-            click.echo(reading)
         for warning in answer.get("warnings", ()):
             click.secho(f"warning: {warning}", fg="yellow")

@@ -38,18 +38,6 @@ def read_ahead(files: Iterable[Path], is_wanted: Callable[[], bool]) -> int:
     return done
 
 
-def are_in_memory(files: Iterable[Path]) -> bool:
-    """Whether all of the files are in the page cache. A thread's work."""
-    try:
-        for file in files:
-            with open(file, "rb", buffering=0) as opened:
-                if not _is_there(opened.fileno()):
-                    return False
-    except OSError:
-        return False
-    return True
-
-
 def _is_there(descriptor: int) -> bool:
     """By samples: to read what is in memory would cost the processor as much as a load. Up to the first that
     is not: to be asked for one makes the kernel read it.

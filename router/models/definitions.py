@@ -28,7 +28,6 @@ from router.memory.estimate.values import (
     LoadSettings,
 )
 from router.models.catalog import Catalog, CatalogEntry
-from router.models.catalog.candidate import Stamp
 from router.models.catalog.header import Header
 from router.models.catalog.kinds import ruled_out
 from router.models.placing import Budget, budgets_of, layers, placed, placement
@@ -41,8 +40,6 @@ from router.scheduler.types import Device, DeviceId, Model, ModelName, Placement
 #: pace.
 START_SECONDS = 1.0
 READ_BYTES_PER_SECOND = 1 << 30
-#: Weights that stay on the host are few where they are those of the input alone.
-HOST_WEIGHTS_BYTES = 1 << 30
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,24 +52,6 @@ class DefinedModel:
     metadata: GgufMetadata | None = None
     estimates: tuple[EstimatedPlacement, ...] = ()
     companions: Companions | None = field(default=None, repr=False)
-
-
-@dataclass(frozen=True, slots=True)
-class Reading:
-    """What a load reads: its files as they were (real path, size, time of change), by which program, onto
-    which kinds of GPUs."""
-
-    files: tuple[Stamp, ...]
-    binary: str
-    devices: tuple[str, ...]
-
-    @property
-    def size_bytes(self) -> int:
-        return sum(size for _, size, _ in self.files)
-
-    @property
-    def paths(self) -> tuple[Path, ...]:
-        return tuple(Path(path) for path, _, _ in self.files)
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,25 +92,6 @@ class Definitions:
         entry, preset = definition.entry, definition.entry.preset
         files = (*entry.files, entry.mmproj, preset.draft_model, *preset.lora)
         return tuple(file for file in files if file is not None)
-
-    def reading(self, name: ModelName, placement: Placement) -> Reading | None:
-        """What a load of the model there reads; None where it is not the router's to choose how: because that
-        is said, or because what the model takes would depend on it. With the weights on GPUs that have memory
-        of their own it does not.
-        """
-        own = self.by_name.get(name)
-        if own is None or self.load_mode(name) is not None:
-            return None
-        gpus = [info for device in placement.devices if (info := self.infos.get(device)) is not None]
-        pairs = zip(own.model.placements, own.estimates, strict=True)
-        there = (e for p, e in pairs if (p.devices, p.args) == (placement.devices, placement.args))
-        if (estimated := next(there, None)) is None or estimated.estimate.is_guess:
-            return None
-        if not gpus or any(info.kind == "host" or info.pool != info.id for info in gpus):
-            return None
-        if _weights_on_host(estimated) > HOST_WEIGHTS_BYTES:
-            return None
-        return Reading(own.entry.stamps, _identity(self.binary), tuple(info.name or info.id for info in gpus))
 
     def load_mode(self, name: ModelName) -> str | None:
         """How the model is read, where that is said: by its preset, or by the configuration for all."""
@@ -347,16 +307,6 @@ def _model(
 
 
 # --- values from one vocabulary to the next ---
-
-
-def _weights_on_host(placed: EstimatedPlacement) -> int:
-    estimate = placed.estimate
-    kinds = ("weights", "repacked", "mmproj", "draft", "lora")
-    return sum(
-        term.bytes
-        for term in estimate.terms
-        if term.kind in kinds and estimate.pool_of(term.device).endswith("/host")
-    )
 
 
 def _said_load_mode(args: Sequence[str]) -> str | None:

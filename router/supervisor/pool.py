@@ -116,18 +116,6 @@ class Learner(Protocol):
         """What a load would reserve, for each placement of the model."""
 
 
-class Loader(Protocol):
-    """Chooses how a model is read (router.supervisor.calibration.load_modes)."""
-
-    async def load(
-        self, start: Start, launch: Launch, begin: Callable[[Launch], Awaitable[Address]]
-    ) -> Address:
-        """What `begin` returns and raises for a launch like this one."""
-
-    def words(self, model: ModelName) -> str | None:
-        """How it was read the last time and why; None where there was nothing to choose."""
-
-
 class HandedOver(Exception):
     """Another process has the children from now on, and serves: ask there."""
 
@@ -194,7 +182,6 @@ class Pool:
         definitions: Mapping[ModelName, Model] | None = None,
         check: Callable[[ModelName], None] | None = None,
         learner: Learner | None = None,
-        loader: Loader | None = None,
         look_again: Callable[[], Awaitable[None]] | None = None,
         measure_max_age_seconds: float = 0.1,
         poll_seconds: float = 5.0,
@@ -206,7 +193,6 @@ class Pool:
         self._definitions = dict(definitions or {})
         self._check = check
         self._learner = learner
-        self._loader = loader
         self.journal = journal
         self._look_again = look_again
         self._max_age = measure_max_age_seconds
@@ -473,10 +459,6 @@ class Pool:
         """The same for each placement of a model, loaded or not, in the order of its definition."""
         return self._learner.of_model(model) if self._learner is not None else ()
 
-    def reading_words(self, model: ModelName) -> str | None:
-        """How the model's files were read the last time and why; None where there was nothing to choose."""
-        return self._loader.words(model) if self._loader is not None else None
-
     def warnings(self, model: ModelName) -> tuple[str, ...]:
         """Why a model runs, or would run, on the CPU though there is a GPU."""
         found: list[str] = []
@@ -631,13 +613,7 @@ class Pool:
         if not definition.overrides and (own := self._definitions.get(start.model)) is not None:
             definition = own.definition
         launch = self._launcher(start.model, start.placement, start.definition)
-
-        async def begin(launch: Launch) -> Address:
-            return await host.start(
-                start.instance, start.model, start.placement, launch, definition=definition
-            )
-
-        return await (begin(launch) if self._loader is None else self._loader.load(start, launch, begin))
+        return await host.start(start.instance, start.model, start.placement, launch, definition=definition)
 
     async def _consult(self, start: Start) -> None:
         """Raises HostFull where too little is reserved: the next plan reserves enough."""

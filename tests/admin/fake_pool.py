@@ -69,7 +69,6 @@ class FakePool:
         self.explanation: dict[str, Any] = {}
         self.explained: list[tuple[str, Model | None]] = []
         self.standing_of: dict[str, FootprintStatus] = {}
-        self.reading_of: dict[str, str] = {}
         self.standings_of: dict[str, tuple[FootprintStatus, ...]] = {}
         self.measurements: dict[str, Measurement] = {}
         self.host_view: DeviceView | None = None
@@ -181,9 +180,6 @@ class FakePool:
 
     def warnings(self, model: str) -> tuple[str, ...]:
         return tuple(text for one in self.measurements.values() for text in one.warnings)
-
-    def reading_words(self, model: str) -> str | None:
-        return self.reading_of.get(model)
 
     def standings(self, model: str) -> tuple[FootprintStatus, ...]:
         return self.standings_of.get(model, ())

@@ -22,15 +22,6 @@ async def test_it_is_told_in_words_alone_on_request(api: Api):
         assert answer.body == b"tiny is not loaded.\n"
 
 
-async def test_how_its_files_were_read_is_told_with_it(api: Api):
-    await api.start()
-    assert (await api.get("/explain?model=tiny")).json()["reading"] is None
-    api.pool.reading_of["tiny"] = "Its files were read."
-    assert (await api.get("/explain?model=tiny")).json()["reading"] == "Its files were read."
-    told = await api.get("/explain?model=tiny", params={"format": "text"})
-    assert told.body == b"tiny is not loaded.\nIts files were read.\n"
-
-
 async def test_a_fall_to_the_cpu_is_told_with_it(api: Api):
     await api.start()
     assert (await api.get("/explain?model=tiny")).json()["warnings"] == []

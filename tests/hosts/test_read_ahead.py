@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from router.hosts.read_ahead import PIECE_BYTES, are_in_memory, read_ahead, total_bytes
+from router.hosts.read_ahead import PIECE_BYTES, read_ahead, total_bytes
 
 SIZE = 48 * PIECE_BYTES + 4096
 
@@ -42,17 +42,6 @@ def resident_share(file: Path) -> float:
 def test_a_file_is_in_memory_afterwards(cold: Path) -> None:
     assert read_ahead([cold], lambda: True) == SIZE
     assert resident_share(cold) == 1.0
-
-
-def test_whether_files_are_in_memory_is_told_of_all_of_them(cold: Path, tmp_path: Path) -> None:
-    warm = tmp_path / "warm"
-    warm.write_bytes(bytes(SIZE))
-    assert are_in_memory([warm, warm])
-    assert not are_in_memory([warm, cold])
-    assert not are_in_memory([warm, tmp_path / "gone"])
-    assert resident_share(cold) < 0.1, "looking has not brought it there"
-    read_ahead([cold], lambda: True)
-    assert are_in_memory([warm, cold])
 
 
 def test_what_is_in_memory_is_not_read_again(cold: Path) -> None:

@@ -387,34 +387,6 @@ def test_a_server_is_told_how_many_checkpoints_its_memory_was_reserved_for(model
     assert "-ctxcp" not in tiny.launch("tiny", tiny.models["tiny"].placements[0]).argv
 
 
-def test_how_a_model_is_read_is_the_routers_to_choose_where_its_weights_are_on_gpus_alone(
-    models: Path,
-) -> None:
-    found = defined(models, machine(host=32, small=8))
-    (place,) = without_resorts(found.models["tiny"])
-    reading = found.reading("tiny", place)
-    assert reading is not None
-    assert reading.paths == (models / "tiny.gguf",)
-    assert reading.size_bytes == (models / "tiny.gguf").stat().st_size
-    on_host = next(p for p in found.models["tiny"].placements if p.devices == (HOST,))
-    assert found.reading("tiny", on_host) is None
-    assert found.reading("gone", place) is None
-    shared = {**machine(host=32), SMALL: replace(info(SMALL, 8), pool="host")}
-    found = defined(models, shared)
-    assert [found.reading("tiny", place) for place in found.models["tiny"].placements] == [None] * len(
-        found.models["tiny"].placements
-    )
-
-
-def test_weights_that_a_model_keeps_on_the_host_are_not_read_another_way(
-    models: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    found = defined(models, machine(host=32, small=8))
-    (place,) = without_resorts(found.models["tiny"])
-    monkeypatch.setattr(definitions, "HOST_WEIGHTS_BYTES", 0)
-    assert found.reading("tiny", place) is None
-
-
 @pytest.mark.parametrize(
     ("preset", "memory", "said", "given"),
     [
@@ -433,7 +405,6 @@ def test_what_a_preset_says_of_how_it_is_read_comes_before_what_the_configuratio
     found = defined(models, machine(host=32, small=8), text)
     (place,) = without_resorts(found.models["tiny"])
     assert found.load_mode("tiny") == said
-    assert (found.reading("tiny", place) is None) == (said is not None)
     argv = found.launch("tiny", place).argv
     assert [argv[at + 1] for at, arg in enumerate(argv) if arg == "--load-mode"] == given
 

@@ -5,7 +5,6 @@
 
 `predictions`  what each placement of each model is expected to take, and by which key that is known
 `learner`      folds measurements in, corrects what is reserved, tells the scheduler what it learned
-`load_modes`   how a model's files are best read, by how long its loads took
 `kept`         the entries: read once, written by a task of its own, forgotten when unused or their files gone
 
 The arithmetic is `router.memory.estimate.learning`.
@@ -14,7 +13,6 @@ The arithmetic is `router.memory.estimate.learning`.
 from __future__ import annotations
 
 from router.supervisor.calibration.learner import Learning
-from router.supervisor.calibration.load_modes import LoadModes
 from router.supervisor.calibration.predictions import predictions, predictions_of
 
-__all__ = ["Learning", "LoadModes", "predictions", "predictions_of"]
+__all__ = ["Learning", "predictions", "predictions_of"]
