@@ -28,9 +28,8 @@ from router.config import DeviceConfig, MemoryConfig, StatePaths
 from router.db.store import Store
 from router.engines import Launch
 from router.errors import RouterError
-from router.hosts import Address, Measurement
+from router.hosts import Address, Measurement, admission
 from router.hosts.local import LocalHost
-from router.hosts.room import Occupant, Room
 from router.memory.devices import Devices, Sample
 from router.observability.journal import Journal
 from router.scheduler.ledger import Ledger
@@ -103,11 +102,11 @@ class ForgetfulLedger(Ledger):
         return room
 
 
-class ForgetfulRoom(Room):
+class ForgetfulAdmission(admission.Admission):
     """As the host of a forgetful ledger sees it."""
 
     def refusal(
-        self, newcomer: Placement, measured: Measurement, sample: Sample, others: Iterable[Occupant]
+        self, newcomer: Placement, measured: Measurement, sample: Sample, others: Iterable[admission.Claim]
     ) -> str | None:
         return super().refusal(newcomer, measured, sample, ())
 
@@ -315,7 +314,7 @@ async def _machine(work: Work, admission: Admission, luck: random.Random) -> Asy
         scheduler.watch()
         if admission is not Admission.LEDGER:
             scheduler._state.ledger = ForgetfulLedger({d.id: d for d in devices}, settings.recovery)
-            host._room = ForgetfulRoom("local", memory)
+            host._admission = ForgetfulAdmission("local", memory)
         totals = {device.id: device.total for device in devices}
 
         def launch(name: ModelName, placement: Placement, _: str) -> Launch:

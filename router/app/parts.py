@@ -235,7 +235,7 @@ class Router:
                 )
             except Exception:  # its record is not understood: no reason not to serve the others
                 log.exception("cannot adopt %s; it is stopped", record.instance)
-                await self.host.discard(record)
+                await self.host.stop(record.instance, grace_seconds=10.0)
         await pool.measure()
         if self.setup.predecessor is not None:
             ending = self._end_leases(self.setup.predecessor, set(leases))

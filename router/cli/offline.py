@@ -14,7 +14,7 @@ from router.admin.plan import model_body, plan_body
 from router.config import Config
 from router.engines.llama_server import find_binary, list_devices, refused_args
 from router.errors import ModelUnusable, RouterError, StartupError
-from router.hosts.room import Room
+from router.hosts.admission import Admission
 from router.memory.devices import Devices, Sample
 from router.models.catalog import Catalog
 from router.models.definitions import define
@@ -37,13 +37,13 @@ class Offline:
         self._catalog = catalog
         self._binary = binary = _binary(config)
         sample = asyncio.run(_sample(binary))
-        room = Room(_HOST, config.memory)
-        devices = room.devices(sample)
+        admission = Admission(_HOST, config.memory)
+        devices = admission.devices(sample)
         definitions = define(
             self._catalog,
             config,
             devices,
-            room.infos(sample),
+            admission.infos(sample),
             binary=binary or Path("llama-server"),
             environ=dict(environ),
         )
@@ -53,7 +53,7 @@ class Offline:
             make_policy(config.scheduler.policy, config.scheduler.ttl_seconds),
             Settings(models_max=config.scheduler.models_max, placement=config.scheduler.placement),
         )
-        self._scheduler.handle(Measured(room.measurement(sample, (), 0).free, at=0.0), 0.0)
+        self._scheduler.handle(Measured(admission.measurement(sample, (), 0).free, at=0.0), 0.0)
         self._seen = Seen(definitions, self._scheduler.snapshot(0.0))
 
     def model(self, name: str, ctx_size: int | None) -> dict[str, Any]:

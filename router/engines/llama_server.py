@@ -25,6 +25,7 @@ from router.errors import ModelUnusable
 from router.memory.devices import DeviceInfo
 from router.presets import ModelPreset
 from router.presets.options import spelling_of_arg
+from router.process import Health
 
 #: One of these in the last log lines of a child that died: it wanted memory that was not there.
 OUT_OF_MEMORY_TEXTS: Final = (
@@ -99,11 +100,12 @@ def launch(
     return Launch(
         argv=(str(binary), *_argv(settings, devices, extra_args)),
         env=_environment(settings, environ, masks),
-        health_path="/health",
-        health_poll_seconds=child.health_poll_ms / 1000,
-        health_timeout_seconds=child.health_timeout_ms / 1000,
-        stall_seconds=child.startup_stall_seconds,
-        timeout_seconds=child.startup_timeout_seconds,
+        health=Health(
+            poll_seconds=child.health_poll_ms / 1000,
+            probe_timeout_seconds=child.health_timeout_ms / 1000,
+            stall_seconds=child.startup_stall_seconds,
+            timeout_seconds=child.startup_timeout_seconds,
+        ),
         log_max_bytes=child.log_max_mib << 20,
         out_of_memory_texts=OUT_OF_MEMORY_TEXTS,
     )

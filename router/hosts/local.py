@@ -8,8 +8,9 @@ import logging
 import os
 import signal
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import takewhile
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
@@ -19,14 +20,13 @@ from router.db.store import Store
 from router.engines import Launch
 from router.errors import LoadFailed, ShuttingDown, Unavailable
 from router.hosts import Address, Exit, HostFull, InstanceRecord, Measurement
+from router.hosts.admission import Admission, Claim
 from router.hosts.records import CHILDREN, ProcessRecord, keep_load_time, keep_record
-from router.hosts.room import Occupant, Room
 from router.hosts.runtime_dir import LOGS_KEPT, RuntimeDir
 from router.ids import NO_DEFINITION, Definition
 from router.memory.devices import DeviceInfo, Devices, Sample
 from router.process import (
     Command,
-    Health,
     Identity,
     LogFile,
     NotAlive,
@@ -52,21 +52,39 @@ _READY_PROBE_SECONDS: Final = 5.0
 
 @dataclass(slots=True, eq=False)
 class _Child:
-    """From its reservation to its end. `gone` is set when it has been reaped, or will never be."""
+    """A child from its reservation to its end."""
 
     record: ProcessRecord
-    occupant: Occupant
+    claim: Claim
     log: LogFile
+    #: What `start` returns or raises.
     answered: asyncio.Future[Address] = field(repr=False)
+    #: Set when the process has been reaped, or will never be.
     gone: asyncio.Future[Exit] = field(repr=False)
+    #: None until it is spawned.
     process: Process | None = None
+    #: Whether it was stopped; a start that has not spawned yet ends then.
     is_unwanted: bool = False
+    #: The reason of `give_up`.
     given_up: str | None = None
+    #: The line of its log that says that it runs on the CPU, though it was placed on a GPU.
     fallback: str | None = None
 
     @property
     def address(self) -> Address:
         return Address(self.record.socket)
+
+
+@dataclass(frozen=True, slots=True)
+class _Figures:
+    """One look at the devices. `changes` is the count of starts and exits then, `is_awake` whether sleeping
+    drivers were asked, too.
+    """
+
+    sample: Sample
+    measurement: Measurement
+    changes: int
+    is_awake: bool
 
 
 class LocalHost:
@@ -93,16 +111,17 @@ class LocalHost:
         self._devices = devices
         self._store = store
         self._runtime = RuntimeDir(paths)
-        self._room = Room(id, memory)
+        self._admission = Admission(id, memory)
         self._grace_seconds = stop_grace_seconds
         self._fallback_texts = fallback_texts
         self._children: dict[InstanceId, _Child] = {}
+        #: The logs of children that have exited, the first of them first; `LOGS_KEPT` at most.
         self._dead: dict[InstanceId, tuple[LogFile, Exit]] = {}
-        self._changes = 0  # starts and exits so far: a measurement from before the last one is stale
-        self._measured: tuple[int, Measurement] | None = None
-        self._was_awake = False  # whether the drivers were asked for that
-        self._sample: Sample | None = None
+        #: Starts and exits so far: figures from before the last one are stale.
+        self._changes = 0
+        self._figures: _Figures | None = None
         self._adopting = asyncio.Lock()
+        #: Whether the host is being left or handed over: nothing is started any more.
         self._is_leaving = False
         self._tasks = Tasks(end_seconds=_KILL_SECONDS)
 
@@ -136,62 +155,52 @@ class LocalHost:
 
     async def devices(self) -> tuple[Device, ...]:
         """The memory pools that the configuration leaves enabled, with their margins."""
-        sample, _ = await self._take_sample()
-        return self._room.devices(sample)
+        return self._admission.devices((await self._look()).sample)
 
     @property
     def infos(self) -> Mapping[DeviceId, DeviceInfo]:
-        """All enabled devices as last sampled, by core id: what a backend needs to name them to a child."""
-        return self._room.infos(self._sample) if self._sample is not None else {}
+        """All enabled devices as last sampled: what an engine needs to name them to a child."""
+        return self._admission.infos(self._figures.sample) if self._figures is not None else {}
 
     async def measure(self, *, max_age_seconds: float = 0.0) -> Measurement:
         """Live figures; older ones only if nothing was started or ended since."""
-        now = asyncio.get_running_loop().time()
-        if self._measured is not None:
-            changes, measured = self._measured
-            if changes == self._changes and now - measured.taken_at <= max_age_seconds:
-                return measured
+        if (recent := self._recent(max_age_seconds)) is not None:
+            return recent.measurement
         # While there are no children a driver is left asleep: `start` wakes it, and has the last word. But
         # the last one's memory is waited for while that driver is still at hand.
-        is_new = self._measured is not None and self._measured[0] != self._changes
-        _, measured = await self._take_sample(wake=bool(self._children) or is_new)
-        return measured
+        is_new = self._figures is not None and self._figures.changes != self._changes
+        return (await self._look(wake=bool(self._children) or is_new)).measurement
 
     def reserve(self, reserved: Mapping[InstanceId, Footprint]) -> None:
         """See Host."""
         for instance, footprint in reserved.items():
             if instance in self._children:
-                self._children[instance].occupant.corrected = footprint
+                self._children[instance].claim.corrected = footprint
 
-    async def _take_sample(self, *, wake: bool = True) -> tuple[Sample, Measurement]:
-        pids = {pid: child for child in self._children.values() if (pid := child.occupant.pid) is not None}
-        loading = [pid for pid, child in pids.items() if not child.occupant.is_ready]
-        changes = self._changes
-        now = asyncio.get_running_loop().time()
+    def _recent(self, max_age_seconds: float) -> _Figures | None:
+        """The last figures, unless they are older or anything was started or ended since."""
+        figures, now = self._figures, asyncio.get_running_loop().time()
+        if figures is None or figures.changes != self._changes:
+            return None
+        return figures if now - figures.measurement.taken_at <= max_age_seconds else None
+
+    async def _look(self, *, wake: bool = True) -> _Figures:
+        """Sample all devices. Raises Unavailable without a file descriptor for that."""
+        claims = [child.claim for child in self._children.values()]
+        pids = {claim.pid: claim for claim in claims if claim.pid is not None}
+        loading = [pid for pid, claim in pids.items() if not claim.is_ready]
+        changes, now = self._changes, asyncio.get_running_loop().time()
         try:
             sample = await self._devices.sample(list(pids), now=now, loading=loading, wake=wake)
-        except OSError as error:  # no file left to look with; an older measurement is better than none
+        except OSError as error:  # an older measurement is better than none
             raise Unavailable(f"cannot measure memory: {error}", retry_after_seconds=1.0) from error
-        occupants = [child.occupant for child in self._children.values()]
-        measured = self._room.measurement(sample, occupants, self._changes)
+        claims = [child.claim for child in self._children.values()]
+        measured = self._admission.measurement(sample, claims, self._changes)
         fallbacks = {name: child.fallback for name, child in self._children.items() if child.fallback}
-        if fallbacks:
-            measured = replace(measured, fallbacks=fallbacks)
-        self._sample, self._measured, self._was_awake = sample, (changes, measured), wake
-        return sample, measured
+        self._figures = _Figures(sample, replace(measured, fallbacks=fallbacks), changes, wake)
+        return self._figures
 
-    async def _fresh_sample(self) -> tuple[Sample, Measurement]:
-        """Figures on which a decision may rest: those that a plan was just made upon, unless anything was
-        started or ended since.
-        """
-        if self._sample is not None and self._measured is not None and self._was_awake:
-            changes, measured = self._measured
-            age_seconds = asyncio.get_running_loop().time() - measured.taken_at
-            if changes == self._changes and age_seconds <= JUST_NOW_SECONDS:
-                return self._sample, measured
-        return await self._take_sample()
-
-    # --- birth ---------------------------------------------------------------------------------------------
+    # --- start ---------------------------------------------------------------------------------------------
 
     async def start(
         self,
@@ -212,11 +221,11 @@ class LocalHost:
             await self._spawn(child, launch)
             assert child.process is not None, "spawned"
             begun_at = asyncio.get_running_loop().time()
-            await child.process.ready(_health(launch))
+            await child.process.ready(launch.health)
         except BaseException as error:
             await self._fail(child, error)
             raise
-        child.occupant.is_ready = True
+        child.claim.is_ready = True
         child.answered.set_result(child.address)
         load_seconds = asyncio.get_running_loop().time() - begun_at
         self._tasks.create_task(self._note_ready(child, load_seconds), name=f"record {instance}")
@@ -241,16 +250,16 @@ class LocalHost:
             placement,
             str(socket),
             str(log.path),
-            health_path=launch.health_path,
+            health_path=launch.health.path,
             started_at=time.time(),
         )
-        child = _Child(record, Occupant(instance, placement), log, loop.create_future(), loop.create_future())
+        child = _Child(record, Claim(instance, placement), log, loop.create_future(), loop.create_future())
         self._children[instance] = child
         return child
 
     async def _spawn(self, child: _Child, launch: Launch) -> None:
         self._runtime.restore()
-        await self._check_room(child)
+        await self._check_memory(child)
         await keep_record(self._store, child.record)
         if child.is_unwanted:
             raise LoadFailed(f"{child.record.instance} was stopped before it was started")
@@ -264,31 +273,32 @@ class LocalHost:
             out_of_memory_texts=launch.out_of_memory_texts,
         )
         self._changes += 1
-        is_alone = all(other.occupant.is_ready for other in self._children.values() if other is not child)
-        child.occupant.changes = self._changes if is_alone else None
+        is_alone = all(other.claim.is_ready for other in self._children.values() if other is not child)
+        child.claim.changes = self._changes if is_alone else None
         child.process = await Process.spawn(child.record.instance, command, self._tasks)
         self._own(child)
         await self._record_identity(child)
 
-    async def _check_room(self, child: _Child) -> None:
-        """The host's own numbers have the last word. What is promised to those that serve counts, too: they
+    async def _check_memory(self, child: _Child) -> None:
+        """The host's own numbers have the last word: those of the plan, where they are no older than
+        `JUST_NOW_SECONDS`. What is promised to those that serve counts, too: they
         grow with use. Of those that load, only the earlier ones count: two newcomers must not both step back
         for each other.
         """
-        sample, measured = await self._fresh_sample()
-        before, is_earlier = [], True
-        for other in self._children.values():
-            is_earlier = is_earlier and other is not child
-            if other is not child and (is_earlier or other.occupant.is_ready):
-                before.append(other.occupant)
-        refusal = self._room.refusal(child.occupant.placement, measured, sample, before)
+        figures = self._recent(JUST_NOW_SECONDS)
+        if figures is None or not figures.is_awake:
+            figures = await self._look()
+        others = [other for other in self._children.values() if other is not child]
+        earlier = list(takewhile(lambda other: other is not child, self._children.values()))
+        counted = [other.claim for other in others if other in earlier or other.claim.is_ready]
+        refusal = self._admission.refusal(child.claim.placement, figures.measurement, figures.sample, counted)
         if refusal is not None:
             raise HostFull(f"{child.record.model} {refusal}", retry_after_seconds=1.0)
-        child.occupant.free_before = measured.free
+        child.claim.free_before = figures.measurement.free
 
     def _own(self, child: _Child) -> None:
         assert child.process is not None, "owned from its birth on"
-        child.occupant.pid = child.process.pid
+        child.claim.pid = child.process.pid
         self._tasks.create_task(self._tend(child, child.process), name=f"tend {child.record.instance}")
         if child.is_unwanted:
             child.process.end(grace_seconds=0)
@@ -312,8 +322,10 @@ class LocalHost:
             child.gone.set_result(ended)
 
     async def _forget_record(self, instance: InstanceId) -> None:
-        with _unheard(instance):
+        try:
             await self._store.delete(CHILDREN, instance)
+        except Exception:  # a failing disk is no reason to tell another end of the child, nor of its start
+            _logger.exception("cannot delete the record of %s", instance)
 
     async def _remove_old_logs(self) -> None:
         """Of the children that ended first, beyond `LOGS_KEPT`. A log that cannot be removed is left to the
@@ -357,12 +369,11 @@ class LocalHost:
             await self._store.delete(CHILDREN, child.record.instance)
 
     async def _note_ready(self, child: _Child, load_seconds: float) -> None:
-        with _unheard(child.record.instance):
-            await self._look_for_fallback(child)
-            # Once more with its command line: a wrapper script has become llama-server only by now.
-            await self._record_identity(child, is_ready=True)
-            if child.record.definition.hash:
-                await keep_load_time(self._store, child.record.definition, load_seconds)
+        await self._look_for_fallback(child)
+        # Once more with its command line: a wrapper script has become llama-server only by now.
+        await self._record_identity(child, is_ready=True)
+        if child.record.definition.hash:
+            await keep_load_time(self._store, child.record.definition, load_seconds)
 
     async def _look_for_fallback(self, child: _Child) -> None:
         """A driver that cannot be used makes llama-server go on without it, and says so in its log only."""
@@ -421,14 +432,14 @@ class LocalHost:
             process = await Process.adopt(record.instance, identity, command, self._tasks)
         except NotAlive:
             return False
-        occupant = Occupant(record.instance, record.placement)
-        child = _Child(record, occupant, log, loop.create_future(), loop.create_future(), process)
+        claim = Claim(record.instance, record.placement)
+        child = _Child(record, claim, log, loop.create_future(), loop.create_future(), process)
         self._children[record.instance] = child
         self._changes += 1
         self._own(child)
         patience = _READY_PROBE_SECONDS if record.is_ready else _ADOPTION_PROBE_SECONDS
         status = await get_status(Path(record.socket), record.health_path, timeout_seconds=patience)
-        occupant.is_ready = status == 200
+        claim.is_ready = status == 200
         self._tasks.create_task(self._look_for_fallback(child), name=f"look at {record.instance}")
         child.answered.set_result(child.address)
         return True
@@ -457,7 +468,7 @@ class LocalHost:
         self._runtime.release()
         return tuple(child.record for child in self._children.values() if child.process is not None)
 
-    # --- death ---------------------------------------------------------------------------------------------
+    # --- end -----------------------------------------------------------------------------------------------
 
     async def wait(self, instance: InstanceId) -> Exit:
         """See Host. An instance that was never there has ended, too."""
@@ -497,10 +508,6 @@ class LocalHost:
         if child.process is not None:
             child.process.end(grace_seconds)
 
-    async def discard(self, record: InstanceRecord, *, grace_seconds: float = 10.0) -> None:
-        """Stop a child of an earlier router that is not wanted any more."""
-        await self.stop(record.instance, grace_seconds=grace_seconds)
-
     def log_tail(self, instance: InstanceId, lines: int = 20) -> tuple[str, ...]:
         """See Host."""
         path = self.log_path(instance)
@@ -523,25 +530,6 @@ def _remove(logs: list[Path]) -> None:
             _logger.warning("cannot remove the old log %s: %s", log, error.strerror or error)
 
 
-@contextlib.contextmanager
-def _unheard(instance: InstanceId) -> Iterator[None]:
-    """For what runs beside a child: if it fails nobody is told, and no other child may suffer from it."""
-    try:
-        yield
-    except Exception:
-        _logger.exception("cannot keep the record of %s", instance)
-
-
-def _health(launch: Launch) -> Health:
-    return Health(
-        path=launch.health_path,
-        poll_seconds=launch.health_poll_seconds,
-        probe_timeout_seconds=launch.health_timeout_seconds,
-        stall_seconds=launch.stall_seconds,
-        timeout_seconds=launch.timeout_seconds,
-    )
-
-
 def _instance_record(child: _Child) -> InstanceRecord:
     return InstanceRecord(
         instance=child.record.instance,
@@ -549,6 +537,6 @@ def _instance_record(child: _Child) -> InstanceRecord:
         placement=child.record.placement,
         definition=child.record.definition,
         address=child.address,
-        pid=child.occupant.pid,
-        ready=child.occupant.is_ready,
+        pid=child.claim.pid,
+        ready=child.claim.is_ready,
     )

@@ -219,8 +219,9 @@ def test_variables_that_take_the_child_out_of_our_hands_are_refused(variable, wo
 def test_times_and_bounds_come_from_the_configuration():
     child = ChildConfig(health_poll_ms=7, health_timeout_ms=500, startup_stall_seconds=9.0, log_max_mib=3)
     made = launch(settings(), [], binary=BINARY, environ={}, child=child)
-    assert (made.health_poll_seconds, made.health_timeout_seconds) == (0.007, 0.5)
-    assert (made.stall_seconds, made.timeout_seconds, made.log_max_bytes) == (9.0, 1800.0, 3 << 20)
+    health = made.health
+    assert (health.poll_seconds, health.probe_timeout_seconds) == (0.007, 0.5)
+    assert (health.stall_seconds, health.timeout_seconds, made.log_max_bytes) == (9.0, 1800.0, 3 << 20)
     assert "out of memory" in made.out_of_memory_texts
 
 

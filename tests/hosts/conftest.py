@@ -16,6 +16,7 @@ from router.db.store import Store
 from router.engines import Launch
 from router.hosts.local import LocalHost
 from router.memory.devices import Devices
+from router.process import Health
 from router.scheduler.types import Placement
 from tests.fake_binary import FAKE
 from tests.memory.devices.conftest import A, B, probe, stub
@@ -75,7 +76,7 @@ def fake(stub: StubNvml) -> Callable[..., Launch]:
         }
         argv = (sys.executable, "-SE", str(FAKE), "--host", "{socket}", *flags)
         texts = ("out of memory",)
-        return Launch(argv, env, health_poll_seconds=0.01, out_of_memory_texts=texts, **timing)
+        return Launch(argv, env, Health(poll_seconds=0.01, **timing), out_of_memory_texts=texts)
 
     return launch
 

@@ -484,7 +484,7 @@ async def test_a_child_handed_over_is_found_serving(earlier, open_host, store):
         assert (await host.measure()).used["a#1"][FIRST] == 4 * GIB // 10 * 10
         assert "model loaded" in host.log_tail("a#1")[-1]
         waiting = asyncio.ensure_future(host.wait("a#1"))
-        await host.discard(record)
+        await host.stop(record.instance, grace_seconds=10.0)
         assert (await waiting).returncode is None
         assert await kept_records(store) == ()
 
@@ -556,7 +556,7 @@ async def test_a_child_that_does_not_answer_is_found_but_not_called_ready(earlie
     async with open_host() as host:
         (record,) = await host.instances()
         assert not record.ready
-        await host.discard(record, grace_seconds=0.1)
+        await host.stop(record.instance, grace_seconds=0.1)
     assert not is_alive(identity)
 
 
