@@ -31,6 +31,7 @@ from router.scheduler.types import (
     State,
     Stop,
 )
+from router.supervisor import measuring as measuring_module
 from router.supervisor import pool as pool_module
 from router.supervisor.pool import HandedOver, Pool
 from tests.fake_host import GIB, FakeChild, FakeHost, full
@@ -77,7 +78,7 @@ async def test_a_resident_model_is_granted_without_a_measurement() -> None:
 async def test_what_is_loaded_into_an_empty_machine_is_measured_from_then_on() -> None:
     host = FakeHost()
     pool = pool_of(host, model("a", 8))
-    pool._poll = 0.01
+    pool._measuring._poll_seconds = 0.01
     async with pool:
         await asyncio.sleep(0.03)  # three polls
         assert host.counts["measure"] == 1, "with nothing loaded a sleeping GPU is left asleep"
@@ -270,7 +271,7 @@ async def test_whoever_waits_for_a_load_does_not_wait_for_what_it_took_to_be_mea
 async def test_room_is_measured_when_its_holder_is_gone_and_not_at_the_next_poll(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(pool_module, "RETURN_POLL_SECONDS", 3600.0)
+    monkeypatch.setattr(measuring_module, "RETURN_POLL_SECONDS", 3600.0)
     async with pool_of(FakeHost(), model("a", 16), model("b", 16)) as pool, asyncio.timeout(20):
         for name in ("a", "b", "a", "b"):
             await pool.load(name)
@@ -290,7 +291,7 @@ async def test_memory_that_comes_back_late_is_looked_for_often_once_its_holder_i
                 self.strangers = 0
             return await super().measure(max_age_seconds=max_age_seconds)
 
-    monkeypatch.setattr(pool_module, "RETURN_POLL_SECONDS", 3600.0)
+    monkeypatch.setattr(measuring_module, "RETURN_POLL_SECONDS", 3600.0)
     host = SlowToReturn()
     async with pool_of(host, model("a", 16), model("b", 16)) as pool, asyncio.timeout(20):
         await pool.load("a")
@@ -329,7 +330,7 @@ async def test_a_child_that_dies_as_it_becomes_ready_is_an_error_of_ours_to_its_
     async with pool_of(DiesWhenReady(), model("a", 8)) as pool:
         with pytest.raises(LoadFailed, match="SIGSEGV"):
             await pool.load("a")
-        assert not pool.snapshot().instances and not pool._futures
+        assert not pool.snapshot().instances and not pool._waiters
 
 
 async def test_a_request_that_other_programs_keep_waiting_is_served_once_they_leave() -> None:
@@ -494,7 +495,7 @@ async def test_a_storm_of_requests_half_of_them_cancelled_leaves_nothing_behind(
         snapshot = pool.snapshot()
         assert not snapshot.queues and not any(i.leases for i in snapshot.instances)
         assert not any(i.state is State.PLANNED for i in snapshot.instances)
-        assert not pool._futures
+        assert not pool._waiters
     assert not host.children and not pool._tasks
 
 
@@ -654,7 +655,7 @@ async def test_reloads_that_change_nothing_keep_no_copies_in_the_journal() -> No
 class FailingLearner:
     """Fails at everything that it hears of a model whose name begins with "bad"."""
 
-    def heard(self, event: Any, commands: Any) -> list[Any]:
+    def on_event(self, event: Any, commands: Any) -> list[Any]:
         if any("bad" in str(one) for one in (event, *commands)):
             raise KeyError("bad")
         return []
@@ -683,7 +684,12 @@ async def test_what_cannot_be_learned_from_one_child_costs_no_request_and_no_mea
     scheduler = Scheduler(definitions, (host.device,), make_policy("lru"), Settings())
     launch = Launch(("true",))
     async with Pool(
-        scheduler, [host], lambda *_: launch, Journal(), definitions=definitions, learner=FailingLearner()
+        scheduler,
+        [host],
+        lambda *_: launch,
+        Journal(),
+        definitions=definitions,
+        learner=FailingLearner(),  # type: ignore[arg-type]
     ) as pool:
         for name in definitions:
             await pool.load(name)
@@ -700,7 +706,7 @@ async def test_what_cannot_be_learned_from_one_child_costs_no_request_and_no_mea
 async def test_a_measurement_that_fails_in_whichever_way_is_followed_by_the_next(monkeypatch, caplog) -> None:
     host = FakeHost()
     pool = pool_of(host, model("a", 8))
-    pool._poll = 0.01
+    pool._measuring._poll_seconds = 0.01
     async with pool:
         await pool.load("a")
         with monkeypatch.context() as patch:

@@ -223,7 +223,7 @@ class Learning:
 
     # --- what happens ---
 
-    def heard(self, event: Event, commands: Sequence[Command]) -> list[Event]:
+    def on_event(self, event: Event, commands: Sequence[Command]) -> list[Event]:
         """Follow what the scheduler was told and answered; returns what it is to be told in turn."""
         found: list[Event] = []
         match event:
