@@ -12,7 +12,7 @@ from typing import Final
 
 from router.errors import StartupError
 from router.installation import build_command
-from router.process import Output, output_of
+from router.process import output_of
 
 _ASK_SECONDS: Final = 20.0
 
@@ -102,14 +102,8 @@ def _build(version: str) -> str:
 async def refused_args(binary: Path, args: Sequence[str]) -> str | None:
     """Why the binary would not start with these arguments; None where it would. Nothing is loaded: it reads
     its arguments in order, and ends at --version. Raises StartupError where it cannot be run."""
-    try:
-        said = await _run(binary, *args, "--version")
-    except (TimeoutError, OSError) as error:
-        raise StartupError(f"cannot run {binary}: {error}") from error
-    if said.status == 0:
-        return None
-    text = said.data.decode(errors="replace")
-    found = re.search(r"^error\b.*", text, re.MULTILINE)
+    status, text = await _run(binary, *args, "--version")
+    found = re.search(r"^error\b.*", text, re.MULTILINE) if status else None
     # No GPU is shown to it, to spare seconds and memory: what it says of devices says nothing.
     return found[0] if found is not None and "invalid device" not in found[0] else None
 
@@ -120,21 +114,23 @@ async def list_devices(binary: Path) -> str:
 
 
 async def _ask(binary: Path, flag: str, *, visible: bool = False) -> str:
-    try:
-        said = await _run(binary, flag, visible=visible)
-    except TimeoutError:
-        raise StartupError(f"{binary} {flag} gave no answer within {_ASK_SECONDS:.0f} s") from None
-    except OSError as error:
-        raise StartupError(f"cannot run {binary}: {error.strerror or error}") from error
-    text = said.data.decode(errors="replace")
-    if said.status != 0:
-        raise StartupError(f"{binary} {flag} ended with status {said.status}: {text.strip()[-500:]}")
+    status, text = await _run(binary, flag, visible=visible)
+    if status != 0:
+        raise StartupError(f"{binary} {flag} ended with status {status}: {text.strip()[-500:]}")
     return text
 
 
-async def _run(binary: Path, *args: str, visible: bool = False) -> Output:
-    """To its end; with no GPU unless they are to be `visible`. Raises TimeoutError, OSError."""
+async def _run(binary: Path, *args: str, visible: bool = False) -> tuple[int, str]:
+    """Status and output of a run to its end; with no GPU unless they are to be `visible`. Raises
+    StartupError.
+    """
     env = {name: value for name, value in os.environ.items() if INHERITED.fullmatch(name)}
     if not visible:
         env["CUDA_VISIBLE_DEVICES"] = ""
-    return await output_of((binary, *args), env, timeout_seconds=_ASK_SECONDS, with_errors=True)
+    try:
+        ran = await output_of((binary, *args), env, timeout_seconds=_ASK_SECONDS, with_errors=True)
+    except TimeoutError:
+        raise StartupError(f"{binary} {args[-1]} gave no answer within {_ASK_SECONDS:.0f} s") from None
+    except OSError as error:
+        raise StartupError(f"cannot run {binary}: {error.strerror or error}") from error
+    return ran.status, ran.data.decode(errors="replace")

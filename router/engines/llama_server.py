@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -117,82 +117,67 @@ def launch(
 def _argv(
     settings: LlamaServerSettings, devices: Sequence[DeviceInfo], extra_args: Sequence[str]
 ) -> list[str]:
-    own = [
-        "--host",
-        "{socket}",
-        "--alias",
-        settings.preset.name,
-        "-m",
-        str(settings.preset.model),
-        "--no-ui",
-        "--slots",
-    ]
-    own += ["--metrics", "--log-colors", "off", "--fit", "off"]
-    tensor_split = "tensor-split" in _options(settings.placement_args) or bool(settings.preset.tensor_split)
-    assert len(_gpus(devices)) < 2 or tensor_split or settings.preset.split_mode == "none", (
+    preset, gpus, placed = settings.preset, _gpus(devices), _options(settings.placement_args)
+    own = ["--host", "{socket}", "--alias", preset.name, "-m", str(preset.model)]
+    own += ["--no-ui", "--slots", "--metrics", "--log-colors", "off", "--fit", "off"]
+    is_split = "tensor-split" in placed or bool(preset.tensor_split)
+    assert len(gpus) < 2 or is_split or preset.split_mode == "none", (
         "several devices need a tensor split: without one llama-server divides by what is free at that moment"
     )
-    memory = _without(_memory_args(settings, _gpus(devices)), _options(settings.placement_args))
-    further = [*settings.preset.args, *extra_args]
-    _refuse(settings.preset.name, further)
-    return [*own, *_device_args(devices), *memory, *settings.placement_args, *_model_args(settings), *further]
+    memory = [arg for group in _memory_args(preset, gpus) if not _options(group) & placed for arg in group]
+    further = [*preset.args, *extra_args]
+    _refuse(preset.name, further)
+    return [*own, *_device_args(gpus), *memory, *settings.placement_args, *_model_args(settings), *further]
 
 
-def _memory_args(settings: LlamaServerSettings, gpus: Sequence[DeviceInfo]) -> list[list[str]]:
+def _memory_args(preset: ModelPreset, gpus: Sequence[DeviceInfo]) -> list[list[str]]:
     """What decides memory and place, always explicit: the defaults depend on what is free at that moment."""
-    layers = settings.preset.n_gpu_layers
-    groups = [
-        ["-c", str(settings.preset.ctx_size)],
-        ["-np", str(settings.preset.parallel or 1)],
-        ["-no-kvu" if settings.preset.kv_unified is False else "-kvu"],
-        ["-cram", str(settings.preset.cache_ram_mib or 0)],
-        ["-ngl", ("all" if layers in (None, "auto") else str(layers)) if gpus else "0"],
-    ]
-    groups += _optional("-sm", settings.preset.split_mode if gpus else None)
-    groups += _optional(
-        "-ts", ",".join(f"{share:g}" for share in settings.preset.tensor_split) if gpus else None
-    )
-    groups += _optional("-mg", settings.preset.main_gpu if gpus else None)
-    groups += _optional("-ctk", settings.preset.cache_type_k)
-    groups += _optional("-ctv", settings.preset.cache_type_v)
-    groups += _optional("-fa", settings.preset.flash_attn)
-    groups += _optional("-b", settings.preset.batch_size)
-    groups += _optional("-ub", settings.preset.ubatch_size)
-    groups += _optional("-ncmoe", settings.preset.n_cpu_moe)
-    groups += _optional("-ncffn", settings.preset.n_cpu_ffn)
-    groups += _optional("-ot", ",".join(settings.preset.override_tensor))
-    groups += [["--swa-full"]] if settings.preset.swa_full else []
-    groups += [["-cmoe"]] if settings.preset.cpu_moe else []
-    groups += [["-nkvo"]] if settings.preset.kv_offload is False else []
-    return groups
+    layers = "all" if preset.n_gpu_layers in (None, "auto") else preset.n_gpu_layers
+    values = {
+        "-c": preset.ctx_size,
+        "-np": preset.parallel or 1,
+        "-cram": preset.cache_ram_mib or 0,
+        "-ngl": layers if gpus else 0,
+        "-sm": preset.split_mode if gpus else None,
+        "-ts": ",".join(f"{share:g}" for share in preset.tensor_split) if gpus else None,
+        "-mg": preset.main_gpu if gpus else None,
+        "-ctk": preset.cache_type_k,
+        "-ctv": preset.cache_type_v,
+        "-fa": preset.flash_attn,
+        "-b": preset.batch_size,
+        "-ub": preset.ubatch_size,
+        "-ncmoe": preset.n_cpu_moe,
+        "-ncffn": preset.n_cpu_ffn,
+        "-ot": ",".join(preset.override_tensor),
+    }
+    switches = {
+        "-no-kvu" if preset.kv_unified is False else "-kvu": True,
+        "--swa-full": preset.swa_full,
+        "-cmoe": preset.cpu_moe,
+        "-nkvo": preset.kv_offload is False,
+    }
+    groups = [[flag, str(value)] for flag, value in values.items() if value is not None and value != ""]
+    return groups + [[flag] for flag, is_on in switches.items() if is_on]
 
 
 def _model_args(settings: LlamaServerSettings) -> list[str]:
     """What else is opened, and what it is for."""
-    args: list[str] = []
-    if settings.preset.mmproj is not None:
-        args += ["--mmproj", str(settings.preset.mmproj)]
-        args += ["--no-mmproj-offload"] if settings.preset.mmproj_offload is False else []
-    if settings.preset.draft_model is not None:
-        args += ["-md", str(settings.preset.draft_model)]
-        layers = settings.preset.draft_n_gpu_layers
+    preset, args = settings.preset, list[str]()
+    if preset.mmproj is not None:
+        args += ["--mmproj", str(preset.mmproj)]
+        args += ["--no-mmproj-offload"] if preset.mmproj_offload is False else []
+    if preset.draft_model is not None:
+        args += ["-md", str(preset.draft_model)]
+        layers = preset.draft_n_gpu_layers
         args += [] if layers in (None, "auto") else ["-ngld", str(layers)]
-    if settings.spec_type is not None and "spec-type" not in _options(settings.preset.args):
+    if settings.spec_type is not None and "spec-type" not in _options(preset.args):
         args += ["--spec-type", settings.spec_type]
-    for path in settings.preset.lora:
+    for path in preset.lora:
         args += ["--lora", _csv(str(path))]
-    args += ["--embedding"] if settings.preset.embedding else []
-    args += ["--reranking"] if settings.preset.reranking else []
-    args += [] if settings.preset.pooling is None else ["--pooling", settings.preset.pooling]
+    args += ["--embedding"] if preset.embedding else []
+    args += ["--reranking"] if preset.reranking else []
+    args += [] if preset.pooling is None else ["--pooling", preset.pooling]
     return args
-
-
-def _optional(flag: str, value: object) -> list[list[str]]:
-    return [] if value is None or value == "" else [[flag, str(value)]]
-
-
-def _without(groups: list[list[str]], replaced: Collection[str]) -> list[str]:
-    return [arg for group in groups if not _options(group) & set(replaced) for arg in group]
 
 
 def _options(args: Sequence[str]) -> set[str]:
@@ -206,20 +191,10 @@ def _csv(text: str) -> str:
     return '"' + text.replace('"', '""') + '"' if "," in text or '"' in text else text
 
 
-#: Refused beyond what presets refuse: these are fields of the settings, and counted by the estimate,
-_SETTLED: Final = frozenset(
-    {
-        "ctx-size",
-        "parallel",
-        "n-gpu-layers",
-        "tensor-split",
-        "split-mode",
-        "main-gpu",
-        "device",
-        "model",
-        "alias",
-    }
-    | {"hf-repo", "hf-file", "hf-repo-draft", "kv-unified", "cache-ram"}
+#: Refused beyond what presets refuse: these are keys of a preset, and counted by the estimate,
+_SETTLED: Final = re.compile(
+    r"ctx-size|parallel|n-gpu-layers|tensor-split|split-mode|main-gpu|device|model|alias"
+    r"|hf-repo|hf-file|hf-repo-draft|kv-unified|cache-ram"
 )
 #: and a child that sleeps takes its memory back without asking.
 _SLEEP: Final = "sleep-idle-seconds"
@@ -234,7 +209,7 @@ def _refuse(name: str, args: Sequence[str]) -> None:
             raise ModelUnusable(f"{name}: {arg} cannot be given to llama-server: {spelling.option.refused}")
         if spelling.option.name == _SLEEP:
             raise ModelUnusable(f"{name}: {arg} cannot be given to llama-server: use ttl_seconds")
-        if spelling.option.name in _SETTLED:
+        if _SETTLED.fullmatch(spelling.option.name):
             raise ModelUnusable(
                 f"{name}: {arg} cannot stand in args: the router counts its memory; set it as a key"
             )
@@ -298,19 +273,13 @@ def _masks(name: str, devices: Sequence[DeviceInfo]) -> dict[str, str]:
             return {}
 
 
-def _device_args(devices: Sequence[DeviceInfo]) -> list[str]:
-    gpus = _gpus(devices)
+def _device_args(gpus: Sequence[DeviceInfo]) -> list[str]:
     if not gpus:
         return ["-dev", "none"]
-    return ["-dev", ",".join(device.uuid for device in gpus)] if gpus[0].kind not in ("cuda", "rocm") else []
+    return ["-dev", ",".join(gpu.uuid for gpu in gpus)] if gpus[0].kind not in ("cuda", "rocm") else []
 
 
-_VISIBILITY: Final = (
-    "CUDA_VISIBLE_DEVICES",
-    "HIP_VISIBLE_DEVICES",
-    "ROCR_VISIBLE_DEVICES",
-    "GPU_DEVICE_ORDINAL",
-)
+_VISIBILITY: Final = re.compile(r"(CUDA|HIP|ROCR)_VISIBLE_DEVICES|GPU_DEVICE_ORDINAL")
 _REFUSED_VARIABLES: Final = re.compile(
     r"(?P<place>(CUDA|HIP|ROCR)_VISIBLE_DEVICES|GPU_DEVICE_ORDINAL|CUDA_DEVICE_ORDER)"
     r"|(?P<setting>LLAMA_ARG_.+|LLAMA_API_KEY|MTMD_BACKEND_DEVICE)"
@@ -345,7 +314,7 @@ def _environment(
         if INHERITED.fullmatch(name) and not _REFUSED_VARIABLES.fullmatch(name)
     }
     if not masks:  # a device known by its name in llama-server's own list: as the router itself sees it
-        inherited |= {name: environ[name] for name in _VISIBILITY if name in environ}
+        inherited |= {name: value for name, value in environ.items() if _VISIBILITY.fullmatch(name)}
     fixed = {
         "GGML_NO_BACKTRACE": "1",  # an abort would fork a debugger, which holds the memory for seconds
         "XDG_CONFIG_HOME": os.devnull,  # no config.ini of the user: it may ask for keys or TLS
