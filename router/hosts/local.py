@@ -10,10 +10,9 @@ import signal
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import takewhile
 from pathlib import Path
 from types import TracebackType
-from typing import Final, Self
+from typing import Any, Final, Self
 
 from router.config import MemoryConfig, StatePaths
 from router.db.store import Store
@@ -50,6 +49,10 @@ _ADOPTION_PROBE_SECONDS: Final = 1.0
 _READY_PROBE_SECONDS: Final = 5.0
 
 
+def _future() -> asyncio.Future[Any]:
+    return asyncio.get_running_loop().create_future()
+
+
 @dataclass(slots=True, eq=False)
 class _Child:
     """A child from its reservation to its end."""
@@ -58,9 +61,9 @@ class _Child:
     claim: Claim
     log: LogFile
     #: What `start` returns or raises.
-    answered: asyncio.Future[Address] = field(repr=False)
+    answered: asyncio.Future[Address] = field(default_factory=_future, repr=False)
     #: Set when the process has been reaped, or will never be.
-    gone: asyncio.Future[Exit] = field(repr=False)
+    gone: asyncio.Future[Exit] = field(default_factory=_future, repr=False)
     #: None until it is spawned.
     process: Process | None = None
     #: Whether it was stopped; a start that has not spawned yet ends then.
@@ -216,7 +219,20 @@ class LocalHost:
             return await asyncio.shield(self._children[instance].answered)
         if self._is_leaving:
             raise ShuttingDown("the router is shutting down")
-        child = self._reserve(instance, model, placement, launch, definition)
+        # Reserved before the first await: from here on every other start counts what this one needs.
+        socket = self._runtime.new_socket(instance)
+        log = LogFile(self._runtime.log_of(socket), launch.log_max_bytes)
+        record = ProcessRecord(
+            instance,
+            model,
+            definition,
+            placement,
+            str(socket),
+            str(log.path),
+            health_path=launch.health.path,
+            started_at=time.time(),
+        )
+        child = self._children[instance] = _Child(record, Claim(instance, placement), log)
         try:
             await self._spawn(child, launch)
             assert child.process is not None, "spawned"
@@ -230,32 +246,6 @@ class LocalHost:
         load_seconds = asyncio.get_running_loop().time() - begun_at
         self._tasks.create_task(self._note_ready(child, load_seconds), name=f"record {instance}")
         return child.address
-
-    def _reserve(
-        self,
-        instance: InstanceId,
-        model: ModelName,
-        placement: Placement,
-        launch: Launch,
-        definition: Definition,
-    ) -> _Child:
-        """Synchronous: from here on whoever starts counts this one's need."""
-        loop = asyncio.get_running_loop()
-        socket = self._runtime.new_socket(instance)
-        log = LogFile(self._runtime.log_of(socket), launch.log_max_bytes)
-        record = ProcessRecord(
-            instance,
-            model,
-            definition,
-            placement,
-            str(socket),
-            str(log.path),
-            health_path=launch.health.path,
-            started_at=time.time(),
-        )
-        child = _Child(record, Claim(instance, placement), log, loop.create_future(), loop.create_future())
-        self._children[instance] = child
-        return child
 
     async def _spawn(self, child: _Child, launch: Launch) -> None:
         self._runtime.restore()
@@ -281,16 +271,15 @@ class LocalHost:
 
     async def _check_memory(self, child: _Child) -> None:
         """The host's own numbers have the last word: those of the plan, where they are no older than
-        `JUST_NOW_SECONDS`. What is promised to those that serve counts, too: they
-        grow with use. Of those that load, only the earlier ones count: two newcomers must not both step back
-        for each other.
+        `JUST_NOW_SECONDS`. What is promised to children that serve counts, too: they grow with use. Of those
+        that load, only the earlier ones count: two newcomers must not both step back for each other.
         """
         figures = self._recent(JUST_NOW_SECONDS)
         if figures is None or not figures.is_awake:
             figures = await self._look()
-        others = [other for other in self._children.values() if other is not child]
-        earlier = list(takewhile(lambda other: other is not child, self._children.values()))
-        counted = [other.claim for other in others if other in earlier or other.claim.is_ready]
+        claims = [other.claim for other in self._children.values()]
+        at = claims.index(child.claim)
+        counted = [*claims[:at], *(later for later in claims[at + 1 :] if later.is_ready)]
         refusal = self._admission.refusal(child.claim.placement, figures.measurement, figures.sample, counted)
         if refusal is not None:
             raise HostFull(f"{child.record.model} {refusal}", retry_after_seconds=1.0)
@@ -424,7 +413,6 @@ class LocalHost:
             return False
         if record.is_ready and argv_hash(record.pid) != record.argv_hash:
             return False  # while it loads it may still be the script that becomes llama-server
-        loop = asyncio.get_running_loop()
         log = LogFile(Path(record.log), _ADOPTED_LOG_MAX_BYTES)
         identity = Identity(record.pid, record.start_time, record.boot_id)
         command = Command(argv=(), socket=Path(record.socket), log=log, cwd=self._runtime.path)
@@ -433,7 +421,7 @@ class LocalHost:
         except NotAlive:
             return False
         claim = Claim(record.instance, record.placement)
-        child = _Child(record, claim, log, loop.create_future(), loop.create_future(), process)
+        child = _Child(record, claim, log, process=process)
         self._children[record.instance] = child
         self._changes += 1
         self._own(child)

@@ -46,9 +46,11 @@ class Ending:
 class Instance:
     """One Start carried out, or one child adopted."""
 
+    #: What the scheduler has decided.
     start: Start
+    #: Where the child runs.
     host: Host
-    #: The time of the loop's clock.
+    #: When the scheduler decided that, or when the child was adopted, by the loop's clock in seconds.
     started_at: float
     #: Where it answers; None until it is ready.
     address: Address | None = None
@@ -84,15 +86,19 @@ class Instances:
         handover: Handover,
         tasks: Tasks,
     ) -> None:
-        #: Once handed over also those that have exited: leases still look up their addresses.
+        #: By id; once handed over also those that have exited: leases still look up their addresses.
         self._running: dict[InstanceId, Instance] = {}
+        #: Where children run, by id.
         self._hosts = hosts
         #: How to start an instance, as late as can be. Raises RouterError.
         self._prepare = prepare
         #: Passes an event to the scheduler.
         self._tell = tell
+        #: Told of every start and exit.
         self._measuring = measuring
+        #: Whether anything may be started or stopped.
         self._handover = handover
+        #: The owner of the task of each instance.
         self._tasks = tasks
         #: The instance of each model that was started last, also when it has exited.
         self.newest: Final[dict[ModelName, InstanceId]] = {}
@@ -119,11 +125,8 @@ class Instances:
 
     def adopt(self, record: InstanceRecord) -> None:
         """Run an instance that its host has found."""
-        start, host = (
-            Start(record.instance, record.model, record.placement),
-            self._hosts[record.placement.host],
-        )
-        self._run(Instance(start, host, now(), address=record.address, has_begun=True))
+        start, host = Start(record.instance, record.model, record.placement), record.placement.host
+        self._run(Instance(start, self._hosts[host], now(), address=record.address, has_begun=True))
 
     def stop(self, instance: Instance, grace_seconds: float) -> None:
         """Cancel a load (the host ends its child then), or have a ready child stopped. Never waits."""

@@ -48,16 +48,23 @@ class Measuring:
         max_age_seconds: float,
         poll_seconds: float,
     ) -> None:
+        #: What is measured, by id.
         self._hosts = hosts
+        #: Says whether memory is expected, and how much each instance is used.
         self._scheduler = scheduler
+        #: Corrects reservations by what was measured; None: nothing is corrected.
         self._learning = learning
+        #: Passes an event to the scheduler.
         self._tell = tell
+        #: Whether the hosts are still measured.
         self._handover = handover
+        #: The owner of the task of each single measurement.
         self._tasks = tasks
         #: Looks which devices there are, and reloads if they are others.
         self._look_again = look_again
         #: Figures that are older are not fresh, in seconds.
         self._max_age_seconds = max_age_seconds
+        #: Between measurements while nothing changes, in seconds.
         self._poll_seconds = poll_seconds
         #: Set to make `run` work out its interval anew.
         self._changed = asyncio.Event()

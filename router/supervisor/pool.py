@@ -89,16 +89,22 @@ class Pool:
         poll_seconds: float = 5.0,
         stop_grace_seconds: Callable[[ModelName], float] = lambda _: 10.0,
     ) -> None:
+        #: The record of every event and command.
         self.journal = journal
         self._scheduler = scheduler
+        #: Where children run, by id.
         self._hosts: dict[HostId, Host] = {host.id: host for host in hosts}
+        #: Makes the command line of an instance.
         self._launcher = launcher
         #: The models as they are defined now.
         self._definitions = dict(definitions or {})
         #: Looks whether the files of a model are there; raises RouterError. May block.
         self._check = check
+        #: Corrects reservations; None: estimates are taken as they are.
         self._learner = learner
+        #: Seconds from SIGTERM to SIGKILL for a model.
         self._grace = stop_grace_seconds
+        #: The tasks of the pool and of its parts.
         self._tasks = Tasks()
         self._handover = Handover()
         self._waiters = Waiters()
