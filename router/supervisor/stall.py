@@ -7,9 +7,8 @@ writes its log, or its slots get further.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from time import monotonic
 from typing import Final
 
@@ -25,17 +24,18 @@ SPINNING_FACTOR: Final = 30.0
 
 @dataclass(slots=True, eq=False)
 class InstanceTraffic:
-    """The requests that are with one instance now; the proxy keeps it up to date. `moved_bytes` came from it
-    to any of them so far; `held` of them wait for their client, not for the instance. `verdict` says why the
-    instance was given up, if it was. `open` has the requests by number, oldest first, with the monotonic time
-    of their entry; `begun` is the number of the one that entered last.
-    """
+    """The requests that are with one instance now; the proxy keeps it up to date."""
 
     requests: int = 0
+    #: How many of them wait for their client, not for the instance.
     held: int = 0
+    #: The number of the request that entered last.
     begun: int = 0
+    #: Bytes that came from the instance to any of them so far.
     moved_bytes: int = 0
+    #: Why the instance is stuck, if it was ended for that.
     verdict: str | None = None
+    #: By number, oldest first, the monotonic time in seconds at which each request entered.
     open: dict[int, float] = field(default_factory=dict)
 
 
@@ -49,18 +49,8 @@ class Traffic:
     def flows(self) -> Mapping[InstanceId, InstanceTraffic]:
         return self._flows
 
-    @contextmanager
-    def passage(self, instance: InstanceId) -> Iterator[InstanceTraffic]:
-        """For as long as a request is with the instance."""
-        flow = self.enter(instance)
-        number = flow.begun
-        try:
-            yield flow
-        finally:
-            self.leave(flow, instance, number)
-
     def enter(self, instance: InstanceId) -> InstanceTraffic:
-        """The same without a block: `leave` once, with the `begun` that the flow has now, and not `held`."""
+        """A request begins: `leave` once, with the `begun` that the flow has now, and not `held`."""
         flow = self._flows.get(instance)
         if flow is None:
             flow = self._flows[instance] = InstanceTraffic()
@@ -96,19 +86,16 @@ class ProgressSample:
 
 @dataclass(slots=True)
 class Stall:
-    """One instance while requests wait for it. Seconds are those of a clock that does not go back.
+    """One instance while requests wait for it. Seconds are those of a clock that does not go back."""
 
-    `idle_seconds` is how long it did nothing at all, `fruitless_seconds` how long nothing came of it.
-    """
-
+    #: The last sample; its `slots` are the last that were told.
     signs: ProgressSample
+    #: When it was taken, in seconds.
     looked_at: float
+    #: How long the instance did nothing at all.
     idle_seconds: float = 0.0
+    #: How long it got nothing done.
     fruitless_seconds: float = 0.0
-    _slots: bytes | None = field(init=False)
-
-    def __post_init__(self) -> None:
-        self._slots = self.signs.slots
 
     def look(self, signs: ProgressSample, now: float, *, longest_step_seconds: float) -> None:
         """Take in how things stand now. A longer gap than `longest_step_seconds` between two looks means that
@@ -119,8 +106,8 @@ class Stall:
         fruitful, busy = self._is_fruitful(signs), _is_busy(self.signs, signs, elapsed)
         self.fruitless_seconds = 0.0 if fruitful else self.fruitless_seconds + step
         self.idle_seconds = 0.0 if fruitful or busy else self.idle_seconds + step
-        self.signs, self.looked_at = signs, now
-        self._slots = self._slots if signs.slots is None else signs.slots
+        slots = self.signs.slots if signs.slots is None else signs.slots
+        self.signs, self.looked_at = replace(signs, slots=slots), now
 
     def verdict(self, stall_seconds: float) -> str | None:
         """Why it is to be given up; None: not yet."""
@@ -136,7 +123,7 @@ class Stall:
             now.begun != before.begun
             or now.moved_bytes != before.moved_bytes
             or now.log_bytes != before.log_bytes
-            or (now.slots is not None and now.slots != self._slots)
+            or (now.slots is not None and now.slots != before.slots)
         )
 
 

@@ -19,6 +19,7 @@ from router.app.stalls import watch_for_stalls
 from router.process import LogFile
 from router.supervisor.stall import Traffic
 from tests.scarcity import few_descriptors
+from tests.traffic import passage
 from tests.waiting import until
 
 BOUND = 0.3
@@ -92,7 +93,7 @@ async def watching(traffic: Traffic, children: Children, bound: float = BOUND) -
 async def test_an_idle_child_with_a_request_is_given_up_with_the_reason(child):
     children, traffic = child(IDLE), Traffic()
     async with watching(traffic, children):
-        with traffic.passage("a#1") as flow:
+        with passage(traffic, "a#1") as flow:
             await until(lambda: children.given_up)
             assert flow.verdict is not None
             assert flow.verdict.startswith("stuck: it neither answered nor worked")
@@ -102,7 +103,7 @@ async def test_an_idle_child_with_a_request_is_given_up_with_the_reason(child):
 async def test_a_child_that_cannot_be_looked_at_for_want_of_files_is_not_blamed(child):
     children, traffic = child(IDLE), Traffic()
     async with watching(traffic, children):
-        with traffic.passage("a#1"):
+        with passage(traffic, "a#1"):
             with few_descriptors(0):
                 await asyncio.sleep(4 * BOUND)  # longer than a stall may last
             assert not children.given_up
@@ -113,7 +114,7 @@ async def test_nobody_is_looked_at_without_a_request_that_waits_for_it(child):
     children, traffic = child(IDLE), Traffic()
     assert children.child is not None
     async with slots(children.child.socket, lambda: WORKING) as asked, watching(traffic, children):
-        with traffic.passage("a#1") as flow:
+        with passage(traffic, "a#1") as flow:
             flow.held += 1  # and the client does not take it
             await asyncio.sleep(4 * BOUND)  # longer than a stall may last
         await asyncio.sleep(2 * BOUND)  # longer than a stall may last
@@ -124,7 +125,7 @@ async def test_nobody_is_looked_at_without_a_request_that_waits_for_it(child):
 async def test_a_busy_child_is_left_alone_far_beyond_the_bound(child):
     children, traffic = child(BUSY), Traffic()
     async with watching(traffic, children):
-        with traffic.passage("a#1"):
+        with passage(traffic, "a#1"):
             await asyncio.sleep(6 * BOUND)  # longer than a stall may last
             assert not children.given_up
 
@@ -135,7 +136,7 @@ async def test_slots_that_get_further_are_enough(child):
     count = iter(range(10**6))
     further = lambda: [{"is_processing": True, "n_decoded": next(count)}]  # noqa: E731
     async with slots(children.child.socket, further) as asked, watching(traffic, children):
-        with traffic.passage("a#1"):
+        with passage(traffic, "a#1"):
             await asyncio.sleep(6 * BOUND)  # longer than a stall may last
     assert not children.given_up
     assert set(asked) == {"GET /slots HTTP/1.1"}
@@ -145,7 +146,7 @@ async def test_slots_that_stand_still_in_the_middle_of_work_are_not(child):
     children, traffic = child(IDLE), Traffic()
     assert children.child is not None
     async with slots(children.child.socket, lambda: WORKING), watching(traffic, children):
-        with traffic.passage("a#1"):
+        with passage(traffic, "a#1"):
             await until(lambda: children.given_up)
 
 
@@ -153,7 +154,7 @@ async def test_one_whose_slots_are_all_free_waits_for_somebody_else(child):
     children, traffic = child(IDLE), Traffic()
     assert children.child is not None
     async with slots(children.child.socket, lambda: [{"is_processing": False}]), watching(traffic, children):
-        with traffic.passage("a#1"):
+        with passage(traffic, "a#1"):
             await asyncio.sleep(6 * BOUND)  # longer than a stall may last
     assert not children.given_up
 
@@ -163,7 +164,7 @@ async def test_a_line_in_the_log_is_a_sign_of_life(child):
     assert children.child is not None
     path = children.child.log.path
     async with watching(traffic, children):
-        with traffic.passage("a#1"):
+        with passage(traffic, "a#1"):
             for _ in range(30):
                 with path.open("a") as log:
                     log.write("prompt processing progress\n")
@@ -176,7 +177,7 @@ async def test_a_bound_of_0_switches_it_off(child, monkeypatch):
     monkeypatch.setattr("router.app.stalls.LONGEST_PAUSE_SECONDS", 0.01)
     children, traffic = child(IDLE), Traffic()
     async with watching(traffic, children, bound=0.0):
-        with traffic.passage("a#1"):
+        with passage(traffic, "a#1"):
             await asyncio.sleep(0.3)
     assert not children.given_up
 
@@ -192,7 +193,7 @@ async def test_a_child_that_cannot_be_watched_keeps_no_other_from_it(monkeypatch
     monkeypatch.setattr(stalls, "_look", fail_for_one)
     children, traffic = child(IDLE), Traffic()
     async with watching(traffic, children):
-        with traffic.passage("bad#1"), traffic.passage("a#1"):
+        with passage(traffic, "bad#1"), passage(traffic, "a#1"):
             await until(lambda: children.given_up)
     assert children.given_up[0][0] == "a#1"
     assert "cannot watch bad#1 for a stall" in caplog.text

@@ -7,6 +7,7 @@ import dataclasses
 import pytest
 
 from router.supervisor.stall import SPINNING_FACTOR, ProgressSample, Stall, Traffic
+from tests.traffic import passage
 
 BOUND = 10.0
 
@@ -82,8 +83,8 @@ def test_a_router_that_was_stopped_itself_does_not_blame_the_child():
 
 def test_traffic_is_counted_as_long_as_requests_are_there():
     traffic = Traffic()
-    with traffic.passage("a#1") as one:
-        with traffic.passage("a#1") as two, traffic.passage("b#1"):
+    with passage(traffic, "a#1") as one:
+        with passage(traffic, "a#1") as two, passage(traffic, "b#1"):
             two.moved_bytes += 5
             assert dataclasses.astuple(traffic.flows["a#1"])[:5] == (2, 0, 2, 5, None)
             assert set(traffic.flows) == {"a#1", "b#1"}

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Final
 
-from router.memory.estimate.learning import FootprintStatus
+from router.memory.estimate.learning import FootprintStatus, Opinion
 from router.memory.estimate.values import MIB
 from router.scheduler.types import ModelName
 from router.supervisor.planning.packing import EXACT_LIMIT
@@ -25,22 +26,20 @@ def together_words(together: Together, wishes: Sequence[ModelDemand], *, most: i
     return " ".join(sentences)
 
 
+#: What is said of each `FootprintStatus.opinion`; `{mib}` is what it adds.
+_OPINIONS: Final[Mapping[Opinion, str]] = {
+    "off": "llama-fit-params is not asked: memory.use_llama_fit_params is false.",
+    "missing": "There is no llama-fit-params beside llama-server: the estimate stands alone.",
+    "open": "llama-fit-params has not been asked yet; it is before the first load, at the latest.",
+    "none": "llama-fit-params had no answer: the estimate stands alone.",
+    "more": "llama-fit-params counts {mib:.0f} MiB more than the estimate: they are reserved, too.",
+    "agrees": "llama-fit-params counts no more than the estimate.",
+}
+
+
 def opinion_words(standing: FootprintStatus) -> str:
     """One sentence."""
-    match standing.opinion:
-        case "off":
-            return "llama-fit-params is not asked: memory.use_llama_fit_params is false."
-        case "missing":
-            return "There is no llama-fit-params beside llama-server: the estimate stands alone."
-        case "open":
-            return "llama-fit-params has not been asked yet; it is before the first load, at the latest."
-        case "none":
-            return "llama-fit-params had no answer: the estimate stands alone."
-        case "more":
-            beyond = sum(standing.beyond.values()) / MIB
-            return f"llama-fit-params counts {beyond:.0f} MiB more than the estimate: they are reserved, too."
-        case "agrees":
-            return "llama-fit-params counts no more than the estimate."
+    return _OPINIONS[standing.opinion].format(mib=sum(standing.beyond.values()) / MIB)
 
 
 def _fit_words(fit: Fit, names: str, wishes: Sequence[ModelDemand]) -> str:
