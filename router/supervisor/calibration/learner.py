@@ -18,7 +18,7 @@ from router.db.store import Store
 from router.hosts import Measurement
 from router.ids import Definition
 from router.memory.estimate import learning
-from router.memory.estimate.fit_params import TIMEOUT_SECONDS, Question
+from router.memory.estimate.fit_params import TIMEOUT_SECONDS
 from router.memory.estimate.learning import (
     FootprintStatus,
     Opinion,
@@ -64,22 +64,37 @@ OURS_SHARE: Final = 0.9
 MATERIAL_SHARE: Final = 100
 
 
+@dataclass(frozen=True, slots=True)
+class _Defined:
+    """A model, and one prediction for each of its placements; none for one that cannot be run."""
+
+    model: Model
+    places: tuple[Prediction, ...] = ()
+
+    @property
+    def pairs(self) -> list[tuple[Placement, Prediction]]:
+        return list(zip(self.model.placements, self.places, strict=True)) if self.places else []
+
+
 @dataclass(slots=True, eq=False)
 class _Running:
-    """One instance. `reserved` is what the scheduler keeps for it as far as this side knows, `seen` the most
-    it was measured to hold, `used` what it holds now. `is_known`: it was measured since it is ready. Of its
-    requests so many had ended when the last ones were `counted`, and when it was `tried` last.
-    """
+    """One instance."""
 
     model: ModelName
     prediction: Prediction
+    #: Bytes per device that the scheduler reserves for it.
     reserved: Footprint
     is_ready: bool = False
+    #: Whether it was measured since it is ready.
     is_known: bool = False
+    #: How many of its requests had ended when they were last counted.
     counted: int = 0
+    #: How many of them had ended at the last trial, and when that was, by the loop's clock.
     tried: int = 0
     tried_at: float = float("-inf")
+    #: The most bytes per device that it was measured to hold.
     seen: dict[DeviceId, int] = field(default_factory=dict)
+    #: What it holds now, in bytes per device.
     used: Footprint = field(default_factory=lambda: NOTHING)
 
 
@@ -96,17 +111,24 @@ class Learning:
     ) -> None:
         self._kept = Kept(store, now=now)
         self._opinions = opinions or FitParamsCache(store, now=now)
-        self._defined = asyncio.Event()
+        #: Set when `second_opinions` has other models to ask about.
+        self._redefined = asyncio.Event()
+        #: Whether another router learns from now on.
         self._is_over = False
+        #: Measurements nearer to each other are one trial, in seconds.
         self._trial_seconds = trial_seconds
-        self._predictions: dict[ModelName, tuple[Prediction, ...]] = {}
-        self._models: dict[ModelName, Model] = {}
+        #: The models as they are defined.
+        self._own: dict[ModelName, _Defined] = {}
+        #: The last models that were loaded with other settings, `VARIED_MAX` at most.
+        self._varied: dict[tuple[ModelName, Definition], _Defined] = {}
+        #: The models as the scheduler knows them.
         self._told: dict[ModelName, Model] = {}
-        self._varied: dict[tuple[ModelName, Definition], tuple[Model, tuple[Prediction, ...]]] = {}
-        self._users: dict[EntryId, list[ModelName]] = {}
+        #: Bytes per device that stay free.
         self._margins: dict[DeviceId, int] = {}
         self._running: dict[InstanceId, _Running] = {}
+        #: Free bytes per device as last measured; None: it could not be.
         self._free: dict[DeviceId, int | None] = {}
+        #: What has changed since the scheduler was last told.
         self._changed: set[EntryId] = set()
 
     async def __aenter__(self) -> Self:
@@ -130,27 +152,23 @@ class Learning:
         """Take the models there are from now on, and return them with what was learned in the place of what
         was predicted. What runs already goes on under what it was started with.
         """
-        self._models = dict(models)
-        self._predictions = {n: tuple(map(self._heeding, places)) for n, places in predictions.items()}
-        self._defined.set()
+        found = (_Defined(model, predictions.get(name, ())) for name, model in models.items())
+        self._own = {one.model.name: self._with_answers(one) for one in found}
+        self._redefined.set()
         self._margins = {device.id: device.margin for device in devices}
-        self._users = {}
-        for name, places in predictions.items():
-            for entry in {place.id for place in places}:
-                self._users.setdefault(entry, []).append(name)
         self._changed.clear()
-        self._told = {name: self._corrected(name) for name in models}
+        self._told = {name: self._corrected(defined) for name, defined in self._own.items()}
         return dict(self._told)
 
     def vary(self, model: Model, places: Sequence[Prediction]) -> Model:
         """Take a model as one load gets it, with other settings than its own, and return it with what was
         learned of these.
         """
-        places = tuple(map(self._heeding, places))
-        self._varied[model.name, model.definition] = model, places
+        defined = self._with_answers(_Defined(model, tuple(places)))
+        self._varied[model.name, model.definition] = defined
         while len(self._varied) > VARIED_MAX:
             del self._varied[next(iter(self._varied))]
-        return self._with_learned(model, places)
+        return self._corrected(defined)
 
     # --- second opinions ---
 
@@ -158,9 +176,9 @@ class Learning:
         """For ever: of each placement that takes no GPU ask what llama.cpp counts, one after another and out
         of everybody's way. Yields what the scheduler is to be told."""
         while True:
-            await self._defined.wait()
-            self._defined.clear()
-            for place in [place for places in self._predictions.values() for place in places]:
+            await self._redefined.wait()
+            self._redefined.clear()
+            for place in [place for defined in self._own.values() for place in defined.places]:
                 question = place.question
                 if question is None or self._opinions.of(question) is not None:
                     continue
@@ -169,7 +187,7 @@ class Learning:
                 if self._is_over:
                     return
                 await self._opinions.ask(question, place.files, within_seconds=TIMEOUT_SECONDS)
-                for event in self._news(self._heed(question)):
+                for event in self._changes(self._take_answers()):
                     yield event
 
     async def consult(self, instance: InstanceId) -> list[Event]:
@@ -183,35 +201,34 @@ class Learning:
         question, files = running.prediction.question, running.prediction.files
         if self._opinions.of(question) is None:
             await self._opinions.ask(question, files, within_seconds=LOAD_PATIENCE_SECONDS)
-            self._changed |= self._heed(question)
-        prediction = running.prediction = self._heeding(running.prediction)
+            self._changed |= self._take_answers()
+        prediction = running.prediction = self._with_answer(running.prediction)
         wanted = reservation(prediction, self._known(prediction))
         is_enough = all(size <= running.reserved.get(device, 0) for device, size in wanted.items())
         if is_enough or not prediction.beyond:
             return []
-        varied = (load for load in self._varied.values() if any(one.id == prediction.id for one in load[1]))
-        return [*self._news({prediction.id}), *(Learned(self._with_learned(*load)) for load in varied)]
+        varied = [one for one in self._varied.values() if prediction.id in {place.id for place in one.places}]
+        return [*self._changes({prediction.id}), *(Learned(self._corrected(one)) for one in varied)]
 
     async def hand_over(self) -> None:
         """Another router learns from now on."""
         self._is_over = True
         await self._opinions.close()
 
-    def _heeding(self, place: Prediction) -> Prediction:
+    def _with_answer(self, place: Prediction) -> Prediction:
         answer = self._opinions.of(place.question) if place.question is not None else None
         return place.with_fit_params(answer) if answer else place
 
-    def _heed(self, question: Question) -> set[EntryId]:
-        """Take an answer into account; returns the entries of which more is predicted now."""
-        raised: set[EntryId] = set()
-        for name, places in self._predictions.items():
-            if any(place.question is not None and place.question.key == question.key for place in places):
-                with_fit_params = tuple(map(self._heeding, places))
-                raised |= {now.id for was, now in zip(places, with_fit_params, strict=True) if now != was}
-                self._predictions[name] = with_fit_params
-        for load, (model, places) in self._varied.items():
-            self._varied[load] = model, tuple(map(self._heeding, places))
-        return raised
+    def _with_answers(self, defined: _Defined) -> _Defined:
+        return replace(defined, places=tuple(map(self._with_answer, defined.places)))
+
+    def _take_answers(self) -> set[EntryId]:
+        """Take the answers there are into account; returns the entries of which more is predicted now."""
+        before = [place for defined in self._own.values() for place in defined.places]
+        self._own = {name: self._with_answers(defined) for name, defined in self._own.items()}
+        self._varied = {load: self._with_answers(defined) for load, defined in self._varied.items()}
+        after = [place for defined in self._own.values() for place in defined.places]
+        return {now.id for was, now in zip(before, after, strict=True) if now != was}
 
     def _opinion(self, place: Prediction) -> Opinion:
         if place.question is None:
@@ -233,7 +250,7 @@ class Learning:
             case Ready(instance):
                 self._became_ready(instance)
             case Measured():
-                found = self._news()
+                found = self._changes()
             case Exited(instance, out_of_memory=out_of_memory):
                 found = self._ended(instance, out_of_memory)
         for command in commands:
@@ -283,7 +300,7 @@ class Learning:
 
     def of_model(self, model: ModelName) -> tuple[FootprintStatus, ...]:
         """What a load would reserve and why, for each placement of the model in its order."""
-        places = self._predictions.get(model, ())
+        places = self._places(model)
         return tuple(standing(place, self._known(place), opinion=self._opinion(place)) for place in places)
 
     # --- steps of the above ---
@@ -303,14 +320,14 @@ class Learning:
     def _prediction_of(
         self, model: ModelName, placement: Placement, definition: Definition
     ) -> Prediction | None:
-        own = self._models.get(model), self._predictions.get(model, ())
-        is_own = not definition.overrides
-        known, places = own if is_own else self._varied.get((model, definition), (None, ()))
-        if known is None or not places:
-            return None
-        pairs = zip(known.placements, places, strict=True)
-        same = (p for place, p in pairs if (place.devices, place.args) == (placement.devices, placement.args))
-        return next(same, None)
+        defined = self._varied.get((model, definition)) if definition.overrides else self._own.get(model)
+        for place, prediction in defined.pairs if defined is not None else ():
+            if (place.devices, place.args) == (placement.devices, placement.args):
+                return prediction
+        return None
+
+    def _places(self, model: ModelName) -> tuple[Prediction, ...]:
+        return self._own[model].places if model in self._own else ()
 
     def _became_ready(self, instance: InstanceId, *, is_known: bool = False) -> None:
         running = self._running.get(instance)
@@ -351,7 +368,7 @@ class Learning:
     def _ran_out(self, running: _Running) -> list[Event]:
         """Every placement of the model is believed to take more: the scheduler may choose another for the
         next try, and will have enlarged them all."""
-        places = self._predictions.get(running.model, ())
+        places = self._places(running.model)
         if running.prediction.id not in {place.id for place in places}:
             return []  # its definition was replaced meanwhile
         alike: dict[EntryId, list[Prediction]] = {}
@@ -375,7 +392,7 @@ class Learning:
             running.model,
             " and ".join(f"{size / 2**30:.2f} GiB on {d}" for d, size in running.reserved.items()),
         )
-        return self._news({place.id for place in places})
+        return self._changes({place.id for place in places})
 
     def _worth_trying(self, same: Sequence[Prediction], dead: _Running) -> list[int]:
         """Per device, up to what is reserved for the next try: no more than it could give. But what had all
@@ -404,27 +421,28 @@ class Learning:
             found.append(most)
         return found
 
-    def _news(self, entries: Iterable[EntryId] | None = None) -> list[Event]:
-        """The models whose footprints have changed so much that the scheduler should know."""
+    def _changes(self, entries: Iterable[EntryId] | None = None) -> list[Event]:
+        """What the scheduler should know: the models whose footprints have changed much; those of `entries`,
+        however little.
+        """
         changed = set(self._changed if entries is None else entries)
-        names = dict.fromkeys(name for entry in changed for name in self._users.get(entry, ()))
         self._changed -= changed
         found: list[Event] = []
-        for name in names:
-            model = self._corrected(name)
+        for name, defined in self._own.items() if changed else ():
+            if changed.isdisjoint(place.id for place in defined.places):
+                continue
+            model = self._corrected(defined)
             if entries is not None or _differ(self._told[name], model):
                 self._told[name] = model
                 found.append(Learned(model))
         return found
 
-    def _corrected(self, name: ModelName) -> Model:
-        return self._with_learned(self._models[name], self._predictions.get(name, ()))
-
-    def _with_learned(self, model: Model, places: Sequence[Prediction]) -> Model:
-        if not places:
-            return model
-        pairs = zip(model.placements, places, strict=True)
-        return replace(model, placements=tuple(self._placed(place, expected) for place, expected in pairs))
+    def _corrected(self, defined: _Defined) -> Model:
+        """The model with what was learned in the place of what was predicted."""
+        if not defined.places:
+            return defined.model
+        placements = tuple(self._placed(place, expected) for place, expected in defined.pairs)
+        return replace(defined.model, placements=placements)
 
     def _placed(self, place: Placement, expected: Prediction) -> Placement:
         learned = self._known(expected)
