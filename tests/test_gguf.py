@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 import struct
 from pathlib import Path
@@ -56,7 +57,6 @@ def test_reads_what_the_reference_reader_reads(make, tmp_path: Path) -> None:
     path = make(tmp_path / "m.gguf")
     metadata = read_gguf(path)
     reference = gguf.GGUFReader(path)
-    assert metadata.version == 3
     assert metadata.file_size_bytes == path.stat().st_size
     assert [(t.name, t.shape, t.ggml_type, t.bytes) for t in metadata.tensors] == [
         (t.name, tuple(int(n) for n in t.shape), int(t.tensor_type), int(t.n_bytes))
@@ -91,13 +91,12 @@ def test_answers_the_usual_questions(tmp_path: Path) -> None:
     metadata = read_gguf(
         make_llama(tmp_path / "m.gguf", name="Tiny", n_layers=3, n_ctx_train=4096, weight_type="q8_0")
     )
-    assert metadata.name == "Tiny"
+    assert metadata.kv["general.name"] == "Tiny"
     assert metadata.architecture == "llama"
     assert (metadata.n_layers, metadata.n_ctx_train, metadata.n_embd) == (3, 4096, 64)
     assert metadata.n_vocab == MIN_VOCAB
     assert metadata.quantisation == "Q8_0"
-    assert metadata.n_parameters == sum(t.n_elements for t in metadata.tensors)
-    assert metadata.has_chat_template
+    assert metadata.n_parameters == sum(math.prod(t.shape) for t in metadata.tensors)
     assert metadata.kind == "model"
     assert metadata.pooling is None
     assert not metadata.modalities
@@ -109,7 +108,6 @@ def test_names_the_pooling_of_an_embedding_model(tmp_path: Path) -> None:
 
 def test_knows_what_a_projector_is_for(tmp_path: Path) -> None:
     metadata = read_gguf(make_mmproj(tmp_path / "m.gguf"))
-    assert metadata.is_mmproj
     assert metadata.kind == "mmproj"
     assert metadata.modalities == {"image"}
 
@@ -129,7 +127,8 @@ def test_a_file_without_tensors_is_a_vocabulary(tmp_path: Path) -> None:
 
 
 def test_version_2_reads_like_version_3(tmp_path: Path) -> None:
-    assert read_bytes(header(version=2), tmp_path).version == 2
+    second, third = (read_bytes(header(version=version), tmp_path) for version in (2, 3))
+    assert second == third
 
 
 def test_a_type_newer_than_the_table_takes_what_lies_before_the_next_tensor(tmp_path: Path) -> None:
@@ -180,9 +179,9 @@ def test_all_parts_of_a_split_model_count(tmp_path: Path) -> None:
     whole = read_gguf(make_llama(tmp_path / "whole.gguf"))
     first = make_llama(tmp_path / "m.gguf", shards=3)
     split = read_gguf(first)
-    assert split.files == tuple(shard_path(tmp_path / "m.gguf", n, 3) for n in (1, 2, 3))
+    files = [shard_path(tmp_path / "m.gguf", n, 3) for n in (1, 2, 3)]
     assert sorted(split.tensors) == sorted(whole.tensors)
-    assert split.file_size_bytes == sum(file.stat().st_size for file in split.files)
+    assert split.file_size_bytes == sum(file.stat().st_size for file in files)
     assert split.n_layers == whole.n_layers
 
 

@@ -7,9 +7,16 @@ Here vocabularies are stepped over, not decoded, and a file that lies is an erro
 """
 
 from router.gguf.header import first_keys
-from router.gguf.metadata import GgufError, GgufMetadata, KvValue, Scalar, TensorInfo
+from router.gguf.metadata import (
+    FILE_TYPES,
+    GGML_TYPES,
+    POOLING_TYPES,
+    GgufError,
+    GgufMetadata,
+    KvValue,
+    TensorInfo,
+)
 from router.gguf.model import read_gguf
-from router.gguf.tables import FILE_TYPES, GGML_TYPES, POOLING_TYPES
 
 __all__ = [
     "FILE_TYPES",
@@ -18,7 +25,6 @@ __all__ = [
     "GgufError",
     "GgufMetadata",
     "KvValue",
-    "Scalar",
     "TensorInfo",
     "first_keys",
     "read_gguf",

@@ -7,25 +7,23 @@ and far from anything a real model has.
 
 from __future__ import annotations
 
+import math
 import os
-import re
 import stat
 import struct
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from router.descriptors import is_out_of_files
-from router.gguf.metadata import GgufError, KvValue, Scalar, TensorInfo
-from router.gguf.tables import GGML_TYPES
+from router.gguf.metadata import GGML_TYPES, GgufError, GgufMetadata, KvValue, Scalar, TensorInfo
 
 MAX_KEYS = 8192
 MAX_TENSORS = 32_768
 MAX_STRINGS_WALKED = 2_000_000
-"""Over all arrays of a file. The largest known vocabulary with merges has some 800 000, read in 0.08 s."""
+"""Over all arrays of a file. The largest known vocabulary with merges has some 800 000, read in 0.12 s."""
 MAX_KEPT_ARRAY = 1024
 """Per-layer values are kept (llama.cpp has at most 512 layers); longer arrays are skipped vocabularies."""
 MAX_KEPT_ITEMS = 65_536
@@ -42,29 +40,13 @@ _SCALARS: Mapping[int, struct.Struct] = {
     4: struct.Struct("<I"), 5: struct.Struct("<i"), 6: struct.Struct("<f"), 7: struct.Struct("<?"),
     10: struct.Struct("<Q"), 11: struct.Struct("<q"), 12: struct.Struct("<d"),
 }  # fmt: skip
-_RUN = 64
-_RUN_OF_STRINGS = re.compile(
-    b"(?s:%s){%d}" % (b"|".join(re.escape(struct.pack("<Q", n)) + b".{%d}" % n for n in range(128)), _RUN)
-)
-"""That many strings shorter than 128 bytes: the engine of `re` steps over them in half the time of a loop."""
 _TENSOR_LAYOUTS = [struct.Struct(f"<{n_dims}qIQ") for n_dims in range(MAX_DIMENSIONS + 1)]
-_U32 = struct.Struct("<I")
-_U64 = struct.Struct("<Q")
+_U32, _U64 = _SCALARS[4], _SCALARS[10]
 
 
-@dataclass(frozen=True, slots=True)
-class Header:
-    """One file's keys and tensors, as `GgufMetadata` describes them."""
-
-    version: int
-    file_size: int
-    kv: dict[str, KvValue]
-    array_lengths: dict[str, int]
-    tensors: list[TensorInfo]
-
-
-def read_header(path: Path) -> Header:
-    """Read one file. Raises GgufError for whatever is wrong with it, and OSError where files have run out."""
+def read_header(path: Path) -> GgufMetadata:
+    """Read one file: a model, or one shard of it (which may name no architecture). Raises GgufError for
+    whatever is wrong with the file, and OSError where this process can open no more files."""
     try:
         if not stat.S_ISREG(path.stat().st_mode):
             raise GgufError(f"{path}: is not a regular file")  # opening a pipe would block for ever
@@ -105,22 +87,36 @@ class _HeaderReader:
         self.kv: dict[str, KvValue] = {}
         self.array_lengths: dict[str, int] = {}
 
-    def read(self) -> Header:
-        version, n_tensors = self.read_counts()
+    def read(self) -> GgufMetadata:
+        n_tensors = self.read_counts()
         self.read_keys()
-        tensors = self._read_tensors(n_tensors, self.kv.get("general.alignment", 32))
-        return Header(version, self._size, self.kv, self.array_lengths, tensors)
+        architecture = self.kv.get("general.architecture")
+        return GgufMetadata(
+            path=self._path,
+            file_size_bytes=self._size,
+            architecture=architecture if isinstance(architecture, str) else "",
+            kv=self.kv,
+            array_lengths=self.array_lengths,
+            tensors=self._read_tensors(n_tensors, self.kv.get("general.alignment", 32)),
+        )
 
-    def read_counts(self) -> tuple[int, int]:
-        """The version and the number of tensors; the number of keys is kept."""
-        version = self._read_magic()
-        n_tensors, n_keys = self._u64("the number of tensors"), self._u64("the number of keys")
+    def read_counts(self) -> int:
+        """Read the number of tensors; the number of keys is kept for `read_keys`."""
+        magic = self._take(4, "the magic number") if self._size >= 4 else b""
+        if magic != b"GGUF":
+            raise GgufError(f"{self._path}: is not a GGUF file (it begins with {magic!r})")
+        version = self._scalar(_U32, "the version")
+        if version & 0xFFFF == 0:
+            raise self._error("is big-endian; only little-endian GGUF files can be used here")
+        if version not in (2, 3):
+            raise self._error(f"has GGUF version {version}; versions 2 and 3 can be read")
+        n_tensors: int = self._scalar(_U64, "the number of tensors")
+        self._keys_left = self._scalar(_U64, "the number of keys")
         if n_tensors > MAX_TENSORS:
             raise self._error(f"claims to have {n_tensors} tensors; at most {MAX_TENSORS} are accepted")
-        if n_keys > MAX_KEYS:
-            raise self._error(f"claims to have {n_keys} keys; at most {MAX_KEYS} are accepted")
-        self._keys_left = n_keys
-        return version, n_tensors
+        if self._keys_left > MAX_KEYS:
+            raise self._error(f"claims to have {self._keys_left} keys; at most {MAX_KEYS} are accepted")
+        return n_tensors
 
     def read_keys(self) -> None:
         seen: set[str] = set()
@@ -131,21 +127,10 @@ class _HeaderReader:
             seen.add(key)
             self._read_value(key)
 
-    def _read_magic(self) -> int:
-        magic = self._take(4, "the magic number") if self._size >= 4 else b""
-        if magic != b"GGUF":
-            raise GgufError(f"{self._path}: is not a GGUF file (it begins with {magic!r})")
-        version = self._u32("the version")
-        if version & 0xFFFF == 0:
-            raise self._error("is big-endian; only little-endian GGUF files can be used here")
-        if version not in (2, 3):
-            raise self._error(f"has GGUF version {version}; versions 2 and 3 can be read")
-        return version
-
     # keys
 
     def _read_value(self, key: str) -> None:
-        type_id = self._u32(f"the type of {key}")
+        type_id = self._scalar(_U32, f"the type of {key}")
         value: KvValue | None
         if type_id == _STRING:
             value = self._string_value(key)
@@ -159,7 +144,7 @@ class _HeaderReader:
             self.kv[key] = value
 
     def _string_value(self, key: str) -> str | None:
-        length = self._u64(f"the length of {key}")
+        length = self._scalar(_U64, f"the length of {key}")
         if length > MAX_KEPT_STRING_BYTES:
             self._skip(length, key)
             return None
@@ -169,8 +154,8 @@ class _HeaderReader:
         return self._take(length, key).decode("utf-8", "replace")
 
     def _array_value(self, key: str) -> tuple[Scalar, ...] | None:
-        type_id = self._u32(f"the item type of {key}")
-        count = self._u64(f"the length of {key}")
+        type_id = self._scalar(_U32, f"the item type of {key}")
+        count = self._scalar(_U64, f"the length of {key}")
         self.array_lengths[key] = count
         is_kept = count <= MAX_KEPT_ARRAY
         if is_kept:
@@ -203,42 +188,29 @@ class _HeaderReader:
         return None
 
     def _walk_strings(self, key: str, count: int) -> None:
-        """Step over `count` strings: the one place whose speed matters."""
+        """Step over `count` strings: the one place whose speed matters (0.1 us a string)."""
+        length_at, size = _U64.unpack_from, _U64.size
         while count:
-            if self._pos + 8 > len(self._window):
-                self._refill(8, key)
-            if count >= _RUN and (run := _RUN_OF_STRINGS.match(self._window, self._pos)):
-                self._pos = run.end()
-                count -= _RUN
-            else:
-                count -= self._walk_a_few(min(count, _RUN))
+            if self._pos + size > len(self._window):
+                self._refill(size, key)
+            window, pos = self._window, self._pos
+            last_start = len(window) - size
+            while count and pos <= last_start:
+                pos += size + length_at(window, pos)[0]
+                count -= 1
+            self._pos = pos
         if self._offset > self._size:
             raise self._truncated(key)
 
-    def _walk_a_few(self, count: int) -> int:
-        """Step over up to `count` strings, until one begins beyond the window; returns how many."""
-        window, pos, left = self._window, self._pos, count
-        last_start = len(window) - 8
-        while left and pos <= last_start:
-            pos += 8 + _U64.unpack_from(window, pos)[0]
-            left -= 1
-        self._pos = pos
-        return count - left
-
     # tensors
 
-    def _read_tensors(self, count: int, alignment: object) -> list[TensorInfo]:
-        if (
-            not isinstance(alignment, int)
-            or alignment <= 0
-            or alignment & (alignment - 1)
-            or alignment > 1 << 20
-        ):
+    def _read_tensors(self, count: int, alignment: object) -> tuple[TensorInfo, ...]:
+        if not isinstance(alignment, int) or alignment.bit_count() != 1 or not 0 < alignment <= 1 << 20:
             raise self._error(f"general.alignment is {alignment!r}, not a power of 2")
         infos: list[tuple[str, tuple[int, ...], int, int]] = []
         for _ in range(count):
             name = self._text("a tensor's name", MAX_TENSOR_NAME_BYTES)
-            n_dims = self._u32("a tensor's dimensions")
+            n_dims = self._scalar(_U32, "a tensor's dimensions")
             if n_dims > MAX_DIMENSIONS:
                 raise self._error(f"tensor {name!r} claims to have {n_dims} dimensions")
             layout = _TENSOR_LAYOUTS[n_dims]
@@ -249,26 +221,27 @@ class _HeaderReader:
                 raise self._error(f"tensor {name!r} has the unknown type {type_id}")
             infos.append((name, tuple(shape), type_id, offset))
         data_start = -(-self._offset // alignment) * alignment
-        return list(self._sized(infos, data_start, alignment))
+        return tuple(self._sized(infos, data_start, alignment))
 
     def _sized(
         self, infos: list[tuple[str, tuple[int, ...], int, int]], data_start: int, alignment: int
     ) -> Iterator[TensorInfo]:
         """Each tensor with its bytes. As in llama.cpp, data lie in the header's order and do not overlap."""
         data_bytes = self._size - data_start
+        nexts = [offset for _, _, _, offset in infos[1:]] + [data_bytes]
         end = 0
-        for number, (name, shape, type_id, offset) in enumerate(infos):
+        for (name, shape, type_id, offset), following in zip(infos, nexts, strict=False):
             if offset < end or offset % alignment:
                 raise self._error(
                     f"tensor {name!r} has the offset {offset}, not one from {end} on in steps of {alignment}"
                 )
+            # A type newer than this table: its size is all that lies before the next tensor.
+            size = following - offset
             if type_id in GGML_TYPES:
-                size = _tensor_bytes(shape, type_id)
-                if size is None:
+                _, block, block_bytes = GGML_TYPES[type_id]
+                if (*shape, 1)[0] % block:
                     raise self._error(f"tensor {name!r} has the shape {shape}, not rows of whole blocks")
-            else:
-                # A type newer than this table: its size is all that lies before the next tensor.
-                size = (infos[number + 1][3] if number + 1 < len(infos) else data_bytes) - offset
+                size = math.prod(shape) // block * block_bytes
             end = offset + max(size, 0)
             if end > data_bytes or size < 0:
                 raise GgufError(
@@ -310,18 +283,11 @@ class _HeaderReader:
         if len(self._window) < n:  # shrunk since it was opened
             raise self._truncated(what)
 
-    def _u32(self, what: str) -> int:
-        return int(_U32.unpack(self._take(4, what))[0])
-
-    def _u64(self, what: str) -> int:
-        return int(_U64.unpack(self._take(8, what))[0])
-
-    def _scalar(self, scalar: struct.Struct, what: str) -> Scalar:
-        value: Scalar = scalar.unpack(self._take(scalar.size, what))[0]
-        return value
+    def _scalar(self, layout: struct.Struct, what: str) -> Any:
+        return layout.unpack(self._take(layout.size, what))[0]
 
     def _text(self, what: str, limit: int) -> str:
-        length = self._u64(f"the length of {what}")
+        length = self._scalar(_U64, f"the length of {what}")
         if length > limit:
             raise self._error(f"{what} claims to be {length} bytes long; at most {limit} are accepted")
         return self._take(length, what).decode("utf-8", "replace")
@@ -333,14 +299,3 @@ class _HeaderReader:
         return GgufError(
             f"{self._path}: truncated: {what} goes beyond the end of the file at byte {self._size}"
         )
-
-
-def _tensor_bytes(shape: tuple[int, ...], type_id: int) -> int | None:
-    """Bytes of a tensor of a known type; None when its rows are not whole blocks."""
-    _, block, block_bytes = GGML_TYPES[type_id]
-    n = 1
-    for dimension in shape:
-        n *= dimension
-    if (shape[0] if shape else 1) % block:
-        return None
-    return n // block * block_bytes

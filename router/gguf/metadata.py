@@ -1,16 +1,40 @@
-"""What a header says of a model, and the questions most often asked of it."""
+"""What a header says of a model, with ggml's numbers for tensor types, quantisation labels and pooling."""
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-from router.gguf.tables import FILE_TYPES, GGML_TYPES, POOLING_TYPES
-
 Scalar = int | float | bool | str
 KvValue = Scalar | tuple[Scalar, ...]
+
+GGML_TYPES: Mapping[int, tuple[str, int, int]] = {
+    # id: (name, weights per block, bytes per block), from ggml_type and gguf.constants.GGML_QUANT_SIZES
+    0: ("F32", 1, 4), 1: ("F16", 1, 2), 2: ("Q4_0", 32, 18), 3: ("Q4_1", 32, 20), 6: ("Q5_0", 32, 22),
+    7: ("Q5_1", 32, 24), 8: ("Q8_0", 32, 34), 9: ("Q8_1", 32, 36), 10: ("Q2_K", 256, 84),
+    11: ("Q3_K", 256, 110), 12: ("Q4_K", 256, 144), 13: ("Q5_K", 256, 176), 14: ("Q6_K", 256, 210),
+    15: ("Q8_K", 256, 292), 16: ("IQ2_XXS", 256, 66), 17: ("IQ2_XS", 256, 74), 18: ("IQ3_XXS", 256, 98),
+    19: ("IQ1_S", 256, 50), 20: ("IQ4_NL", 32, 18), 21: ("IQ3_S", 256, 110), 22: ("IQ2_S", 256, 82),
+    23: ("IQ4_XS", 256, 136), 24: ("I8", 1, 1), 25: ("I16", 1, 2), 26: ("I32", 1, 4), 27: ("I64", 1, 8),
+    28: ("F64", 1, 8), 29: ("IQ1_M", 256, 56), 30: ("BF16", 1, 2), 34: ("TQ1_0", 256, 54),
+    35: ("TQ2_0", 256, 66), 39: ("MXFP4", 32, 17), 40: ("NVFP4", 64, 36), 41: ("Q1_0", 128, 18),
+    42: ("Q2_0", 64, 18),
+}  # fmt: skip
+
+FILE_TYPES: Mapping[int, str] = {
+    # llama_ftype (general.file_type): the label people know a quantisation by
+    0: "F32", 1: "F16", 2: "Q4_0", 3: "Q4_1", 7: "Q8_0", 8: "Q5_0", 9: "Q5_1", 10: "Q2_K", 11: "Q3_K_S",
+    12: "Q3_K_M", 13: "Q3_K_L", 14: "Q4_K_S", 15: "Q4_K_M", 16: "Q5_K_S", 17: "Q5_K_M", 18: "Q6_K",
+    19: "IQ2_XXS", 20: "IQ2_XS", 21: "Q2_K_S", 22: "IQ3_XS", 23: "IQ3_XXS", 24: "IQ1_S", 25: "IQ4_NL",
+    26: "IQ3_S", 27: "IQ3_M", 28: "IQ2_S", 29: "IQ2_M", 30: "IQ4_XS", 31: "IQ1_M", 32: "BF16", 36: "TQ1_0",
+    37: "TQ2_0", 38: "MXFP4", 39: "NVFP4", 40: "Q1_0", 41: "Q2_0",
+}  # fmt: skip
+
+POOLING_TYPES: Mapping[int, str] = {0: "none", 1: "mean", 2: "cls", 3: "last", 4: "rank"}
 
 
 class GgufError(ValueError):
@@ -31,13 +55,6 @@ class TensorInfo(NamedTuple):
         known = GGML_TYPES.get(self.ggml_type)
         return known[0] if known else f"type {self.ggml_type}"
 
-    @property
-    def n_elements(self) -> int:
-        n = 1
-        for dimension in self.shape:
-            n *= dimension
-        return n
-
 
 @dataclass(frozen=True, slots=True)
 class GgufMetadata:
@@ -48,9 +65,7 @@ class GgufMetadata:
     """
 
     path: Path
-    files: tuple[Path, ...]
     file_size_bytes: int
-    version: int
     architecture: str
     kv: Mapping[str, KvValue] = field(hash=False)
     array_lengths: Mapping[str, int] = field(hash=False)
@@ -62,11 +77,6 @@ class GgufMetadata:
         return value if isinstance(value, int) and not isinstance(value, bool) else default
 
     @property
-    def name(self) -> str | None:
-        value = self.kv.get("general.name")
-        return value if isinstance(value, str) else None
-
-    @property
     def kind(self) -> str:
         """`model`, `mmproj`, `adapter`, ...: general.type; for files older than that key, by architecture."""
         value = self.kv.get("general.type")
@@ -75,20 +85,14 @@ class GgufMetadata:
         return "mmproj" if self.architecture == "clip" else "model"
 
     @property
-    def is_mmproj(self) -> bool:
-        return self.kind == "mmproj" or self.architecture == "clip"
-
-    @property
     def modalities(self) -> frozenset[str]:
         """What a multimodal projector adds to text: `image`, `audio`; empty for anything else."""
-        found = set()
-        if self.is_mmproj:
-            if self.kv.get("clip.has_audio_encoder"):
-                found.add("audio")
-            # Projectors older than these keys are all for images.
-            if self.kv.get("clip.has_vision_encoder", not found):
-                found.add("image")
-        return frozenset(found)
+        if self.kind != "mmproj" and self.architecture != "clip":
+            return frozenset()
+        has_audio = bool(self.kv.get("clip.has_audio_encoder"))
+        # Projectors older than these keys are all for images.
+        has_image = bool(self.kv.get("clip.has_vision_encoder", not has_audio))
+        return frozenset(["audio"] * has_audio + ["image"] * has_image)
 
     @property
     def n_layers(self) -> int | None:
@@ -121,12 +125,8 @@ class GgufMetadata:
         return POOLING_TYPES.get(value) if value is not None else None
 
     @property
-    def has_chat_template(self) -> bool:
-        return "tokenizer.chat_template" in self.kv
-
-    @property
     def n_parameters(self) -> int:
-        return sum(tensor.n_elements for tensor in self.tensors)
+        return sum(math.prod(tensor.shape) for tensor in self.tensors)
 
     @property
     def tensor_bytes(self) -> int:
@@ -138,7 +138,7 @@ class GgufMetadata:
         file_type = self.kv.get("general.file_type")
         if isinstance(file_type, int) and file_type in FILE_TYPES:
             return FILE_TYPES[file_type]
-        sums: dict[str, int] = {}
+        sums: Counter[str] = Counter()
         for tensor in self.tensors:
-            sums[tensor.type_name] = sums.get(tensor.type_name, 0) + tensor.bytes
-        return max(sums, key=lambda name: sums[name], default=None)
+            sums[tensor.type_name] += tensor.bytes
+        return max(sums, key=sums.__getitem__, default=None)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
-from router.gguf.header import MAX_TENSORS, Header, read_header
+from router.gguf.header import MAX_TENSORS, read_header
 from router.gguf.metadata import GgufError, GgufMetadata
 
 MAX_SHARDS = 1024
@@ -18,15 +19,17 @@ def read_gguf(path: Path | str) -> GgufMetadata:
     """
     path = Path(path)
     first = read_header(path)
-    files, tensors, size = [path], list(first.tensors), first.file_size
+    tensors, size = list(first.tensors), first.file_size_bytes
     count = _int_key(first, "split.count") or 1
     if count > 1:
-        files = _shard_paths(path, first, count)
-        for number, file in enumerate(files[1:], start=1):
-            part = read_header(file)
-            _check_shard(file, part, number)
-            tensors += part.tensors
-            size += part.file_size
+        for number, file in enumerate(_shard_paths(path, first, count)[1:], start=1):
+            shard = read_header(file)
+            stated = _int_key(shard, "split.no")
+            if stated != number:
+                what = "does not say which part it is" if stated is None else f"says it is part {stated + 1}"
+                raise GgufError(f"{file}: {what}, where part {number + 1} belongs")
+            tensors += shard.tensors
+            size += shard.file_size_bytes
             if len(tensors) > MAX_TENSORS:
                 raise GgufError(f"{path}: its parts hold more than {MAX_TENSORS} tensors")
         announced = _int_key(first, "split.tensors.count")
@@ -36,32 +39,19 @@ def read_gguf(path: Path | str) -> GgufMetadata:
             )
     if len({tensor.name for tensor in tensors}) != len(tensors):
         raise GgufError(f"{path}: two of its tensors have the same name")
-    architecture = first.kv.get("general.architecture")
-    if not isinstance(architecture, str):
+    if not isinstance(first.kv.get("general.architecture"), str):
         raise GgufError(f"{path}: has no general.architecture")
-    return GgufMetadata(
-        path=path,
-        files=tuple(files),
-        file_size_bytes=size,
-        version=first.version,
-        architecture=architecture,
-        kv=first.kv,
-        array_lengths=first.array_lengths,
-        tensors=tuple(tensors),
-    )
+    return replace(first, file_size_bytes=size, tensors=tuple(tensors))
 
 
-_SHARD_NAME = re.compile(r"(?P<prefix>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf", re.DOTALL)
-
-
-def _shard_paths(path: Path, first: Header, count: int) -> list[Path]:
+def _shard_paths(path: Path, first: GgufMetadata, count: int) -> list[Path]:
     """The paths of all shards, derived from the name of the first as llama.cpp does; each must be there."""
     number = _int_key(first, "split.no") or 0
-    match = _SHARD_NAME.fullmatch(path.name)
-    if match is None or int(match["count"]) != count:
+    match = re.fullmatch(r"(.+)-\d{5}-of-(\d{5})\.gguf", path.name, re.DOTALL)
+    if match is None or int(match[2]) != count:
         expected = f"...-{number + 1:05d}-of-{count:05d}.gguf"
         raise GgufError(f"{path}: is part {number + 1} of {count}, but is not named {expected}")
-    names = [f"{match['prefix']}-{n:05d}-of-{count:05d}.gguf" for n in range(1, min(count, MAX_SHARDS) + 1)]
+    names = [f"{match[1]}-{n:05d}-of-{count:05d}.gguf" for n in range(1, min(count, MAX_SHARDS) + 1)]
     if number != 0:
         raise GgufError(f"{path}: is part {number + 1} of {count}; a model is given by its first, {names[0]}")
     if count > MAX_SHARDS:
@@ -74,13 +64,6 @@ def _shard_paths(path: Path, first: Header, count: int) -> list[Path]:
     return paths
 
 
-def _check_shard(file: Path, part: Header, number: int) -> None:
-    stated = _int_key(part, "split.no")
-    if stated != number:
-        what = "does not say which part it is" if stated is None else f"says it is part {stated + 1}"
-        raise GgufError(f"{file}: {what}, where part {number + 1} belongs")
-
-
-def _int_key(shard: Header, key: str) -> int | None:
+def _int_key(shard: GgufMetadata, key: str) -> int | None:
     value = shard.kv.get(key)
     return value if isinstance(value, int) and not isinstance(value, bool) else None

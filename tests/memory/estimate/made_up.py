@@ -53,12 +53,9 @@ def metadata(
         for key, v in kv.items()
     }
     size = sum(t.bytes for t in tensors)
-    path = Path("/models/made-up.gguf")
     return GgufMetadata(
-        path=path,
-        files=(path,),
+        path=Path("/models/made-up.gguf"),
         file_size_bytes=size if file_size_bytes is None else file_size_bytes,
-        version=3,
         architecture=architecture,
         kv=full,
         array_lengths={"tokenizer.ggml.tokens": n_vocab},
