@@ -6,26 +6,26 @@ Blocking: call it in a thread. A card's identity is its unique id, or its PCI ad
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
 from router.descriptors import is_out_of_files
-from router.memory.devices.amd_processes import bytes_per_process
 from router.memory.devices.attribution import Attribution, Listing
-from router.memory.devices.found import Found, Trees, unhealthy
-from router.memory.devices.kernel_files import lines, number, numbered, text
-from router.memory.devices.power import all_asleep
-from router.memory.devices.types import HOST, DeviceInfo
+from router.memory.devices.kernel_files import all_asleep, lines, number, numbered, numbers, text
+from router.memory.devices.types import HOST, DeviceInfo, Found, Trees
 from router.memory.devices.visible import visible_amd
 
 _VENDOR: Final = "0x1002"
 
+#: fdinfo keys of a heap, the new name and the one it replaced; sizes are in KiB.
+_FDINFO_KEYS: Final = ("drm-resident-{heap}", "drm-memory-{heap}")
+
 
 @dataclass(frozen=True, slots=True)
 class _Node:
-    """A GPU in the compute driver's topology; `ordinal` is its number to ROCm."""
+    """A GPU in the compute driver's topology; `ordinal` is its number to ROCm, `gpu_id` its name there."""
 
     ordinal: int
     gpu_id: str
@@ -34,10 +34,14 @@ class _Node:
 
 @dataclass(frozen=True, slots=True)
 class _Card:
+    """A card of the amdgpu driver; `heap` is the one that models go to: `vram`, or `gtt`, the host's own
+    memory."""
+
     path: Path
     pci: str
     unique_id: str
     node: _Node | None
+    heap: str
 
     @property
     def id(self) -> str:
@@ -63,26 +67,22 @@ class Amd:
     def read(self, trees: Trees) -> Found:
         """Every device ever seen, with an error where it cannot be used now. Processes first, memory
         second."""
-        cards = self._visible(_cards(self._root))
+        cards = _cards(self._root)
+        visible = visible_amd(self._environ, [card.uuid for card in cards])
         pids = frozenset[int]().union(*trees.values())
-        sizes: dict[str, dict[int, int] | None] = {}
         devices: dict[str, DeviceInfo] = {}
-        for place, card in enumerate(cards):
-            gpu_id = card.node.gpu_id if card.node is not None else None
-            heap = "gtt" if _prefers_host(card) else "vram"
-            sizes[card.id] = bytes_per_process(self._root, card.pci, gpu_id, heap, pids)
-            devices[card.id] = self._device(card, place)
+        listings: dict[str, Listing] = {}
+        for place, card in enumerate(cards[i] for i in visible):
+            sizes = _bytes_per_process(self._root, card, pids)
+            info = devices[card.id] = self._device(card, place)
+            if info.free_bytes is not None:
+                listings[card.id] = Listing(sizes, info.total_bytes - info.free_bytes)
         for device, info in self._known.items():
-            devices.setdefault(device, unhealthy(info, "the driver does not list it any more"))
-        return self._found(devices, sizes, trees, pids)
-
-    def _visible(self, cards: list[_Card]) -> list[_Card]:
-        return [cards[i] for i in visible_amd(self._environ, [card.uuid for card in cards])]
+            devices.setdefault(device, info.unhealthy("the driver does not list it any more"))
+        return self._attribution.found(devices, listings, trees)
 
     def _device(self, card: _Card, place: int) -> DeviceInfo:
         asleep = all_asleep([card.pci], self._root)
-        is_on_host = _prefers_host(card)
-        heap = "gtt" if is_on_host else "vram"
         gfx = card.node.gfx if card.node is not None else ""
         name = text(card.path / "product_name") or f"AMD {gfx or 'GPU'}"
         info = DeviceInfo(
@@ -92,72 +92,23 @@ class Amd:
             uuid=card.uuid,
             total_bytes=0,
             free_bytes=None,
-            reserved_bytes=0,
             utilisation_percent=None if asleep else number(card.path / "gpu_busy_percent"),
             temperature_celsius=None if asleep else _temperature(card.path),
-            error=None,
-            pool=HOST if is_on_host else card.id,
+            pool=HOST if card.heap == "gtt" else card.id,
             name=name,
             pci=card.pci,
             compute_capability=gfx,
             asleep=asleep,
         )
-        total = number(card.path / f"mem_info_{heap}_total")
-        used = number(card.path / f"mem_info_{heap}_used")
+        total = number(card.path / f"mem_info_{card.heap}_total")
+        used = number(card.path / f"mem_info_{card.heap}_used")
         if total is None or used is None:
-            return unhealthy(self._known.get(card.id, info), "the driver does not tell its memory")
+            return self._known.get(card.id, info).unhealthy("the driver does not tell its memory")
         self._known[card.id] = replace(info, total_bytes=total, free_bytes=max(0, total - used))
         return self._known[card.id]
 
-    def _found(
-        self,
-        devices: Mapping[str, DeviceInfo],
-        sizes: Mapping[str, Mapping[int, int] | None],
-        trees: Trees,
-        pids: frozenset[int],
-    ) -> Found:
-        listings = {
-            device: Listing(sizes[device], info.total_bytes - info.free_bytes)
-            for device, info in devices.items()
-            if info.free_bytes is not None
-        }
-        attributed = self._attribution.judge(listings, pids)
-        used: dict[int, dict[str, int]] = {pid: {} for pid in trees}
-        for device, listing in listings.items():
-            if not attributed[device]:
-                continue
-            pool = devices[device].pool
-            for pid, tree in trees.items():
-                held = sum(size or 0 for member, size in (listing.sizes or {}).items() if member in tree)
-                if held:
-                    used[pid][pool] = used[pid].get(pool, 0) + held
-        doubts = tuple(
-            f"{devices[device].label} ({device}): what each process uses cannot be told"
-            for device, believed in attributed.items()
-            if not believed
-        )
-        return Found(devices, used, {d: attributed.get(d, False) for d in devices}, doubts)
 
-
-def _prefers_host(card: _Card) -> bool:
-    """Is it an APU whose allocations go to the machine's own memory (the GTT) rather than to its carve-out?
-
-    The rule is the kernel's own (`apu_prefer_gtt`, since 6.10): it is an APU, and the carve-out is smaller
-    than the GTT. With a large carve-out that is the pool, and what GTT could add is left to the host: one
-    device, one pool. The layout of `gpu_metrics` tells an APU: revision 2 and 3 are theirs, 1 is that of
-    cards.
-    """
-    vram, gtt = number(card.path / "mem_info_vram_total"), number(card.path / "mem_info_gtt_total")
-    if vram is None or gtt is None or vram >= gtt:
-        return False
-    try:
-        with (card.path / "gpu_metrics").open("rb") as metrics:
-            header = metrics.read(4)
-    except OSError as error:
-        if is_out_of_files(error):
-            raise
-        return False
-    return len(header) == 4 and header[2] in (2, 3)
+# --- the cards ---
 
 
 def _cards(root: Path) -> list[_Card]:
@@ -171,10 +122,16 @@ def _cards(root: Path) -> list[_Card]:
             continue
         if not (path / "mem_info_vram_total").exists():
             continue  # not driven by amdgpu
-        pci = _pci(path)
+        slots = (
+            line.removeprefix("PCI_SLOT_NAME=")
+            for line in lines(path / "uevent")
+            if line.startswith("PCI_SLOT_NAME=")
+        )
+        pci = next((slot.strip().lower() for slot in slots), path.resolve().name)
         unique_id = (text(path / "unique_id") or "").removeprefix("0x").lower()
         # Some devices that have none say zero.
-        cards[pci] = _Card(path, pci, unique_id if unique_id.strip("0") else "", nodes.get(pci))
+        unique_id = unique_id if unique_id.strip("0") else ""
+        cards[pci] = _Card(path, pci, unique_id, nodes.get(pci), "gtt" if _prefers_host(path) else "vram")
     return sorted(cards.values(), key=lambda card: (card.node.ordinal if card.node else len(nodes), card.pci))
 
 
@@ -186,29 +143,37 @@ def _nodes(root: Path) -> dict[str, _Node]:
         gpu_id = text(entry / "gpu_id")
         if gpu_id in (None, "", "0"):
             continue  # a CPU
-        values = _properties(entry / "properties")
+        values = numbers(entry / "properties")
         location, domain = values.get("location_id", 0), values.get("domain", 0)
         pci = f"{domain:04x}:{location >> 8 & 0xFF:02x}:{location >> 3 & 0x1F:02x}.{location & 7:x}"
         found[pci] = _Node(len(found), str(gpu_id), _gfx(values.get("gfx_target_version", 0)))
     return found
 
 
-def _properties(path: Path) -> dict[str, int]:
-    pairs = (line.split() for line in lines(path))
-    return {pair[0]: int(pair[1]) for pair in pairs if len(pair) == 2 and pair[1].isdigit()}
+def _prefers_host(path: Path) -> bool:
+    """Is it an APU whose allocations go to the machine's own memory (the GTT) rather than to its carve-out?
+
+    The rule is the kernel's own (`apu_prefer_gtt`, since 6.10): it is an APU, and the carve-out is smaller
+    than the GTT. With a large carve-out that is the pool, and what GTT could add is left to the host: one
+    device, one pool. The layout of `gpu_metrics` tells an APU: revision 2 and 3 are theirs, 1 is that of
+    cards.
+    """
+    vram, gtt = number(path / "mem_info_vram_total"), number(path / "mem_info_gtt_total")
+    if vram is None or gtt is None or vram >= gtt:
+        return False
+    try:
+        with (path / "gpu_metrics").open("rb") as metrics:
+            header = metrics.read(4)
+    except OSError as error:
+        if is_out_of_files(error):
+            raise
+        return False
+    return len(header) == 4 and header[2] in (2, 3)
 
 
 def _gfx(version: int) -> str:
     """110001 is gfx1101; minor and stepping are hexadecimal digits (90010 is gfx90a)."""
     return f"gfx{version // 10000}{version // 100 % 100:x}{version % 100:x}" if version else ""
-
-
-def _pci(path: Path) -> str:
-    for line in lines(path / "uevent"):
-        key, _, value = line.partition("=")
-        if key == "PCI_SLOT_NAME":
-            return value.strip().lower()
-    return path.resolve().name
 
 
 def _temperature(path: Path) -> int | None:
@@ -217,3 +182,51 @@ def _temperature(path: Path) -> int | None:
         if millidegrees is not None:
             return millidegrees // 1000
     return None
+
+
+# --- what each process holds ---
+
+
+def _bytes_per_process(root: Path, card: _Card, pids: Collection[int]) -> dict[int, int] | None:
+    """Bytes by pid: of all who compute (by the compute driver's own list), and of `pids` also what they hold
+    through a render node (Vulkan). None where there is no source at all.
+
+    A ROCm process stands in both, with the same memory: the larger figure is taken.
+    """
+    sizes: dict[int, int] = {}
+    listing = root / "sys/class/kfd/kfd/proc"
+    has_source = card.heap == "vram" and card.node is not None and listing.is_dir()
+    if has_source and card.node is not None:
+        for pid in numbered(listing):
+            held = number(listing / str(pid) / f"vram_{card.node.gpu_id}")
+            if held is not None:
+                sizes[pid] = held
+    for pid in pids:
+        clients = dict(_clients(root / "proc" / str(pid), card.pci, card.heap))
+        if clients:
+            has_source = True
+            sizes[pid] = max(sizes.get(pid, 0), sum(clients.values()))
+    return sizes if has_source or not pids else None
+
+
+def _clients(process: Path, pci: str, heap: str) -> Iterator[tuple[str, int]]:
+    """(client, bytes) for every render node the process has open on that card. Duplicated descriptors are one
+    client."""
+    for fd in numbered(process / "fd"):
+        try:
+            target = (process / "fd" / str(fd)).readlink()
+        except OSError:
+            continue  # closed meanwhile, or not ours to read
+        if not str(target).startswith("/dev/dri/"):
+            continue
+        told = lines(process / "fdinfo" / str(fd))
+        values = {key: value.strip() for key, _, value in (line.partition(":") for line in told)}
+        if values.get("drm-pdev", "").lower() == pci:
+            size = max(_kib(values.get(key.format(heap=heap), "")) for key in _FDINFO_KEYS)
+            yield values.get("drm-client-id", str(fd)), size
+
+
+def _kib(text: str) -> int:
+    number, _, unit = text.partition(" ")
+    scale = {"": 1, "KiB": 1 << 10, "MiB": 1 << 20}.get(unit.strip(), 0)
+    return int(number) * scale if number.isdigit() else 0

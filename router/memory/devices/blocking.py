@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import threading
 from collections.abc import Callable
 from typing import Generic, ParamSpec, TypeVar
@@ -14,11 +15,10 @@ T = TypeVar("T")
 
 
 class Late(Exception):
-    """The read did not end in time, or an earlier one still hangs. `seconds` says for how long."""
+    """The read did not end in time, or an earlier one still hangs."""
 
     def __init__(self, seconds: float) -> None:
         super().__init__(f"no answer for {seconds:.1f} s")
-        self.seconds = seconds
 
 
 class BlockingRead(Generic[P, T]):
@@ -33,6 +33,7 @@ class BlockingRead(Generic[P, T]):
         self._name = name
         self._read = read
         self._timeout_seconds = timeout_seconds
+        #: The call that runs or has hung, and when it began by the clock of the loop.
         self._pending: asyncio.Future[T] | None = None
         self._since = 0.0
 
@@ -44,37 +45,23 @@ class BlockingRead(Generic[P, T]):
             raise Late(loop.time() - self._since)
         pending: asyncio.Future[T] = loop.create_future()
         self._pending, self._since = pending, loop.time()
-        threading.Thread(
-            target=self._run, args=(loop, pending, args, kwargs), name=self._name, daemon=True
-        ).start()
+
+        def run() -> None:
+            try:
+                settle = functools.partial(pending.set_result, self._read(*args, **kwargs))
+            except Exception as error:  # noqa: BLE001 - the thread ends here; the caller gets what was raised
+                settle = functools.partial(_fail, pending, error)
+            with contextlib.suppress(RuntimeError):  # the loop was closed while the read hung
+                loop.call_soon_threadsafe(settle)
+
+        threading.Thread(target=run, name=self._name, daemon=True).start()
         done, _ = await asyncio.wait({pending}, timeout=self._timeout_seconds)
         if not done:
             raise Late(self._timeout_seconds)
         self._pending = None
         return pending.result()
 
-    def _run(
-        self,
-        loop: asyncio.AbstractEventLoop,
-        pending: asyncio.Future[T],
-        args: tuple[object, ...],
-        kwargs: dict[str, object],
-    ) -> None:
-        result: T | None = None
-        error: Exception | None = None
-        try:
-            result = self._read(*args, **kwargs)  # type: ignore[arg-type]
-        except Exception as raised:  # noqa: BLE001 - the thread ends here; whoever waits gets what was raised
-            error = raised
 
-        def settle() -> None:
-            if pending.cancelled():
-                return
-            if error is not None:
-                pending.set_exception(error)
-                pending.exception()  # nobody may be waiting any more: that is no news
-            else:
-                pending.set_result(result)  # type: ignore[arg-type]
-
-        with contextlib.suppress(RuntimeError):  # the loop was closed while the read hung
-            loop.call_soon_threadsafe(settle)
+def _fail(pending: asyncio.Future[T], error: Exception) -> None:
+    pending.set_exception(error)
+    pending.exception()  # the caller may have given up: then it is not to be logged as never retrieved

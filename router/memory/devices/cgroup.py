@@ -6,7 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from router.memory.devices.kernel_files import lines, number
+from router.memory.devices.kernel_files import lines, number, numbers
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,19 +52,13 @@ def memory_limits(root: Path = Path("/")) -> list[Limit]:
         if own is None:
             continue
         for directory in _own_and_ancestors(own, mount_root, mount_point, root):
-            limits.extend(_limits_of(directory, flavour))
+            bounds = [value for name in flavour.limits if (value := number(directory / name)) is not None]
+            usage = number(directory / flavour.usage)
+            if bounds and usage is not None:
+                stat = numbers(directory / "memory.stat")
+                held = max(0, usage - sum(stat.get(key, 0) for key in flavour.reclaimable))
+                limits.append(Limit(str(directory), min(bounds), min(bounds) - held))
     return limits
-
-
-def _limits_of(directory: Path, flavour: _Flavour) -> list[Limit]:
-    limits = [value for name in flavour.limits if (value := number(directory / name)) is not None]
-    usage = number(directory / flavour.usage)
-    if not limits or usage is None:
-        return []
-    stat = _stat(directory / "memory.stat")
-    held = max(0, usage - sum(stat.get(key, 0) for key in flavour.reclaimable))
-    limit = min(limits)
-    return [Limit(str(directory), limit, limit - held)]
 
 
 def _own_groups(root: Path) -> tuple[str | None, str | None]:
@@ -104,19 +98,6 @@ def _own_and_ancestors(own: str, mount_root: str, mount_point: str, root: Path) 
     point stands for it.
     """
     top = root / mount_point.lstrip("/")
-    path, mounted = _parts(own), _parts(mount_root)
+    path, mounted = (list(filter(None, group.split("/"))) for group in (own, mount_root))
     below = path[len(mounted) :] if path[: len(mounted)] == mounted and ".." not in path else []
     return [top.joinpath(*below[:depth]) for depth in range(len(below), -1, -1)]
-
-
-def _parts(path: str) -> list[str]:
-    return [part for part in path.split("/") if part]
-
-
-def _stat(path: Path) -> dict[str, int]:
-    stat = {}
-    for line in lines(path):
-        key, _, value = line.partition(" ")
-        if value.isascii() and value.isdigit():
-            stat[key] = int(value)
-    return stat

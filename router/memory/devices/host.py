@@ -29,13 +29,8 @@ def memory_of_machine() -> tuple[int, int]:
     """(total, available) in bytes, of the machine as a whole. Swap counts as nothing: a model in swap serves
     nobody."""
     told = dict(_KIB.findall(text("/proc/meminfo") or ""))
-    if "MemTotal" in told and "MemAvailable" in told:
-        total, available = (int(told[name]) << 10 for name in ("MemTotal", "MemAvailable"))
-        return total, min(total, available)  # a container may be shown its own size and the machine's rest
-    import psutil  # 1 MiB of this process, for systems without /proc
-
-    memory = psutil.virtual_memory()
-    return memory.total, memory.available
+    total, available = (int(told.get(name, 0)) << 10 for name in ("MemTotal", "MemAvailable"))
+    return total, min(total, available)  # a container may be shown its own size and the machine's rest
 
 
 class HostMemory:
@@ -71,17 +66,4 @@ class HostMemory:
 
 
 def host_device(total: int, free: int | None, error: str | None = None) -> DeviceInfo:
-    return DeviceInfo(
-        id=HOST,
-        kind=HOST,
-        label=HOST,
-        uuid="",
-        total_bytes=total,
-        free_bytes=free,
-        reserved_bytes=0,
-        utilisation_percent=None,
-        temperature_celsius=None,
-        error=error,
-        pool=HOST,
-        name=HOST,
-    )
+    return DeviceInfo(HOST, HOST, HOST, "", total, free, error=error, pool=HOST, name=HOST)

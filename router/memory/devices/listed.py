@@ -1,4 +1,4 @@
-"""Devices that only llama-server knows (Vulkan, SYCL, Metal, ...), from what `llama-server --list-devices`
+"""Devices that only llama-server knows (Vulkan, SYCL, ...), from what `llama-server --list-devices`
 prints."""
 
 from __future__ import annotations
@@ -8,8 +8,7 @@ import re
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Final
 
-from router.memory.devices.found import Found, unhealthy
-from router.memory.devices.types import HOST, DeviceInfo
+from router.memory.devices.types import HOST, DeviceInfo, Found
 from router.tasks import Spawner
 
 #: `  NAME: DESCRIPTION (TOTAL MiB, FREE MiB free)`; descriptions have parentheses of their own, hence the
@@ -20,7 +19,7 @@ _DEVICE: Final = re.compile(r"^  (\S+): (.*) \((\d+) MiB, (\d+) MiB free\)\s*$")
 _VULKAN_UNIFIED: Final = re.compile(r"^ggml_vulkan: (\d+) = .*\| uma: 1 \|", re.MULTILINE)
 
 #: The same card may be offered by several backends of one binary: the first of these is the one to use.
-_PREFERENCE: Final = ("CUDA", "ROCm", "HIP", "MUSA", "SYCL", "Metal", "MTL", "CANN", "Vulkan", "OpenCL")
+_PREFERENCE: Final = ("CUDA", "ROCm", "HIP", "MUSA", "SYCL", "CANN", "Vulkan", "OpenCL")
 
 _MIB: Final = 1 << 20
 
@@ -35,10 +34,8 @@ def parse_devices(text: str) -> list[DeviceInfo]:
     devices = []
     for line in text.splitlines():
         found = _DEVICE.match(line)
-        if (
-            found is None or int(found[3]) == 0
-        ):  # BLAS and its like have no memory and are no place for a model
-            continue
+        if found is None or int(found[3]) == 0:
+            continue  # BLAS and its like have no memory and are no place for a model
         name, description, total, free = found[1], found[2], int(found[3]) * _MIB, int(found[4]) * _MIB
         devices.append(
             DeviceInfo(
@@ -48,11 +45,7 @@ def parse_devices(text: str) -> list[DeviceInfo]:
                 uuid=name,
                 total_bytes=total,
                 free_bytes=min(free, total),
-                reserved_bytes=0,
-                utilisation_percent=None,
-                temperature_celsius=None,
-                error=None,
-                pool=HOST if name in unified or _backend(name) in ("Metal", "MTL") else f"list:{name}",
+                pool=HOST if name in unified else f"list:{name}",
                 name=description,
             )
         )
@@ -72,12 +65,8 @@ def _each_card_once(devices: Iterable[DeviceInfo]) -> list[DeviceInfo]:
     return kept
 
 
-def _backend(name: str) -> str:
-    return name.rstrip("0123456789")
-
-
 def _rank(name: str) -> tuple[int, str]:
-    backend = _backend(name)
+    backend = name.rstrip("0123456789")
     return (_PREFERENCE.index(backend) if backend in _PREFERENCE else len(_PREFERENCE), backend)
 
 
@@ -129,11 +118,11 @@ class Listed:
         except Exception as error:  # noqa: BLE001 - the task ends here; whatever it was, the list is old
             late = f"no answer for {self._timeout_seconds:.0f} s"
             self._error = late if isinstance(error, TimeoutError) else str(error) or type(error).__name__
-            self._known = {key: unhealthy(info, self._error) for key, info in self._known.items()}
+            self._known = {key: info.unhealthy(self._error) for key, info in self._known.items()}
         else:
             found = {device.id: device for device in parse_devices(text)}
             gone = {key: info for key, info in self._known.items() if key not in found}
-            self._known = found | {key: unhealthy(info, "not listed any more") for key, info in gone.items()}
+            self._known = found | {key: info.unhealthy("not listed any more") for key, info in gone.items()}
             self._error = None
             self._in_vain = 0 if self._known else min(self._in_vain + 1, _DOUBLINGS)
             self._next += self._interval_seconds * (2**self._in_vain - 1)

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import pynvml
+from msgspec.structs import replace
 
 from router.memory.devices.protocol import GpuProcess, GpuReading
 
@@ -50,18 +50,13 @@ class NvmlFailed(Exception):
         super().__init__(_IN_WORDS.get(self.code) or str(error) or type(error).__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class _Device:
-    """A handle and who it is. MIG instances have handles, names and UUIDs of their own."""
+class _Device(NamedTuple):
+    """A handle, and what it stands for: `identity` is a reading without figures (or with the error that
+    there never will be any). MIG instances have handles, names and UUIDs of their own."""
 
     handle: Any
-    uuid: str
-    index: str
-    name: str
-    pci: str
-    compute_capability: str
+    identity: GpuReading
     is_mig: bool = False
-    unusable: str = ""
 
 
 def open_session() -> str:
@@ -82,91 +77,77 @@ class Card:
 
     def __init__(self, index: int) -> None:
         self.index = index
-        self._devices: tuple[_Device, ...] = ()
+        self._devices: list[_Device] = []
 
     def read(self) -> tuple[GpuReading, ...]:
         """All of it, now. Raises NvmlFailed where the card does not even say who it is."""
         devices = self._devices or _devices_of(self.index)
         readings = tuple(_read(device) for device in devices)
         # Handles outlive what they stand for (a reset, another MIG layout): after an error look again.
-        self._devices = () if any(reading.error for reading in readings) else devices
+        self._devices = [] if any(reading.error for reading in readings) else devices
         return readings
 
 
-def _devices_of(index: int) -> tuple[_Device, ...]:
+def _devices_of(index: int) -> list[_Device]:
     handle = _call(pynvml.nvmlDeviceGetHandleByIndex, index)
-    card = _Device(
-        handle,
-        _call(pynvml.nvmlDeviceGetUUID, handle),
-        str(index),
-        _told(pynvml.nvmlDeviceGetName, handle) or "NVIDIA GPU",
-        _pci(handle),
-        _capability(handle),
+    capability = _told(pynvml.nvmlDeviceGetCudaComputeCapability, handle)
+    card = GpuReading(
+        uuid=_call(pynvml.nvmlDeviceGetUUID, handle),
+        index=str(index),
+        name=_told(pynvml.nvmlDeviceGetName, handle) or "NVIDIA GPU",
+        pci=_pci(handle),
+        compute_capability=f"{capability[0]}.{capability[1]}" if capability else "",
     )
     mode = _told(pynvml.nvmlDeviceGetMigMode, handle)
     if not mode or not mode[0]:
-        return (card,)
+        return [_Device(handle, card)]
     # CUDA offers a card in MIG mode by its instances only.
-    return tuple(_mig_instances(card)) or (
-        replace(card, unusable="MIG mode is on, and there is no instance"),
-    )
-
-
-def _mig_instances(card: _Device) -> list[_Device]:
     instances: list[_Device] = []
-    for slot in range(_told(pynvml.nvmlDeviceGetMaxMigDeviceCount, card.handle) or 0):
-        handle = _told(pynvml.nvmlDeviceGetMigDeviceHandleByIndex, card.handle, slot)
-        if handle is None:
-            continue  # slots may be empty
-        instances.append(
-            _Device(
-                handle,
-                _call(pynvml.nvmlDeviceGetUUID, handle),
-                f"{card.index}.{len(instances)}",
-                _told(pynvml.nvmlDeviceGetName, handle) or f"{card.name} MIG",
-                card.pci,
-                card.compute_capability,
-                is_mig=True,
+    for slot in range(_told(pynvml.nvmlDeviceGetMaxMigDeviceCount, handle) or 0):
+        instance = _told(pynvml.nvmlDeviceGetMigDeviceHandleByIndex, handle, slot)
+        if instance is not None:  # slots may be empty
+            identity = replace(
+                card,
+                uuid=_call(pynvml.nvmlDeviceGetUUID, instance),
+                index=f"{card.index}.{len(instances)}",
+                name=_told(pynvml.nvmlDeviceGetName, instance) or f"{card.name} MIG",
             )
-        )
-    return instances
-
-
-def _identity(device: _Device, **figures: Any) -> GpuReading:
-    return GpuReading(
-        uuid=device.uuid,
-        index=device.index,
-        name=device.name,
-        pci=device.pci,
-        compute_capability=device.compute_capability,
-        **figures,
-    )
+            instances.append(_Device(instance, identity, is_mig=True))
+    return instances or [_Device(handle, replace(card, error="MIG mode is on, and there is no instance"))]
 
 
 def _read(device: _Device) -> GpuReading:
     """Processes first, memory second: an allocation in between then errs to the safe side."""
-    if device.unusable:
-        return _identity(device, error=device.unusable)
-    handle = device.handle
+    handle, identity = device.handle, device.identity
+    if identity.error:
+        return identity
     processes, process_error = _processes(handle)
     try:
         total, reserved, free = _memory(handle)
     except NvmlFailed as failed:
         if failed.code != pynvml.NVML_ERROR_NOT_SUPPORTED or device.is_mig:
-            return _identity(device, error=str(failed))
+            return replace(identity, error=str(failed))
         total = reserved = free = 0
     utilisation = _told(pynvml.nvmlDeviceGetUtilizationRates, handle)
-    return _identity(
-        device,
-        unified=not total or bool(_UNIFIED_NAMES.search(device.name)),
+    # The first of these is missing on older drivers, the second will be on newer ones.
+    temperature = _told(pynvml.nvmlDeviceGetTemperatureV, handle, pynvml.NVML_TEMPERATURE_GPU)
+    if temperature is None:
+        temperature = _told(pynvml.nvmlDeviceGetTemperature, handle, pynvml.NVML_TEMPERATURE_GPU)
+    listed = {process.pid for process in processes or ()}
+    # A desktop's and a game's memory. A process with both kinds of work stands in both lists, with the same
+    # figure.
+    graphics = _told(pynvml.nvmlDeviceGetGraphicsRunningProcesses, handle) or []
+    return replace(
+        identity,
+        unified=not total or bool(_UNIFIED_NAMES.search(identity.name)),
         total_bytes=total,
         reserved_bytes=reserved,
         free_bytes=free,
         utilisation_percent=None if utilisation is None else int(utilisation.gpu),
-        temperature_celsius=_temperature(handle),
+        temperature_celsius=None if temperature is None else int(temperature),
         processes=processes,
         process_error=process_error,
-        graphics_bytes=_graphics_bytes(handle, {process.pid for process in processes or ()}),
+        graphics_bytes=sum(int(one.usedGpuMemory or 0) for one in graphics if one.pid not in listed),
     )
 
 
@@ -191,28 +172,8 @@ def _processes(handle: Any) -> tuple[tuple[GpuProcess, ...] | None, str | None]:
         except NvmlFailed as failed:
             error = error or str(failed)
             continue
-        return tuple(GpuProcess(int(one.pid), _bytes(one.usedGpuMemory)) for one in listed), None
+        return tuple(GpuProcess(one.pid, one.usedGpuMemory) for one in listed), None
     return None, error
-
-
-def _graphics_bytes(handle: Any, listed: set[int]) -> int:
-    """A desktop's and a game's memory. A process with both kinds of work stands in both lists, with the same
-    figure."""
-    graphics = _told(pynvml.nvmlDeviceGetGraphicsRunningProcesses, handle) or []
-    return sum(_bytes(one.usedGpuMemory) or 0 for one in graphics if one.pid not in listed)
-
-
-def _bytes(size: int | None) -> int | None:
-    return None if size is None else int(size)
-
-
-def _temperature(handle: Any) -> int | None:
-    """The first of these is missing on older drivers, the second will be on newer ones."""
-    sensor = pynvml.NVML_TEMPERATURE_GPU
-    value = _told(pynvml.nvmlDeviceGetTemperatureV, handle, sensor)
-    if value is None:
-        value = _told(pynvml.nvmlDeviceGetTemperature, handle, sensor)
-    return None if value is None else int(value)
 
 
 def _pci(handle: Any) -> str:
@@ -224,11 +185,6 @@ def _pci(handle: Any) -> str:
     address = info.busId.decode(errors="replace") if isinstance(info.busId, bytes) else str(info.busId)
     domain, _, rest = address.lower().partition(":")
     return f"{domain[-4:]}:{rest}" if rest else address.lower()
-
-
-def _capability(handle: Any) -> str:
-    pair = _told(pynvml.nvmlDeviceGetCudaComputeCapability, handle)
-    return f"{pair[0]}.{pair[1]}" if pair else ""
 
 
 def _call(call: Callable[..., Any], *args: Any) -> Any:

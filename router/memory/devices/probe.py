@@ -53,8 +53,7 @@ class Probe(asyncio.SubprocessProtocol):
     def __init__(self) -> None:
         self.driver = ""
         self._serial = 0
-        self._said = bytearray()
-        self._lines: asyncio.Queue[bytes | None] = asyncio.Queue()
+        self._output = asyncio.StreamReader(limit=_ANSWER_BYTES)
         self._exited = asyncio.Event()
         self._closed = asyncio.Event()
 
@@ -89,8 +88,9 @@ class Probe(asyncio.SubprocessProtocol):
         """A reading that begins now. Raises ProbeFailed after the timeout, or where the process died."""
         self._serial += 1
         request = Request(self._serial, timeout_seconds * _PATIENCE)
-        if not self._stdin.is_closing():  # if it is, its end will be read below, and says more
-            self._stdin.write(msgspec.json.encode(request) + b"\n")
+        stdin = cast(asyncio.WriteTransport, self._transport.get_pipe_transport(0))
+        if not stdin.is_closing():  # if it is, the end of its output is read below, which says more
+            stdin.write(msgspec.json.encode(request) + b"\n")
         try:
             async with asyncio.timeout(timeout_seconds):
                 reading = await self._read(Reading)
@@ -101,8 +101,8 @@ class Probe(asyncio.SubprocessProtocol):
         return reading
 
     def close(self) -> None:
-        """Lets it end by itself."""
-        self._stdin.close()
+        """Close its input, whose end it takes for its own."""
+        cast(asyncio.BaseTransport, self._transport.get_pipe_transport(0)).close()
 
     def kill(self) -> None:
         with contextlib.suppress(ProcessLookupError):
@@ -123,20 +123,16 @@ class Probe(asyncio.SubprocessProtocol):
         self._transport.close()
         return True
 
-    @property
-    def _stdin(self) -> asyncio.WriteTransport:
-        return cast(asyncio.WriteTransport, self._transport.get_pipe_transport(0))
-
     async def _read(self, kind: type[T]) -> T:
-        line = await self._lines.get()
-        if line is None:
-            raise ProbeFailed(await self._last_words(), is_dead=True)
         try:
+            line = await self._output.readline()
+            if not line.endswith(b"\n"):
+                raise ProbeFailed(await self._describe_end(), is_dead=True)
             return msgspec.json.decode(line, type=kind)
-        except msgspec.DecodeError as error:
+        except ValueError as error:  # of readline: too long; of msgspec: no such message
             raise ProbeFailed(f"the probe's answer makes no sense: {error}", is_dead=True) from error
 
-    async def _last_words(self) -> str:
+    async def _describe_end(self) -> str:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(1.0):
                 await self._exited.wait()
@@ -158,18 +154,11 @@ class Probe(asyncio.SubprocessProtocol):
         self._transport = cast(asyncio.SubprocessTransport, transport)  # uvloop's is no subclass of it
 
     def pipe_data_received(self, fd: int, data: bytes) -> None:
-        self._said += data
-        *lines, rest = self._said.split(b"\n")
-        self._said = bytearray(rest)
-        for line in lines:
-            self._lines.put_nowait(bytes(line))
-        if len(rest) > _ANSWER_BYTES:
-            self._lines.put_nowait(b"too long")  # decodes to nothing: whoever asked gives it up
-            self._said.clear()
+        self._output.feed_data(data)
 
     def pipe_connection_lost(self, fd: int, exc: Exception | None) -> None:
         if fd == 1:
-            self._lines.put_nowait(None)
+            self._output.feed_eof()
 
     def process_exited(self) -> None:
         self._exited.set()

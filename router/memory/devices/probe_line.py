@@ -47,25 +47,25 @@ class ProbeLine:
         self._timing = timing
         self._probe: Probe | None = None
         self._starting: asyncio.Task[None] | None = None
+        #: The last failure, and how many there were since all was well.
         self._failure: ProbeFailed | None = None
         self._failures = 0
-        self._started = 0
+        #: When the next session may begin after a failure, by the clock of the loop.
         self._not_before = 0.0
+        #: Closes the session that is not used.
         self._idle: asyncio.TimerHandle | None = None
         self._ending: set[Probe] = set()
         self._is_asked = False
-        self.is_resting = False  # closed because nobody needed it; nothing is wrong
+        #: Closed because it was not needed; nothing is wrong.
+        self.is_resting = False
+        #: The number of sessions with the driver that were opened.
+        self.session = 0
 
     @property
     def pids(self) -> list[int]:
         """The processes it has now: usually one, none while it rests."""
         probes = [*([self._probe] if self._probe else []), *self._ending]
         return [probe.pid for probe in probes]
-
-    @property
-    def session(self) -> int:
-        """Changes with every session with the driver."""
-        return self._started
 
     @property
     def driver(self) -> str:
@@ -168,15 +168,14 @@ class ProbeLine:
             async with asyncio.timeout(self._timing.start_seconds):
                 probe = await Probe.spawn(self._argv, self._environ)
                 await probe.greet()
-        except ProbeFailed as failed:
-            self._fail_to_start(failed)
-        except TimeoutError:
-            late = f"the driver could not be opened within {self._timing.start_seconds:.1f} s"
-            self._fail_to_start(ProbeFailed(late))
+        except (ProbeFailed, TimeoutError) as error:
+            late = ProbeFailed(f"the driver could not be opened within {self._timing.start_seconds:.1f} s")
+            self._failure = error.copy() if isinstance(error, ProbeFailed) else late
+            self._failures += 1
         else:
             old, self._probe, probe = self._probe, probe, None
             self._failure = None
-            self._started += 1
+            self.session += 1
             self.is_resting = False
             if old is not None:
                 self._end(old)
@@ -187,10 +186,6 @@ class ProbeLine:
             if probe is not None:
                 probe.kill()
                 self._end(probe)
-
-    def _fail_to_start(self, failed: ProbeFailed) -> None:
-        self._failure = failed.copy()
-        self._failures += 1
 
     def _rest_later(self) -> None:
         if self._idle is not None:

@@ -63,8 +63,9 @@ class Processes:
 
     def __init__(self, root: Path = Path("/")) -> None:
         self._proc = root / "proc"
-        self._has_proc = self._proc.is_dir()
+        #: Whether this kernel has CONFIG_PROC_CHILDREN, as those of the distributions do.
         self._has_lists = (self._proc / "thread-self/children").exists()
+        #: Virtual size and mapped bytes per file, by pid.
         self._maps: dict[int, tuple[int, Mapping[FileKey, int]]] = {}
 
     def trees(self, pids: Collection[int]) -> dict[int, frozenset[int]]:
@@ -111,11 +112,8 @@ class Processes:
     def read(self, pid: int) -> ProcessMemory | None:
         """One process, or None when it is gone.
 
-        Raises PermissionError where it is somebody else's, or cannot be told apart: a system without /proc
-        knows only a resident size.
+        Raises PermissionError where it is somebody else's.
         """
-        if not self._has_proc:
-            raise PermissionError("resident memory cannot be told apart here")
         base = self._proc / str(pid)
         try:
             sizes = {
@@ -159,30 +157,17 @@ class Processes:
     def _children(self, pid: int) -> list[int] | None:
         """The children of a living process; None when it is gone.
 
-        The kernel keeps a list per thread: to read those is far cheaper than to look at every process there
-        is.
+        The kernel keeps a list per thread: to read those is far cheaper than to read every process there is.
+        A kernel without lists has no descendants counted: llama-server starts none.
         """
-        if not self._has_proc:
-            return _children_by_psutil(pid)
         tasks = self._proc / str(pid) / "task"
         try:
             threads = [entry.name for entry in tasks.iterdir()]
         except (FileNotFoundError, ProcessLookupError):
             return None
         except PermissionError:
-            return _children_by_psutil(pid)
+            return []
         lists = [told for thread in threads if (told := text(f"{tasks}/{thread}/children")) is not None]
-        if not lists:  # the process ended just now, or this kernel is one without CONFIG_PROC_CHILDREN
-            return None if self._has_lists else _children_by_psutil(pid)
+        if not lists and self._has_lists:
+            return None  # the process ended just now
         return [int(child) for told in lists for child in told.split()]
-
-
-def _children_by_psutil(pid: int) -> list[int] | None:
-    import psutil  # 1 MiB of this process, that Linux hardly ever needs
-
-    try:
-        return [child.pid for child in psutil.Process(pid).children()]
-    except psutil.NoSuchProcess:
-        return None
-    except psutil.AccessDenied:
-        return []

@@ -12,12 +12,11 @@ from typing import Final, Self
 
 from router.memory.devices.amd import Amd
 from router.memory.devices.blocking import BlockingRead, Late
-from router.memory.devices.found import Found, Trees, all_unhealthy
 from router.memory.devices.host import HostMemory, HostReading, host_device
 from router.memory.devices.listed import Listed
 from router.memory.devices.nvidia import Nvidia
 from router.memory.devices.probe_line import LineTiming
-from router.memory.devices.types import HOST, DeviceInfo, Sample
+from router.memory.devices.types import HOST, DeviceInfo, Found, Sample, Trees
 from router.tasks import Tasks
 
 #: The sources that `enabled` can switch off.
@@ -26,13 +25,16 @@ SOURCES: Final = ("nvml", "amd", "list_devices")
 
 @dataclass(slots=True)
 class SampleRequest:
-    """A sample that has not begun: whoever comes now boards it, and all share the result."""
+    """A sample that has not begun: callers that come now join it, and all share the result."""
 
+    #: The latest clock of the callers, in seconds.
     now: float
+    #: Whose process trees to measure, and which of them are not ready yet.
     pids: set[int] = field(default_factory=set)
     loading: set[int] = field(default_factory=set)
+    #: Whether the NVIDIA driver may be opened for it.
     wake: bool = False
-    landed: asyncio.Future[Sample] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
+    result: asyncio.Future[Sample] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
 
 
 class Devices:
@@ -70,8 +72,10 @@ class Devices:
     ) -> None:
         self.latest: Sample | None = None
         self._tasks = Tasks()
-        self._flying: set[asyncio.Task[None]] = set()
-        self._boarding: SampleRequest | None = None
+        #: The samples that are taken or wait for their turn, two at most.
+        self._samples = Tasks()
+        #: The sample that new callers join.
+        self._next: SampleRequest | None = None
         self._turn = asyncio.Lock()
         environ = os.environ if environ is None else environ
         is_on = dict.fromkeys(SOURCES, True) | dict(enabled or {})
@@ -79,18 +83,14 @@ class Devices:
         timing = LineTiming(
             probe_timeout_seconds, start_timeout_seconds, start_patience_seconds, idle_seconds, renew_seconds
         )
-        self._nvidia = (
-            Nvidia(self._tasks, environ=environ, argv=probe_argv, timing=timing, root=root)
-            if is_on["nvml"]
-            else None
-        )
+        self._nvidia: Nvidia | None = None
+        if is_on["nvml"]:
+            self._nvidia = Nvidia(self._tasks, environ=environ, argv=probe_argv, timing=timing, root=root)
         amd = Amd(environ, root) if is_on["amd"] else None
         self._read_amd = BlockingRead("amd", amd.read, probe_timeout_seconds) if amd else None
-        self._listed = (
-            Listed(self._tasks, list_devices, interval_seconds=list_interval_seconds)
-            if list_devices is not None and is_on["list_devices"]
-            else None
-        )
+        self._listed: Listed | None = None
+        if list_devices is not None and is_on["list_devices"]:
+            self._listed = Listed(self._tasks, list_devices, interval_seconds=list_interval_seconds)
         host = host or HostMemory(root)
         self._read_host = BlockingRead("host-memory", host.read, probe_timeout_seconds)
         self._read_trees = BlockingRead("process-trees", host.trees, probe_timeout_seconds)
@@ -109,10 +109,7 @@ class Devices:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for task in self._flying:
-            task.cancel()
-        if self._flying:
-            await asyncio.wait(self._flying)
+        await self._samples.cancel()
         if self._nvidia is not None:
             await self._nvidia.line.close()
         if self._listed is not None:
@@ -135,51 +132,53 @@ class Devices:
         where none of the pids works on it. `loading`: those of the pids that are not ready yet; their
         file-backed pages are left out (see `Processes.use`).
         """
-        flight = self._boarding
-        if flight is None:
-            flight = self._boarding = SampleRequest(now)
-            task = self._tasks.create_task(self._fly(flight), name="devices-sample")
-            self._flying.add(task)
-            task.add_done_callback(self._flying.discard)
-        flight.now = max(flight.now, now)
-        flight.pids.update(pids)
-        flight.loading.update(loading)
-        flight.wake = flight.wake or wake
-        return await asyncio.shield(flight.landed)
+        request = self._next
+        if request is None:
+            request = self._next = SampleRequest(now)
+            self._samples.create_task(self._take(request), name="devices-sample")
+        request.now = max(request.now, now)
+        request.pids.update(pids)
+        request.loading.update(loading)
+        request.wake = request.wake or wake
+        return await asyncio.shield(request.result)
 
-    async def _fly(self, flight: SampleRequest) -> None:
+    async def _take(self, request: SampleRequest) -> None:
         try:
             async with self._turn:
-                self._boarding = None  # it begins: who comes later must not be given figures from before
-                self.latest = await self._measure(flight)
-            flight.landed.set_result(self.latest)
+                self._next = None  # it begins: a later caller must not be given figures from before
+                self.latest = await self._measure(request)
+            request.result.set_result(self.latest)
         except asyncio.CancelledError:
-            flight.landed.cancel()
+            request.result.cancel()
             raise
         except Exception as error:  # noqa: BLE001 - the task ends here; those who wait get what was raised
-            flight.landed.set_exception(error)
-            flight.landed.exception()
+            request.result.set_exception(error)
+            request.result.exception()
 
-    async def _measure(self, flight: SampleRequest) -> Sample:
+    async def _measure(self, request: SampleRequest) -> Sample:
         """The host last, because unified GPUs live in its memory: processes first, memory second."""
         notes: list[str] = []
         trees: Trees
         try:
-            trees = await self._read_trees(sorted(flight.pids))
+            trees = await self._read_trees(sorted(request.pids))
         except Late as late:
             notes.append(f"host: the tree of processes gave {late}")
-            trees = {pid: frozenset({pid}) for pid in flight.pids}
-        gpus = list(await asyncio.gather(self._sample_nvidia(trees, flight.wake), self._sample_amd(trees)))
+            trees = {pid: frozenset({pid}) for pid in request.pids}
+        gpus = list(await asyncio.gather(self._sample_nvidia(trees, request.wake), self._sample_amd(trees)))
         if self._listed is not None and not any(found.devices for found in gpus):
             gpus.append(await self._listed.sample())
-        host, use = await self._sample_host(trees, flight.loading)
+        host = self._last_host
+        reading: HostReading | None = None
+        try:
+            reading = await self._read_host(trees, request.loading)
+            host = self._last_host = reading.device
+        except Late as late:
+            host = host_device(host.total_bytes, None, f"reading its memory gave {late}")
+        notes += (note for found in gpus for note in found.notes)
         warnings: list[str] = []
-        for found in gpus:
-            notes += found.notes
-            warnings += found.warnings
-        if any(found.devices for found in gpus):
-            warnings.clear()
-        return Sample(flight.now, *_merged(host, use, gpus, flight.pids), tuple(notes), tuple(warnings))
+        if not any(found.devices for found in gpus):
+            warnings += (warning for found in gpus for warning in found.warnings)
+        return Sample(request.now, *_merged(host, reading, gpus, request.pids), tuple(notes), tuple(warnings))
 
     async def _sample_nvidia(self, trees: Trees, wake: bool) -> Found:
         return Found() if self._nvidia is None else await self._nvidia.sample(trees, wake=wake)
@@ -190,18 +189,8 @@ class Devices:
         try:
             self._last_amd = await self._read_amd(trees)
         except Late as late:
-            return all_unhealthy(self._last_amd, f"amdgpu: {late}", f"amdgpu: {late}")
+            return self._last_amd.unhealthy(f"amdgpu: {late}", f"amdgpu: {late}")
         return self._last_amd
-
-    async def _sample_host(
-        self, trees: Trees, loading: Collection[int]
-    ) -> tuple[DeviceInfo, HostReading | None]:
-        try:
-            reading = await self._read_host(trees, loading)
-        except Late as late:
-            return host_device(self._last_host.total_bytes, None, f"reading its memory gave {late}"), None
-        self._last_host = reading.device
-        return reading.device, reading
 
 
 def _merged(

@@ -1,13 +1,16 @@
-"""The values the room of devices gives out: one device as it was found, and one sample of them all."""
+"""The values of this package: a device as it was found, a sample of all, and what one source finds."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 #: The id of the machine's own memory, and of the pool that every unified-memory GPU draws from.
 HOST: Final = "host"
+
+#: All pids of a process tree, by the pid that was asked for.
+Trees = Mapping[int, frozenset[int]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,14 +23,13 @@ class DeviceInfo:
     "other", nothing for "host".
 
     `total_bytes` is what could ever be used: the driver's reserve, `reserved_bytes`, is taken off already.
-    `free_bytes` is None when the device is unhealthy; `error` then says why, in words. Nothing may be
-    admitted there.
+    `free_bytes` is None when the device is unhealthy; `error` then says why. Nothing may be admitted there.
 
     `pool` is the id of the memory it draws from: its own, or "host" for a GPU that shares the machine's
     memory. Two devices of one pool have one free memory between them.
 
     `asleep`: the GPU is powered down and was not woken to be asked; `free_bytes` is what was free when it was
-    last measured, plus what our own children, gone since, held then. A GPU that sleeps runs nobody's work, so
+    last measured, plus what our own children, gone since, held then. No process uses a GPU that sleeps, so
     that figure holds.
     """
 
@@ -37,16 +39,27 @@ class DeviceInfo:
     uuid: str
     total_bytes: int
     free_bytes: int | None
-    reserved_bytes: int
-    utilisation_percent: int | None
-    temperature_celsius: int | None
-    error: str | None
-    pool: str
+    reserved_bytes: int = 0
+    utilisation_percent: int | None = None
+    temperature_celsius: int | None = None
+    error: str | None = None
+    pool: str = ""
     name: str = ""
     pci: str = ""
     driver: str = ""
     compute_capability: str = ""
     asleep: bool = False
+
+    def unhealthy(self, error: str) -> DeviceInfo:
+        """The device as it was known, with nothing to be had there."""
+        return replace(
+            self,
+            free_bytes=None,
+            utilisation_percent=None,
+            temperature_celsius=None,
+            error=error,
+            asleep=False,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,3 +80,20 @@ class Sample:
     attributed: Mapping[str, bool] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What one source contributes to a sample, with the fields of `Sample`. Its `warnings` are dropped where
+    another source finds devices."""
+
+    devices: Mapping[str, DeviceInfo] = field(default_factory=dict)
+    used: Mapping[int, Mapping[str, int]] = field(default_factory=dict)
+    attributed: Mapping[str, bool] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+    def unhealthy(self, error: str, note: str) -> Found:
+        """The source did not answer: what was found last cannot be used now."""
+        devices = {device: info.unhealthy(error) for device, info in self.devices.items()}
+        return Found(devices, {}, dict.fromkeys(devices, False), (note,))

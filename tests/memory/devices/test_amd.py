@@ -9,7 +9,7 @@ import pytest
 
 from router.descriptors import is_out_of_files
 from router.memory.devices.amd import Amd
-from router.memory.devices.found import Found
+from router.memory.devices.types import Found
 from tests.memory.devices.conftest import look
 from tests.scarcity import at_each_moment
 

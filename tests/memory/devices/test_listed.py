@@ -59,8 +59,6 @@ ggml_vulkan: 0 = Intel(R) Iris(R) Xe Graphics (Intel open-source Mesa driver) | 
   Vulkan1: NVIDIA GeForce RTX 3050 (4096 MiB, 4000 MiB free)
 """
     assert [device.pool for device in parse_devices(text)] == ["host", "list:Vulkan1"]
-    metal = parse_devices("  Metal: Apple M2 Max (49152 MiB, 49152 MiB free)\n")
-    assert metal[0].pool == "host"
 
 
 names = st.from_regex(r"[A-Za-z]{1,8}[0-9]{1,2}", fullmatch=True)

@@ -162,12 +162,6 @@ def test_a_tree_is_told_whole_or_not_at_all_when_files_run_out(root):
     assert all(isinstance(error, OSError) and is_out_of_files(error) for error in without)
 
 
-def test_where_processes_cannot_be_told_apart_that_is_said(tmp_path):
-    use = Processes(tmp_path).use({5: frozenset({5})})
-    assert use.used == {}
-    assert not use.is_complete
-
-
 @pytest.fixture
 def mapper(tmp_path: Path) -> Iterator[Callable[[Path], int]]:
     """Starts processes that map a file and touch every page of it; answers with their pid."""
