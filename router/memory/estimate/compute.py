@@ -32,7 +32,8 @@ def compute_terms(
     output = _output_bytes(shape, settings, layout, n_tokens)
     masks = _mask_bytes(shape, settings, layout, n_tokens)
     host = layout.host.id
-    is_whole = host not in devices and settings.kv_offload and not _has_overrides(plan)
+    has_overrides = any(buffer is not None for _, buffer in plan.sums)
+    is_whole = host not in devices and settings.kv_offload and not has_overrides
     inputs = masks + 8 * n_tokens * shape.n_embd
     copies = (
         _PIPELINE_COPIES - 1 if is_whole and len(layout.gpus) > 1 and settings.split_mode == "layer" else 0
@@ -127,10 +128,6 @@ def _cells_seen(shape: ModelShape, settings: LoadSettings, layout: Layout) -> li
     size = cells(shape, settings, layout.ctx_size)
     kinds = {layer.is_swa for layer in shape.layers if layer.has_kv}
     return [size.swa if is_swa else size.full for is_swa in kinds] or [0]
-
-
-def _has_overrides(plan: WeightPlan) -> bool:
-    return any(buffer is not None for _, buffer in plan.sums)
 
 
 def _op_offload_terms(

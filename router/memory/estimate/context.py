@@ -10,22 +10,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
+from router.gguf import GGML_TYPES
 from router.memory.estimate import architectures as arch
 from router.memory.estimate.layout import Layout, layer_devices
 from router.memory.estimate.shape import Layer, ModelShape
 from router.memory.estimate.values import BATCH, DEFAULT_CTX_SIZE, MIB, UBATCH, LoadSettings, Term
 
+#: Name of a --cache-type: (bytes of a block, values in it).
 CACHE_TYPES: Mapping[str, tuple[int, int]] = {
-    # Name of a --cache-type: (bytes of a block, values in it).
-    "f32": (4, 1),
-    "f16": (2, 1),
-    "bf16": (2, 1),
-    "q8_0": (34, 32),
-    "q4_0": (18, 32),
-    "q4_1": (20, 32),
-    "iq4_nl": (18, 32),
-    "q5_0": (22, 32),
-    "q5_1": (24, 32),
+    name.lower(): next((size, n) for known, n, size in GGML_TYPES.values() if known == name)
+    for name in ("F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "IQ4_NL", "Q5_0", "Q5_1")
 }
 MOST_CHECKPOINTS = 32
 """For each slot: llama-server's own number. A conversation adds one with every turn."""
@@ -117,8 +111,7 @@ def context_terms(shape: ModelShape, settings: LoadSettings, layout: Layout) -> 
 
 def cell_bytes(shape: ModelShape, layer: Layer, settings: LoadSettings) -> int:
     """Bytes of one cell of one layer: its keys, its values (none with latent attention), its index keys."""
-    values_per_head = layer.value_length
-    n_values = layer.n_head_kv * values_per_head
+    n_values = layer.n_head_kv * layer.value_length
     if not uses_flash_attention(shape, settings):
         # Without flash attention the values lie transposed, and every layer's are as wide as the widest's.
         n_values = max(other.n_head_kv * other.value_length for other in shape.layers)

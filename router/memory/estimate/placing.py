@@ -73,22 +73,18 @@ def placements(
     host = next((device for device in devices if device.is_host), None)
     if host is None:
         raise ValueError("the host must be among the devices: every llama-server takes memory there")
-    gpus = tuple(device for device in devices if not device.is_host and _is_allowed(device, settings))
+    allowed = settings.devices
+    gpus = tuple(gpu for gpu in devices if not gpu.is_host and (allowed is None or gpu.id in allowed))
     gpus = tuple(gpu for gpu in gpus if not gpu.pool) or gpus
     if settings.n_gpu_layers == 0:
         gpus = ()
     if slower_than is not None:
-        gpus, allow = tuple(map(_with_some_to_spare, gpus)), allow - _NOT_BEHIND[slower_than]
+        gpus = tuple(
+            replace(gpu, margin_bytes=gpu.margin_bytes + capacity(gpu) // _SPARE_SHARE) for gpu in gpus
+        )
+        allow -= _NOT_BEHIND[slower_than]
     finder = _Finder(Prepared.of(metadata, settings, companions), host, gpus, preference, must_fit)
     return tuple(finder.all(allow))
-
-
-def _with_some_to_spare(gpu: DeviceBudget) -> DeviceBudget:
-    return replace(gpu, margin_bytes=gpu.margin_bytes + capacity(gpu) // _SPARE_SHARE)
-
-
-def _is_allowed(device: DeviceBudget, settings: LoadSettings) -> bool:
-    return settings.devices is None or device.id in settings.devices
 
 
 class _Finder:
@@ -112,7 +108,7 @@ class _Finder:
     def all(self, allow: frozenset[Tier]) -> Iterator[EstimatedPlacement]:
         singles: list[EstimatedPlacement] = []
         if "gpu" in allow and not (self._can_split and self._settings.tensor_split is not None):
-            singles = self._ordered(list(self._on_one_gpu()))
+            singles = self._ordered([p for gpu in self._gpus for p in self._try(0, (gpu,), self._most, ())])
             yield from singles
         # A split costs a context and a compute buffer on every GPU: only where no single one will do.
         splits: list[EstimatedPlacement] = []
@@ -123,7 +119,7 @@ class _Finder:
         if "partial" in allow and self._settings.n_gpu_layers == "all" and not fits_whole:
             yield from self._partly()
         if "host" in allow:
-            yield from self._on_host()
+            yield from self._try(3 if self._gpus else 0, (), 0, ())
 
     @property
     def _can_split(self) -> bool:
@@ -131,10 +127,6 @@ class _Finder:
         return len(self._gpus) > 1 and is_apart and self._settings.split_mode != "none"
 
     # tiers
-
-    def _on_one_gpu(self) -> Iterator[EstimatedPlacement]:
-        for gpu in self._gpus:
-            yield from self._try(0, (gpu,), self._most, ())
 
     def _on_several(self) -> Iterator[EstimatedPlacement]:
         """The fewest GPUs that can hold it together."""
@@ -168,9 +160,6 @@ class _Finder:
                 found += self._try(2, group, n, counts or ())
         yield from sorted(found, key=lambda p: (-p.n_gpu_layers, len(p.devices), self._room_left(p)))
 
-    def _on_host(self) -> Iterator[EstimatedPlacement]:
-        yield from self._try(3 if self._gpus else 0, (), 0, ())
-
     # one candidate
 
     def _try(
@@ -182,40 +171,35 @@ class _Finder:
         if self._must_fit and not self._fits(gpus, total):
             return []
         layout = replace(layout, ctx_size=ctx_size)
-        counts = _layers_per_gpu(layout, self._prepared.n_layers)
-        counted = fit_params.counts(self._prepared, layout, total)
+        shape, settings = self._prepared.shape, self._settings
+        n_checkpoints = batch = 0
+        if shape is not None:
+            n_checkpoints, _ = checkpoints(shape, settings, ctx_size)
+            batch = ubatch(shape, settings, ctx_size) if takes_input_whole(shape, settings) else 0
         return [
             EstimatedPlacement(
-                tier, layout.device_ids, n_gpu_layers, counts, ctx_size, total.footprint, total, counted,
-                self._checkpoints(ctx_size), self._batch(ctx_size),
+                tier=tier,
+                devices=layout.device_ids,
+                n_gpu_layers=n_gpu_layers,
+                tensor_split=_layers_per_gpu(layout, self._prepared.n_layers),
+                ctx_size=ctx_size,
+                footprint=total.footprint,
+                estimate=total,
+                counted=fit_params.counts(self._prepared, layout, total),
+                ctx_checkpoints=n_checkpoints,
+                batch=batch,
             )
-        ]  # fmt: skip
-
-    def _checkpoints(self, ctx_size: int) -> int:
-        shape = self._prepared.shape
-        return checkpoints(shape, self._settings, ctx_size)[0] if shape is not None else 0
-
-    def _batch(self, ctx_size: int) -> int:
-        shape = self._prepared.shape
-        if shape is None or not takes_input_whole(shape, self._settings):
-            return 0
-        return ubatch(shape, self._settings, ctx_size)
+        ]
 
     def _settle_context(self, layout: Layout) -> tuple[int, Estimate]:
-        shape = self._prepared.shape
-        asked = self._settings.ctx_size
-        if asked != "auto" or shape is None:
-            size = (
-                asked if isinstance(asked, int) else (default_ctx_size(shape) if shape else DEFAULT_CTX_SIZE)
-            )
-            return size, estimate(self._prepared, replace(layout, ctx_size=size))
-        smallest = min(MIN_AUTO_CTX, shape.n_ctx_train)
+        """The context size that was asked for, or the largest that fits, with its estimate."""
+        shape, smallest = self._prepared.shape, self._smallest_ctx
+        best = estimate(self._prepared, replace(layout, ctx_size=smallest))
+        if self._settings.ctx_size != "auto" or shape is None or not self._fits(layout.gpus, best):
+            return smallest, best
         # Sizes are counted in steps of 256 cells; a training context that is no multiple is the last step
         # itself.
         low, high = 0, -(-(shape.n_ctx_train - smallest) // 256)
-        best = estimate(self._prepared, replace(layout, ctx_size=smallest))
-        if not self._fits(layout.gpus, best):
-            return smallest, best
         while low < high:
             middle = (low + high + 1) // 2
             size = min(smallest + 256 * middle, shape.n_ctx_train)
@@ -238,7 +222,7 @@ class _Finder:
     # splits and parts
 
     def _divide(self, group: tuple[DeviceBudget, ...], n: int) -> tuple[int, ...] | None:
-        return divide_layers(self._prepared, Layout(self._host, group, n, (), self._smallest_ctx()))
+        return divide_layers(self._prepared, Layout(self._host, group, n, (), self._smallest_ctx))
 
     def _groups(self, n: int) -> Iterator[tuple[DeviceBudget, ...]]:
         """Every choice of `n` GPUs of one kind, the largest first: one process speaks to one backend."""
@@ -260,10 +244,12 @@ class _Finder:
         counts = self._divide(group, n) if len(group) > 1 else ()
         if counts is None:
             return False
-        layout = Layout(self._host, group, n, counts, self._smallest_ctx())
+        layout = Layout(self._host, group, n, counts, self._smallest_ctx)
         return self._fits(group, estimate(self._prepared, layout))
 
+    @property
     def _smallest_ctx(self) -> int:
+        """The context size that was asked for; of "auto" the smallest that is worth a load."""
         shape, asked = self._prepared.shape, self._settings.ctx_size
         if isinstance(asked, int):
             return asked

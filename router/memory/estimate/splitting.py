@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 from router.memory.estimate.context import cell_bytes, cells, state_bytes
@@ -96,14 +96,11 @@ def _fill(
 
 def _layer_costs(prepared: Prepared, layout: Layout) -> list[int]:
     """Bytes that come with each layer, the output last: weights, cache and state."""
-    return list(_costs(prepared, layout)) or [prepared.metadata.file_size_bytes] * (prepared.n_layers + 1)
-
-
-def _costs(prepared: Prepared, layout: Layout) -> Iterator[int]:
     shape, plan, settings = prepared.shape, prepared.plan, prepared.settings
     if shape is None or plan is None:
-        return
+        return [prepared.metadata.file_size_bytes] * (prepared.n_layers + 1)
     size = cells(shape, settings, layout.ctx_size)
+    costs: list[int] = []
     for slot in range(plan.n_layers + 1):
         part = plan.sums.get((slot, None))
         cost = part.on_gpu if part else 0
@@ -114,4 +111,5 @@ def _costs(prepared: Prepared, layout: Layout) -> Iterator[int]:
             cost += settings.n_slots * state_bytes(shape) if layer.is_recurrent else 0
         elif slot == plan.n_layers and plan.tied is not None:
             cost += plan.tied.bytes
-        yield cost
+        costs.append(cost)
+    return costs
