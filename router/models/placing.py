@@ -179,7 +179,6 @@ def _load_settings(
         kv_unified=preset.kv_unified is not False,
         tensor_split=preset.tensor_split or None,
         split_mode=preset.split_mode or plain.split_mode,
-        main_gpu=preset.main_gpu or 0,
         override_tensor=preset.override_tensor,
         cpu_moe=preset.cpu_moe,
         n_cpu_moe=preset.n_cpu_moe or 0,

@@ -14,7 +14,7 @@ from router.memory.devices.probe import ProbeFailed
 from router.memory.devices.probe_line import LineTiming, ProbeLine
 from router.memory.devices.protocol import GpuReading, Reading
 from router.memory.devices.types import HOST, DeviceInfo, Found, Trees
-from router.memory.devices.visible import Candidate, visible
+from router.memory.devices.visible import visible
 from router.tasks import Spawner
 
 
@@ -128,10 +128,9 @@ class Nvidia:
         """Indices mean something only while every card answers: they are resolved once, and kept as UUIDs."""
         if self._is_resolved:
             return []
-        found = visible(self._environ, [Candidate(gpu.uuid, gpu.index, gpu.name) for gpu in reading.gpus])
-        self._allowed = found.uuids
+        self._allowed, doubt = visible(self._environ, reading.gpus)
         self._is_resolved = not reading.broken
-        return [found.note] if found.note else []
+        return [doubt] if doubt else []
 
     def _unused(self, why: str) -> tuple[str, ...]:
         """Why models run on the CPU, where the kernel shows that there is a driver; nothing where the

@@ -10,37 +10,26 @@ are fitted and err on the large side. Every term says how it comes about.
 """
 
 from router.memory.estimate.layout import Layout
-from router.memory.estimate.placing import Preference, placements
+from router.memory.estimate.placing import placements
 from router.memory.estimate.total import Prepared, estimate
 from router.memory.estimate.values import (
-    ALL_TIERS,
-    DEFAULT_CTX_SIZE,
-    GPU_CONTEXT_BYTES,
-    PROCESS_BYTES,
     Companions,
     DeviceBudget,
     Estimate,
     EstimatedPlacement,
     LoadSettings,
     Term,
-    Tier,
 )
 
 __all__ = [
-    "ALL_TIERS",
-    "DEFAULT_CTX_SIZE",
-    "GPU_CONTEXT_BYTES",
-    "PROCESS_BYTES",
     "Companions",
     "DeviceBudget",
     "Estimate",
     "EstimatedPlacement",
     "Layout",
     "LoadSettings",
-    "Preference",
     "Prepared",
     "Term",
-    "Tier",
     "estimate",
     "placements",
 ]

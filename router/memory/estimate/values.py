@@ -43,7 +43,6 @@ class LoadSettings:
     """-kvu. None: one cache for all slots only when `parallel` is None too."""
     tensor_split: tuple[float, ...] | None = None
     split_mode: SplitMode = "layer"
-    main_gpu: int = 0
     override_tensor: tuple[str, ...] = ()
     """-ot, each `REGEX=BUFFER`; the first that matches a tensor's name decides."""
     cpu_moe: bool = False

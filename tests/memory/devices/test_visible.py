@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from router.memory.devices.visible import Candidate, visible, visible_amd
+from router.memory.devices.protocol import GpuReading
+from router.memory.devices.visible import visible, visible_amd
 
 CARDS = [
-    Candidate("GPU-aa11", "0", "NVIDIA RTX 3090"),
-    Candidate("GPU-aa22", "1", "NVIDIA RTX 3090"),
-    Candidate("MIG-bb33", "2.0", "NVIDIA A100 MIG 1g.5gb"),
-    Candidate("MIG-cc44", "2.1", "NVIDIA A100 MIG 1g.5gb"),
+    GpuReading("GPU-aa11", "0", "NVIDIA RTX 3090", ""),
+    GpuReading("GPU-aa22", "1", "NVIDIA RTX 3090", ""),
+    GpuReading("MIG-bb33", "2.0", "NVIDIA A100 MIG 1g.5gb", ""),
+    GpuReading("MIG-cc44", "2.1", "NVIDIA A100 MIG 1g.5gb", ""),
 ]
 
 
@@ -34,19 +35,19 @@ CARDS = [
     ],
 )
 def test_the_mask_is_read_as_cuda_reads_it(mask, left):
-    assert visible({"CUDA_VISIBLE_DEVICES": mask}, CARDS).uuids == left
+    assert visible({"CUDA_VISIBLE_DEVICES": mask}, CARDS)[0] == left
 
 
 def test_without_a_mask_all_are_left():
-    assert visible({}, CARDS).uuids is None
+    assert visible({}, CARDS)[0] is None
 
 
 def test_indices_between_unlike_cards_are_doubtful_unless_their_order_is_said():
     mask = {"CUDA_VISIBLE_DEVICES": "1"}
-    assert "PCI order" in visible(mask, CARDS).note
-    assert visible(mask | {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"}, CARDS).note == ""
-    assert visible(mask, CARDS[:2]).note == ""
-    assert visible({"CUDA_VISIBLE_DEVICES": "GPU-aa11"}, CARDS).note == ""
+    assert "PCI order" in visible(mask, CARDS)[1]
+    assert visible(mask | {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"}, CARDS)[1] == ""
+    assert visible(mask, CARDS[:2])[1] == ""
+    assert visible({"CUDA_VISIBLE_DEVICES": "GPU-aa11"}, CARDS)[1] == ""
 
 
 @pytest.mark.parametrize(
