@@ -11,7 +11,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from router.gguf import GGML_TYPES
-from router.memory.estimate import architectures as arch
 from router.memory.estimate.layout import Layout, layer_devices
 from router.memory.estimate.shape import Layer, ModelShape
 from router.memory.estimate.values import BATCH, DEFAULT_CTX_SIZE, MIB, UBATCH, LoadSettings, Term
@@ -95,7 +94,7 @@ def _multiple(step: int, n_slots: int, most: int) -> int:
 
 
 def uses_flash_attention(shape: ModelShape, settings: LoadSettings) -> bool:
-    return settings.flash_attn != "off" and shape.architecture not in arch.NO_FLASH_ATTENTION
+    return settings.flash_attn != "off" and shape.rules.has_flash_attention
 
 
 def context_terms(shape: ModelShape, settings: LoadSettings, layout: Layout) -> Iterator[Term]:
@@ -145,9 +144,7 @@ def _cache_terms(
             before, n = sums.get((device, layer.is_swa), (0, 0))
             sums[device, layer.is_swa] = before + n_cells * cell_bytes(shape, layer, settings), n + 1
     types = f"{settings.cache_type_k}/{settings.cache_type_v}"
-    doubt = "; an upper bound, this architecture's cache has no formula" * (
-        shape.architecture in arch.INEXACT_CACHE
-    )
+    doubt = "" if shape.rules.is_exact else "; an upper bound, this architecture's cache has no formula"
     for (device, is_swa), (total, n) in sums.items():
         n_cells = size.swa if is_swa else size.full
         kind = f"sliding-window (of {shape.n_swa}) " if is_swa else ""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TypeGuard
 
 from router.gguf import GgufMetadata, KvValue
-from router.memory.estimate import architectures as arch
+from router.memory.estimate.architectures import Architecture, architecture_of
 
 MAX_LAYERS = 1024
 _MAX_DIMENSION = 1 << 24
@@ -35,6 +35,7 @@ class ModelShape:
     `n_layers_all` counts its prediction layers too."""
 
     architecture: str
+    rules: Architecture
     layers: tuple[Layer, ...]
     n_layers_all: int
     n_ctx_train: int
@@ -43,7 +44,6 @@ class ModelShape:
     n_swa: int
     mla_key_length: int
     """Keys per head before compression, with multi-head latent attention; else 0."""
-    has_cache: bool
     pooling: str | None
     """How the file says that the outputs of an input become one: mean, cls, last, rank or none."""
     is_causal: bool
@@ -60,6 +60,10 @@ class ModelShape:
     ssm_projection: int
     """Values per token of a state-space layer: its inner size, its
     convolution, the projection it begins with."""
+
+    @property
+    def has_cache(self) -> bool:
+        return self.rules.has_cache
 
     @property
     def is_mla(self) -> bool:
@@ -98,17 +102,16 @@ def read_shape(metadata: GgufMetadata) -> ModelShape | None:
     conv_state, recurrent_state = _state_sizes(keys, n_embd, layers)
     inner = keys.integer("ssm.inner_size")
     conv = inner + 2 * keys.integer("ssm.group_count") * keys.integer("ssm.state_size")
-    has_cache = metadata.architecture not in arch.NO_CACHE
     shape = ModelShape(
         architecture=metadata.architecture,
+        rules=keys.rules,
         layers=layers,
         n_layers_all=n_all,
         n_ctx_train=n_ctx_train,
         n_embd=n_embd,
         n_vocab=metadata.n_vocab or 0,
-        n_swa=_window(keys) if not has_cache or any(layer.is_swa for layer in layers) else 0,
+        n_swa=_window(keys) if not keys.rules.has_cache or any(layer.is_swa for layer in layers) else 0,
         mla_key_length=mla_key,
-        has_cache=has_cache,
         pooling=metadata.pooling,
         is_causal=keys.value("attention.causal") is not False,
         is_gated=_is_gated(metadata, layers),
@@ -127,11 +130,12 @@ class _Keys:
     """The keys of the model's architecture; whatever is not a sensible number counts as absent."""
 
     def __init__(self, metadata: GgufMetadata) -> None:
-        self.architecture = metadata.architecture
+        self.rules = architecture_of(metadata.architecture)
+        self._prefix = metadata.architecture
         self._kv = metadata.kv
 
     def value(self, key: str) -> KvValue | None:
-        return self._kv.get(f"{self.architecture}.{key}")
+        return self._kv.get(f"{self._prefix}.{key}")
 
     def integer(self, key: str, default: int = 0) -> int:
         value = self.value(key)
@@ -163,7 +167,7 @@ def _layers(keys: _Keys, n: int, n_all: int, n_embd: int, is_mla: bool) -> tuple
     value_swa = keys.integer("attention.value_length_swa", value)
     is_recurrent, has_attention = _kinds(keys, n, heads_kv, n_ff)
     is_swa = _sliding(keys, n, is_recurrent)
-    n_own = min(_n_layers_with_own_cache(keys, n_all), n)
+    n_own = keys.rules.kv_layers or n_all - keys.integer("attention.shared_kv_layers")
     index = _index_lengths(keys, n)
     return tuple(
         Layer(
@@ -184,66 +188,53 @@ def _layers(keys: _Keys, n: int, n_all: int, n_embd: int, is_mla: bool) -> tuple
 
 def _kinds(keys: _Keys, n: int, heads_kv: list[int], n_ff: list[int]) -> tuple[list[bool], list[bool]]:
     """For each layer: has it a recurrent state, and has it attention?"""
-    name = keys.architecture
-    if name in arch.RECURRENT:
-        return [True] * n, [False] * n
-    if name in arch.PARALLEL_HYBRID:
-        return [True] * n, [True] * n
-    if name in arch.HYBRID_BY_HEADS:
-        recurrent = [heads == 0 for heads in heads_kv[:n]]
-    elif name in arch.HYBRID_BY_INTERVAL:
-        listed = keys.per_layer("attention.recurrent_layers", n)
-        interval = keys.integer("full_attention_interval") or arch.HYBRID_BY_INTERVAL[name]
-        recurrent = [bool(x) for x in listed] or [(i + 1) % interval != 0 for i in range(n)]
-    elif name in arch.HYBRID_BY_FFN:
-        recurrent = [heads_kv[i] == 0 and n_ff[i] == 0 for i in range(n)]
-        return recurrent, [not recurrent[i] and n_ff[i] == 0 for i in range(n)]
-    else:
-        return [False] * n, [True] * n
-    return recurrent, [not is_recurrent for is_recurrent in recurrent]
+    is_recurrent, has_attention = [False] * n, [True] * n
+    match keys.rules.recurrent:
+        case "all":
+            is_recurrent, has_attention = [True] * n, [False] * n
+        case "beside":
+            is_recurrent = [True] * n
+        case "by heads":
+            has_attention = [heads_kv[i] != 0 for i in range(n)]
+            is_recurrent = [not attends for attends in has_attention]
+        case "by interval":
+            listed = keys.per_layer("attention.recurrent_layers", n)
+            interval = keys.integer("full_attention_interval") or keys.rules.attention_interval
+            is_recurrent = [bool(x) for x in listed] or [(i + 1) % interval != 0 for i in range(n)]
+            has_attention = [not recurrent for recurrent in is_recurrent]
+        case "by feed-forward":
+            is_recurrent = [heads_kv[i] == 0 and n_ff[i] == 0 for i in range(n)]
+            has_attention = [not is_recurrent[i] and n_ff[i] == 0 for i in range(n)]
+    return is_recurrent, has_attention
 
 
 def _sliding(keys: _Keys, n: int, is_recurrent: list[bool]) -> list[bool]:
     """For each layer: does its attention see a window only?"""
-    name = keys.architecture
-    if name in arch.SWA_IGNORED or name in arch.NO_CACHE or _window(keys) == 0:
+    rules = keys.rules
+    if rules.swa_rule == "ignored" or not rules.has_cache or _window(keys) == 0:
         return [False] * n
-    if name in arch.SWA_ON_ATTENTION:
+    if rules.swa_rule == "attention":
         return [not recurrent for recurrent in is_recurrent]
     pattern = keys.value("attention.sliding_window_pattern")
     if isinstance(pattern, tuple):
         return [bool(x) for x in keys.per_layer("attention.sliding_window_pattern", n)]
-    # exaone4 slides in its 64-layer size only, whatever the file says.
-    if name not in arch.SWA_PERIODS or (name == "exaone4" and n != 64):
+    if not rules.swa_period or rules.swa_n_layers not in (0, n):
         return [False] * n
-    period, is_first_full = arch.SWA_PERIODS[name]
-    if _is_size(pattern):
-        period = pattern
-    if period == 0:
-        return [True] * n
-    full = 0 if is_first_full else period - 1
-    return [i % period != full for i in range(n)]
+    period = pattern if _is_size(pattern) else rules.swa_period
+    full = 0 if rules.is_first_full else period - 1
+    return [period == 0 or i % period != full for i in range(n)]
 
 
 def _window(keys: _Keys) -> int:
-    name = keys.architecture
     stated = keys.value("attention.sliding_window")
     if not _is_size(stated):
-        return arch.SWA_DEFAULTS.get(name, 0)
-    return arch.SWA_FIXED.get(name, stated) if stated else 0
-
-
-def _n_layers_with_own_cache(keys: _Keys, n_all: int) -> int:
-    shared = keys.integer("attention.shared_kv_layers")
-    return arch.KV_LAYERS_FROM_START.get(keys.architecture, max(0, n_all - shared))
+        return keys.rules.swa_default
+    return (keys.rules.swa_fixed or stated) if stated else 0
 
 
 def _index_lengths(keys: _Keys, n: int) -> list[int]:
-    rows = arch.INDEX_ROWS.get(keys.architecture, 0)
-    length = keys.integer("attention.indexer.key_length") * rows
-    if not length:
-        return [0] * n
-    n_dense = keys.integer("leading_dense_block_count") if keys.architecture == "minimax-m3" else 0
+    length = keys.integer("attention.indexer.key_length") * keys.rules.index_rows
+    n_dense = keys.integer("leading_dense_block_count") if keys.rules.is_dense_unindexed else 0
     types = keys.per_layer("attention.indexer.types", n)
     return [length if i >= n_dense and (not types or types[i]) else 0 for i in range(n)]
 
@@ -269,7 +260,7 @@ def _state_sizes(keys: _Keys, n_embd: int, layers: tuple[Layer, ...]) -> tuple[i
     if kda := keys.integer("kda.head_dim"):
         return 3 * (kernel - 1 if kernel else 3) * n_head * kda, kda * kda * n_head
     conv = max(0, kernel - 1) * (inner + 2 * keys.integer("ssm.group_count") * state)
-    if keys.architecture == "minimax-01":
+    if keys.rules.has_square_state:
         return conv, layers[0].key_length ** 2 * n_head
     return conv, state * inner
 

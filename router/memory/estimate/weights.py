@@ -11,7 +11,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from router.gguf import GGML_TYPES, GgufMetadata, TensorInfo
-from router.memory.estimate import architectures as arch
 from router.memory.estimate.layout import Layout, layer_devices, split_shares
 from router.memory.estimate.shape import ModelShape
 from router.memory.estimate.values import LoadSettings, Term
@@ -152,7 +151,7 @@ def _slot(name: str, shape: ModelShape) -> int | None:
         layer = int(match[1])
         if layer >= shape.n_layers_all:
             return None
-        if layer >= len(shape.layers) and shape.architecture not in arch.KEEPS_PREDICTION_LAYERS:
+        if layer >= len(shape.layers) and not shape.rules.keeps_prediction_layers:
             return None  # prediction layers are skipped unless speculative decoding asks for them
         return layer
     stem = name.split(".", 1)[0]
