@@ -7,6 +7,7 @@ b11434.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
@@ -32,12 +33,14 @@ _CUDA_ROW_PADDING = 512
 
 @dataclass(slots=True)
 class _Sum:
+    #: Bytes as in the file, and with the padding of CUDA buffers.
     plain: int = 0
     on_gpu: int = 0
-    """With the padding of CUDA buffers."""
+    #: The part of `on_gpu`, in bytes, that --split-mode row spreads over all GPUs.
     rows: int = 0
-    """The part of `on_gpu` that --split-mode row spreads over all GPUs."""
+    #: The part of `plain`, in bytes, that the CPU backend copies into its own layout.
     repacked: int = 0
+    #: Bytes of the largest tensor, and the number of tensors.
     largest: int = 0
     n: int = 0
 
@@ -96,37 +99,37 @@ def parse_overrides(settings: LoadSettings) -> list[tuple[re.Pattern[str], str]]
 def weight_terms(plan: WeightPlan, settings: LoadSettings, layout: Layout) -> Iterator[Term]:
     """Weights per device for one layout."""
     devices = layer_devices(layout, plan.n_layers)
-    buffers = {f"CUDA{k}": gpu.id for k, gpu in enumerate(layout.gpus)}
-    buffers |= {
-        f"{name}{k}": gpu.id for name in ("ROCm", "Vulkan", "SYCL") for k, gpu in enumerate(layout.gpus)
-    }
+    backends = ("CUDA", "ROCm", "Vulkan", "SYCL")
+    buffers = {f"{name}{k}": gpu.id for name in backends for k, gpu in enumerate(layout.gpus)}
     by_row = (
         split_shares(layout) if settings.split_mode in ("row", "tensor") and len(layout.gpus) > 1 else None
     )
-    totals: dict[str, _Sum] = {}
+    sizes: Counter[str] = Counter()
+    counts: Counter[str] = Counter()
     repacked = 0
     for (slot, buffer), part in plan.sums.items():
         device = layout.host.id if slot == INPUT else devices[slot]
         if buffer is not None:
             device = buffers.get(buffer, layout.host.id)
+        counts[device] += part.n
         if device == layout.host.id:
-            _grow(totals, device, part.plain, part.n)
+            sizes[device] += part.plain
             repacked += part.repacked if slot != INPUT else 0
         elif by_row:
-            _grow(totals, device, part.on_gpu - part.rows, part.n)
+            sizes[device] += part.on_gpu - part.rows
             for gpu, share in zip(layout.gpus, by_row, strict=True):
-                _grow(totals, gpu.id, round(part.rows * share) + _CUDA_ALIGNMENT * part.n, 0)
+                sizes[gpu.id] += round(part.rows * share) + _CUDA_ALIGNMENT * part.n
         else:
-            _grow(totals, device, part.on_gpu, part.n)
+            sizes[device] += part.on_gpu
     yield from _tied_terms(plan, settings, layout, devices[-1])
     host = layout.host.id
     repacked = repacked if settings.repack else 0
-    for device, total in totals.items():
+    for device, size in sizes.items():
         if device != host:
-            yield Term(device, "weights", total.plain, f"{total.n} tensors, padded to {_CUDA_ALIGNMENT} B")
-    if host in totals:
-        what = f"{totals[host].n} tensors" + (", less those that are copied" if repacked else "")
-        yield Term(host, "weights", totals[host].plain - repacked, f"{what}; mapped from the file")
+            yield Term(device, "weights", size, f"{counts[device]} tensors, padded to {_CUDA_ALIGNMENT} B")
+    if host in sizes:
+        what = f"{counts[host]} tensors" + (", less those that are copied" if repacked else "")
+        yield Term(host, "weights", sizes[host] - repacked, f"{what}; mapped from the file")
     if repacked:
         yield Term(host, "repacked", repacked, "matrices copied into the CPU's own layout (--repack); "
                    "their pages of the mapped file are read once and can be dropped")  # fmt: skip
@@ -185,9 +188,3 @@ def _on_gpu(tensor: TensorInfo) -> int:
         if rest:
             size += -(-(_CUDA_ROW_PADDING - rest) // known[1]) * known[2]
     return -(-size // _CUDA_ALIGNMENT) * _CUDA_ALIGNMENT
-
-
-def _grow(totals: dict[str, _Sum], device: str, size: int, n: int) -> None:
-    total = totals.setdefault(device, _Sum())
-    total.plain += size
-    total.n += n
