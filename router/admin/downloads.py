@@ -8,15 +8,8 @@ from aiohttp import web
 from router.admin.answer import is_set, json_response, read_json
 from router.admin.context import CONTEXT, Context
 from router.admin.route import Access, Query, Route
-from router.downloads import (
-    Chosen,
-    DownloadSpec,
-    Job,
-    Listing,
-    check_quantization,
-    check_revision,
-    parse_source,
-)
+from router.downloads import DownloadSpec, Job
+from router.downloads.choice import Chosen
 from router.downloads.errors import (
     BadSource,
     DiskFull,
@@ -31,6 +24,8 @@ from router.downloads.errors import (
     NotWritable,
     RepoNotFound,
 )
+from router.downloads.job import Listing
+from router.downloads.source import check_quantization, check_revision, parse_source
 from router.errors import AmbiguousModel, InvalidRequest
 
 # --- shapes ---

@@ -16,7 +16,7 @@ from router.admin.context import CONTEXT, Known
 from router.admin.listing import Card
 from router.admin.route import Route
 from router.config import Config, models_dirs
-from router.downloads import RepoFolder
+from router.downloads.layout import RepoFolder
 from router.models.catalog import CatalogEntry
 from router.scheduler.types import ModelName
 

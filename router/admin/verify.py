@@ -11,7 +11,8 @@ from router.admin.answer import json_response, read_json
 from router.admin.context import CONTEXT, Context
 from router.admin.downloads import DownloadRequest, File, Problem, check_name, wish_of
 from router.admin.route import Access, Route
-from router.downloads import Chosen, DownloadSpec, Listing, RepoFolder, choose, projectors, quantizations
+from router.downloads import DownloadSpec
+from router.downloads.choice import Chosen, choose, projectors, quantizations
 from router.downloads.errors import (
     BadSource,
     DownloadFailed,
@@ -21,6 +22,8 @@ from router.downloads.errors import (
     HubUnreachable,
     RepoNotFound,
 )
+from router.downloads.job import Listing
+from router.downloads.layout import RepoFolder
 from router.errors import RouterError
 
 
@@ -92,8 +95,8 @@ async def verify_repo(request: web.Request) -> web.Response:
 async def _verified(context: Context, wish: DownloadSpec, listing: Listing) -> Verified:
     problem: Problem | None = None
     fetch: Fetch | None = None
-    if not listing.accessible:
-        problem = _problem(context.downloads.refusal(listing))
+    if listing.refusal:
+        problem = _problem(Gated(listing.refusal))
     try:
         fetch = await _fetch(context, wish, listing, choose(listing, wish))
     except RouterError as error:
@@ -103,7 +106,7 @@ async def _verified(context: Context, wish: DownloadSpec, listing: Listing) -> V
         repo=listing.repo,
         revision=wish.revision,
         exists=True,
-        accessible=listing.accessible,
+        accessible=not listing.refusal,
         gated=listing.gated,
         private=listing.private,
         commit=listing.commit,

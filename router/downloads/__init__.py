@@ -6,7 +6,7 @@ async with Downloads(store, cache, settings, reload) as downloads:
 
 `source`     what a person names -> a repository, a revision, a quantisation
 `choice`     a list of files -> those to fetch
-`downloads`  the jobs
+`downloads`  the jobs; `job` their values
 `working`    the router's side of a worker: one process for each look and attempt, killed at any time
 `worker`     that process; `hub` and `fetching` are its parts, which alone import huggingface_hub
 `layout`     the folders of the cache; `removal` takes a model out of them
@@ -14,29 +14,7 @@ async with Downloads(store, cache, settings, reload) as downloads:
 
 from __future__ import annotations
 
-from router.downloads.choice import Chosen, Quantization, choose, projectors, quantizations
 from router.downloads.downloads import Downloads
-from router.downloads.job import DownloadEvent, DownloadSpec, Job, Listing, RemoteFile
-from router.downloads.layout import RepoFolder
-from router.downloads.removal import Removed
-from router.downloads.source import Source, check_quantization, check_revision, parse_source
+from router.downloads.job import DownloadSpec, Job
 
-__all__ = [
-    "Downloads",
-    "DownloadSpec",
-    "Job",
-    "DownloadEvent",
-    "Listing",
-    "RemoteFile",
-    "Chosen",
-    "Quantization",
-    "choose",
-    "quantizations",
-    "projectors",
-    "Source",
-    "parse_source",
-    "check_quantization",
-    "check_revision",
-    "RepoFolder",
-    "Removed",
-]
+__all__ = ["DownloadSpec", "Downloads", "Job"]

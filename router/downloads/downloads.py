@@ -1,4 +1,4 @@
-"""The downloads of a router: asked for, queued, tried until they succeed, remembered, and told of."""
+"""The downloads of a router: requested, queued, tried until they succeed, and kept over a restart."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import secrets
 import shutil
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
+from contextlib import aclosing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final, Self, TypeVar
-from urllib.parse import urlsplit
 
 import msgspec
 
@@ -20,21 +20,20 @@ from router.config import DownloadsConfig
 from router.db.store import Store, Table
 from router.downloads.choice import Chosen, choose
 from router.downloads.errors import (
+    WORKER_ERRORS,
     DiskFull,
     DownloadFailed,
     DownloadNotFound,
     Gated,
-    HubLimited,
-    HubMisbehaves,
     HubUnreachable,
     NotWritable,
-    RepoNotFound,
 )
 from router.downloads.job import DownloadEvent, DownloadSpec, Job, JobError, JobState, Listing
-from router.downloads.layout import RepoFolder
+from router.downloads.layout import RepoFolder, nearest_folder
 from router.downloads.protocol import Failed, Fetch, Fetched, Listed, Look, Progress, Sweep, Swept
 from router.downloads.removal import Removed, discard, place_of, remove, sweep
-from router.downloads.working import working
+from router.downloads.source import without_userinfo
+from router.downloads.working import answers, ask
 from router.errors import RouterError
 from router.presets import HUB_PRESET, HubPreset, read_hub_preset
 from router.tasks import Tasks
@@ -44,8 +43,6 @@ log = logging.getLogger("router.downloads")
 T = TypeVar("T")
 
 MIB: Final = 1 << 20
-#: llama.cpp's pace of progress events.
-EVENT_SECONDS: Final = 0.2
 LOOK_SECONDS: Final = 30.0
 LOOKS_AT_A_TIME: Final = 4
 FIRST_RETRY_SECONDS: Final = 1.0
@@ -54,50 +51,37 @@ LAST_RETRY_SECONDS: Final = 60.0
 CORRUPT_TRIES: Final = 2
 ENDED_KEPT: Final = 50
 DEFAULT_ENDPOINT: Final = "https://huggingface.co"
-
-_ERRORS: Final[Mapping[str, type[RouterError]]] = {
-    "repo_not_found": RepoNotFound,
-    "revision_not_found": RepoNotFound,
-    "file_not_found": RepoNotFound,
-    "gated": Gated,
-    "unauthorized": Gated,
-    "offline": HubUnreachable,
-    "unreachable": HubUnreachable,
-    "limited": HubLimited,
-    "hub_error": HubMisbehaves,
-    "misbehaves": HubMisbehaves,
-    "corrupt": HubMisbehaves,
-    "outside": HubMisbehaves,
-    "disk_full": DiskFull,
-    "not_writable": NotWritable,
-}
-
-
 #: By id.
 JOBS: Final = Table("downloads", str, Job)
 
 
 @dataclass(slots=True)
 class _Live:
-    """A job, and what is only known while it runs."""
+    """A job, and what is only known while it runs. Moments are of the monotonic clock, in seconds."""
 
     job: Job
+    #: Its present attempt.
     task: asyncio.Task[None] | None = None
+    #: Its next attempt, while it waits for one.
     timer: asyncio.TimerHandle | None = None
+    #: When a byte last came, or the first attempt began.
     progressed_at: float | None = None
-    told_at: float = 0.0
+    #: When the pace was last measured, and the bytes that were there then.
     rated_at: float = 0.0
     rated_bytes: int = 0
+    #: Attempts that brought another content than the hub has listed.
     corrupt: int = 0
-    unverified: tuple[str, ...] = ()
+    #: Before the next attempt, if this one fails, in seconds.
     pause_seconds: float = FIRST_RETRY_SECONDS
 
 
 class Downloads:
-    """An async context manager, outside of which nothing is fetched. `store` keeps the jobs over a restart,
-    None: nothing does. `cache` is the Hugging Face cache;
-    `reload` makes the router look for models anew; `settings` is asked whenever it matters, as a reload may
-    change them. `removing` is held by whoever deletes a model."""
+    """An async context manager, outside of which nothing is fetched.
+
+    `store` keeps jobs over a restart, where there is one. `cache` is the Hugging Face cache; `reload` makes
+    the router look for models anew; `settings` is called whenever they matter, as a reload may change them.
+    `removing` is to be held while a model is deleted.
+    """
 
     def __init__(
         self,
@@ -108,21 +92,22 @@ class Downloads:
         environ: Mapping[str, str] = os.environ,
     ) -> None:
         self.cache = cache
-        self.endpoint = _without_userinfo((environ.get("HF_ENDPOINT") or DEFAULT_ENDPOINT).rstrip("/"))
+        self.endpoint = without_userinfo((environ.get("HF_ENDPOINT") or DEFAULT_ENDPOINT).rstrip("/"))
+        self.removing = asyncio.Lock()
         self._store = store
         self._settings = settings
         self._reload = reload
         self._environ = environ
+        #: By id, in the order in which they came.
         self._lives: dict[str, _Live] = {}
         self._listeners: list[Callable[[DownloadEvent], None]] = []
-        self._group = Tasks()
+        self._tasks = Tasks()
         self._looks = asyncio.Semaphore(LOOKS_AT_A_TIME)
         self._starting = asyncio.Lock()
-        self.removing = asyncio.Lock()
         self._is_suspended = True
 
     async def __aenter__(self) -> Self:
-        await self._group.__aenter__()
+        await self._tasks.__aenter__()
         self._is_suspended = False
         kept = await self._store.rows(JOBS) if self._store is not None else {}
         for job in kept.values():
@@ -137,12 +122,12 @@ class Downloads:
 
     async def __aexit__(self, *_: object) -> None:
         await self.suspend()
-        await self._group.__aexit__()
+        await self._tasks.__aexit__()
 
     async def suspend(self) -> None:
         """Nothing is fetched from here on; the next router goes on where this one stopped."""
         self._is_suspended = True
-        await asyncio.gather(*(self._halt(live) for live in self._lives.values()))
+        await asyncio.gather(*(_halt(live) for live in self._lives.values()))
 
     # --- what there is ---
 
@@ -155,7 +140,7 @@ class Downloads:
         return self._live(job).job
 
     def active(self) -> Mapping[str, Job]:
-        """By the name that each was asked for with, else by the ids of the models that it becomes."""
+        """By the name that each was requested by, else by the ids of the models that it becomes."""
         jobs = (job for job in self.jobs() if job.is_active)
         return {
             model: job
@@ -164,35 +149,33 @@ class Downloads:
         }
 
     def listen(self, callback: Callable[[DownloadEvent], None]) -> Callable[[], None]:
-        """`callback` is told of every event from now on; it must not block. Call what is returned to end
+        """Call `callback` with every event from now on; it must not block. Call what is returned to end
         that."""
         self._listeners.append(callback)
         return lambda: self._listeners.remove(callback)
 
     def announce(self, model: str, event: str, data: Mapping[str, Any] | None = None) -> None:
-        """Tell the listeners."""
-        told = DownloadEvent(model, event, data or {})
+        """Call the listeners."""
+        made = DownloadEvent(model, event, data or {})
         for callback in tuple(self._listeners):
             try:
-                callback(told)
+                callback(made)
             except Exception:
                 log.exception("a listener failed")
 
-    # --- what is asked ---
+    # --- what is requested ---
 
     async def look(self, repo: str, revision: str) -> Listing:
         """What the hub has under that name now. Raises the errors of `router.downloads.errors`."""
         if self._is_suspended:
             raise HubUnreachable("nothing is downloaded here, now", retry_after_seconds=5.0)
         async with self._looks:
-            look = Look(repo, revision)
-            async with working(look, self._environ, stall_seconds=LOOK_SECONDS) as said:
-                async for one in said:
-                    match one:
-                        case Listed():
-                            return one.listing
-                        case Failed():
-                            raise self._error(one)
+            answer = await ask(Look(repo, revision), self._environ, stall_seconds=LOOK_SECONDS)
+        match answer:
+            case Listed():
+                return answer.listing
+            case Failed():
+                raise _error(answer)
         raise DownloadFailed(f"the hub was asked for {repo}, and nothing came of it")
 
     async def start(
@@ -204,11 +187,11 @@ class Downloads:
         Raises the errors of `router.downloads.errors`.
         """
         listing = await self.look(wish.repo, wish.revision)
-        if not listing.accessible:
-            raise self.refusal(listing)
+        if listing.refusal:
+            raise Gated(listing.refusal)
         chosen = choose(listing, wish)
         check(listing, chosen)
-        return await self._to_the_end(self._start(wish, listing, chosen))
+        return await self.to_the_end(self._start(wish, listing, chosen))
 
     async def _start(self, wish: DownloadSpec, listing: Listing, chosen: Chosen) -> Job:
         async with self._starting:
@@ -223,26 +206,19 @@ class Downloads:
                     await self._forget(live)
             self.check_room(made, free)
             live = self._lives[made.id] = _Live(made)
-            await self._save(live)
+            await self._set(live)
             self.announce(live.job.model, "model_status", {"status": "downloading", "job": live.job.id})
             self._begin_what_may()
             return live.job
 
-    def refusal(self, listing: Listing) -> Gated:
-        """Why nothing is fetched from a repository that is not accessible."""
-        return Gated(
-            f"{listing.repo} is gated: accept its conditions at {self.endpoint}/{listing.repo}, and set"
-            " HF_TOKEN to a token of that account"
-        )
-
     async def cancel(self, job: str, *, clean: bool = False) -> Job:
-        """Returns when nothing is fetched for it any more. What has come stays, for the next time it is asked
-        for, unless it is to be `clean`ed away. Raises DownloadNotFound."""
-        return await self._to_the_end(self._cancel(self._live(job), clean))
+        """Returns when nothing is fetched for it any more. What has come stays, for the next time it is
+        requested, unless it is to be `clean`ed away. Raises DownloadNotFound."""
+        return await self.to_the_end(self._cancel(self._live(job), clean))
 
     async def _cancel(self, live: _Live, clean: bool) -> Job:
         if live.job.is_active:
-            await self._halt(live)
+            await _halt(live)
             if live.job.is_active:  # it may have come to its end meanwhile
                 await self._stop(live, "cancelled", JobError("cancelled", "it was cancelled"))
                 self._begin_what_may()
@@ -260,23 +236,38 @@ class Downloads:
             await self._forget(live)
 
     async def remove(self, files: Iterable[Path], needed: Iterable[Path]) -> Removed:
-        """Delete the files of one model, but for what is `needed`.
-        `needed` are the paths that other models are made of. Raises NotRemovable, InUse."""
+        """Delete the files of one model, but for what is `needed`: paths that other models are made of.
+        Raises NotRemovable, InUse."""
         places = tuple(place_of(self.cache, file) for file in files)
         removed = await asyncio.to_thread(remove, places, frozenset(needed))
         if not removed.shared:
             return removed
         shared = Sweep(str(self.cache), tuple(map(str, removed.shared)))
-        async with working(shared, self._environ, stall_seconds=LOOK_SECONDS) as said:
-            freed = [one.freed_bytes async for one in said if isinstance(one, Swept)]
+        answer = await ask(shared, self._environ, stall_seconds=LOOK_SECONDS)
         await asyncio.to_thread(sweep, places[0].repo)
-        return replace(removed, freed_bytes=removed.freed_bytes + sum(freed))
+        swept_bytes = answer.freed_bytes if isinstance(answer, Swept) else 0
+        return replace(removed, freed_bytes=removed.freed_bytes + swept_bytes)
+
+    async def to_the_end(self, work: Coroutine[Any, Any, T]) -> T:
+        """The result of `work`, which goes on to its end where the caller is cancelled: half of it would be a
+        job that neither runs nor has ended, or a model that is listed without its files."""
+
+        async def run() -> T | Exception:
+            try:
+                return await work
+            except Exception as error:  # noqa: BLE001 - raised below, where the caller is still there
+                return error
+
+        result = await asyncio.shield(self._tasks.create_task(run(), name="downloads"))
+        if isinstance(result, Exception):
+            raise result
+        return result
+
+    # --- what it would take ---
 
     def free_bytes(self) -> int:
         """Of the disk of the cache. Blocks on it."""
-        return shutil.disk_usage(_nearest(self.cache)).free
-
-    # --- one job ---
+        return shutil.disk_usage(nearest_folder(self.cache)).free
 
     def plan(self, wish: DownloadSpec, listing: Listing, chosen: Chosen) -> Job:
         """A job that is not begun: what is there of it, and what would come. Blocks on the disk."""
@@ -288,29 +279,28 @@ class Downloads:
 
     def _done_of(self, job: Job) -> dict[str, int]:
         """As the disk has it. Blocks on it."""
-        repo, done = RepoFolder(self.cache, job.wish.repo), {}
-        for file in job.files:
-            whole = file.size in (
-                repo.size_of(job.commit, file.path),
-                repo.blob_size(file.etag) if file.etag else None,
-            )
-            part = min(repo.partial_size(file.etag), file.size) if file.etag else 0
-            done[file.path] = file.size if whole else part
-        return done
+        repo = RepoFolder(self.cache, job.wish.repo)
+        return {file.path: repo.done_bytes(job.commit, file) for file in job.files}
 
     def check_room(self, job: Job, free: int) -> None:
         """`free` are the bytes that the disk has, of which other downloads have yet to fill some. Raises
         DiskFull."""
         others = [one for one in self.jobs() if one.is_active and one.id != job.id]
-        promised = sum(max(0, one.total_bytes - one.done_bytes) for one in others)
-        needed, margin = job.total_bytes - job.done_bytes, self._settings().min_free_mib * MIB
-        if needed > 0 and needed + margin > free - promised:
+        promised = sum(max(0, one.left_bytes) for one in others)
+        margin = self._settings().min_free_mib * MIB
+        if job.left_bytes > 0 and job.left_bytes + margin > free - promised:
             theirs = f", of which other downloads need {_size(promised)}" if promised else ""
-            raise DiskFull(
-                f"{job.model} needs {_size(needed)} more in {self.cache}, where {_size(free)} are free"
-                f"{theirs}; {_size(margin)} are to stay free (downloads.min_free_mib)",
-                details={"folder": str(self.cache), "needed_bytes": needed, "free_bytes": free},
+            message = (
+                f"{job.model} needs {_size(job.left_bytes)} more in {self.cache}, where {_size(free)} are"
+                f" free{theirs}; {_size(margin)} are to stay free (downloads.min_free_mib)"
             )
+            raise self._disk_full(message, job, free)
+
+    def _disk_full(self, message: str, job: Job, free: int) -> DiskFull:
+        details = {"folder": str(self.cache), "needed_bytes": job.left_bytes, "free_bytes": free}
+        return DiskFull(message, details=details)
+
+    # --- one job ---
 
     def _begin_what_may(self) -> None:
         """Those that came first, as many as may run at a time."""
@@ -319,18 +309,17 @@ class Downloads:
         free = self._settings().concurrent - sum(live.task is not None for live in self._lives.values())
         for live in self._lives.values():
             if free > 0 and live.job.state == "queued" and live.task is None:
-                name = f"download {live.job.model}"
-                live.task = self._group.create_task(self._run(live), name=name)
+                live.task = self._tasks.create_task(self._run(live), name=f"download {live.job.model}")
                 free -= 1
 
     async def _run(self, live: _Live) -> None:
         """One attempt."""
         try:
-            failed = await self._attempt(live)
-            if failed is None:
-                await self._finish(live)
-            else:
-                await self._fail(live, failed)
+            match await self._attempt(live):
+                case Fetched(unverified=unverified):
+                    await self._finish(live, unverified)
+                case Failed() as failed:
+                    await self._fail(live, failed)
         except RouterError as error:
             await self._end(live, error)
         except OSError as error:
@@ -342,90 +331,84 @@ class Downloads:
             live.task = None
             self._begin_what_may()
 
-    async def _attempt(self, live: _Live) -> Failed | None:
-        """None when all has come. Raises DiskFull."""
+    async def _attempt(self, live: _Live) -> Fetched | Failed:
+        """Raises DiskFull."""
         settings = self._settings()
         done = await asyncio.to_thread(self._done_of, live.job)
         live.rated_at, live.rated_bytes = time.monotonic(), sum(done.values())
         if live.progressed_at is None:
             live.progressed_at = live.rated_at
-        await self._set(
-            live, state="downloading", done=done, attempts=live.job.attempts + 1, retry_at=None, error=None
-        )
+        attempts = live.job.attempts + 1
+        await self._set(live, state="downloading", done=done, attempts=attempts, retry_at=None, error=None)
         self.check_room(live.job, await asyncio.to_thread(self.free_bytes))
         job, wish = live.job, live.job.wish
         fetch = Fetch(wish.repo, wish.revision, job.commit, str(self.cache), job.files)
-        async with working(fetch, self._environ, stall_seconds=settings.stall_seconds) as said:
-            async for one in said:
-                match one:
-                    case Progress():
-                        self._progress(live, one)
-                    case Fetched():
-                        live.unverified = one.unverified
-                        return None
-                    case Failed():
-                        return one
-        return Failed("unexpected", "nothing came of it", is_transient=True)
+        async with aclosing(answers(fetch, self._environ, stall_seconds=settings.stall_seconds)) as found:
+            async for answer in found:
+                if isinstance(answer, Progress):
+                    self._progress(live, answer)
+                elif isinstance(answer, Fetched | Failed):
+                    return answer
+        raise DownloadFailed("the process that downloads answers another request")
 
-    def _progress(self, live: _Live, said: Progress) -> None:
-        now, before = time.monotonic(), live.job.done.get(said.path, 0)
-        if said.done > before:
+    def _progress(self, live: _Live, progress: Progress) -> None:
+        now = time.monotonic()
+        if progress.done > live.job.done.get(progress.path, 0):
             live.progressed_at, live.pause_seconds = now, FIRST_RETRY_SECONDS
-        live.job = _changed(live.job, done={**live.job.done, said.path: said.done})
+        live.job = _changed(live.job, done={**live.job.done, progress.path: progress.done})
         if now - live.rated_at >= 1.0:
             rate = max(0.0, (live.job.done_bytes - live.rated_bytes) / (now - live.rated_at))
             known = live.job.bytes_per_second
-            live.job = _changed(
-                live.job, bytes_per_second=rate if known is None else 0.6 * known + 0.4 * rate
-            )
+            smooth = rate if known is None else 0.6 * known + 0.4 * rate
+            live.job = _changed(live.job, bytes_per_second=smooth)
             live.rated_at, live.rated_bytes = now, live.job.done_bytes
-        if now - live.told_at >= EVENT_SECONDS:
-            live.told_at = now
-            self.announce(live.job.model, "download_progress", self._progress_data(live.job))
+        self._announce_progress(live.job)
 
-    def _progress_data(self, job: Job) -> dict[str, Any]:
+    def _announce_progress(self, job: Job) -> None:
         base = f"{self.endpoint}/{job.wish.repo}/resolve/{job.commit}"
         files = {
             f"{base}/{one.path}": {"done": job.done.get(one.path, 0), "total": one.size} for one in job.files
         }
-        return {
+        data = {
             "progress": files,
             "job": job.id,
             "done": job.done_bytes,
             "total": job.total_bytes,
             "bytes_per_second": job.bytes_per_second,
         }
+        self.announce(job.model, "download_progress", data)
 
     # --- how it ends ---
 
-    async def _finish(self, live: _Live) -> None:
-        notes = []
-        if preset := await asyncio.to_thread(self._preset_of, live.job):
-            live.job = _changed(live.job, models=(*live.job.models, *preset.models))
-            notes += [f"presets: {', '.join(preset.models) or 'none that can be used'}"]
+    async def _finish(self, live: _Live, unverified: tuple[str, ...]) -> None:
+        job, notes = live.job, []
+        if preset := await asyncio.to_thread(self._preset_of, job):
+            job = _changed(job, models=(*job.models, *preset.models))
+            notes.append(f"presets: {', '.join(preset.models) or 'none that can be used'}")
             notes += [
                 f"what they run is fetched with llama-router pull {repo}" for repo in preset.repositories
             ]
-        elif not live.job.models:
+        elif not job.models:
             notes.append("none of these files is a model")
-        if live.unverified:
+        if unverified:
+            files = ", ".join(unverified)
             notes.append(
-                f"not verified: {self.endpoint} tells no hash of {', '.join(live.unverified)}; only the size"
-                " was compared"
+                f"not verified: {self.endpoint} tells no hash of {files}; only the size was compared"
             )
+        live.job = job
         try:
             await self._reload()
         except RouterError as error:
             notes.append(
                 f"it is not listed yet, as the router could not look for models anew: {error.message}"
             )
+        done = {file.path: file.size for file in job.files}
         note = "; ".join(notes) or None
-        done = {file.path: file.size for file in live.job.files}
-        live.job = _changed(live.job, state="finished", done=done, note=note, bytes_per_second=None)
+        live.job = _changed(job, state="finished", done=done, note=note, bytes_per_second=None)
         log.info("%s is there: %s", live.job.model, _size(live.job.total_bytes))
-        self.announce(live.job.model, "download_progress", self._progress_data(live.job))
+        self._announce_progress(live.job)
         self.announce(live.job.model, "download_finished", {"job": live.job.id, "models": live.job.models})
-        await self._save(live)
+        await self._set(live)
 
     def _preset_of(self, job: Job) -> HubPreset | None:
         """Blocks on the disk."""
@@ -435,28 +418,39 @@ class Downloads:
         return read_hub_preset(pointer, job.wish.repo)
 
     async def _fail(self, live: _Live, failed: Failed) -> None:
-        live.corrupt += failed.problem == "corrupt"
+        """Wait for another attempt where it may succeed, else end."""
+        error = _error(failed)
+        if isinstance(error, DiskFull):
+            free = await asyncio.to_thread(self.free_bytes)
+            message = (
+                f"the disk of {self.cache} is full: {_size(live.job.left_bytes)} of {live.job.model} are"
+                f" still to come, and {_size(free)} are free. What has come is kept: make room, and ask for"
+                " it again"
+            )
+            error = self._disk_full(message, live.job, free)
         assert live.progressed_at is not None, "it was tried"
+        live.corrupt += failed.retry == "once"
         since = time.monotonic() - live.progressed_at
         is_over = since + live.pause_seconds > self._settings().retry_seconds or live.corrupt >= CORRUPT_TRIES
-        error = self._error(failed, live.job, await asyncio.to_thread(self.free_bytes))
-        if not failed.is_transient or (is_over and failed.problem != "busy"):
+        if failed.retry == "never" or (is_over and failed.retry != "always"):
             await self._end(live, error)
             return
         pause = max(live.pause_seconds, failed.retry_after_seconds or 0.0)
         live.pause_seconds = min(2 * live.pause_seconds, LAST_RETRY_SECONDS)
         log.warning("%s: %s; tried again in %g s", live.job.model, error.message, pause)
-        told = JobError(error.code, error.message)
         await self._set(
-            live, state="waiting", error=told, retry_at=time.time() + pause, bytes_per_second=None
+            live,
+            state="waiting",
+            error=JobError(error.code, error.message),
+            retry_at=time.time() + pause,
+            bytes_per_second=None,
         )
         live.timer = asyncio.get_running_loop().call_later(pause, self._try_again, live)
 
     def _try_again(self, live: _Live) -> None:
         live.timer = None
-        if live.job.state == "waiting":
-            live.job = _changed(live.job, state="queued", retry_at=None)
-            self._begin_what_may()
+        live.job = _changed(live.job, state="queued", retry_at=None)
+        self._begin_what_may()
 
     async def _end(self, live: _Live, error: RouterError) -> None:
         log.warning("%s could not be downloaded: %s", live.job.model, error.message)
@@ -464,47 +458,9 @@ class Downloads:
 
     async def _stop(self, live: _Live, state: JobState, error: JobError) -> None:
         live.job = _changed(live.job, state=state, error=error, retry_at=None, bytes_per_second=None)
-        self._announce_failure(live.job)
-        await self._save(live)
-
-    def _announce_failure(self, job: Job) -> None:
-        assert job.error is not None, "it has failed"
-        error = {"code": job.error.code, "message": job.error.message}
-        self.announce(job.model, "download_failed", {"job": job.id, "error": error})
-
-    def _error(self, failed: Failed, job: Job | None = None, free: int = 0) -> RouterError:
-        kind = _ERRORS.get(failed.problem, DownloadFailed)
-        if failed.problem != "disk_full" or job is None:
-            return kind(failed.message, retry_after_seconds=failed.retry_after_seconds)
-        lacking = job.total_bytes - job.done_bytes
-        return DiskFull(
-            f"the disk of {self.cache} is full: {_size(lacking)} of {job.model} are still to come, and"
-            f" {_size(free)} are free. What has come is kept: make room, and ask for it again",
-            details={"folder": str(self.cache), "needed_bytes": lacking, "free_bytes": free},
-        )
-
-    async def _to_the_end(self, work: Coroutine[Any, Any, T]) -> T:
-        """Also when whoever asked leaves: half of it would be a job that neither runs nor has ended."""
-        told: asyncio.Future[T] = asyncio.get_running_loop().create_future()
-
-        async def run() -> None:
-            try:
-                told.set_result(await work)
-            except Exception as error:  # noqa: BLE001 - it is whoever asked who is told
-                told.set_exception(error)
-                told.exception()  # who may have left
-
-        self._group.create_task(run(), name="downloads")
-        return await asyncio.shield(told)
-
-    async def _halt(self, live: _Live) -> None:
-        if live.timer is not None:
-            live.timer.cancel()
-            live.timer = None
-        if live.task is not None:
-            task = live.task
-            task.cancel()
-            await asyncio.wait({task})
+        data = {"job": live.job.id, "error": {"code": error.code, "message": error.message}}
+        self.announce(live.job.model, "download_failed", data)
+        await self._set(live)
 
     # --- keeping ---
 
@@ -514,10 +470,8 @@ class Downloads:
         return self._lives[job]
 
     async def _set(self, live: _Live, **changes: Any) -> None:
+        """Change a job, and write it to the store."""
         live.job = _changed(live.job, **changes)
-        await self._save(live)
-
-    async def _save(self, live: _Live) -> None:
         if self._store is not None:
             await self._store.put(JOBS, live.job.id, live.job)
         await self._forget_the_oldest()
@@ -533,18 +487,22 @@ class Downloads:
             await self._store.delete(JOBS, live.job.id)
 
 
+async def _halt(live: _Live) -> None:
+    """End the present attempt of a job, or the wait for the next."""
+    if live.timer is not None:
+        live.timer.cancel()
+        live.timer = None
+    if live.task is not None:
+        live.task.cancel()
+        await asyncio.wait({live.task})
+
+
 def _changed(job: Job, **changes: Any) -> Job:
-    return msgspec.structs.replace(job, updated_at=time.time(), **changes)
+    return msgspec.structs.replace(job, **{"updated_at": time.time(), **changes})
 
 
-def _nearest(folder: Path) -> Path:
-    """The folder, or as much of its path as exists."""
-    return next(one for one in (folder, *folder.parents) if one.exists())
-
-
-def _without_userinfo(address: str) -> str:
-    parts = urlsplit(address)
-    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
+def _error(failed: Failed) -> RouterError:
+    return WORKER_ERRORS[failed.code](failed.message, retry_after_seconds=failed.retry_after_seconds)
 
 
 def _size(size: int) -> str:

@@ -12,6 +12,9 @@ Unavailable             503   HubUnreachable, HubLimited
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Final
+
 from router.errors import Forbidden, InvalidRequest, RouterError, Unavailable
 
 
@@ -56,7 +59,7 @@ class DownloadNotFound(RouterError):
 
 
 class InUse(RouterError):
-    """Somebody else needs what was to be deleted."""
+    """Something else needs what was to be deleted."""
 
     status = 409
     type = "invalid_request_error"
@@ -89,3 +92,11 @@ class HubUnreachable(Unavailable):
 
 class HubLimited(Unavailable):
     code = "hub_limited"
+
+
+_OF_WORKERS: Final = (
+    *(RepoNotFound, Gated, HubMisbehaves, HubUnreachable, HubLimited),
+    *(DiskFull, NotWritable, DownloadFailed),
+)
+#: What a worker may fail with, by code: the worker names the code, the router raises the error.
+WORKER_ERRORS: Final[Mapping[str, type[RouterError]]] = {error.code: error for error in _OF_WORKERS}

@@ -1,7 +1,8 @@
 """Fetches files into the cache, each from where it was left. Runs in the worker.
 
 huggingface_hub's own `hf_hub_download` begins anew whenever it is interrupted (it writes to a file of a
-random name and deletes that), which is nothing for forty gigabytes. So the bytes come by its session to a
+random name and deletes that), which is nothing for forty gigabytes. Its `http_get`, which goes on, empties
+the file before it can be seen that the answer is a page of the network. So the bytes come by its session to a
 partial file that keeps its name; what is made of it is what the library itself would have made.
 """
 
@@ -13,11 +14,10 @@ import hashlib
 import os
 import re
 import shutil
-import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
-from time import sleep
+from time import monotonic, sleep
 from typing import Any, Final
 from urllib.parse import urljoin, urlsplit
 
@@ -32,14 +32,15 @@ from huggingface_hub import (
 from huggingface_hub.constants import HF_HUB_DOWNLOAD_TIMEOUT, MAX_HTTP_DOWNLOAD_SIZE
 from huggingface_hub.utils import tqdm  # type: ignore[attr-defined]
 
-from router.downloads.hub import HubProblem, endpoint, no_hub, request_headers, translated
+from router.downloads.hub import HubProblem, endpoint, misbehaves, no_hub, request_headers, translated
 from router.downloads.job import RemoteFile
-from router.downloads.layout import COMMIT, Outside, RepoFolder
-from router.downloads.protocol import Failed, Fetch, Fetched, Progress, Said
+from router.downloads.layout import COMMIT, RepoFolder, content_of
+from router.downloads.protocol import Answer, Failed, Fetch, Fetched, Progress
 
-PROGRESS_SECONDS: Final = 0.1
+#: Between two reports of progress, in seconds: llama.cpp's pace of events.
+PROGRESS_SECONDS: Final = 0.2
 CHUNK_BYTES: Final = 1 << 18
-#: What is written reaches the disk this often, so that at the end nobody waits for gigabytes.
+#: What is written reaches the disk this often, so that nothing waits for gigabytes at the end.
 SYNC_BYTES: Final = 256 << 20
 #: Connections without a byte, one after another, before the attempt has failed: as the library's `http_get`.
 CONNECTIONS: Final = 5
@@ -57,87 +58,66 @@ _RANGE: Final = re.compile(r"bytes (?P<begin>\d+)-\d+/(?P<total>\d+|\*)")
 _PAGE: Final = re.compile(rb"\s*(<!doctype html|<html)", re.IGNORECASE)
 
 
-def fetch(wanted: Fetch, say: Callable[[Said], None]) -> Fetched:
+def fetch(wanted: Fetch, send: Callable[[Answer], None]) -> Fetched:
     """All files, then the links to them, then the revision that names them: nothing is seen by halves. Raises
     HubProblem."""
     repo = RepoFolder(Path(wanted.cache), wanted.repo)
     blobs: dict[str, Path] = {}
     unverified: list[str] = []
-    meter = _Meter(say)
-    for file in wanted.files:
-        try:
-            blobs[file.path], is_verified = _fetch_file(wanted, repo, file, meter)
-            unverified += [] if is_verified else [file.path]
-        except Outside as error:
-            raise HubProblem(Failed("outside", str(error))) from error
-        except Exception as error:
-            raise translated(error, wanted.repo, wanted.revision, file.path) from error
-        meter.tell(file.path, file.size)
+    meter = _Meter(send)
+    path = ""
     try:
-        shelf = _Snapshot(repo)
-        for path, blob in blobs.items():
-            shelf.put(repo.pointer(wanted.commit, path), blob)
+        for file in wanted.files:
+            path = file.path
+            blobs[path], is_verified = _fetch_file(wanted, repo, file, meter)
+            unverified += [] if is_verified else [path]
+            meter.send(path, file.size)
+        path = ""
+        snapshot = _Snapshot(repo)
+        for name, blob in blobs.items():
+            snapshot.put(repo.pointer(wanted.commit, name), blob)
         _name_commit(repo, wanted.revision, wanted.commit)
-    except Outside as error:
-        raise HubProblem(Failed("outside", str(error))) from error
-    except OSError as error:
-        raise translated(error, wanted.repo, wanted.revision) from error
+    except Exception as error:
+        raise translated(error, wanted.repo, wanted.revision, path) from error
     return Fetched(tuple(unverified))
 
 
 class _Meter:
-    """Says how many bytes there are, now and then: also the last ones before a pause; and while what is there
-    is read again it says the same again, as a sign of life."""
+    """Sends how many bytes there are, now and then; also while what is there is read again, as a sign of
+    life."""
 
-    def __init__(self, say: Callable[[Said], None]) -> None:
-        self._say = say
-        self._lock = threading.Lock()
-        self._now = Progress("", 0)
-        self._is_told = True
-        threading.Thread(target=self._tell_now_and_then, daemon=True).start()
+    def __init__(self, send: Callable[[Answer], None]) -> None:
+        self._send = send
+        #: When progress was last sent, by the monotonic clock, in seconds.
+        self._sent_at = 0.0
 
     def at(self, path: str, done: int) -> None:
-        with self._lock:
-            self._now, self._is_told = Progress(path, done), False
+        if monotonic() - self._sent_at >= PROGRESS_SECONDS:
+            self.send(path, done)
 
-    def tell(self, path: str, done: int) -> None:
-        """At once."""
-        self.at(path, done)
-        self._tell()
-
-    def _tell(self) -> None:
-        with self._lock:
-            if not self._is_told:
-                self._is_told = True
-                self._say(self._now)
-
-    def _tell_now_and_then(self) -> None:
-        while True:
-            sleep(PROGRESS_SECONDS)
-            self._tell()
+    def send(self, path: str, done: int) -> None:
+        self._sent_at = monotonic()
+        self._send(Progress(path, done))
 
 
 def _fetch_file(wanted: Fetch, repo: RepoFolder, file: RemoteFile, meter: _Meter) -> tuple[Path, bool]:
     """The blob, complete and checked; and whether its content was compared with a hash. One that is there
     already counts as compared."""
-    there = _already(wanted, repo, file)
-    if there is not None:
-        return there, True
+    if (whole := repo.whole(wanted.commit, file)) is not None:
+        return whole, True
     url = hf_hub_url(wanted.repo, file.path, revision=wanted.commit)
     headers = request_headers()
     about = get_hf_file_metadata(url, headers=headers)
-    size = file.size if about.size is None else about.size
-    if size != file.size:
-        message = (
-            f"{endpoint()} has listed {file.path} with {file.size} bytes, and answers with {size} when asked"
-            " for it: a page of the network, or another version?"
+    if about.size not in (None, file.size):
+        raise misbehaves(
+            f"{endpoint()} has listed {file.path} with {file.size} bytes, and answers with {about.size} when"
+            " asked for it: a page of the network, or another version?"
         )
-        raise HubProblem(Failed("misbehaves", message))
     etag = file.etag or ""  # not the answer's, which of a mirror may be of any kind, and of any meaning
     blob = repo.blob(etag)
     repo.make(repo.blobs)
     limit = MAX_HTTP_DOWNLOAD_SIZE if wanted.http_max_bytes is None else wanted.http_max_bytes
-    if size > limit:
+    if file.size > limit:
         return _by_the_library(wanted, file, meter), file.sha256 is not None
     location = urljoin(url, about.location)
     if not may_see_token(url, location):
@@ -145,13 +125,18 @@ def _fetch_file(wanted: Fetch, repo: RepoFolder, file: RemoteFile, meter: _Meter
     with _opened(repo.partial(etag)) as fd:
         if blob.exists():  # another process was faster, while this one waited for the lock
             return blob, True
-        partial = _Partial(fd, file, _Content(file, about.etag), meter)
+        partial = _Partial(fd, file, about.etag, meter)
         partial.take_up()
         _receive(location, headers, partial)
         is_verified = partial.check()
         os.fsync(fd)
         repo.partial(etag).rename(blob)
     return blob, is_verified
+
+
+def may_see_token(url: str, location: str) -> bool:
+    """Whether `location` is at the hub that was asked, or at huggingface.co, to which mirrors send."""
+    return tuple(urlsplit(location)[:2]) in (tuple(urlsplit(url)[:2]), HUB_ORIGIN)
 
 
 def _receive(url: str, headers: Mapping[str, str], partial: _Partial) -> None:
@@ -202,16 +187,6 @@ def _extent(response: httpx2.Response, asked: int) -> tuple[int, int | None]:
     return 0, int(length) if length.isdecimal() and not is_encoded else None
 
 
-def _already(wanted: Fetch, repo: RepoFolder, file: RemoteFile) -> Path | None:
-    """Where the whole file is, if it has come before."""
-    pointer = repo.pointer(wanted.commit, file.path)
-    if repo.size_of(wanted.commit, file.path) == file.size:
-        return _target(pointer)
-    if file.etag is not None and repo.blob_size(file.etag) == file.size:
-        return repo.blob(file.etag)
-    return None
-
-
 @contextmanager
 def _opened(path: Path) -> Iterator[int]:
     """A partial file that is this process's alone. Raises HubProblem."""
@@ -221,7 +196,7 @@ def _opened(path: Path) -> Iterator[int]:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             message = f"another process is fetching {path.name}"
-            raise HubProblem(Failed("busy", message, is_transient=True)) from None
+            raise HubProblem(Failed("download_failed", message, "always")) from None
         except OSError as error:  # the hash tells whether two processes have written to it
             if error.errno not in _NO_LOCKS:
                 raise
@@ -230,63 +205,26 @@ def _opened(path: Path) -> Iterator[int]:
         os.close(fd)
 
 
-class _Content:
-    """What is known of a file's content before it has come. `etag` is that of the server that sends it, which
+class _Partial:
+    """The file while it comes: written, hashed and counted. `etag` is that of the server that sends it, which
     counts where the hub has listed no hash."""
 
-    def __init__(self, file: RemoteFile, etag: str | None) -> None:
-        self._size = file.size
-        self._sha256 = file.sha256
-        self._blob = file.blob if COMMIT.fullmatch(file.blob or "") else None
-        self._etag = etag
-        self.begin()
-
-    def begin(self) -> None:
-        """Nothing has been fed yet."""
-        self._hash = hashlib.sha256()
-        self._git = None if self._sha256 is not None else _git_hash(self._size)
-
-    def feed(self, chunk: bytes | memoryview) -> None:
-        self._hash.update(chunk)
-        if self._git is not None:
-            self._git.update(chunk)
-
-    def is_right(self) -> bool | None:
-        """Whether what was fed is what the hub has; None where it tells no hash that could be compared."""
-        sha256 = self._hash.hexdigest()
-        if self._sha256 is not None:
-            return sha256 == self._sha256
-        assert self._git is not None, "it is hashed where no sha256 is known"
-        if self._blob is not None:
-            return self._blob in (self._git.hexdigest(), self._pointer_hash(sha256))
-        return True if self._etag in (sha256, self._git.hexdigest()) else None
-
-    def _pointer_hash(self, sha256: str) -> str:
-        """Git's hash of what git-lfs keeps instead of the content: mirrors list it without saying so."""
-        pointer = f"version https://git-lfs.github.com/spec/v1\noid sha256:{sha256}\nsize {self._size}\n"
-        hashed = _git_hash(len(pointer))
-        hashed.update(pointer.encode())
-        return str(hashed.hexdigest())
-
-
-def _git_hash(size: int) -> Any:
-    """To be fed with a content of `size` bytes."""
-    return hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False)
-
-
-class _Partial:
-    """The file while it comes: written, hashed and counted. `at` are the bytes that are there."""
-
-    def __init__(self, fd: int, file: RemoteFile, content: _Content, meter: _Meter) -> None:
+    def __init__(self, fd: int, file: RemoteFile, etag: str | None, meter: _Meter) -> None:
+        #: Bytes that are there, and bytes of the whole file.
         self.at = 0
         self.size = file.size
         self._fd = fd
-        self._path = file.path
-        self._is_model = file.path.lower().endswith(".gguf")
-        self._has_hash = file.key is None
-        self._content = content
+        self._file = file
+        self._etag = etag
         self._meter = meter
-        self._synced = 0
+        self._begin()
+
+    def _begin(self) -> None:
+        #: Bytes that have reached the disk for certain.
+        self._synced = self.at = 0
+        #: Of the bytes so far: by content, and as git names a blob.
+        self._sha256 = hashlib.sha256()
+        self._git = _git_hash(self.size)
 
     def take_up(self) -> None:
         """Read what is there already. More than there can be is worth nothing."""
@@ -294,9 +232,8 @@ class _Partial:
         if there > self.size:
             os.ftruncate(self._fd, 0)
         while chunk := os.pread(self._fd, CHUNK_BYTES, self.at):
-            self._content.feed(chunk)
-            self.at += len(chunk)
-            self._meter.at(self._path, there)  # nothing new, and yet a sign of life
+            self._count(chunk)
+            self._meter.at(self._file.path, there)  # no progress, and yet a sign of life
         self._synced = self.at
 
     def is_full(self) -> bool:
@@ -311,57 +248,72 @@ class _Partial:
         left = memoryview(chunk)
         while left:
             written = os.pwrite(self._fd, left, self.at)
-            self._content.feed(left[:written])
-            self.at += written
+            self._count(left[:written])
             left = left[written:]
-        self._meter.at(self._path, self.at)
+        self._meter.at(self._file.path, self.at)
         if self.at - self._synced >= SYNC_BYTES:
             os.fdatasync(self._fd)
             self._synced = self.at
 
+    def _count(self, chunk: bytes | memoryview) -> None:
+        self._sha256.update(chunk)
+        if self._file.sha256 is None:
+            self._git.update(chunk)
+        self.at += len(chunk)
+
     def clear(self) -> None:
         os.ftruncate(self._fd, 0)
-        self.at = self._synced = 0
-        self._content.begin()
+        self._begin()
 
     def check(self) -> bool:
         """Whether the content was compared with a hash. Raises HubProblem: what is wrong is not kept, what is
         only too short is."""
         if not self.is_full():
             raise self.cut_at(self.at)
-        is_right = self._content.is_right()
+        is_right = self._is_right()
         if is_right is False:
             self.clear()
             raise self.unusable(f"{self.size} bytes of another content")
         return is_right is True
 
+    def _is_right(self) -> bool | None:
+        """Whether the content is what the hub has; None where it tells no hash that could be compared."""
+        sha256, git = self._sha256.hexdigest(), self._git.hexdigest()
+        if self._file.sha256 is not None:
+            return sha256 == self._file.sha256
+        if COMMIT.fullmatch(self._file.blob or ""):
+            # Mirrors list git's hash of what git-lfs keeps instead of the content, without saying so.
+            lfs = f"version https://git-lfs.github.com/spec/v1\noid sha256:{sha256}\nsize {self.size}\n"
+            return self._file.blob in (git, _git_hash(len(lfs), lfs.encode()).hexdigest())
+        return True if self._etag in (sha256, git) else None
+
     def cut_at(self, size: int) -> HubProblem:
         if size > self.size:
             return self.unusable(f"{size} bytes")
-        message = f"the hub has ended {self._path} after {size} of {self.size} bytes"
-        return HubProblem(Failed("misbehaves", message, is_transient=True))
+        message = f"the hub has ended {self._file.path} after {size} of {self.size} bytes"
+        return HubProblem(Failed("hub_misbehaves", message, "later"))
 
     def unusable(self, what: str) -> HubProblem:
         """An answer that is not the file. Tried once more, and what has come before is kept."""
-        message = (
-            f"what has come as {self._path} is not what the hub has listed ({self.size} bytes): {what}."
-            f" {no_hub(self._path)}"
-        )
-        return HubProblem(Failed("corrupt", message, is_transient=True))
+        path = self._file.path
+        message = f"what has come as {path} is not what the hub has listed ({self.size} bytes): {what}."
+        return HubProblem(Failed("hub_misbehaves", f"{message} {no_hub(path)}", "once"))
 
     def _check_head(self, chunk: bytes) -> None:
         """Refuse what cannot be the file by its first bytes: a page of the network, of which the rest of the
         file would be fetched behind it; and anything but a GGUF file where no hash will tell."""
-        is_page = _PAGE.match(chunk) is not None and not self._path.lower().endswith((".html", ".htm"))
-        if is_page and (self._is_model or not self._has_hash):
+        name, has_hash = self._file.path.lower(), self._file.key is None
+        is_model = name.endswith(".gguf")
+        is_page = _PAGE.match(chunk) is not None and not name.endswith((".html", ".htm"))
+        if is_page and (is_model or not has_hash):
             raise self.unusable("a page for people")
-        if self._is_model and not self._has_hash and chunk[:4] != GGUF_MAGIC:
+        if is_model and not has_hash and chunk[:4] != GGUF_MAGIC:
             raise self.unusable("no GGUF file")
 
 
-def _target(pointer: Path) -> Path:
-    """The blob that a link of a snapshot leads to, which may be a link in turn."""
-    return Path(os.path.normpath(pointer.parent / pointer.readlink())) if pointer.is_symlink() else pointer
+def _git_hash(size: int, content: bytes = b"") -> Any:
+    """Git's name of a blob of `size` bytes, to be fed with what is not in `content` yet."""
+    return hashlib.sha1(b"blob %d\0" % size + content, usedforsecurity=False)
 
 
 class _Snapshot:
@@ -371,47 +323,39 @@ class _Snapshot:
     def __init__(self, repo: RepoFolder) -> None:
         self._repo = repo
         self._has_links = os.environ.get("HF_HUB_DISABLE_SYMLINKS", "").upper() not in _YES
+        #: Blobs that have become a file of a snapshot: several files may have the same content.
         self._moved: dict[Path, Path] = {}
 
     def put(self, pointer: Path, blob: Path) -> None:
         self._repo.make(pointer.parent)
-        if os.path.lexists(pointer) and _target(pointer) == blob:
+        if content_of(pointer) == blob:
             return
         fresh = pointer.with_name(f".{pointer.name[:200]}.{os.getpid()}")
-        with suppress(FileNotFoundError):
-            fresh.unlink()
+        fresh.unlink(missing_ok=True)
         if self._has_links:
+            # Relative, so that a cache can be moved, unless `..` leads elsewhere.
+            is_elsewhere = self._repo.snapshots.is_symlink()
             try:
-                fresh.symlink_to(self._way(pointer, blob))
+                fresh.symlink_to(blob.absolute() if is_elsewhere else os.path.relpath(blob, pointer.parent))
             except OSError as error:
                 if error.errno not in _NO_SYMLINKS:
                     raise
                 self._has_links = False
         if not self._has_links:
             self._make(fresh, blob)
+            self._moved.setdefault(blob, pointer)
         fresh.replace(pointer)
-        self._moved.setdefault(blob, pointer)
-
-    def _way(self, pointer: Path, blob: Path) -> str:
-        """From a link to its blob: relative, so that a cache can be moved, unless `..` leads elsewhere."""
-        is_elsewhere = self._repo.snapshots.is_symlink()
-        return os.path.abspath(blob) if is_elsewhere else os.path.relpath(blob, pointer.parent)  # noqa: PTH100
 
     def _make(self, fresh: Path, blob: Path) -> None:
         """Move the content, unless some snapshot may still link to it."""
-        source = self._moved.get(blob, blob) if not blob.exists() else blob
-        if source == blob and not blob.is_symlink() and not self._is_linked(blob):
+        if blob.exists() and not blob.is_symlink() and blob not in self._repo.linked_blobs():
             blob.rename(fresh)
             return
         try:
-            shutil.copyfile(source, fresh)
+            shutil.copyfile(blob if blob.exists() else self._moved[blob], fresh)
         except BaseException:
             fresh.unlink(missing_ok=True)
             raise
-
-    def _is_linked(self, blob: Path) -> bool:
-        found = (Path(root) / name for root, _, names in os.walk(self._repo.snapshots) for name in names)
-        return any(one.is_symlink() and _target(one) == blob for one in found)
 
 
 def _name_commit(repo: RepoFolder, revision: str, commit: str) -> None:
@@ -422,12 +366,6 @@ def _name_commit(repo: RepoFolder, revision: str, commit: str) -> None:
     fresh = ref.with_name(f"{ref.name}.{os.getpid()}.tmp")
     fresh.write_text(commit)
     fresh.replace(ref)
-
-
-def may_see_token(url: str, location: str) -> bool:
-    """Whether `location` is at the hub that was asked, or at huggingface.co, to which mirrors send."""
-    origin = tuple(urlsplit(location)[:2])
-    return origin in (tuple(urlsplit(url)[:2]), HUB_ORIGIN)
 
 
 def _by_the_library(wanted: Fetch, file: RemoteFile, meter: _Meter) -> Path:
@@ -444,10 +382,7 @@ def _by_the_library(wanted: Fetch, file: RemoteFile, meter: _Meter) -> Path:
             self._bytes += int(n or 0)
             meter.at(file.path, min(self._bytes, file.size))
 
-    return _target(
-        Path(
-            hf_hub_download(
-                wanted.repo, file.path, revision=wanted.commit, cache_dir=wanted.cache, tqdm_class=Bar
-            )
-        )
+    fetched = hf_hub_download(
+        wanted.repo, file.path, revision=wanted.commit, cache_dir=wanted.cache, tqdm_class=Bar
     )
+    return content_of(Path(fetched))

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import errno
 import hashlib
-import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Final
@@ -33,9 +32,9 @@ from huggingface_hub.hf_api import RepoSibling
 from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
 
 from router.downloads.job import Listing, RemoteFile
-from router.downloads.layout import COMMIT, is_etag, is_safe_path
+from router.downloads.layout import COMMIT, Outside, is_etag, is_safe_path, size_of, target_of
 from router.downloads.protocol import Failed, Listed, Look, Sweep, Swept
-from router.downloads.source import is_repo
+from router.downloads.source import is_repo, without_userinfo
 
 LOOK_SECONDS: Final = 20.0
 #: What a proxy asks for beyond that is no limit on requests; the hub counts them in windows of 5 minutes.
@@ -46,12 +45,14 @@ MEASURED_AT_A_TIME: Final = 8
 _MODEL_SUFFIX: Final = ".gguf"
 _SIGNED: Final = re.compile(r"(https?://[^\s?'\"]+)\?[^\s'\"]+")
 _LONGEST_MESSAGE: Final = 500
-_DISK_FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
-_NOT_WRITABLE: Final = frozenset({errno.EACCES, errno.EPERM, errno.EROFS, errno.EFBIG})
+_OF_THE_DISK: Final = {
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "disk_full"),
+    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS, errno.EFBIG), "not_writable"),
+}
 
 
 class HubProblem(Exception):
-    """What went wrong, ready to be told."""
+    """What went wrong, ready to be sent."""
 
     def __init__(self, failed: Failed) -> None:
         super().__init__(failed.message)
@@ -70,7 +71,7 @@ def look(wanted: Look) -> Listed:
         raise translated(error, wanted.repo, wanted.revision) from error
     except (ValueError, TypeError, LookupError, AttributeError) as error:
         # The answer was no JSON, or other JSON than a hub's.
-        raise HubProblem(Failed("misbehaves", no_hub(wanted.repo))) from error
+        raise misbehaves(no_hub(wanted.repo)) from error
     except Exception as error:
         raise translated(error, wanted.repo, wanted.revision) from error
 
@@ -80,18 +81,21 @@ def _listing(api: HfApi, info: ModelInfo, wanted: Look) -> Listing:
     repo = info.id if is_repo(info.id) else wanted.repo
     commit = info.sha
     if commit is None or not COMMIT.fullmatch(commit):
-        raise HubProblem(Failed("misbehaves", f"{endpoint()} names no commit of {repo}"))
+        raise misbehaves(f"{endpoint()} names no commit of {repo}")
     siblings = info.siblings or []
     unmeasured = [
         one.rfilename
         for one in siblings
         if one.size is None and one.rfilename.endswith(_MODEL_SUFFIX) and is_safe_path(one.rfilename)
     ]
-    sizes = _sizes(repo, commit, unmeasured[:MEASURED_FILES])
+    # Not every mirror's list tells sizes: they are asked for, file by file.
+    with ThreadPoolExecutor(MEASURED_AT_A_TIME) as pool:
+        measured = pool.map(lambda path: _size(repo, commit, path), unmeasured[:MEASURED_FILES])
+        sizes = dict(zip(unmeasured, measured, strict=False))
     files = tuple(file for one in siblings if (file := _file(repo, commit, one, sizes)) is not None)
     if unmeasured and not any(file.path.endswith(_MODEL_SUFFIX) for file in files):
-        raise HubProblem(Failed("misbehaves", f"{endpoint()} tells the size of no GGUF file of {repo}"))
-    left_out = tuple(_encodable(one.rfilename[:200]) for one in siblings if not is_safe_path(one.rfilename))
+        raise misbehaves(f"{endpoint()} tells the size of no GGUF file of {repo}")
+    unsafe = (one.rfilename[:200] for one in siblings if not is_safe_path(one.rfilename))
     gated = bool(info.gated)
     return Listing(
         repo,
@@ -99,131 +103,21 @@ def _listing(api: HfApi, info: ModelInfo, wanted: Look) -> Listing:
         files,
         gated=gated,
         private=bool(info.private),
-        accessible=not gated or _is_accessible(api, repo),
-        left_out=left_out,
+        refusal=_refusal(api, repo) if gated else None,
+        # Half of a surrogate pair cannot be sent as UTF-8.
+        left_out=tuple(name.encode("utf-8", "replace").decode() for name in unsafe),
     )
 
 
-def sweep(wanted: Sweep) -> Swept:
-    """Newer versions keep content that several repositories have once, and know which still link to it."""
-    blobs = frozenset(map(Path, wanted.blobs))
-    shared = {Path(os.path.normpath(blob.parent / blob.readlink())) for blob in blobs if blob.is_symlink()}
-    sizes = {content: content.stat().st_size for content in shared if content.exists()}
-    nothing = frozenset[Path]()
-    DeleteCacheStrategy(
-        sum(sizes.values()),
-        blobs=blobs,
-        refs=nothing,
-        repos=nothing,
-        snapshots=nothing,
-        cache_dir=Path(wanted.cache),
-    ).execute()
-    return Swept(sum(size for content, size in sizes.items() if not content.exists()))
-
-
-def endpoint() -> str:
-    """Without a name and password, should it have any."""
-    scheme, _, rest = HfApi().endpoint.partition("://")
-    return f"{scheme}://{rest.rpartition('@')[2]}"
-
-
-def request_headers() -> dict[str, str]:
-    """With the token, where there is one."""
-    headers: dict[str, str] = build_hf_headers(library_name="llama-router")
-    return headers
-
-
-def no_hub(what: str) -> str:
-    """What is said of an answer that no hub gives."""
-    return (
-        f"{endpoint()} answers the question for {what} with something that no hub sends, such as a page for"
-        " people: does the network ask for a login, or a proxy stand in between? (HF_ENDPOINT, HTTPS_PROXY)"
-    )
-
-
-def scrubbed(text: str) -> str:
-    """Without tokens, and without what signs an address."""
-    token = get_token()
-    if token:
-        text = text.replace(token, "***")
-    return _SIGNED.sub(r"\1", text)[:_LONGEST_MESSAGE]
-
-
-def translated(error: Exception, repo: str, revision: str, path: str = "") -> HubProblem:
-    """What the library or the disk said, as the router tells it."""
-    if isinstance(error, HubProblem):
-        return error
-    hub, what = endpoint(), f"{path} of {repo}" if path else repo
-    match error:
-        case GatedRepoError():
-            failed = Failed("gated", _gated(repo))
-        case RepositoryNotFoundError():
-            hint = "" if get_token() else "; for a private one set HF_TOKEN"
-            failed = Failed("repo_not_found", f"{hub} has no repository {repo} that may be read{hint}")
-        case RevisionNotFoundError():
-            failed = Failed("revision_not_found", f"{repo} has no revision {revision}")
-        case EntryNotFoundError():
-            failed = Failed("file_not_found", f"{repo} has no {path} at {revision}")
-        case OfflineModeIsEnabled():
-            failed = Failed("offline", "HF_HUB_OFFLINE is set: nothing is fetched from the hub")
-        case HfHubHTTPError():
-            failed = _from_status(error, what)
-        case httpx2.TooManyRedirects() | httpx2.DecodingError() | httpx2.UnsupportedProtocol():
-            failed = Failed("misbehaves", f"{no_hub(what)} ({scrubbed(str(error))})")
-        case httpx2.HTTPError() | httpx2.InvalidURL():
-            reason = scrubbed(str(error)) or type(error).__name__
-            failed = Failed("unreachable", f"cannot fetch {what} from {hub}: {reason}", is_transient=True)
-        case OSError():
-            failed = _from_os(error, what)
-        case HFValidationError():
-            failed = Failed("misbehaves", scrubbed(str(error)))
-        case _:
-            failed = Failed("unexpected", scrubbed(f"{what}: {type(error).__name__}: {error}"))
-    return HubProblem(failed)
-
-
-def _from_os(error: OSError, what: str) -> Failed:
-    if error.errno is None:  # huggingface_hub raises it for an answer that it cannot use
-        return Failed("misbehaves", scrubbed(f"{what}: {error}"), is_transient=True)
-    if error.errno in _DISK_FULL:
-        return Failed("disk_full", f"{error.strerror}")
-    if error.errno in _NOT_WRITABLE:
-        return Failed("not_writable", f"cannot write {error.filename or what}: {error.strerror}")
-    return Failed("unexpected", scrubbed(f"{what}: {type(error).__name__}: {error}"))
-
-
-def _from_status(error: HfHubHTTPError, what: str) -> Failed:
-    status, hub = error.response.status_code, endpoint()
-    match status:
-        case 401:
-            return Failed("unauthorized", f"{hub} does not accept the token (HF_TOKEN) for {what}")
-        case 429:
-            after = error.response.headers.get("Retry-After", "")
-            seconds = min(float(after), MAX_RETRY_AFTER_SECONDS) if after.isdecimal() else None
-            message = f"{hub} takes no more requests for now (429)"
-            return Failed("limited", message, is_transient=True, retry_after_seconds=seconds)
-        case _:
-            # A signed address that has expired is a 403; the next attempt asks for a new one.
-            is_transient = status in (403, 408, 416) or status >= 500
-            return Failed("hub_error", f"{hub} answers {status} for {what}", is_transient=is_transient)
-
-
-def _gated(repo: str) -> str:
-    how = "with the account of HF_TOKEN" if get_token() else "and set HF_TOKEN to a token of that account"
-    return f"{repo} is gated: accept its conditions at {endpoint()}/{repo} {how}"
-
-
-def _is_accessible(api: HfApi, repo: str) -> bool:
+def _size(repo: str, commit: str, path: str) -> int | None:
+    url = hf_hub_url(repo, path, revision=commit)
     try:
-        api.auth_check(repo)
-    except (GatedRepoError, RepositoryNotFoundError):
-        return False
-    except (HfHubHTTPError, httpx2.HTTPError):  # not every hub knows the question; fetching will tell
-        return True
-    return True
+        return get_hf_file_metadata(url, headers=request_headers()).size
+    except EntryNotFoundError:  # listed, and not there
+        return None
 
 
-def _file(repo: str, commit: str, sibling: RepoSibling, sizes: Mapping[str, int]) -> RemoteFile | None:
+def _file(repo: str, commit: str, sibling: RepoSibling, sizes: Mapping[str, int | None]) -> RemoteFile | None:
     """None for one that would lead out of its folder, or of which the hub does not tell the size."""
     path = sibling.rfilename
     size = sibling.size if sibling.size is not None else sizes.get(path)
@@ -239,21 +133,116 @@ def _file(repo: str, commit: str, sibling: RepoSibling, sizes: Mapping[str, int]
     return RemoteFile(path, size, key=f"unverified-{named[:40]}")
 
 
-def _sizes(repo: str, commit: str, paths: Sequence[str]) -> dict[str, int]:
-    """Bytes of files, asked for one by one: not every mirror's list tells them."""
-    with ThreadPoolExecutor(MEASURED_AT_A_TIME) as pool:
-        sizes = pool.map(lambda path: _size(repo, commit, path), paths)
-        return {path: size for path, size in zip(paths, sizes, strict=True) if size is not None}
-
-
-def _size(repo: str, commit: str, path: str) -> int | None:
-    url = hf_hub_url(repo, path, revision=commit)
+def _refusal(api: HfApi, repo: str) -> str | None:
+    """Why the files of a gated repository may not be fetched, if so."""
     try:
-        return get_hf_file_metadata(url, headers=request_headers()).size
-    except EntryNotFoundError:  # listed, and not there
+        api.auth_check(repo)
+    except (GatedRepoError, RepositoryNotFoundError):
+        return _gated(repo)
+    except (HfHubHTTPError, httpx2.HTTPError):  # not every hub knows the question; fetching will tell
         return None
+    return None
 
 
-def _encodable(text: str) -> str:
-    """Half of a surrogate pair cannot be sent as UTF-8."""
-    return text.encode("utf-8", "replace").decode()
+def _gated(repo: str) -> str:
+    how = " with the account of HF_TOKEN" if get_token() else ", and set HF_TOKEN to a token of that account"
+    return f"{repo} is gated: accept its conditions at {endpoint()}/{repo}{how}"
+
+
+def sweep(wanted: Sweep) -> Swept:
+    """Newer versions keep content that several repositories have once, and know which still link to it."""
+    blobs = frozenset(map(Path, wanted.blobs))
+    shared = {target_of(blob) for blob in blobs if blob.is_symlink()}
+    sizes = {content: size_of(content) or 0 for content in shared}
+    nothing = frozenset[Path]()
+    DeleteCacheStrategy(
+        sum(sizes.values()),
+        blobs=blobs,
+        refs=nothing,
+        repos=nothing,
+        snapshots=nothing,
+        cache_dir=Path(wanted.cache),
+    ).execute()
+    return Swept(sum(size for content, size in sizes.items() if not content.exists()))
+
+
+def endpoint() -> str:
+    return without_userinfo(HfApi().endpoint)
+
+
+def request_headers() -> dict[str, str]:
+    """With the token, where there is one."""
+    headers: dict[str, str] = build_hf_headers(library_name="llama-router")
+    return headers
+
+
+def no_hub(what: str) -> str:
+    """The message about an answer that no hub gives."""
+    return (
+        f"{endpoint()} answers the question for {what} with something that no hub sends, such as a page for"
+        " people: does the network ask for a login, or a proxy stand in between? (HF_ENDPOINT, HTTPS_PROXY)"
+    )
+
+
+def misbehaves(message: str) -> HubProblem:
+    return HubProblem(Failed("hub_misbehaves", message))
+
+
+def translated(error: Exception, repo: str = "", revision: str = "", path: str = "") -> HubProblem:
+    """An error of the library or the disk, as the router tells it."""
+    if isinstance(error, HubProblem):
+        return error
+    hub, what = endpoint(), f"{path} of {repo}" if path else repo
+    match error:
+        case GatedRepoError():
+            failed = Failed("repo_gated", _gated(repo))
+        case RepositoryNotFoundError():
+            hint = "" if get_token() else "; for a private one set HF_TOKEN"
+            failed = Failed("repo_not_found", f"{hub} has no repository {repo} that may be read{hint}")
+        case RevisionNotFoundError() | EntryNotFoundError():
+            missing = (
+                f"{path} at {revision}" if isinstance(error, EntryNotFoundError) else f"revision {revision}"
+            )
+            failed = Failed("repo_not_found", f"{repo} has no {missing}")
+        case OfflineModeIsEnabled():
+            failed = Failed("hub_unreachable", "HF_HUB_OFFLINE is set: nothing is fetched from the hub")
+        case HfHubHTTPError():
+            failed = _from_status(error, what)
+        case httpx2.TooManyRedirects() | httpx2.DecodingError() | httpx2.UnsupportedProtocol():
+            failed = Failed("hub_misbehaves", f"{no_hub(what)} ({_scrubbed(error)})")
+        case httpx2.HTTPError() | httpx2.InvalidURL():
+            reason = _scrubbed(error) or type(error).__name__
+            failed = Failed("hub_unreachable", f"cannot fetch {what} from {hub}: {reason}", "later")
+        case OSError(errno=None):  # huggingface_hub raises it for an answer that it cannot use
+            failed = Failed("hub_misbehaves", _scrubbed(f"{what}: {error}"), "later")
+        case OSError(errno=int() as number) if number in _OF_THE_DISK:
+            failed = Failed(_OF_THE_DISK[number], f"cannot write {error.filename or what}: {error.strerror}")
+        case HFValidationError() | Outside():
+            failed = Failed("hub_misbehaves", _scrubbed(error))
+        case _:
+            failed = Failed("download_failed", _scrubbed(f"{what}: {type(error).__name__}: {error}"))
+    return HubProblem(failed)
+
+
+def _from_status(error: HfHubHTTPError, what: str) -> Failed:
+    status, hub = error.response.status_code, endpoint()
+    match status:
+        case 401:
+            return Failed("repo_gated", f"{hub} does not accept the token (HF_TOKEN) for {what}")
+        case 429:
+            after = error.response.headers.get("Retry-After", "")
+            seconds = min(float(after), MAX_RETRY_AFTER_SECONDS) if after.isdecimal() else None
+            return Failed("hub_limited", f"{hub} takes no more requests for now (429)", "later", seconds)
+        case _:
+            # A signed address that has expired is a 403; the next attempt asks for a new one.
+            is_transient = status in (403, 408, 416) or status >= 500
+            message = f"{hub} answers {status} for {what}"
+            return Failed("hub_misbehaves", message, "later" if is_transient else "never")
+
+
+def _scrubbed(text: object) -> str:
+    """Without tokens, and without what signs an address."""
+    text = str(text)
+    if token := get_token():
+        text = text.replace(token, "***")
+    return _SIGNED.sub(r"\1", text)[:_LONGEST_MESSAGE]

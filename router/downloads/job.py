@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal, TypeAlias
+from typing import Any, Final, Literal, TypeAlias
 
 import msgspec
 
-from router.downloads.source import MAIN
-
+MAIN: Final = "main"
 JobState: TypeAlias = Literal["queued", "downloading", "waiting", "finished", "failed", "cancelled"]
 #: While in one of these there is something to cancel.
 ACTIVE: frozenset[JobState] = frozenset({"queued", "downloading", "waiting"})
@@ -45,7 +44,7 @@ class RemoteFile(msgspec.Struct, frozen=True):
 
 
 class Listing(msgspec.Struct, frozen=True):
-    """A repository at one commit. `left_out` are names that would lead out of its folder; not `accessible`:
+    """A repository at one commit. `left_out` are names that would lead out of its folder; `refusal` says why
     its files may not be fetched with the token there is, or without one."""
 
     repo: str
@@ -53,7 +52,7 @@ class Listing(msgspec.Struct, frozen=True):
     files: tuple[RemoteFile, ...]
     gated: bool = False
     private: bool = False
-    accessible: bool = True
+    refusal: str | None = None
     left_out: tuple[str, ...] = ()
 
 
@@ -97,6 +96,10 @@ class Job(msgspec.Struct, frozen=True):
     @property
     def done_bytes(self) -> int:
         return sum(self.done.values())
+
+    @property
+    def left_bytes(self) -> int:
+        return self.total_bytes - self.done_bytes
 
     @property
     def key(self) -> tuple[object, ...]:

@@ -10,10 +10,12 @@ Every name that comes from outside is checked before it becomes a path.
 
 from __future__ import annotations
 
+import os
 import re
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
+
+from router.downloads.job import RemoteFile
 
 COMMIT: Final = re.compile(r"[0-9a-f]{40}")
 _ETAG: Final = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{7,127}", re.ASCII)
@@ -43,28 +45,37 @@ def is_etag(etag: str) -> bool:
     return bool(_ETAG.fullmatch(etag)) and not etag.endswith((".incomplete", ".lock"))
 
 
-@dataclass(frozen=True, slots=True)
+def target_of(link: Path) -> Path:
+    """Where a link leads, one step: a blob may itself be a link to content that repositories share."""
+    return Path(os.path.normpath(link.parent / link.readlink()))
+
+
+def content_of(pointer: Path) -> Path:
+    """The blob that a file of a snapshot links to, else the file itself."""
+    return target_of(pointer) if pointer.is_symlink() else pointer
+
+
+def size_of(path: Path) -> int | None:
+    """Bytes of a file, through links; None where there is none."""
+    try:
+        return path.stat().st_size
+    except OSError:
+        return None
+
+
+def nearest_folder(folder: Path) -> Path:
+    """The folder, or as much of its path as exists."""
+    return next(one for one in (folder, *folder.parents) if one.exists())
+
+
 class RepoFolder:
     """One repository in the cache. `repo` has been checked (`router.downloads.source.is_repo`)."""
 
-    cache: Path
-    repo: str
-
-    @property
-    def folder(self) -> Path:
-        return self.cache / f"models--{self.repo.replace('/', '--')}"
-
-    @property
-    def blobs(self) -> Path:
-        return self.folder / "blobs"
-
-    @property
-    def snapshots(self) -> Path:
-        return self.folder / "snapshots"
-
-    @property
-    def refs(self) -> Path:
-        return self.folder / "refs"
+    def __init__(self, cache: Path, repo: str) -> None:
+        self.folder = cache / f"models--{repo.replace('/', '--')}"
+        self.blobs = self.folder / "blobs"
+        self.snapshots = self.folder / "snapshots"
+        self.refs = self.folder / "refs"
 
     def blob(self, etag: str) -> Path:
         """Raises Outside."""
@@ -80,55 +91,62 @@ class RepoFolder:
         """Raises Outside."""
         if not COMMIT.fullmatch(commit):
             raise Outside(f"{commit[:100]!r} is not a commit")
-        if not is_safe_path(path):
-            raise Outside(f"{path[:200]!r} would lie outside its repository")
-        return self.snapshots / commit / path
+        return self.snapshots / commit / _checked(path)
 
     def ref(self, revision: str) -> Path:
         """Raises Outside."""
-        if not is_safe_path(revision):
-            raise Outside(f"{revision[:100]!r} would lie outside its repository")
-        return self.refs / revision
+        return self.refs / _checked(revision)
 
     def make(self, folder: Path) -> None:
         """Create a folder of this repository. The repository's folder and its `blobs`, `snapshots` and `refs`
-        may be links to folders, as somebody makes them to use another disk; a link below them is refused.
-        Raises Outside, OSError."""
-        self.cache.mkdir(parents=True, exist_ok=True)
+        may be links to folders on another disk; a link below them is refused. Raises Outside, OSError."""
+        self.folder.parent.mkdir(parents=True, exist_ok=True)
         step = self.folder
         for depth, name in enumerate(("", *folder.relative_to(self.folder).parts)):
             step = step / name
-            if step.is_symlink():
-                if depth > 1:
-                    raise Outside(f"{step} is a link to {step.readlink()}: nothing is written through it")
-                if not step.is_dir():
-                    raise Outside(f"{step} is a link to {step.readlink()}, where there is no folder")
+            if step.is_symlink() and depth > 1:
+                raise Outside(f"{step} is a link to {step.readlink()}: nothing is written through it")
+            if step.is_symlink() and not step.is_dir():
+                raise Outside(f"{step} is a link to {step.readlink()}, where there is no folder")
             step.mkdir(exist_ok=True)
 
-    def size_of(self, commit: str, path: str) -> int | None:
-        """Bytes of a file that is there; None where it is not."""
-        try:
-            return self.pointer(commit, path).stat().st_size
-        except OSError:
-            return None
+    def whole(self, commit: str, file: RemoteFile) -> Path | None:
+        """The content of a file that is there completely, in the snapshot of `commit` or as a blob only."""
+        pointer = self.pointer(commit, file.path)
+        if size_of(pointer) == file.size:
+            return content_of(pointer)
+        if file.etag is not None and size_of(self.blob(file.etag)) == file.size:
+            return self.blob(file.etag)
+        return None
 
-    def blob_size(self, etag: str) -> int | None:
-        try:
-            return self.blob(etag).stat().st_size
-        except OSError:
-            return None
-
-    def partial_size(self, etag: str) -> int:
-        try:
-            return self.partial(etag).lstat().st_size
-        except OSError:
-            return 0
+    def done_bytes(self, commit: str, file: RemoteFile) -> int:
+        """What there is of a file, whole or in part."""
+        if self.whole(commit, file) is not None:
+            return file.size
+        part = size_of(self.partial(file.etag)) if file.etag else None
+        return min(part or 0, file.size)
 
     def partials(self) -> dict[Path, int]:
-        """What downloads have left: file and bytes."""
-        try:
-            return {
-                one: one.lstat().st_size for one in self.blobs.iterdir() if one.name.endswith(PARTIAL_SUFFIX)
-            }
-        except OSError:
-            return {}
+        """What downloads that were broken off have left: file and bytes."""
+        found = self.blobs.glob(f"*{PARTIAL_SUFFIX}")
+        return {one: size for one in found if (size := size_of(one)) is not None}
+
+    def linked_blobs(self) -> set[Path]:
+        """Where the links of all snapshots lead."""
+        return {target_of(one) for one in self.snapshots.rglob("*") if one.is_symlink()}
+
+    def commits_by_ref(self) -> dict[Path, str]:
+        """The file of each branch or tag, and the commit that it names. What cannot be read is left out."""
+        found = {}
+        for ref in self.refs.rglob("*"):
+            try:
+                found[ref] = ref.read_text(encoding="ascii").strip()
+            except (OSError, UnicodeDecodeError):  # a folder, or nothing that a hub's library has written
+                continue
+        return found
+
+
+def _checked(path: str) -> str:
+    if not is_safe_path(path):
+        raise Outside(f"{path[:200]!r} would lie outside its repository")
+    return path

@@ -1,8 +1,8 @@
-"""What the router and the process that speaks to the hub say to each other: a JSON object per line.
+"""Messages between the router and the worker process that asks the hub: a JSON object per line.
 
-The router asks once (`Look`, `Fetch` or `Sweep`), on the standard input, whose end means that the router is
-gone; the worker says how it goes, on the standard output, and at last `Listed`, `Fetched`, `Swept` or
-`Failed`.
+The router sends one request (`Look`, `Fetch` or `Sweep`) to the standard input, whose end means that the
+router has exited. The worker answers on the standard output: any number of `Progress`, then one of the
+others.
 """
 
 from __future__ import annotations
@@ -12,25 +12,6 @@ from typing import Literal, TypeAlias
 import msgspec
 
 from router.downloads.job import Listing, RemoteFile
-
-Problem: TypeAlias = Literal[
-    "repo_not_found",
-    "revision_not_found",
-    "file_not_found",
-    "gated",
-    "unauthorized",
-    "offline",
-    "unreachable",
-    "limited",
-    "hub_error",
-    "misbehaves",
-    "disk_full",
-    "not_writable",
-    "outside",
-    "corrupt",
-    "busy",
-    "unexpected",
-]
 
 
 class Look(msgspec.Struct, frozen=True, tag=True):
@@ -63,7 +44,7 @@ class Listed(msgspec.Struct, frozen=True, tag=True):
 
 
 class Progress(msgspec.Struct, frozen=True, tag=True):
-    """`done` bytes of `path` are there. Also said while what is there already is read again to check it."""
+    """`done` bytes of `path` are there. Also sent while what is there already is read again to check it."""
 
     path: str
     done: int
@@ -80,13 +61,15 @@ class Swept(msgspec.Struct, frozen=True, tag=True):
 
 
 class Failed(msgspec.Struct, frozen=True, tag=True):
-    """`message` is for people, without tokens and signed addresses. `is_transient`: worth another try."""
+    """`code` is that of an error in `errors.WORKER_ERRORS`; `message` has no tokens and no signed addresses.
+    `retry`: whether another attempt may succeed; "once" for content that was damaged on the way, "later" for
+    at most `retry_seconds` without progress, "always" while another process fetches the file."""
 
-    problem: Problem
+    code: str
     message: str
-    is_transient: bool = False
+    retry: Literal["never", "once", "later", "always"] = "never"
     retry_after_seconds: float | None = None
 
 
 Request: TypeAlias = Look | Fetch | Sweep
-Said: TypeAlias = Listed | Progress | Fetched | Swept | Failed
+Answer: TypeAlias = Listed | Progress | Fetched | Swept | Failed

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import glob
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
-from urllib.parse import SplitResult, parse_qs, unquote, urlsplit
+from urllib.parse import parse_qs, unquote, urlsplit
 
 from router.downloads.errors import BadSource
+from router.downloads.job import MAIN
 from router.downloads.layout import is_safe_path
 
-MAIN: Final = "main"
 _REPO: Final = re.compile(r"(?=.{3,96}$)\w+(?:[.-]\w+)*/\w+(?:[.-]\w+)*", re.ASCII)
 _REVISION: Final = re.compile(r"(?!.*(?:\.\.|//|/$|\.lock$))[A-Za-z0-9][A-Za-z0-9._/-]{0,127}", re.ASCII)
 #: What may stand behind the colon of a model's id: much of what a file may be called, but no folder.
 _QUANTIZATION: Final = re.compile(r"\w[\w.+,()\[\] -]{0,199}")
+_HF_PATH: Final = re.compile(r"(?:models/)?(?P<repo>[^/]+/[^/@]+)(?:@(?P<revision>[^/]+))?/?(?P<path>.*)")
 _HOSTS: Final = frozenset({"huggingface.co", "www.huggingface.co", "hf.co"})
 _OTHER_KINDS: Final = frozenset({"datasets", "spaces", "kernels", "buckets", "collections", "papers"})
 _FORMS: Final = "give ORG/REPO, ORG/REPO:QUANTIZATION, or the address of a repository or file on the hub"
@@ -40,10 +41,16 @@ def parse_source(text: str, endpoint: str) -> Source:
     text = text.strip()
     if len(text) > 2000 or any(ord(sign) < 32 for sign in text):
         raise BadSource(f"that is no repository; {_FORMS}")
-    hosts = _HOSTS | {urlsplit(endpoint).netloc.rpartition("@")[2].lower()}
+    hosts = _HOSTS | {urlsplit(without_userinfo(endpoint)).netloc.lower()}
     if "://" in text or text.partition("/")[0].lower() in hosts:
         return _from_address(text, hosts)
     return _from_name(text, MAIN)
+
+
+def without_userinfo(address: str) -> str:
+    """An address as it may be shown: without a name and password."""
+    parts = urlsplit(address)
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
 
 
 def check_revision(revision: str) -> str:
@@ -77,43 +84,28 @@ def _from_address(text: str, hosts: frozenset[str]) -> Source:
         parts = urlsplit(text if "://" in text else f"https://{text}")
     except ValueError as error:
         raise BadSource(f"{text[:200]!r} is not an address: {error}") from error
-    if parts.scheme == "hf":
-        return _from_hf_uri(parts)
-    if parts.scheme not in ("http", "https") or parts.netloc.lower() not in hosts:
+    path = parts.path
+    if parts.scheme == "hf":  # hf://ORG/REPO@REVISION/PATH
+        found = _HF_PATH.fullmatch(f"{parts.netloc}{parts.path}")
+        path = f"{found['repo']}/resolve/{found['revision'] or MAIN}/{found['path']}" if found else ""
+    elif parts.scheme not in ("http", "https") or parts.netloc.lower() not in hosts:
         raise BadSource(
             f"models come from {', '.join(sorted(hosts - {'hf.co', 'www.huggingface.co'}))}; {_FORMS}"
         )
-    names = [unquote(name) for name in parts.path.split("/") if name]
-    if len(names) < 2 or names[0] in _OTHER_KINDS:
-        raise BadSource(f"{text[:200]!r} is not the address of a model; {_FORMS}")
-    repo, revision, inner = "/".join(names[:2]), MAIN, names[4:]
-    match names[2:3]:
-        case ["tree" | "blob" | "resolve" | "raw"] if len(names) > 3:
-            revision = names[3]
-        case [] | ["tree"]:
-            shown = parse_qs(parts.query).get("show_file_info", [])
-            inner = shown[0].split("/") if shown else []
+    match [unquote(name) for name in path.split("/") if name]:
+        case [org, repo] if org not in _OTHER_KINDS:
+            revision, kind, inner = MAIN, "", parse_qs(parts.query).get("show_file_info", [])
+        case [org, repo, "tree"] if org not in _OTHER_KINDS:
+            revision, kind, inner = MAIN, "", []
+        case [org, repo, ("tree" | "blob" | "resolve" | "raw") as kind, revision, *inner]:
+            pass
         case _:
             raise BadSource(f"{text[:200]!r} is not the address of a model or a file of one; {_FORMS}")
-    return _with_file(_from_name(repo, revision), inner, is_folder=names[2:3] == ["tree"])
-
-
-def _from_hf_uri(parts: SplitResult) -> Source:
-    """hf://org/repo@revision/path"""
-    names = [unquote(name) for name in f"{parts.netloc}{parts.path}".split("/") if name]
-    if names[:1] == ["models"]:
-        names = names[1:]
-    if len(names) < 2:
-        raise BadSource(f"{parts.geturl()[:200]!r} is not the address of a model; {_FORMS}")
-    name, at, revision = names[1].partition("@")
-    return _with_file(_from_name(f"{names[0]}/{name}", revision if at else MAIN), names[2:], is_folder=False)
-
-
-def _with_file(source: Source, inner: list[str], *, is_folder: bool) -> Source:
+    source = _from_name(f"{org}/{repo}", revision)
     if not inner:
         return source
     path = "/".join(inner)
     if not is_safe_path(path):
         raise BadSource(f"{path[:200]!r} is not a file of a repository")
-    pattern = glob.escape(path) + ("/*" if is_folder else "")
-    return Source(source.repo, source.revision, source.quantization, (pattern,))
+    pattern = glob.escape(path) + ("/*" if kind == "tree" else "")
+    return replace(source, include=(pattern,))

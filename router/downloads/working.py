@@ -1,4 +1,4 @@
-"""The router's side of a worker: started, listened to, and killed whenever whoever listens stops."""
+"""The router's side of a worker: started, read from, and killed whenever the reader stops."""
 
 from __future__ import annotations
 
@@ -8,23 +8,23 @@ import os
 import signal
 import sys
 from asyncio.subprocess import DEVNULL, PIPE, Process
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing, suppress
 from pathlib import Path
 from typing import Final
 
 import msgspec
 
 from router.descriptors import check_left
-from router.downloads.protocol import Failed, Request, Said
+from router.downloads.protocol import Answer, Failed, Progress, Request
 
 log = logging.getLogger("router.downloads")
 
 #: The list of a repository with a hundred thousand files is one line.
 _LINE_BYTES: Final = 64 << 20
-#: One that is stuck in the kernel (a dead network disk) does not go even when killed.
-_GONE_SECONDS: Final = 2.0
-_NOT_FOR_IT: Final = ("LLAMA_", "NOTIFY_", "WATCHDOG_", "LISTEN_")
+#: One that is stuck in the kernel (a dead network disk) does not exit even when killed.
+_EXIT_SECONDS: Final = 2.0
+_NOT_FOR_WORKERS: Final = ("LLAMA_", "NOTIFY_", "WATCHDOG_", "LISTEN_")
 
 
 def worker_environ(environ: Mapping[str, str]) -> dict[str, str]:
@@ -32,7 +32,7 @@ def worker_environ(environ: Mapping[str, str]) -> dict[str, str]:
     requests with their headers."""
     own = str(Path(__file__).resolve().parents[2])
     path = [own, environ["PYTHONPATH"]] if environ.get("PYTHONPATH") else [own]
-    kept = {name: value for name, value in environ.items() if not name.startswith(_NOT_FOR_IT)}
+    kept = {name: value for name, value in environ.items() if not name.startswith(_NOT_FOR_WORKERS)}
     kept.pop("HF_DEBUG", None)
     return {
         **kept,
@@ -43,12 +43,17 @@ def worker_environ(environ: Mapping[str, str]) -> dict[str, str]:
     }
 
 
-@asynccontextmanager
-async def working(
+async def ask(request: Request, environ: Mapping[str, str], *, stall_seconds: float) -> Answer:
+    """The only answer of a worker to `Look` or `Sweep`."""
+    async with aclosing(answers(request, environ, stall_seconds=stall_seconds)) as found:
+        return await anext(found)
+
+
+async def answers(
     request: Request, environ: Mapping[str, str], *, stall_seconds: float
-) -> AsyncIterator[AsyncIterator[Said]]:
-    """What a worker says of `request`, the last of it `Listed`, `Fetched` or `Failed`. It is gone at the end
-    of the block. One that is silent for `stall_seconds` is said to have failed."""
+) -> AsyncGenerator[Answer, None]:
+    """What a worker answers to `request`, at last `Failed` if it sends nothing for `stall_seconds` or exits
+    early. The worker is gone when the generator is closed (`contextlib.aclosing`)."""
     try:
         check_left()
         process = await asyncio.create_subprocess_exec(
@@ -61,60 +66,53 @@ async def working(
             start_new_session=True,  # a Ctrl-C in the terminal is for the router
         )
     except OSError as error:
-        yield _only(Failed("unexpected", f"cannot start a process to download with: {error}", True))
+        message = f"cannot start a process to download with: {error}"
+        yield Failed("download_failed", message, "later")
         return
     try:
-        yield _heard(process, request, stall_seconds)
+        assert process.stdin is not None, "it is a pipe"
+        with suppress(ConnectionError):
+            process.stdin.write(msgspec.json.encode(request) + b"\n")
+            await process.stdin.drain()
+        while True:
+            answer = await _next_answer(process, stall_seconds)
+            yield answer
+            if not isinstance(answer, Progress):
+                return
     finally:
-        await _end(process)
+        await _kill(process)
 
 
-async def _heard(process: Process, request: Request, stall_seconds: float) -> AsyncIterator[Said]:
-    assert process.stdin is not None and process.stdout is not None, "they are pipes"
-    with suppress(ConnectionError):
-        process.stdin.write(msgspec.json.encode(request) + b"\n")
-        await process.stdin.drain()
-    while True:
-        try:
-            async with asyncio.timeout(stall_seconds):
-                line = await process.stdout.readline()
-        except TimeoutError:
-            yield Failed("unreachable", f"nothing has come for {stall_seconds:g} s", is_transient=True)
-            return
-        except ValueError:
-            yield Failed("misbehaves", "the repository has more files than can be listed")
-            return
-        if not line.endswith(b"\n"):
-            yield Failed("unexpected", await _end_of(process), is_transient=True)
-            return
-        said: Said = msgspec.json.decode(line, type=Said)
-        yield said
-        if type(said).__name__ != "Progress":
-            return
-
-
-async def _only(said: Said) -> AsyncIterator[Said]:
-    yield said
-
-
-async def _end_of(process: Process) -> str:
-    """It should have said more."""
+async def _next_answer(process: Process, stall_seconds: float) -> Answer:
+    assert process.stdout is not None, "it is a pipe"
+    try:
+        async with asyncio.timeout(stall_seconds):
+            line = await process.stdout.readline()
+    except TimeoutError:
+        return Failed("hub_unreachable", f"nothing has come for {stall_seconds:g} s", "later")
+    except ValueError:  # longer than _LINE_BYTES
+        return Failed("hub_misbehaves", "the repository has more files than can be listed")
+    if line.endswith(b"\n"):
+        answer: Answer = msgspec.json.decode(line, type=Answer)
+        return answer
     with suppress(TimeoutError):
         async with asyncio.timeout(1.0):
             await process.wait()
     status = process.returncode
     if status is not None and status < 0:
-        return f"the process that downloads was ended by {signal.Signals(-status).name}"
-    return f"the process that downloads has ended with status {status}"
+        how = f"was ended by {signal.Signals(-status).name}"
+    else:
+        how = f"has ended with status {status}"
+    return Failed("download_failed", f"the process that downloads {how}", "later")
 
 
-async def _end(process: Process) -> None:
+async def _kill(process: Process) -> None:
     with suppress(ProcessLookupError):
         process.kill()
     if process.stdin is not None:
         process.stdin.close()
-    with suppress(TimeoutError):
-        async with asyncio.timeout(_GONE_SECONDS):
+    try:
+        async with asyncio.timeout(_EXIT_SECONDS):
             await process.wait()
-            return
-    log.warning("process %d, which downloads, does not end", process.pid)
+    except TimeoutError:
+        log.warning("process %d, which downloads, does not end", process.pid)

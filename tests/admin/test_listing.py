@@ -11,7 +11,8 @@ import pytest
 
 from router.admin import Known
 from router.admin.listing import Listing, Progress, visible
-from router.downloads import DownloadSpec, Job, RemoteFile
+from router.downloads import DownloadSpec, Job
+from router.downloads.job import RemoteFile
 from router.scheduler.types import State
 from router.scheduler.views import ModelView, QueueView, Snapshot
 from tests.admin.fake_pool import GIB, GPU, FakePool, Instance

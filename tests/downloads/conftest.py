@@ -11,7 +11,8 @@ import pytest
 
 from router.config import DownloadsConfig
 from router.db.store import Store
-from router.downloads import DownloadEvent, Downloads, DownloadSpec, Job
+from router.downloads import Downloads, DownloadSpec, Job
+from router.downloads.job import DownloadEvent
 from tests.deadline import DEADLINE_SECONDS
 from tests.hub_stub import HubStub
 from tests.waiting import until

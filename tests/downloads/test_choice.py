@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from router.downloads import DownloadSpec, Listing, RemoteFile, choose, projectors, quantizations
+from router.downloads import DownloadSpec
+from router.downloads.choice import choose, projectors, quantizations
 from router.downloads.errors import HubMisbehaves, NothingToFetch
+from router.downloads.job import Listing, RemoteFile
 from router.errors import AmbiguousModel
 
 NAMES = (

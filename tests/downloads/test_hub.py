@@ -33,7 +33,7 @@ def test_a_hub_that_is_busy_says_for_how_long_within_bounds(after, seconds):
     request = httpx2.Request("GET", "https://hub/x")
     response = httpx2.Response(429, headers={"Retry-After": after}, request=request)
     failed = translated(HfHubHTTPError("busy", response=response), REPO, "main").failed
-    assert (failed.problem, failed.is_transient, failed.retry_after_seconds) == ("limited", True, seconds)
+    assert (failed.code, failed.retry, failed.retry_after_seconds) == ("hub_limited", "later", seconds)
 
 
 @pytest.mark.parametrize(

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from router.downloads import Source, check_revision, parse_source
 from router.downloads.errors import BadSource
+from router.downloads.source import Source, check_revision, parse_source
 
 HUB = "https://huggingface.co"
 
