@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Iterable
 from pathlib import Path
+from typing import Final
 
 import msgspec
 from aiohttp import web
 
 from router.admin.answer import is_set, json_response
 from router.admin.context import CONTEXT, Context
-from router.admin.route import Access, Query, Route
+from router.admin.route import Access, Query, Routes
 from router.downloads.errors import InUse, NotRemovable
 from router.errors import AmbiguousModel, InvalidRequest, ModelNotFound
 from router.models.catalog import CatalogEntry
+
+ROUTES: Final = Routes()
 
 
 class Kept(msgspec.Struct, frozen=True):
@@ -30,6 +31,15 @@ class Deleted(msgspec.Struct, frozen=True):
     success: bool = True
 
 
+@ROUTES.add(
+    "DELETE",
+    "/models",
+    access=Access.ADMIN,
+    summary="Delete a model from the Hugging Face cache",
+    query=(Query("model", "Its name or alias", required=True), Query("force", "End its requests", bool)),
+    answer=Deleted,
+    refusals=(ModelNotFound, AmbiguousModel, NotRemovable, InUse),
+)
 async def delete_model(request: web.Request) -> web.Response:
     """Deletes its files from the Hugging Face cache, but for content that something else uses, and answers
     when it is unloaded: requests that it serves may end first, unless `?force=1` ends them; new ones find it
@@ -52,29 +62,18 @@ async def delete_model(request: web.Request) -> web.Response:
         await context.downloads.forget(job.id)
     if entry is None:
         return json_response(Deleted(name, (), sum(job.done_bytes for job in jobs if job.is_active), []))
-    told: asyncio.Future[Deleted] = asyncio.get_running_loop().create_future()
-
-    async def delete() -> None:
-        try:
-            told.set_result(await _delete(context, entry, force=is_set(request, "force")))
-        except Exception as error:  # noqa: BLE001 - it is told below, or the client has left
-            told.set_exception(error)
-            told.exception()
-        finally:
-            told.cancel()
-
-    # To its end, also when the client leaves: half of it would be a model that is listed without its files.
-    context.spawn(delete(), name=f"delete {entry.id}")
-    return json_response(await asyncio.shield(told))
+    deletion = _delete(context, entry, force=is_set(request, "force"))
+    return json_response(await context.downloads.to_the_end(deletion))
 
 
 async def _delete(context: Context, entry: CatalogEntry, *, force: bool) -> Deleted:
     async with context.downloads.removing:
-        removed = await context.downloads.remove(_own_files(entry), _needed_files(_others(context, entry)))
+        needed = [file for other in _others(context, entry) if other.is_model for file in _files(other)]
+        removed = await context.downloads.remove(_own_files(entry), needed)
         try:
             await context.reload()
         finally:
-            # Not before: requests that came meanwhile would load it again. Who has its files open keeps them.
+            # Not before: requests that came meanwhile would load it again. An open file stays readable.
             if context.pool.snapshot().of_model(entry.id):
                 await context.pool.unload(entry.id, force=force)
     context.downloads.announce(entry.id, "model_remove")
@@ -99,36 +98,13 @@ def _others(context: Context, entry: CatalogEntry) -> list[CatalogEntry]:
 
 def _own_files(entry: CatalogEntry) -> list[Path]:
     """Its parts, and the projector that lies beside them: not what its settings name elsewhere."""
-    beside = entry.mmproj is not None and entry.mmproj.is_relative_to(_snapshot(entry.files[0]))
-    return [*entry.files, *([entry.mmproj] if entry.mmproj is not None and beside else [])]
+    first = entry.files[0]
+    snapshot = next((one for one in first.parents if one.parent.name == "snapshots"), first.parent)
+    projector = entry.mmproj if entry.mmproj is not None and entry.mmproj.is_relative_to(snapshot) else None
+    return [*entry.files, *([projector] if projector is not None else [])]
 
 
-def _snapshot(file: Path) -> Path:
-    """.../snapshots/COMMIT"""
-    return next((one for one in file.parents if one.parent.name == "snapshots"), file.parent)
-
-
-def _needed_files(entries: Iterable[CatalogEntry]) -> list[Path]:
-    """What other models are run with. A projector or adapter that none of them names is not needed."""
-    found = [
-        file
-        for one in entries
-        if one.is_model
-        for file in (*one.files, one.mmproj, one.preset.draft_model, *one.preset.lora)
-        if file is not None
-    ]
-    return list(dict.fromkeys(found))
-
-
-ROUTES = (
-    Route(
-        "DELETE",
-        "/models",
-        delete_model,
-        Access.ADMIN,
-        summary="Delete a model from the Hugging Face cache",
-        query=(Query("model", "Its name or alias", required=True), Query("force", "End its requests", bool)),
-        answer=Deleted,
-        refusals=(ModelNotFound, AmbiguousModel, NotRemovable, InUse),
-    ),
-)
+def _files(entry: CatalogEntry) -> list[Path]:
+    """What a model is run with. A projector or adapter that no model names is not needed."""
+    found = (*entry.files, entry.mmproj, entry.preset.draft_model, *entry.preset.lora)
+    return [file for file in found if file is not None]

@@ -2,31 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Final
+
 import msgspec
 from aiohttp import web
 
 from router.admin.answer import is_set, json_response, read_json
 from router.admin.context import CONTEXT, Context
-from router.admin.route import Access, Query, Route
-from router.downloads import DownloadSpec, Job
+from router.admin.route import Access, Query, Routes
+from router.downloads import Downloads, DownloadSpec, Job
 from router.downloads.choice import Chosen
 from router.downloads.errors import (
+    WORKER_ERRORS,
     BadSource,
-    DiskFull,
-    DownloadFailed,
     DownloadNotFound,
-    Gated,
-    HubLimited,
-    HubMisbehaves,
-    HubUnreachable,
     ModelExists,
     NothingToFetch,
-    NotWritable,
-    RepoNotFound,
 )
-from router.downloads.job import Listing
+from router.downloads.job import MAIN, Listing, Problem
 from router.downloads.source import check_quantization, check_revision, parse_source
 from router.errors import AmbiguousModel, InvalidRequest
+
+ROUTES: Final = Routes()
+FETCH_REFUSALS: Final = (BadSource, NothingToFetch, AmbiguousModel, ModelExists, *WORKER_ERRORS.values())
+_CLEAN: Final = Query("clean", "Delete what has come", bool)
 
 # --- shapes ---
 
@@ -56,11 +56,6 @@ class File(msgspec.Struct, frozen=True):
     done: int
 
 
-class Problem(msgspec.Struct, frozen=True):
-    code: str
-    message: str
-
-
 class Download(msgspec.Struct, frozen=True):
     """`state`: queued, downloading, waiting (until `retry_at`, because of `error`), finished, failed or
     cancelled. `models` are the names that it becomes. Times are Unix time; `expected_seconds` is what the
@@ -87,30 +82,24 @@ class Download(msgspec.Struct, frozen=True):
 
     @classmethod
     def of(cls, job: Job) -> Download:
-        left, pace = job.total_bytes - job.done_bytes, job.bytes_per_second
+        pace, wish = job.bytes_per_second, job.wish
         return cls(
-            id=job.id,
-            repo=job.wish.repo,
-            revision=job.wish.revision,
-            commit=job.commit,
-            quantization=job.wish.quantization,
-            models=job.models,
-            state=job.state,
+            *(job.id, wish.repo, wish.revision, job.commit, wish.quantization, job.models, job.state),
             files=[File(one.path, one.size, job.done.get(one.path, 0)) for one in job.files],
             done_bytes=job.done_bytes,
             total_bytes=job.total_bytes,
             bytes_per_second=pace,
-            expected_seconds=left / pace if pace and job.is_active else None,
+            expected_seconds=job.left_bytes / pace if pace and job.is_active else None,
             attempts=job.attempts,
             created_at=job.created_at,
             updated_at=job.updated_at,
             retry_at=job.retry_at,
-            error=Problem(job.error.code, job.error.message) if job.error is not None else None,
+            error=job.error,
             note=job.note,
         )
 
 
-class Downloads(msgspec.Struct, frozen=True):
+class Listed(msgspec.Struct, frozen=True):
     data: list[Download]
     object: str = "list"
 
@@ -126,6 +115,15 @@ class Added(msgspec.Struct, frozen=True):
 # --- fetched ---
 
 
+@ROUTES.add(
+    "POST",
+    "/models",
+    access=Access.ADMIN,
+    summary="Download a model, as llama.cpp's router does",
+    body=AddRequest,
+    answer=Added,
+    refusals=FETCH_REFUSALS,
+)
 async def add_model(request: web.Request) -> web.Response:
     """llama.cpp's way to download: answers when the download has begun."""
     context = request.app[CONTEXT]
@@ -133,53 +131,87 @@ async def add_model(request: web.Request) -> web.Response:
     wish = msgspec.structs.replace(wish_of(context, DownloadRequest(asked.model)), name=asked.model)
 
     def check(_: Listing, chosen: Chosen) -> None:
-        literal = context.known.catalog.literal
-        there = [name for name in chosen.models if literal(name) is not None]
-        if there and len(there) == len(chosen.models):
-            raise ModelExists(
-                f"{', '.join(there)} is there already; POST /models/download fetches what is new"
-            )
+        if chosen.models and all(context.known.catalog.literal(name) for name in chosen.models):
+            there = ", ".join(chosen.models)
+            raise ModelExists(f"{there} is there already; POST /models/download fetches what is new")
 
     job = await context.downloads.start(wish, check)
     return json_response(Added(job.model, job.id))
 
 
+@ROUTES.add(
+    "POST",
+    "/models/download",
+    access=Access.ADMIN,
+    summary="Download a model",
+    body=DownloadRequest,
+    answer=Download,
+    refusals=FETCH_REFUSALS,
+)
 async def download(request: web.Request) -> web.Response:
     """Answers when the download has begun, or goes on already. What is there is not fetched again: of a model
     that has changed on the hub, what is new comes."""
     context = request.app[CONTEXT]
     wish = wish_of(context, await read_json(request, DownloadRequest))
-    job = await context.downloads.start(
-        wish, lambda listing, chosen: check_name(context, wish, listing, chosen)
-    )
-    return json_response(Download.of(job))
+    return json_response(Download.of(await context.downloads.start(wish, name_check(context, wish))))
 
 
+@ROUTES.add("GET", "/models/downloads", summary="The downloads", answer=Listed)
 async def list_downloads(request: web.Request) -> web.Response:
     """Those that run, and the last that have ended."""
-    return json_response(Downloads([Download.of(job) for job in request.app[CONTEXT].downloads.jobs()]))
+    return json_response(Listed([Download.of(job) for job in _downloads(request).jobs()]))
 
 
+@ROUTES.add(
+    "GET",
+    "/models/downloads/{id}",
+    summary="One download",
+    answer=Download,
+    refusals=(DownloadNotFound,),
+)
 async def show_download(request: web.Request) -> web.Response:
-    return json_response(Download.of(request.app[CONTEXT].downloads.job(request.match_info["id"])))
+    return json_response(Download.of(_downloads(request).job(request.match_info["id"])))
 
 
+@ROUTES.add(
+    "POST",
+    "/models/downloads/{id}/cancel",
+    access=Access.ADMIN,
+    summary="Cancel a download",
+    query=(_CLEAN,),
+    answer=Download,
+    refusals=(DownloadNotFound,),
+)
 async def cancel_download(request: web.Request) -> web.Response:
     """Answers when nothing is fetched any more. What has come is kept, so that the same download goes on from
     there, unless `?clean=1` deletes it."""
-    downloads = request.app[CONTEXT].downloads
-    job = await downloads.cancel(request.match_info["id"], clean=is_set(request, "clean"))
-    return json_response(Download.of(job))
+    return json_response(Download.of(await _cancelled(request)))
 
 
+@ROUTES.add(
+    "DELETE",
+    "/models/downloads/{id}",
+    access=Access.ADMIN,
+    summary="Cancel a download, or take an ended one off the list",
+    query=(_CLEAN,),
+    answer=Download,
+    refusals=(DownloadNotFound,),
+)
 async def delete_download(request: web.Request) -> web.Response:
     """Cancels one that runs, as the other way does; one that has ended is taken off the list."""
-    downloads, job = request.app[CONTEXT].downloads, request.match_info["id"]
-    was_active = downloads.job(job).is_active
-    ended = await downloads.cancel(job, clean=is_set(request, "clean"))
+    was_active = _downloads(request).job(request.match_info["id"]).is_active
+    ended = await _cancelled(request)
     if not was_active:
-        await downloads.forget(job)
+        await _downloads(request).forget(ended.id)
     return json_response(Download.of(ended))
+
+
+async def _cancelled(request: web.Request) -> Job:
+    return await _downloads(request).cancel(request.match_info["id"], clean=is_set(request, "clean"))
+
+
+def _downloads(request: web.Request) -> Downloads:
+    return request.app[CONTEXT].downloads
 
 
 # --- what is meant ---
@@ -201,81 +233,14 @@ def wish_of(context: Context, asked: DownloadRequest) -> DownloadSpec:
     )
 
 
-def check_name(context: Context, wish: DownloadSpec, listing: Listing, chosen: Chosen) -> None:
-    """A model of another revision has the same name as that of main, which would hide it. Raises
+def name_check(context: Context, wish: DownloadSpec) -> Callable[[Listing, Chosen], None]:
+    """A model of another revision has the same name as that of main, which would hide it: the check raises
     ModelExists."""
-    if wish.revision == DownloadSpec("").revision:
-        return
-    for name in chosen.models:
-        entry = context.known.catalog.literal(name)
-        if entry is not None and entry.path is not None and listing.commit not in entry.path.parts:
-            raise ModelExists(f"{name} is there already, from another revision: delete it first")
 
+    def check(listing: Listing, chosen: Chosen) -> None:
+        for name in chosen.models if wish.revision != MAIN else ():
+            entry = context.known.catalog.literal(name)
+            if entry is not None and entry.path is not None and listing.commit not in entry.path.parts:
+                raise ModelExists(f"{name} is there already, from another revision: delete it first")
 
-FETCH_REFUSALS = (
-    BadSource,
-    NothingToFetch,
-    AmbiguousModel,
-    ModelExists,
-    Gated,
-    RepoNotFound,
-    HubMisbehaves,
-    HubUnreachable,
-    HubLimited,
-    DiskFull,
-    DownloadFailed,
-    NotWritable,
-)
-_CLEAN = Query("clean", "Delete what has come", bool)
-
-ROUTES = (
-    Route(
-        "POST",
-        "/models",
-        add_model,
-        Access.ADMIN,
-        summary="Download a model, as llama.cpp's router does",
-        body=AddRequest,
-        answer=Added,
-        refusals=FETCH_REFUSALS,
-    ),
-    Route(
-        "POST",
-        "/models/download",
-        download,
-        Access.ADMIN,
-        summary="Download a model",
-        body=DownloadRequest,
-        answer=Download,
-        refusals=FETCH_REFUSALS,
-    ),
-    Route("GET", "/models/downloads", list_downloads, summary="The downloads", answer=Downloads),
-    Route(
-        "GET",
-        "/models/downloads/{id}",
-        show_download,
-        summary="One download",
-        answer=Download,
-        refusals=(DownloadNotFound,),
-    ),
-    Route(
-        "POST",
-        "/models/downloads/{id}/cancel",
-        cancel_download,
-        Access.ADMIN,
-        summary="Cancel a download",
-        query=(_CLEAN,),
-        answer=Download,
-        refusals=(DownloadNotFound,),
-    ),
-    Route(
-        "DELETE",
-        "/models/downloads/{id}",
-        delete_download,
-        Access.ADMIN,
-        summary="Cancel a download, or take an ended one off the list",
-        query=(_CLEAN,),
-        answer=Download,
-        refusals=(DownloadNotFound,),
-    ),
-)
+    return check

@@ -6,6 +6,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
+import msgspec
+
 from router.downloads.errors import HubMisbehaves, NothingToFetch
 from router.downloads.job import DownloadSpec, Listing, RemoteFile
 from router.errors import AmbiguousModel
@@ -26,15 +28,16 @@ class Chosen:
         return sum(file.size for file in self.files)
 
 
-@dataclass(frozen=True, slots=True)
-class Quantization:
-    """One model that a repository offers. `name` is its label, `size` is without a projector."""
+class Quantization(msgspec.Struct, frozen=True):
+    """One model that a repository offers. `name` is its label, `model` the id under which it would be found,
+    `size` the bytes without a projector."""
 
     name: str
     model: str
     files: tuple[str, ...]
     size: int
     is_default: bool
+    is_present: bool
 
 
 def choose(listing: Listing, wish: DownloadSpec) -> Chosen:
@@ -47,22 +50,18 @@ def choose(listing: Listing, wish: DownloadSpec) -> Chosen:
     files = {file.path: file for file in listing.files}
     named = hub_names.labels(listing.repo, _names(files))
     allowed = [path for path in files if not _matches(path, wish.exclude)]
-    presets = [HUB_PRESET] if HUB_PRESET in allowed and not wish.quantization and not wish.include else []
-    names = _names(allowed)
+    included = [path for path in allowed if not wish.include or _matches(path, wish.include)]
+    wanted: list[str] = []
     if wish.include and not wish.quantization:
-        wanted = [path for path in allowed if _matches(path, wish.include)]
-        models = [name for name in _names(wanted) if name.is_model]
+        wanted, models = included, [name for name in _names(included) if name.is_model]
     else:
-        within = {
-            label: name
-            for label, name in named.items()
-            if name in names and (not wish.include or _matches(name.path, wish.include))
-        }
-        wanted, models = [], _chosen(listing.repo, within, wish.quantization)
-    wanted += presets
+        within = {label: name for label, name in named.items() if name.path in included}
+        models = _chosen(listing.repo, within, wish.quantization)
+        if HUB_PRESET in allowed and not wish.quantization and not wish.include:
+            wanted = [HUB_PRESET]
     if not wanted and not models:
         raise NothingToFetch(_nothing(listing, wish))
-    projectors = [name for name in names if name.is_mmproj]
+    projectors = [name for name in _names(allowed) if name.is_mmproj]
     for model in models:
         projector = choose_sibling(projectors, model)
         wanted += [*model.shards, *([projector.path] if projector is not None else [])]
@@ -76,25 +75,30 @@ def choose(listing: Listing, wish: DownloadSpec) -> Chosen:
     return Chosen(ordered, ids)
 
 
-def quantizations(listing: Listing) -> tuple[Quantization, ...]:
-    """Every model the repository has, smallest first."""
+def quantizations(listing: Listing, present: frozenset[str] = frozenset()) -> tuple[Quantization, ...]:
+    """Every model the repository has, smallest first. `present` are paths that need not be fetched."""
     files = {file.path: file for file in listing.files}
     named = hub_names.labels(listing.repo, _names(files))
     try:
         default = _chosen(listing.repo, named, "")
     except AmbiguousModel:
         default = []
-    found = []
-    for label, name in named.items():
-        if not all(part in files for part in name.shards):
-            continue
-        size = sum(files[part].size for part in name.shards)
-        is_default = name in default
-        found.append(Quantization(label, f"{listing.repo}:{label}", name.shards, size, is_default))
-    return tuple(sorted(found, key=lambda one: (one.size, one.name)))
+    found = [
+        Quantization(
+            label,
+            f"{listing.repo}:{label}",
+            name.shards,
+            sum(files[part].size for part in name.shards),
+            is_default=name in default,
+            is_present=present.issuperset(name.shards),
+        )
+        for label, name in named.items()
+        if files.keys() >= set(name.shards)
+    ]
+    return tuple(sorted(found, key=lambda each: (each.size, each.name)))
 
 
-def projectors(listing: Listing) -> Mapping[str, int]:
+def projectors(listing: Listing) -> dict[str, int]:
     """Files that let a model see or hear, with their bytes."""
     return {
         file.path: file.size

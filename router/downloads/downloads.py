@@ -28,7 +28,7 @@ from router.downloads.errors import (
     HubUnreachable,
     NotWritable,
 )
-from router.downloads.job import DownloadEvent, DownloadSpec, Job, JobError, JobState, Listing
+from router.downloads.job import DownloadEvent, DownloadSpec, Job, JobState, Listing, Problem
 from router.downloads.layout import RepoFolder, nearest_folder
 from router.downloads.protocol import Failed, Fetch, Fetched, Listed, Look, Progress, Sweep, Swept
 from router.downloads.removal import Removed, discard, place_of, remove, sweep
@@ -220,7 +220,7 @@ class Downloads:
         if live.job.is_active:
             await _halt(live)
             if live.job.is_active:  # it may have come to its end meanwhile
-                await self._stop(live, "cancelled", JobError("cancelled", "it was cancelled"))
+                await self._stop(live, "cancelled", Problem("cancelled", "it was cancelled"))
                 self._begin_what_may()
         if clean:
             repo = RepoFolder(self.cache, live.job.wish.repo)
@@ -441,7 +441,7 @@ class Downloads:
         await self._set(
             live,
             state="waiting",
-            error=JobError(error.code, error.message),
+            error=Problem.of(error),
             retry_at=time.time() + pause,
             bytes_per_second=None,
         )
@@ -454,9 +454,9 @@ class Downloads:
 
     async def _end(self, live: _Live, error: RouterError) -> None:
         log.warning("%s could not be downloaded: %s", live.job.model, error.message)
-        await self._stop(live, "failed", JobError(error.code, error.message))
+        await self._stop(live, "failed", Problem.of(error))
 
-    async def _stop(self, live: _Live, state: JobState, error: JobError) -> None:
+    async def _stop(self, live: _Live, state: JobState, error: Problem) -> None:
         live.job = _changed(live.job, state=state, error=error, retry_at=None, bytes_per_second=None)
         data = {"job": live.job.id, "error": {"code": error.code, "message": error.message}}
         self.announce(live.job.model, "download_failed", data)

@@ -7,6 +7,8 @@ from typing import Any, Final, Literal, TypeAlias
 
 import msgspec
 
+from router.errors import RouterError
+
 MAIN: Final = "main"
 JobState: TypeAlias = Literal["queued", "downloading", "waiting", "finished", "failed", "cancelled"]
 #: While in one of these there is something to cancel.
@@ -56,9 +58,13 @@ class Listing(msgspec.Struct, frozen=True):
     left_out: tuple[str, ...] = ()
 
 
-class JobError(msgspec.Struct, frozen=True):
+class Problem(msgspec.Struct, frozen=True):
     code: str
     message: str
+
+    @classmethod
+    def of(cls, error: RouterError) -> Problem:
+        return cls(error.code, error.message)
 
 
 class Job(msgspec.Struct, frozen=True):
@@ -76,7 +82,7 @@ class Job(msgspec.Struct, frozen=True):
     done: Mapping[str, int] = {}
     attempts: int = 0
     retry_at: float | None = None
-    error: JobError | None = None
+    error: Problem | None = None
     note: str | None = None
     bytes_per_second: float | None = None
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
@@ -118,6 +119,10 @@ class RepoFolder:
         if file.etag is not None and size_of(self.blob(file.etag)) == file.size:
             return self.blob(file.etag)
         return None
+
+    def whole_files(self, commit: str, files: Iterable[RemoteFile]) -> frozenset[str]:
+        """The paths of those that are there completely. Blocks on the disk."""
+        return frozenset(file.path for file in files if self.whole(commit, file) is not None)
 
     def done_bytes(self, commit: str, file: RemoteFile) -> int:
         """What there is of a file, whole or in part."""
