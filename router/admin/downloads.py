@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 from aiohttp import web
@@ -25,8 +25,16 @@ from router.downloads.source import check_quantization, check_revision, parse_so
 from router.errors import AmbiguousModel, InvalidRequest
 
 ROUTES: Final = Routes()
-FETCH_REFUSALS: Final = (BadSource, NothingToFetch, AmbiguousModel, ModelExists, *WORKER_ERRORS.values())
-_CLEAN: Final = Query("clean", "Delete what has come", bool)
+#: What the routes that begin a download have in common, and those that end one.
+_BEGINS: Final[dict[str, Any]] = {
+    "access": Access.ADMIN,
+    "refusals": (BadSource, NothingToFetch, AmbiguousModel, ModelExists, *WORKER_ERRORS.values()),
+}
+_ENDS: Final[dict[str, Any]] = {
+    "access": Access.ADMIN,
+    "query": (Query("clean", "Delete what has come", bool),),
+    "refusals": (DownloadNotFound,),
+}
 
 # --- shapes ---
 
@@ -118,11 +126,10 @@ class Added(msgspec.Struct, frozen=True):
 @ROUTES.add(
     "POST",
     "/models",
-    access=Access.ADMIN,
     summary="Download a model, as llama.cpp's router does",
     body=AddRequest,
     answer=Added,
-    refusals=FETCH_REFUSALS,
+    **_BEGINS,
 )
 async def add_model(request: web.Request) -> web.Response:
     """llama.cpp's way to download: answers when the download has begun."""
@@ -140,13 +147,7 @@ async def add_model(request: web.Request) -> web.Response:
 
 
 @ROUTES.add(
-    "POST",
-    "/models/download",
-    access=Access.ADMIN,
-    summary="Download a model",
-    body=DownloadRequest,
-    answer=Download,
-    refusals=FETCH_REFUSALS,
+    "POST", "/models/download", summary="Download a model", body=DownloadRequest, answer=Download, **_BEGINS
 )
 async def download(request: web.Request) -> web.Response:
     """Answers when the download has begun, or goes on already. What is there is not fetched again: of a model
@@ -163,25 +164,13 @@ async def list_downloads(request: web.Request) -> web.Response:
 
 
 @ROUTES.add(
-    "GET",
-    "/models/downloads/{id}",
-    summary="One download",
-    answer=Download,
-    refusals=(DownloadNotFound,),
+    "GET", "/models/downloads/{id}", summary="One download", answer=Download, refusals=(DownloadNotFound,)
 )
 async def show_download(request: web.Request) -> web.Response:
     return json_response(Download.of(_downloads(request).job(request.match_info["id"])))
 
 
-@ROUTES.add(
-    "POST",
-    "/models/downloads/{id}/cancel",
-    access=Access.ADMIN,
-    summary="Cancel a download",
-    query=(_CLEAN,),
-    answer=Download,
-    refusals=(DownloadNotFound,),
-)
+@ROUTES.add("POST", "/models/downloads/{id}/cancel", summary="Cancel a download", answer=Download, **_ENDS)
 async def cancel_download(request: web.Request) -> web.Response:
     """Answers when nothing is fetched any more. What has come is kept, so that the same download goes on from
     there, unless `?clean=1` deletes it."""
@@ -191,11 +180,9 @@ async def cancel_download(request: web.Request) -> web.Response:
 @ROUTES.add(
     "DELETE",
     "/models/downloads/{id}",
-    access=Access.ADMIN,
     summary="Cancel a download, or take an ended one off the list",
-    query=(_CLEAN,),
     answer=Download,
-    refusals=(DownloadNotFound,),
+    **_ENDS,
 )
 async def delete_download(request: web.Request) -> web.Response:
     """Cancels one that runs, as the other way does; one that has ended is taken off the list."""
@@ -224,8 +211,8 @@ def wish_of(context: Context, asked: DownloadRequest) -> DownloadSpec:
     if bool(asked.repo) == bool(asked.url):
         raise BadSource("name one repository, as repo or as url")
     source = parse_source(asked.repo or asked.url, context.downloads.endpoint)
-    return DownloadSpec(
-        repo=source.repo,
+    return msgspec.structs.replace(
+        source,
         revision=check_revision(asked.revision) if asked.revision else source.revision,
         quantization=check_quantization(asked.quantization) or source.quantization,
         include=(*source.include, *asked.include),

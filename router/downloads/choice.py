@@ -23,10 +23,6 @@ class Chosen:
     files: tuple[RemoteFile, ...]
     models: tuple[str, ...]
 
-    @property
-    def size(self) -> int:
-        return sum(file.size for file in self.files)
-
 
 class Quantization(msgspec.Struct, frozen=True):
     """One model that a repository offers. `name` is its label, `model` the id under which it would be found,

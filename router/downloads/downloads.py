@@ -30,7 +30,7 @@ from router.downloads.errors import (
 )
 from router.downloads.job import DownloadEvent, DownloadSpec, Job, JobState, Listing, Problem
 from router.downloads.layout import RepoFolder, nearest_folder
-from router.downloads.protocol import Failed, Fetch, Fetched, Listed, Look, Progress, Sweep, Swept
+from router.downloads.protocol import Failed, Fetch, Fetched, Look, Progress, Sweep, Swept
 from router.downloads.removal import Removed, discard, place_of, remove, sweep
 from router.downloads.source import without_userinfo
 from router.downloads.working import answers, ask
@@ -171,12 +171,10 @@ class Downloads:
             raise HubUnreachable("nothing is downloaded here, now", retry_after_seconds=5.0)
         async with self._looks:
             answer = await ask(Look(repo, revision), self._environ, stall_seconds=LOOK_SECONDS)
-        match answer:
-            case Listed():
-                return answer.listing
-            case Failed():
-                raise _error(answer)
-        raise DownloadFailed(f"the hub was asked for {repo}, and nothing came of it")
+        if isinstance(answer, Failed):
+            raise _error(answer)
+        assert isinstance(answer, Listing), "that is the answer to Look"
+        return answer
 
     async def start(
         self, wish: DownloadSpec, check: Callable[[Listing, Chosen], None] = lambda listing, chosen: None
@@ -349,7 +347,7 @@ class Downloads:
                     self._progress(live, answer)
                 elif isinstance(answer, Fetched | Failed):
                     return answer
-        raise DownloadFailed("the process that downloads answers another request")
+        raise AssertionError("they are the last answers to Fetch")
 
     def _progress(self, live: _Live, progress: Progress) -> None:
         now = time.monotonic()

@@ -96,7 +96,7 @@ class HubLimited(Unavailable):
 
 _OF_WORKERS: Final = (
     *(RepoNotFound, Gated, HubMisbehaves, HubUnreachable, HubLimited),
-    *(DiskFull, NotWritable, DownloadFailed),
+    *(DiskFull, DownloadFailed, NotWritable),
 )
 #: What a worker may fail with, by code: the worker names the code, the router raises the error.
 WORKER_ERRORS: Final[Mapping[str, type[RouterError]]] = {error.code: error for error in _OF_WORKERS}

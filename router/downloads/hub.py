@@ -15,25 +15,17 @@ from huggingface_hub import (
     DeleteCacheStrategy,
     HfApi,
     ModelInfo,
+    errors,
     get_hf_file_metadata,
     get_token,
     hf_hub_url,
-)
-from huggingface_hub.errors import (
-    EntryNotFoundError,
-    GatedRepoError,
-    HfHubHTTPError,
-    HFValidationError,
-    OfflineModeIsEnabled,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
 )
 from huggingface_hub.hf_api import RepoSibling
 from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
 
 from router.downloads.job import Listing, RemoteFile
 from router.downloads.layout import COMMIT, Outside, is_etag, is_safe_path, size_of, target_of
-from router.downloads.protocol import Failed, Listed, Look, Sweep, Swept
+from router.downloads.protocol import Failed, Look, Sweep, Swept
 from router.downloads.source import is_repo, without_userinfo
 
 LOOK_SECONDS: Final = 20.0
@@ -59,15 +51,15 @@ class HubProblem(Exception):
         self.failed = failed
 
 
-def look(wanted: Look) -> Listed:
+def look(wanted: Look) -> Listing:
     """The repository at the commit that `revision` names now. Raises HubProblem."""
     api = HfApi()
     try:
         info = api.model_info(
             wanted.repo, revision=wanted.revision, files_metadata=True, timeout=LOOK_SECONDS
         )
-        return Listed(_listing(api, info, wanted))
-    except HFValidationError as error:
+        return _listing(api, info, wanted)
+    except errors.HFValidationError as error:
         raise translated(error, wanted.repo, wanted.revision) from error
     except (ValueError, TypeError, LookupError, AttributeError) as error:
         # The answer was no JSON, or other JSON than a hub's.
@@ -113,7 +105,7 @@ def _size(repo: str, commit: str, path: str) -> int | None:
     url = hf_hub_url(repo, path, revision=commit)
     try:
         return get_hf_file_metadata(url, headers=request_headers()).size
-    except EntryNotFoundError:  # listed, and not there
+    except errors.EntryNotFoundError:  # listed, and not there
         return None
 
 
@@ -137,9 +129,9 @@ def _refusal(api: HfApi, repo: str) -> str | None:
     """Why the files of a gated repository may not be fetched, if so."""
     try:
         api.auth_check(repo)
-    except (GatedRepoError, RepositoryNotFoundError):
+    except (errors.GatedRepoError, errors.RepositoryNotFoundError):
         return _gated(repo)
-    except (HfHubHTTPError, httpx2.HTTPError):  # not every hub knows the question; fetching will tell
+    except (errors.HfHubHTTPError, httpx2.HTTPError):  # not every hub knows the question; fetching will tell
         return None
     return None
 
@@ -192,21 +184,23 @@ def translated(error: Exception, repo: str = "", revision: str = "", path: str =
     """An error of the library or the disk, as the router tells it."""
     if isinstance(error, HubProblem):
         return error
-    hub, what = endpoint(), f"{path} of {repo}" if path else repo
+    hub, what = endpoint(), f"{path} of {repo}" if path else repo or "the cache"
     match error:
-        case GatedRepoError():
+        case errors.GatedRepoError():
             failed = Failed("repo_gated", _gated(repo))
-        case RepositoryNotFoundError():
+        case errors.RepositoryNotFoundError():
             hint = "" if get_token() else "; for a private one set HF_TOKEN"
             failed = Failed("repo_not_found", f"{hub} has no repository {repo} that may be read{hint}")
-        case RevisionNotFoundError() | EntryNotFoundError():
+        case errors.RevisionNotFoundError() | errors.EntryNotFoundError():
             missing = (
-                f"{path} at {revision}" if isinstance(error, EntryNotFoundError) else f"revision {revision}"
+                f"{path} at {revision}"
+                if isinstance(error, errors.EntryNotFoundError)
+                else f"revision {revision}"
             )
             failed = Failed("repo_not_found", f"{repo} has no {missing}")
-        case OfflineModeIsEnabled():
+        case errors.OfflineModeIsEnabled():
             failed = Failed("hub_unreachable", "HF_HUB_OFFLINE is set: nothing is fetched from the hub")
-        case HfHubHTTPError():
+        case errors.HfHubHTTPError():
             failed = _from_status(error, what)
         case httpx2.TooManyRedirects() | httpx2.DecodingError() | httpx2.UnsupportedProtocol():
             failed = Failed("hub_misbehaves", f"{no_hub(what)} ({_scrubbed(error)})")
@@ -217,14 +211,14 @@ def translated(error: Exception, repo: str = "", revision: str = "", path: str =
             failed = Failed("hub_misbehaves", _scrubbed(f"{what}: {error}"), "later")
         case OSError(errno=int() as number) if number in _OF_THE_DISK:
             failed = Failed(_OF_THE_DISK[number], f"cannot write {error.filename or what}: {error.strerror}")
-        case HFValidationError() | Outside():
+        case errors.HFValidationError() | Outside():
             failed = Failed("hub_misbehaves", _scrubbed(error))
         case _:
             failed = Failed("download_failed", _scrubbed(f"{what}: {type(error).__name__}: {error}"))
     return HubProblem(failed)
 
 
-def _from_status(error: HfHubHTTPError, what: str) -> Failed:
+def _from_status(error: errors.HfHubHTTPError, what: str) -> Failed:
     status, hub = error.response.status_code, endpoint()
     match status:
         case 401:

@@ -45,7 +45,7 @@ class RemoteFile(msgspec.Struct, frozen=True):
         return self.sha256 or self.blob or self.key
 
 
-class Listing(msgspec.Struct, frozen=True):
+class Listing(msgspec.Struct, frozen=True, tag=True):
     """A repository at one commit. `left_out` are names that would lead out of its folder; `refusal` says why
     its files may not be fetched with the token there is, or without one."""
 

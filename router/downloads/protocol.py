@@ -39,10 +39,6 @@ class Sweep(msgspec.Struct, frozen=True, tag=True):
     blobs: tuple[str, ...]
 
 
-class Listed(msgspec.Struct, frozen=True, tag=True):
-    listing: Listing
-
-
 class Progress(msgspec.Struct, frozen=True, tag=True):
     """`done` bytes of `path` are there. Also sent while what is there already is read again to check it."""
 
@@ -72,4 +68,4 @@ class Failed(msgspec.Struct, frozen=True, tag=True):
 
 
 Request: TypeAlias = Look | Fetch | Sweep
-Answer: TypeAlias = Listed | Progress | Fetched | Swept | Failed
+Answer: TypeAlias = Listing | Progress | Fetched | Swept | Failed

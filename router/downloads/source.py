@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import glob
 import re
-from dataclasses import dataclass, replace
 from typing import Final
 from urllib.parse import parse_qs, unquote, urlsplit
 
+import msgspec
+
 from router.downloads.errors import BadSource
-from router.downloads.job import MAIN
+from router.downloads.job import MAIN, DownloadSpec
 from router.downloads.layout import is_safe_path
 
 _REPO: Final = re.compile(r"(?=.{3,96}$)\w+(?:[.-]\w+)*/\w+(?:[.-]\w+)*", re.ASCII)
@@ -22,21 +23,12 @@ _OTHER_KINDS: Final = frozenset({"datasets", "spaces", "kernels", "buckets", "co
 _FORMS: Final = "give ORG/REPO, ORG/REPO:QUANTIZATION, or the address of a repository or file on the hub"
 
 
-@dataclass(frozen=True, slots=True)
-class Source:
-    """`include` are patterns for the files that were named; without any the quantisation decides."""
-
-    repo: str
-    revision: str = MAIN
-    quantization: str = ""
-    include: tuple[str, ...] = ()
-
-
-def parse_source(text: str, endpoint: str) -> Source:
+def parse_source(text: str, endpoint: str) -> DownloadSpec:
     """`org/repo`, `org/repo:Q4_K_M`, `hf.co/org/repo:Q8_0`,
     `https://huggingface.co/org/repo/blob/main/x.gguf`.
 
-    Raises BadSource. `endpoint` is the hub in use, whose addresses count as those of huggingface.co.
+    The files that were named are in `include`; without any the quantisation decides. Raises BadSource.
+    `endpoint` is the hub in use, whose addresses count as those of huggingface.co.
     """
     text = text.strip()
     if len(text) > 2000 or any(ord(sign) < 32 for sign in text):
@@ -72,14 +64,14 @@ def is_repo(name: str) -> bool:
     return bool(_REPO.fullmatch(name)) and "--" not in name and not name.endswith(".git")
 
 
-def _from_name(text: str, revision: str) -> Source:
+def _from_name(text: str, revision: str) -> DownloadSpec:
     repo, colon, tag = text.partition(":")
     if not is_repo(repo) or (colon and not tag):
         raise BadSource(f"{text[:200]!r} is not a repository; {_FORMS}")
-    return Source(repo, check_revision(revision), check_quantization(tag))
+    return DownloadSpec(repo, check_revision(revision), check_quantization(tag))
 
 
-def _from_address(text: str, hosts: frozenset[str]) -> Source:
+def _from_address(text: str, hosts: frozenset[str]) -> DownloadSpec:
     try:
         parts = urlsplit(text if "://" in text else f"https://{text}")
     except ValueError as error:
@@ -108,4 +100,4 @@ def _from_address(text: str, hosts: frozenset[str]) -> Source:
     if not is_safe_path(path):
         raise BadSource(f"{path[:200]!r} is not a file of a repository")
     pattern = glob.escape(path) + ("/*" if kind == "tree" else "")
-    return replace(source, include=(pattern,))
+    return msgspec.structs.replace(source, include=(pattern,))

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from router.downloads import DownloadSpec
 from router.downloads.errors import BadSource
-from router.downloads.source import Source, check_revision, parse_source
+from router.downloads.source import check_revision, parse_source
 
 HUB = "https://huggingface.co"
 
@@ -13,27 +14,30 @@ HUB = "https://huggingface.co"
 @pytest.mark.parametrize(
     ("text", "source"),
     [
-        ("org/repo", Source("org/repo")),
-        (" org/repo\n", Source("org/repo")),
-        ("org/repo:Q4_K_M", Source("org/repo", quantization="Q4_K_M")),
-        ("Qwen/Qwen3-0.6B-GGUF:ud-q4_k_xl", Source("Qwen/Qwen3-0.6B-GGUF", quantization="ud-q4_k_xl")),
-        ("org/repo:My model (v2) Q4_0", Source("org/repo", quantization="My model (v2) Q4_0")),
-        ("hf.co/org/repo:Q8_0", Source("org/repo", quantization="Q8_0")),
-        ("huggingface.co/org/repo", Source("org/repo")),
-        ("https://huggingface.co/org/repo", Source("org/repo")),
-        ("https://huggingface.co/org/repo/tree/v1.0", Source("org/repo", "v1.0")),
-        ("https://huggingface.co/org/repo/tree/main/Q4", Source("org/repo", include=("Q4/*",))),
+        ("org/repo", DownloadSpec("org/repo")),
+        (" org/repo\n", DownloadSpec("org/repo")),
+        ("org/repo:Q4_K_M", DownloadSpec("org/repo", quantization="Q4_K_M")),
+        ("Qwen/Qwen3-0.6B-GGUF:ud-q4_k_xl", DownloadSpec("Qwen/Qwen3-0.6B-GGUF", quantization="ud-q4_k_xl")),
+        ("org/repo:My model (v2) Q4_0", DownloadSpec("org/repo", quantization="My model (v2) Q4_0")),
+        ("hf.co/org/repo:Q8_0", DownloadSpec("org/repo", quantization="Q8_0")),
+        ("huggingface.co/org/repo", DownloadSpec("org/repo")),
+        ("https://huggingface.co/org/repo", DownloadSpec("org/repo")),
+        ("https://huggingface.co/org/repo/tree/v1.0", DownloadSpec("org/repo", "v1.0")),
+        ("https://huggingface.co/org/repo/tree/main/Q4", DownloadSpec("org/repo", include=("Q4/*",))),
         (
             "https://huggingface.co/org/repo/resolve/main/a/x-Q4.gguf?download=true",
-            Source("org/repo", include=("a/x-Q4.gguf",)),
+            DownloadSpec("org/repo", include=("a/x-Q4.gguf",)),
         ),
         (
             "https://huggingface.co/org/repo/blob/main/x%5B1%5D.gguf",
-            Source("org/repo", include=("x[[]1].gguf",)),
+            DownloadSpec("org/repo", include=("x[[]1].gguf",)),
         ),
-        ("https://huggingface.co/org/repo?show_file_info=x.gguf", Source("org/repo", include=("x.gguf",))),
-        ("hf://org/repo@v2/x.gguf", Source("org/repo", "v2", include=("x.gguf",))),
-        ("hf://models/org/repo", Source("org/repo")),
+        (
+            "https://huggingface.co/org/repo?show_file_info=x.gguf",
+            DownloadSpec("org/repo", include=("x.gguf",)),
+        ),
+        ("hf://org/repo@v2/x.gguf", DownloadSpec("org/repo", "v2", include=("x.gguf",))),
+        ("hf://models/org/repo", DownloadSpec("org/repo")),
     ],
 )
 def test_what_people_write_is_understood(text, source):
@@ -42,7 +46,7 @@ def test_what_people_write_is_understood(text, source):
 
 def test_the_hub_in_use_has_addresses_like_the_real_one():
     found = parse_source("http://127.0.0.1:9/org/repo/tree/v1", "http://user:word@127.0.0.1:9")
-    assert found == Source("org/repo", "v1")
+    assert found == DownloadSpec("org/repo", "v1")
 
 
 @pytest.mark.parametrize(
