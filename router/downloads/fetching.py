@@ -40,7 +40,8 @@ from router.downloads.protocol import Answer, Failed, Fetch, Fetched, Progress
 #: Between two reports of progress, in seconds: llama.cpp's pace of events.
 PROGRESS_SECONDS: Final = 0.2
 CHUNK_BYTES: Final = 1 << 18
-#: What is written reaches the disk this often, so that nothing waits for gigabytes at the end.
+#: What is written reaches the disk this often: the last fsync of tens of gigabytes would take longer than
+#: `stall_seconds`, and the worker be killed for it.
 SYNC_BYTES: Final = 256 << 20
 #: Connections without a byte, one after another, before the attempt has failed: as the library's `http_get`.
 CONNECTIONS: Final = 5
