@@ -8,12 +8,14 @@ import socket
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import wraps
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Final, TypeAlias
 from urllib.parse import urlencode, urlsplit
 
 import click
 from click.core import ParameterSource
+from click.shell_completion import CompletionItem
 
 from router.config import ServerConfig, load_config
 from router.config.web import is_socket_path
@@ -21,11 +23,12 @@ from router.errors import ConfigError
 
 DEFAULT_URL = "http://127.0.0.1:8080"
 CONNECT_SECONDS = 5.0
-#: Reading is answered from memory. A load or a drain lasts as long as it lasts: the router knows its
-#: deadlines.
+#: GET is answered from memory. A load or a drain has the deadlines of the router, and none here.
 READ_SECONDS = 30.0
 
-_F = TypeVar("_F", bound=Callable[..., Any])
+#: Fields of a query string, and of a JSON body.
+Query: TypeAlias = Mapping[str, str] | None
+Body: TypeAlias = Mapping[str, object]
 
 
 class NoRouter(click.ClickException):
@@ -38,60 +41,53 @@ class NoRouter(click.ClickException):
         self.url = url
 
 
-class Refused(click.ClickException):
-    """The router answered with an error, in its words. `code` is the error's."""
+class RequestRefused(click.ClickException):
+    """The router answered with an error; the message is the router's own, `status` the HTTP status."""
 
-    def __init__(self, message: str, status: int, code: str | None) -> None:
+    def __init__(self, message: str, status: int) -> None:
         super().__init__(message)
         self.status = status
-        self.code = code
 
 
 @dataclass(frozen=True, slots=True)
 class Client:
-    """`url` is an address ("http://host:port") or a Unix socket ("unix:/path", or the path alone). Every call
-    raises click.ClickException with a message for people."""
+    """A router by its `url`: an address ("http://host:port") or a Unix socket ("unix:/path", or the path
+    alone). Every method raises click.ClickException with a message for people.
+    """
 
     url: str
     api_key: str | None = None
+    #: Limit for each read of an answer to GET or DELETE, in seconds; None: no limit.
     read_seconds: float | None = READ_SECONDS
 
-    def get(self, path: str, query: Mapping[str, str] | None = None) -> Any:
+    def get(self, path: str, query: Query = None) -> Any:
+        """Return the decoded answer."""
         return self._call("GET", path, query, None, self.read_seconds)
 
-    def post(self, path: str, body: Mapping[str, object], query: Mapping[str, str] | None = None) -> Any:
+    def post(self, path: str, body: Body, query: Query = None) -> Any:
+        """Return the decoded answer, without a limit of time: a load lasts as long as it lasts."""
         return self._call("POST", path, query, body, None)
 
-    def delete(self, path: str, query: Mapping[str, str] | None = None) -> Any:
+    def delete(self, path: str, query: Query = None) -> Any:
+        """Return the decoded answer."""
         return self._call("DELETE", path, query, None, self.read_seconds)
 
     def lines(
-        self,
-        method: str,
-        path: str,
-        *,
-        query: Mapping[str, str] | None = None,
-        body: Mapping[str, object] | None = None,
+        self, method: str, path: str, *, query: Query = None, body: Body | None = None
     ) -> Generator[str, None, None]:
-        """The lines of an answer as they come. Closing the iterator ends the request."""
-        with self._asked(method, path, query, body, None) as response:
+        """Yield the lines of an answer as they come. Closing the generator ends the request."""
+        with self._response(method, path, query, body, None) as response:
             if response.status >= 400:
-                self._read(response.status, response.read())
+                self._decoded(response)
             while line := response.readline():
                 yield line.decode(errors="replace").rstrip("\r\n")
 
     def events(
-        self,
-        method: str,
-        path: str,
-        *,
-        query: Mapping[str, str] | None = None,
-        body: Mapping[str, object] | None = None,
-        on_comment: Callable[[str], None] = lambda _: None,
+        self, method: str, path: str, *, body: Body, on_comment: Callable[[str], None]
     ) -> Generator[str, None, None]:
-        """The data of every server-sent event, as it comes. Comments say what is waited for."""
+        """Yield the data of each server-sent event as it comes. Comments tell what the request waits for."""
         data: list[str] = []
-        for line in self.lines(method, path, query=query, body=body):
+        for line in self.lines(method, path, body=body):
             if line.startswith("data:"):
                 data.append(line[5:].removeprefix(" "))
             elif line.startswith(":"):
@@ -102,25 +98,13 @@ class Client:
         if data:
             yield "\n".join(data)
 
-    def _call(
-        self,
-        method: str,
-        path: str,
-        query: Mapping[str, str] | None,
-        body: Mapping[str, object] | None,
-        timeout_seconds: float | None,
-    ) -> Any:
-        with self._asked(method, path, query, body, timeout_seconds) as response:
-            return self._read(response.status, response.read())
+    def _call(self, method: str, path: str, query: Query, body: Body | None, seconds: float | None) -> Any:
+        with self._response(method, path, query, body, seconds) as response:
+            return self._decoded(response)
 
     @contextmanager
-    def _asked(
-        self,
-        method: str,
-        path: str,
-        query: Mapping[str, str] | None,
-        body: Mapping[str, object] | None,
-        timeout_seconds: float | None,
+    def _response(
+        self, method: str, path: str, query: Query, body: Body | None, seconds: float | None
     ) -> Iterator[http.client.HTTPResponse]:
         headers = {"Content-Type": "application/json"}
         if self.api_key:
@@ -129,7 +113,7 @@ class Client:
         target = prefix + path + (f"?{urlencode(query)}" if query else "")
         try:
             connection.connect()
-            connection.sock.settimeout(timeout_seconds)
+            connection.sock.settimeout(seconds)
             connection.request(method, target, json.dumps(body) if body is not None else None, headers)
             yield connection.getresponse()
         except (ConnectionRefusedError, FileNotFoundError, socket.gaierror) as error:
@@ -140,6 +124,7 @@ class Client:
             connection.close()
 
     def _connection(self) -> tuple[http.client.HTTPConnection, str]:
+        """Return a connection that is not open yet, and what stands before each path."""
         if self.url.startswith(("unix:", "/")):
             return _UnixConnection(self.url.removeprefix("unix:").removeprefix("//")), ""
         try:
@@ -152,9 +137,10 @@ class Client:
         kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
         return kind(host, port, timeout=CONNECT_SECONDS), parts.path.rstrip("/")
 
-    def _read(self, status: int, body: bytes) -> Any:
+    def _decoded(self, response: http.client.HTTPResponse) -> Any:
+        status = response.status
         try:
-            answer = json.loads(body)
+            answer = json.loads(response.read())
         except ValueError:
             raise click.ClickException(
                 f"what answers at {self.url} is not llama-router (status {status})"
@@ -162,10 +148,8 @@ class Client:
         if status < 400:
             return answer
         error = answer.get("error") if isinstance(answer, dict) else None
-        if not isinstance(error, dict):
-            raise Refused(f"{self.url} answered with status {status}", status, None)
-        message = error.get("message") or f"{self.url} answered with status {status}"
-        raise Refused(str(message), status, error.get("code"))
+        message = error.get("message") if isinstance(error, dict) else None
+        raise RequestRefused(str(message or f"{self.url} answered with status {status}"), status)
 
 
 class _UnixConnection(http.client.HTTPConnection):
@@ -179,8 +163,35 @@ class _UnixConnection(http.client.HTTPConnection):
         self.sock.connect(self._path)
 
 
-def client_options(command: _F) -> _F:
-    """`--url`, `--api-key` and `--json`, as every command that asks a running router has them."""
+class ModelName(click.ParamType[str]):
+    """A model's name: any text, as the router checks it. A shell completes the names that there are."""
+
+    name = "model"
+
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[CompletionItem]:
+        """Return nothing where no router answers: a shell is no place for an error."""
+        own = configured()
+        client = Client(ctx.params.get("url") or own.url, ctx.params.get("api_key") or own.api_key)
+        try:
+            models = client.get("/models")["data"]
+        except click.ClickException:
+            return []
+        names = [name for model in models for name in (model["id"], *model["aliases"])]
+        return [CompletionItem(name) for name in names if name.startswith(incomplete)]
+
+
+MODEL: Final = ModelName()
+
+
+def client_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command `--url`, `--api-key` and `--json`, which it gets as `client` and `as_json`."""
+
+    @wraps(command)
+    def with_client(*args: Any, url: str, api_key: str | None, **given: Any) -> None:
+        command(*args, client=Client(url, api_key), **given)
+
     for option in (
         click.option("--json", "as_json", is_flag=True, help="Print the answer as JSON."),
         click.option(
@@ -198,12 +209,18 @@ def client_options(command: _F) -> _F:
             f"[$LLAMA_ROUTER_URL, else that of config.toml, else {DEFAULT_URL}]",
         ),
     ):
-        command = option(command)
-    return command
+        with_client = option(with_client)
+    return with_client
 
 
 def print_json(value: object) -> None:
+    """Print what a command answers, for programs."""
     click.echo(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def print_answer(answer: object, text: str, *, as_json: bool) -> None:
+    """Print what a command answers: as JSON, or in words."""
+    print_json(answer) if as_json else click.echo(text)
 
 
 def _or_configured_url(ctx: click.Context, _: click.Parameter, given: str | None) -> str:

@@ -15,12 +15,12 @@ from router.cli.client import Client, client_options
 @click.option(
     "--export", is_flag=True, help="Print JSON lines, which `llama-router simulate --trace FILE` replays."
 )
-def journal(url: str, api_key: str | None, as_json: bool, export: bool) -> None:
+def journal(client: Client, as_json: bool, export: bool) -> None:
     """Show the newest decisions: who asked for what, what was started and stopped, and why.
 
     They hold names of models, times and sizes; no text of any request or answer, no key and no path.
     """
-    for line in Client(url, api_key).lines("GET", "/journal"):
+    for line in client.lines("GET", "/journal"):
         if export or as_json:
             click.echo(line)
         elif words := _words(json.loads(line)):

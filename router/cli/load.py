@@ -8,8 +8,7 @@ from urllib.parse import quote
 
 import click
 
-from router.cli.client import Client, client_options, print_json
-from router.cli.complete import MODEL
+from router.cli.client import MODEL, Client, client_options, print_answer
 from router.cli.numbers import IDLE_SECONDS, CountOr
 from router.cli.progress import share_bar, while_waiting
 
@@ -37,19 +36,15 @@ from router.cli.progress import share_bar, while_waiting
 @click.option(
     "--arg", "args", multiple=True, metavar="WORD", help="For llama-server, if server.load_args allows it."
 )
-def load(url: str, api_key: str | None, as_json: bool, model: str, no_wait: bool, **settings: Any) -> None:
+def load(client: Client, as_json: bool, model: str, no_wait: bool, **settings: Any) -> None:
     """Load MODEL and return when it is ready. Settings are for this load alone."""
-    client = Client(url, api_key)
     query = None if no_wait else {"wait": "1"}
     body = {"model": model, **_given(settings)}
     answer = while_waiting(
         lambda: client.post("/models/load", body, query),
         lambda seconds: f"{model}: {_progress(client, model, seconds)}",
     )
-    if as_json:
-        print_json(answer)
-    else:
-        click.echo(f"{answer['id']}: {answer['status']['value']}")
+    print_answer(answer, f"{answer['id']}: {answer['status']['value']}", as_json=as_json)
 
 
 def _given(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -6,8 +6,7 @@ from contextlib import suppress
 
 import click
 
-from router.cli.client import Client, client_options
-from router.cli.complete import MODEL
+from router.cli.client import MODEL, Client, client_options
 
 
 @click.command()
@@ -22,11 +21,11 @@ from router.cli.complete import MODEL
     show_default=True,
     help="So many of the last.",
 )
-def logs(url: str, api_key: str | None, as_json: bool, model: str, follow: bool, lines: int) -> None:
+def logs(client: Client, as_json: bool, model: str, follow: bool, lines: int) -> None:
     """Show the log of MODEL's llama-server; as JSON, one text per line of the log."""
     query = {"model": model, "lines": str(lines), **({"follow": "1"} if follow else {})}
     with suppress(KeyboardInterrupt):
-        for line in Client(url, api_key).lines("GET", "/models/log", query=query):
+        for line in client.lines("GET", "/models/log", query=query):
             click.echo(_quoted(line) if as_json else line)
 
 

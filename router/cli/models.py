@@ -14,10 +14,10 @@ from router.cli.words import gib, print_table
 @client_options
 @click.option("--reload", is_flag=True, help="Look for models anew first.")
 @click.option("--all", "with_others", is_flag=True, help="Also files that are no models, with the reason.")
-def models(url: str, api_key: str | None, as_json: bool, reload: bool, with_others: bool) -> None:
+def models(client: Client, as_json: bool, reload: bool, with_others: bool) -> None:
     """List the models and what state they are in."""
     query = {name: "1" for name, is_on in (("reload", reload), ("all", with_others)) if is_on}
-    listed = Client(url, api_key).get("/models", query or None)["data"]
+    listed = client.get("/models", query or None)["data"]
     if as_json:
         print_json(listed)
         return

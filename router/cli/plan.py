@@ -31,8 +31,7 @@ Devices = Mapping[str, Mapping[str, Any]]
 @click.pass_context
 def plan(
     ctx: click.Context,
-    url: str,
-    api_key: str | None,
+    client: Client,
     as_json: bool,
     ctx_size: int | None,
     offline: bool,
@@ -48,7 +47,7 @@ def plan(
         answer = _offline(config, models, ctx_size)
     else:
         try:
-            answer = _online(Client(url, api_key), models, ctx_size)
+            answer = _online(client, models, ctx_size)
         except NoRouter as absent:
             # An address that somebody named may be of another machine.
             if ctx.get_parameter_source("url") is not ParameterSource.DEFAULT:

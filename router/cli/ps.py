@@ -7,7 +7,7 @@ from typing import Any, Final
 
 import click
 
-from router.cli.client import Client, Refused, client_options, print_json
+from router.cli.client import Client, RequestRefused, client_options, print_json
 from router.cli.words import duration, gib, print_table
 
 _HEADS: Final = (
@@ -26,9 +26,8 @@ _HEADS: Final = (
 
 @click.command()
 @client_options
-def ps(url: str, api_key: str | None, as_json: bool) -> None:
+def ps(client: Client, as_json: bool) -> None:
     """List the loaded models."""
-    client = Client(url, api_key)
     models = client.get("/models")["data"]
     running = [(model, one) for model in models for one in model["instances"]]
     waiting = [model for model in models if model["status"]["waiting"] and not model["instances"]]
@@ -60,7 +59,7 @@ def _last_decisions(client: Client) -> Mapping[str, str]:
     """By model, in words; nothing for somebody who may not see the state of the router."""
     try:
         models = client.get("/status", {"history": "0", "moments": "0"})["state"]["models"]
-    except Refused as refused:
+    except RequestRefused as refused:
         if refused.status not in (401, 403, 404):
             raise
         return {}

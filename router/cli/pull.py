@@ -29,15 +29,12 @@ LOG_SECONDS: Final = 10.0
 @click.option("--revision", default="", metavar="NAME", help="A branch, tag or commit. [main]")
 @click.option("--look", is_flag=True, help="Only tell what there is and what would be fetched.")
 @click.option("--no-wait", is_flag=True, help="Return when the download has begun.")
-def pull(
-    url: str, api_key: str | None, as_json: bool, source: str | None, look: bool, no_wait: bool, **asked: Any
-) -> None:
+def pull(client: Client, as_json: bool, source: str | None, look: bool, no_wait: bool, **asked: Any) -> None:
     """Fetch the model SOURCE: ORG/REPO, ORG/REPO:QUANTIZATION or an address on the hub.
 
     The router fetches it; Ctrl-C stops it, and the same command goes on where it stopped. Without SOURCE the
     downloads are listed.
     """
-    client = Client(url, api_key)
     if source is None:
         _list(client, as_json=as_json)
         return

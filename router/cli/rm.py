@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import click
 
-from router.cli.client import Client, client_options, print_json
-from router.cli.complete import MODEL
+from router.cli.client import MODEL, Client, client_options, print_json
 from router.cli.words import gib
 
 
@@ -13,11 +14,11 @@ from router.cli.words import gib
 @client_options
 @click.argument("model", type=MODEL)
 @click.option("--force", is_flag=True, help="Do not wait for requests in flight: end them.")
-def rm(url: str, api_key: str | None, as_json: bool, model: str, force: bool) -> None:
+def rm(client: Client, as_json: bool, model: str, force: bool) -> None:
     """Delete MODEL from the Hugging Face cache, and unload it. Models of other folders are not touched."""
     # No time limit: the requests that it serves may end first, and the router knows its deadline for them.
     query = {"model": model, **({"force": "1"} if force else {})}
-    answer = Client(url, api_key, read_seconds=None).delete("/models", query)
+    answer = replace(client, read_seconds=None).delete("/models", query)
     if as_json:
         print_json(answer)
         return

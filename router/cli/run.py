@@ -13,8 +13,7 @@ from typing import Any, Final
 
 import click
 
-from router.cli.client import Client, client_options, print_json
-from router.cli.complete import MODEL
+from router.cli.client import MODEL, Client, client_options, print_json
 from router.cli.numbers import FiniteRange
 from router.cli.progress import show_line
 
@@ -74,8 +73,7 @@ class Chat:
 @click.option("--max-tokens", type=click.IntRange(min=1), help="End an answer after so many tokens.")
 @click.option("--temperature", type=FiniteRange(min=0), help="0: always the likeliest word.")
 def run(
-    url: str,
-    api_key: str | None,
+    client: Client,
     as_json: bool,
     model: str,
     prompt: tuple[str, ...],
@@ -88,9 +86,7 @@ def run(
     With a PROMPT, or with text on standard input, one answer is printed and that is all.
     """
     given = {"max_tokens": max_tokens, "temperature": temperature}
-    chat = Chat(
-        Client(url, api_key), model, {name: value for name, value in given.items() if value is not None}
-    )
+    chat = Chat(client, model, {name: value for name, value in given.items() if value is not None})
     chat.tell_system(system)
     piped = "" if sys.stdin.isatty() else sys.stdin.read().strip()
     question = "\n\n".join(part for part in (" ".join(prompt), piped) if part)

@@ -44,9 +44,8 @@ _STYLES: Final[Mapping[str, str]] = {"ready": "green", "starting": "yellow", "pl
     help="Seconds between two looks.",
 )
 @click.option("--once", is_flag=True, help="Show it once. So it is where there is no terminal.")
-def top(url: str, api_key: str | None, as_json: bool, interval: float, once: bool) -> None:
+def top(client: Client, as_json: bool, interval: float, once: bool) -> None:
     """Show what the router does, live. Ctrl-C leaves."""
-    client = Client(url, api_key)
     told = client.get("/status", None if as_json else _SHOWN)
     if as_json:
         print_json(told)

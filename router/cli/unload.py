@@ -6,8 +6,7 @@ from urllib.parse import quote
 
 import click
 
-from router.cli.client import Client, client_options, print_json
-from router.cli.complete import MODEL
+from router.cli.client import MODEL, Client, client_options, print_answer
 from router.cli.numbers import SECONDS
 from router.cli.progress import while_waiting
 
@@ -19,8 +18,7 @@ from router.cli.progress import while_waiting
 @click.option("--force", is_flag=True, help="Do not wait for requests in flight: end them.")
 @click.option("--deadline", type=SECONDS, metavar="SECONDS", help="Wait for requests no longer than this.")
 def unload(
-    url: str,
-    api_key: str | None,
+    client: Client,
     as_json: bool,
     model: str | None,
     everything: bool,
@@ -28,25 +26,19 @@ def unload(
     deadline: float | None,
 ) -> None:
     """Unload MODEL and return when it is gone."""
-    client = Client(url, api_key)
     if everything == (model is not None):
         raise click.UsageError("name a model, or say --all")
     if model is None:
         gone = client.post("/models/unload-all", {"force": force, "deadline": deadline})
-        if as_json:
-            print_json(gone)
-        else:
-            click.echo("\n".join(f"{name}: unloaded" for name in gone["unloaded"]) or "Nothing is loaded.")
+        text = "\n".join(f"{name}: unloaded" for name in gone["unloaded"]) or "Nothing is loaded."
+        print_answer(gone, text, as_json=as_json)
         return
     body = {"model": model, "force": force, "deadline": deadline}
     answer = while_waiting(
         lambda: client.post("/models/unload", body),
         lambda seconds: f"{model}: {_progress(client, model)} ({seconds:.0f} s)",
     )
-    if as_json:
-        print_json(answer)
-    else:
-        click.echo(f"{answer['id']}: {answer['status']['value']}")
+    print_answer(answer, f"{answer['id']}: {answer['status']['value']}", as_json=as_json)
 
 
 def _progress(client: Client, model: str) -> str:

@@ -23,9 +23,9 @@ PARTS: Final[Mapping[Part, str]] = {
 
 @click.command()
 @client_options
-def vram(url: str, api_key: str | None, as_json: bool) -> None:
+def vram(client: Client, as_json: bool) -> None:
     """Show the memory of each device: total, free, ours, others', promised, and room for a newcomer."""
-    answer = Client(url, api_key).get("/vram", {"measure": "1"})
+    answer = client.get("/vram", {"measure": "1"})
     if as_json:
         print_json(answer)
         return

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Final
 
 from router.app.listening import bind, is_on_loopback, url_of
-from router.cli.client import Client, NoRouter, Refused, address_of
+from router.cli.client import Client, NoRouter, RequestRefused, address_of
 from router.cli.doctor.findings import Finding, fail, ok, warn
 from router.cli.words import gib
 from router.config import Config, ServerConfig, models_dirs, state_paths
@@ -114,7 +114,7 @@ def look_at_address(server: ServerConfig) -> Iterator[Finding]:
         Client(url, read_seconds=_HEALTH_SECONDS).get("/health")
         yield ok("address", f"a router answers at {url}")
         return
-    except (NoRouter, Refused):
+    except (NoRouter, RequestRefused):
         pass
     except Exception as error:  # noqa: BLE001 - whatever answers there is not ours
         yield fail("address", str(getattr(error, "message", error)), "stop it, or choose another server.port")
