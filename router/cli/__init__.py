@@ -35,7 +35,7 @@ COMMANDS: Final[Mapping[str, str]] = {
     "build": "router.cli.build:build",
     "doctor": "router.cli.doctor:doctor",
     "config": "router.cli.config:config",
-    "import": "router.cli.migrate:import_",
+    "import": "router.cli.migrate.command:import_",
     "completion": "router.cli.completion:completion",
     "journal": "router.cli.journal:journal",
     "simulate": "router.cli.simulate:simulate",

@@ -27,15 +27,14 @@ _STARTERS: Final = frozenset(
 _SHELLS: Final = frozenset({"sh", "bash", "dash", "zsh"})
 _ASSIGNMENT: Final = re.compile(r"[A-Za-z_]\w*=.*", re.DOTALL)
 #: What `docker run` takes a value for, as far as such commands have it: to find the image.
-_WITH_VALUE: Final = frozenset(
-    {"--name", "-p", "--publish", "-v", "--volume", "-e", "--env", "--gpus", "--device", "--network", "--ipc"}
-    | {"--shm-size", "-u", "--user", "--memory", "-m", "--cpus", "--runtime", "--entrypoint", "-w", "--mount"}
-    | {"--security-opt", "--group-add", "--ulimit", "--label", "-l", "--restart", "--pull", "--add-host"}
-    | {"--env-file", "--hostname", "-h", "--log-driver", "--log-opt", "--tmpfs", "--cpuset-cpus", "--cap-add"}
-    | {"--cap-drop", "--platform", "--userns", "--network-alias", "--net", "--memory-swap", "--pids-limit"}
-)
-
-
+_WITH_VALUE: Final = frozenset({
+    "--name", "-p", "--publish", "-v", "--volume", "-e", "--env", "--gpus", "--device", "--network",
+    "--ipc", "--shm-size", "-u", "--user", "--memory", "-m", "--cpus", "--runtime", "--entrypoint",
+    "-w", "--mount", "--security-opt", "--group-add", "--ulimit", "--label", "-l", "--restart",
+    "--pull", "--add-host", "--env-file", "--hostname", "-h", "--log-driver", "--log-opt", "--tmpfs",
+    "--cpuset-cpus", "--cap-add", "--cap-drop", "--platform", "--userns", "--network-alias", "--net",
+    "--memory-swap", "--pids-limit",
+})  # fmt: skip
 #: llama-server's variables that stand for options.
 _VARIABLE: Final = "LLAMA_ARG_"
 #: What chooses the devices that a process sees, and how devices are called here.
@@ -46,12 +45,19 @@ _DEVICES: Final[Mapping[str, str]] = MappingProxyType(
 _NUMBERED: Final = re.compile(r"(?:CUDA|ROCm)(\d{1,3})", re.IGNORECASE)
 
 
-class NotLlamaServer(Exception):
-    """The command runs something else; the message says what."""
+class NotCarriedOver(Exception):
+    """A model cannot become one of ours; the message says why."""
+
+
+class NotLlamaServer(NotCarriedOver):
+    """The command runs something else, which the argument names."""
+
+    def __str__(self) -> str:
+        return f"{super().__str__()}; only llama-server is started here"
 
 
 @dataclass(slots=True)
-class Command:
+class ImportedCommand:
     """`settings` have the keys of presets. `left_out` says what of the command is not in them."""
 
     program: str
@@ -60,12 +66,12 @@ class Command:
     left_out: list[str] = field(default_factory=list)
 
 
-def read_command(text: str, folders: Sequence[Path], environ: Mapping[str, str]) -> Command:
+def read_command(text: str, folders: Sequence[Path], environ: Mapping[str, str]) -> ImportedCommand:
     """Relative paths are relative to the first of `folders` where they exist, else to the last. `environ` are
     the variables that are set for it. Raises NotLlamaServer."""
     env = dict(environ)
     starters, tokens = _unwrapped(_tokens(text))
-    env |= {name: value for token in starters if _is_assignment(token) for name, value in [_variable(token)]}
+    env |= dict(token.split("=", 1) for token in starters if _is_assignment(token))
     mounts: list[tuple[str, str]] = []
     if tokens and Path(tokens[0]).name in _CONTAINERS:
         program, (rest, mounts, env) = "llama-server", _of_container(tokens)
@@ -75,7 +81,7 @@ def read_command(text: str, folders: Sequence[Path], environ: Mapping[str, str])
         raise NotLlamaServer("the command is empty")
     if "llama-server" not in Path(program).name:
         raise NotLlamaServer(f"{Path(program).name} is not llama-server")
-    command = Command(program)
+    command = ImportedCommand(program)
     if others := [token for token in starters if token != "env" and not _is_assignment(token)]:
         command.left_out.append(f"{shlex.join(others)}: the router starts llama-server itself")
     below = _of_environment(command, env, folders)
@@ -123,11 +129,6 @@ def _is_assignment(token: str) -> bool:
     return _ASSIGNMENT.fullmatch(token) is not None
 
 
-def _variable(token: str) -> tuple[str, str]:
-    name, _, value = token.partition("=")
-    return name, value
-
-
 def _of_container(tokens: list[str]) -> tuple[list[str], list[tuple[str, str]], dict[str, str]]:
     """The arguments behind the image of llama.cpp, its volumes as (inside, outside), and its variables."""
     mounts: list[tuple[str, str]] = []
@@ -143,7 +144,7 @@ def _of_container(tokens: list[str]) -> tuple[list[str], list[tuple[str, str]], 
                 outside, _, inside = value.partition(":")
                 mounts.append((inside.partition(":")[0], outside))
             if option == "--mount":
-                given = dict(_variable(part) for part in value.split(","))
+                given = dict(part.partition("=")[::2] for part in value.split(","))
                 inside = next((given[key] for key in ("target", "dst", "destination") if key in given), "")
                 mounts.append((inside, given.get("source", given.get("src", ""))))
             if option == "--device" and re.fullmatch(r"nvidia\.com/gpu=(?!all$).+", value):
@@ -172,7 +173,7 @@ def _outside(token: str, mounts: Sequence[tuple[str, str]]) -> str:
     return token
 
 
-def _settle(command: Command, below: Layer, tokens: list[str], folders: Sequence[Path]) -> None:
+def _settle(command: ImportedCommand, below: Layer, tokens: list[str], folders: Sequence[Path]) -> None:
     """As for llama-server, an argument goes before the variable that means the same."""
     wanted = list(_wanted(command, tokens))
     reader = LayerReader(folders, options=_options())
@@ -186,7 +187,7 @@ def _settle(command: Command, below: Layer, tokens: list[str], folders: Sequence
     command.left_out += [warning for warning in layer.warnings if "passed on as it is" not in warning]
 
 
-def _of_environment(command: Command, env: Mapping[str, str], folders: Sequence[Path]) -> Layer:
+def _of_environment(command: ImportedCommand, env: Mapping[str, str], folders: Sequence[Path]) -> Layer:
     """The settings that variables are; those that are none, and that a model may be given, become its own."""
     reader = LayerReader(folders, is_ini=True, options=_options())
     for name, value in env.items():
@@ -210,7 +211,7 @@ def _option_of(variable: str) -> str:
     return variable.removeprefix(_VARIABLE).lower() if is_old else variable
 
 
-def _place(command: Command, env: Mapping[str, str]) -> None:
+def _place(command: ImportedCommand, env: Mapping[str, str]) -> None:
     """The devices that a variable has chosen. llama-server numbers those that it sees: its CUDA0 is the first
     of them."""
     name = next((name for name in _DEVICES if name in env), None)
@@ -232,7 +233,7 @@ def _is_device(name: str) -> bool:
     return name not in ("", "-1", "none", "void", "NoDevFiles")
 
 
-def _wanted(command: Command, tokens: list[str]) -> Iterator[str]:
+def _wanted(command: ImportedCommand, tokens: list[str]) -> Iterator[str]:
     """Every argument but those of the router's own business, and those that it refuses."""
     for argument in _options().parse(tokens):
         spelling, name = argument.spelling, argument.name

@@ -9,8 +9,10 @@ from typing import Any
 import click
 
 from router.cli.client import print_json
-from router.cli.migrate.llama_ini import read_llama_ini
 from router.cli.migrate.llama_swap import Imported, read_llama_swap
+from router.config import Config
+from router.models.catalog.scan import options_for
+from router.presets.files import read_preset_file
 from router.text_file import read_text_file
 
 
@@ -58,7 +60,7 @@ def _write(output: Path, text: str, *, force: bool) -> None:
 def _read(file: Path, *, keep_groups: bool) -> Imported:
     match file.suffix.lower():
         case ".ini":
-            return read_llama_ini(file)
+            return _ini(file)
         case ".yaml" | ".yml":
             folders = (Path.cwd(), file.absolute().parent)
             return read_llama_swap(_yaml(file), folders, os.environ, keep_groups=keep_groups)
@@ -66,6 +68,17 @@ def _read(file: Path, *, keep_groups: bool) -> Imported:
             raise click.ClickException(
                 f"{file}: only llama-swap's .yaml and llama.cpp's .ini can be imported"
             )
+
+
+def _ini(file: Path) -> Imported:
+    """llama.cpp's presets are read by us as they are: the report has each setting that is left out."""
+    presets = read_preset_file(file, options_for(Config()))
+    imported = Imported(report=list(presets.problems))
+    imported.sections["paths"]["presets"] = [str(file.absolute())]
+    for layer in presets.layers:
+        imported.report += [*layer.problems, *layer.warnings]
+    imported.report.append(f"{file} is read as it is from now on, and may be changed there")
+    return imported
 
 
 def _yaml(file: Path) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
 from pathlib import Path
@@ -12,43 +12,21 @@ from typing import Any, Final
 
 import msgspec
 
-from router.cli.migrate.child_args import NotLlamaServer, read_command, without_comments
-from router.cli.migrate.macros import Unknown, expand
-from router.cli.migrate.swap_yaml import Macros
-from router.cli.migrate.swap_yaml import Model as SwapModel
+from router.cli.migrate.child_args import NotCarriedOver, read_command, without_comments
+from router.cli.migrate.swap_yaml import Macros, SwapModel, expand
 from router.cli.migrate.toml_text import toml_text
 
-#: Taken care of in another way here: nobody misses them.
-_NOT_NEEDED: Final = frozenset(
-    {"healthCheckTimeout", "logLevel", "logTimeFormat", "logToStdout", "metricsMaxInMemory", "startPort"}
-    | {"performance", "ui", "macros", "models", "groups", "hooks", "apiKeys", "globalTTL", "unloadTimeout"}
-    | {"selectors", "routing"}
-)
-_NOT_NEEDED_OF_MODEL: Final = frozenset(
-    {
-        "cmd",
-        "cmdStop",
-        "macros",
-        "proxy",
-        "checkEndpoint",
-        "aliases",
-        "env",
-        "ttl",
-        "unloadTimeout",
-        "unlisted",
-    }
-    | {
-        "name",
-        "description",
-        "useModelName",
-        "timeouts",
-        "healthCheckTimeout",
-        "filters",
-        "compat",
-        "metadata",
-    }
-    | {"concurrencyLimit", "sendLoadingState", "capabilities"}
-)
+#: Keys that have another place here, or that nothing here needs: no line of the report is about them.
+_NOT_REPORTED: Final = frozenset({
+    "healthCheckTimeout", "logLevel", "logTimeFormat", "logToStdout", "metricsMaxInMemory", "startPort",
+    "performance", "ui", "macros", "models", "groups", "hooks", "apiKeys", "globalTTL", "unloadTimeout",
+    "selectors", "routing",
+})  # fmt: skip
+_NOT_REPORTED_OF_MODEL: Final = frozenset({
+    "cmd", "cmdStop", "macros", "proxy", "checkEndpoint", "aliases", "env", "ttl", "unloadTimeout",
+    "unlisted", "name", "description", "useModelName", "timeouts", "healthCheckTimeout", "filters",
+    "compat", "metadata", "concurrencyLimit", "sendLoadingState", "capabilities",
+})  # fmt: skip
 _WHY: Final[Mapping[str, str]] = {
     "matrix": "which models may be loaded together is decided by memory, as measured",
     "profiles": "names are not replaced at runtime; give a model an alias",
@@ -64,24 +42,29 @@ _WHY: Final[Mapping[str, str]] = {
 
 @dataclass(slots=True)
 class Imported:
-    """`text` is a config.toml; `report` says in lines what is different, or was left out and why."""
+    """What another router's configuration becomes."""
 
+    #: Name -> section of config.toml.
     models: dict[str, dict[str, Any]] = field(default_factory=dict)
-    server: dict[str, Any] = field(default_factory=dict)
-    paths: dict[str, Any] = field(default_factory=dict)
-    scheduler: dict[str, Any] = field(default_factory=dict)
-    child: dict[str, Any] = field(default_factory=dict)
+    #: The other sections of config.toml, by name.
+    sections: dict[str, dict[str, Any]] = field(
+        default_factory=lambda: {name: {} for name in ("server", "paths", "scheduler", "child")}
+    )
+    #: Lines: what is different here, or was left out and why.
     report: list[str] = field(default_factory=list)
 
     @property
     def text(self) -> str:
-        tables: dict[tuple[str, ...], Mapping[str, Any]] = {
-            ("server",): self.server,
-            ("paths",): self.paths,
-            ("scheduler",): self.scheduler,
-            ("child",): self.child,
-        }
-        return toml_text(tables | {("models", name): table for name, table in self.models.items()})
+        """The text of a config.toml."""
+        sections = {(name,): section for name, section in self.sections.items()}
+        return toml_text(sections | {("models", name): table for name, table in self.models.items()})
+
+
+def _at(table: Mapping[str, Any], *path: str) -> Any:
+    """Return what stands at a path of keys; an empty table where a key is missing or has no value."""
+    for key in path:
+        table = table.get(key) or {}
+    return table
 
 
 def read_llama_swap(
@@ -93,34 +76,33 @@ def read_llama_swap(
 ) -> Imported:
     """`folders` as for `read_command`. `keep_groups`: what may not be loaded together there may not here."""
     imported = Imported()
-    macros = dict(document.get("macros") or {})
     programs = Counter[str]()
-    for name, given in (document.get("models") or {}).items():
+    for name, given in _at(document, "models").items():
         try:
             local = msgspec.convert(given, Macros).macros or {}
-            own = {**macros, **local, "MODEL_ID": name, "PORT": 0, "PID": 0}
+            own = {**_at(document, "macros"), **local, "MODEL_ID": name, "PORT": 0, "PID": 0}
             model = expand({**given, "cmd": without_comments(str(given.get("cmd") or ""))}, own, environ)
             msgspec.convert(model, SwapModel)
             settings, program = _model(name, model, folders, imported.report)
         except msgspec.ValidationError as error:
-            imported.report.append(f"{name}: NOT CARRIED OVER: llama-swap does not take it either: {error}")
+            reason = f"llama-swap does not take it either: {error}"
         except RecursionError:
-            imported.report.append(f"{name}: NOT CARRIED OVER: it contains itself")
-        except Unknown as unknown:
-            imported.report.append(f"{name}: NOT CARRIED OVER: ${{{unknown}}} is not defined")
-        except NotLlamaServer as other:
-            imported.report.append(f"{name}: NOT CARRIED OVER: {other}; only llama-server is started here")
+            reason = "it contains itself"
+        except NotCarriedOver as error:
+            reason = str(error)
         else:
             imported.models[name] = settings
             programs[program] += 1
+            continue
+        imported.report.append(f"{name}: NOT CARRIED OVER: {reason}")
     _globals(imported, document)
     _program(imported, programs)
-    _selectors(imported, document.get("selectors") or {})
+    _selectors(imported, _at(document, "selectors"))
     names = {alias: name for name, model in imported.models.items() for alias in model.get("aliases", ())}
-    for name in _preloaded(document):
+    for name in _at(document, "hooks", "on_startup", "preload"):
         if (model := imported.models.get(name) or imported.models.get(names.get(name, ""))) is not None:
             model["load_on_startup"] = True
-        elif name not in (document.get("models") or {}):
+        elif name not in _at(document, "models"):
             imported.report.append(f"hooks.on_startup.preload: {name} is no model here")
     _priorities(imported, document)
     _groups(imported, document, keep=keep_groups)
@@ -136,9 +118,9 @@ def _model(
     settings |= {"env": command.env} if command.env else {}
     if devices := settings.get("devices"):
         report.append(f"{name}: keeps to {', '.join(devices)}; without `devices` it goes where there is room")
-    filters = model.get("filters") or {}
-    by_id = filters.get("setParamsByID") or {}
-    given = [*(_id(alias) for alias in model.get("aliases") or ()), *by_id]
+    filters, by_id = _at(model, "filters"), _at(model, "filters", "setParamsByID")
+    named = (alias["id"] if isinstance(alias, Mapping) else alias for alias in _at(model, "aliases"))
+    given = [*map(str, named), *by_id]
     aliases = [alias for alias in dict.fromkeys(given) if alias != name]
     settings |= {"aliases": aliases} if aliases else {}
     if words := model.get("description") or model.get("name"):
@@ -168,7 +150,7 @@ def _left_out_of_model(
         yield "concurrencyLimit: requests queue, up to scheduler.queue_limit; `parallel` are served at a time"
     if model.get("metadata"):
         yield "metadata: /v1/models tells what the file says"
-    for key in sorted(model.keys() - _NOT_NEEDED_OF_MODEL):
+    for key in sorted(model.keys() - _NOT_REPORTED_OF_MODEL):
         yield f"{key}: there is nothing like it"
 
 
@@ -189,15 +171,15 @@ def _globals(imported: Imported, document: Mapping[str, Any]) -> None:
     keys = [str(key) for key in document.get("apiKeys") or ()]
     if keys:
         # A key that comes from the environment still does.
-        imported.server["api_keys"] = [
+        imported.sections["server"]["api_keys"] = [
             f"env:{key[6:-1]}" if key.startswith("${env.") and key.endswith("}") else key for key in keys
         ]
     if ttl := document.get("globalTTL"):
-        imported.scheduler |= {"policy": "lru-ttl", "ttl_seconds": float(ttl)}
+        imported.sections["scheduler"] |= {"policy": "lru-ttl", "ttl_seconds": float(ttl)}
     if (timeout := document.get("unloadTimeout")) not in (None, 10):
-        imported.child["stop_grace_seconds"] = float(timeout)
+        imported.sections["child"]["stop_grace_seconds"] = float(timeout)
     for key in document:
-        if key not in _NOT_NEEDED and document[key]:
+        if key not in _NOT_REPORTED and document[key]:
             imported.report.append(f"{key}: left out: {_WHY.get(key, 'there is nothing like it')}")
     imported.report.append(
         "llama-swap listens on every address unless told otherwise, this router on 127.0.0.1 (server.host)"
@@ -208,7 +190,7 @@ def _program(imported: Imported, programs: Counter[str]) -> None:
     """The llama-server that most of them were started with, where it is a program of this machine."""
     absolute = [program for program, _ in programs.most_common() if Path(program).is_file()]
     if absolute:
-        imported.paths["llama_server"] = str(Path(absolute[0]).absolute())
+        imported.sections["paths"]["llama_server"] = str(Path(absolute[0]).absolute())
     if len(programs) > 1:
         chosen = absolute[0] if absolute else "the one that is found"
         imported.report.append(f"models were started with {', '.join(programs)}; here all are with {chosen}")
@@ -228,15 +210,9 @@ def _selectors(imported: Imported, selectors: Mapping[str, Any]) -> None:
             )
 
 
-def _preloaded(document: Mapping[str, Any]) -> Iterable[str]:
-    startup = (document.get("hooks") or {}).get("on_startup") or {}
-    return startup.get("preload") or ()
-
-
 def _priorities(imported: Imported, document: Mapping[str, Any]) -> None:
     """Numbers there, three words here: above and below the 0 that all others have."""
-    scheduler = (document.get("routing") or {}).get("scheduler") or {}
-    given = ((scheduler.get("settings") or {}).get("fifo") or {}).get("priority") or {}
+    given = _at(document, "routing", "scheduler", "settings", "fifo", "priority")
     for name, number in given.items():
         if name in imported.models and number:
             imported.models[name]["priority"] = "high" if number > 0 else "low"
@@ -247,10 +223,9 @@ def _priorities(imported: Imported, document: Mapping[str, Any]) -> None:
 def _groups(imported: Imported, document: Mapping[str, Any], *, keep: bool) -> None:
     """A persistent group may not be evicted: pinned. The others are there because llama-swap knows nothing of
     memory."""
-    is_matrix = (
-        "matrix" in document or (document.get("routing") or {}).get("router", {}).get("use") == "matrix"
-    )
-    given = document.get("groups") or _routed(document).get("groups") or {}
+    is_matrix = "matrix" in document or _at(document, "routing", "router", "use") == "matrix"
+    # Newer files have the groups in the second place.
+    given = _at(document, "groups") or _at(document, "routing", "router", "settings", "groups")
     groups = {name: {"swap": True, "exclusive": True, **(group or {})} for name, group in given.items()}
     members = {
         name: [m for m in group.get("members") or () if m in imported.models]
@@ -266,19 +241,12 @@ def _groups(imported: Imported, document: Mapping[str, Any], *, keep: bool) -> N
                 imported.models[member]["pinned"] = True
     if keep:
         if exclusive := list(_exclusive(groups, members)):
-            imported.scheduler["exclusive"] = exclusive
+            imported.sections["scheduler"]["exclusive"] = exclusive
     elif len(imported.models) > 1:
         imported.report.append(
             "groups: models are loaded together where they fit, by memory as measured; --keep-groups forbids "
             "what llama-swap forbade"
         )
-
-
-def _routed(document: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Newer files have the groups here."""
-    router = (document.get("routing") or {}).get("router") or {}
-    settings: Mapping[str, Any] = router.get("settings") or {}
-    return settings
 
 
 def _exclusive(groups: Mapping[str, Any], members: Mapping[str, list[str]]) -> Iterator[list[str]]:
@@ -292,7 +260,3 @@ def _exclusive(groups: Mapping[str, Any], members: Mapping[str, list[str]]) -> I
             groups[one].get("persistent") or groups[other].get("persistent")
         ):
             yield from ([a, b] for a in members[one] for b in members[other])
-
-
-def _id(alias: Any) -> str:
-    return str(alias["id"] if isinstance(alias, Mapping) else alias)

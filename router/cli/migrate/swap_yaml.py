@@ -1,13 +1,16 @@
-"""The text of a llama-swap.yaml as a document, read as llama-swap reads it, and the shape of its parts."""
+"""The text of a llama-swap.yaml as a document, read as llama-swap reads it: its types, and its macros."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Any, Final
 
 import msgspec
 import yaml
 from msgspec import Struct
+
+from router.cli.migrate.child_args import NotCarriedOver
 
 _TAG: Final = "tag:yaml.org,2002:"
 #: What is no text without quotes, in YAML 1.2: `on` and `no` are texts, as are dates and 12:30.
@@ -18,6 +21,9 @@ _PLAIN: Final = (
     ("float", r"[-+]?(?:\d+\.\d*|\.\d+)(?:[eE][-+]?\d+)?", "-+.0123456789"),
     ("merge", r"<<", "<"),
 )
+_MACRO: Final = re.compile(r"\$\{([a-zA-Z0-9_.-]+)\}")
+#: A macro may be made of others; what goes deeper than this goes round in a circle.
+_DEPTH: Final = 20
 
 
 class _Loader(yaml.SafeLoader):  # type: ignore[misc]  # PyYAML has no types
@@ -47,7 +53,7 @@ class Macros(Struct):
     macros: dict[str, Any] | None = None
 
 
-class Model(Struct):
+class SwapModel(Struct):
     """What is read of a model whose macros are replaced, as llama-swap has its types."""
 
     cmd: str | int | float | None = None
@@ -111,3 +117,41 @@ def read_document(text: str) -> dict[str, Any]:
     except (msgspec.ValidationError, RecursionError) as error:
         raise ValueError(f"llama-swap does not take this either: {error}") from error
     return document
+
+
+def expand(value: Any, macros: Mapping[str, Any], environ: Mapping[str, str]) -> Any:
+    """Return the value with its macros replaced, in lists and tables too: `${name}` and `${env.NAME}`.
+
+    A text that is one macro and nothing else keeps the macro's type. Raises NotCarriedOver for a macro that
+    is not defined, a variable that is not set, and macros that contain each other.
+    """
+    match value:
+        case str():
+            return _expanded(value, macros, environ, _DEPTH)
+        case list():
+            return [expand(item, macros, environ) for item in value]
+        case dict():
+            return {
+                expand(key, macros, environ): expand(item, macros, environ) for key, item in value.items()
+            }
+        case _:
+            return value
+
+
+def _expanded(text: str, macros: Mapping[str, Any], environ: Mapping[str, str], depth: int) -> Any:
+    def value_of(name: str) -> Any:
+        try:
+            return environ[name.removeprefix("env.")] if name.startswith("env.") else macros[name]
+        except KeyError:
+            raise NotCarriedOver(f"${{{name}}} is not defined") from None
+
+    def text_of(value: Any) -> str:
+        return str(value).lower() if isinstance(value, bool) else str(value)
+
+    if depth == 0:
+        raise NotCarriedOver(f"${{{text}}} is not defined")
+    whole = _MACRO.fullmatch(text)
+    replaced = value_of(whole[1]) if whole else _MACRO.sub(lambda found: text_of(value_of(found[1])), text)
+    if not isinstance(replaced, str) or not (whole or _MACRO.search(replaced)):
+        return replaced
+    return _expanded(replaced, macros, environ, depth - 1)

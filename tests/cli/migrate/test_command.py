@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -50,3 +51,13 @@ def test_other_files_are_not_guessed_at(tmp_path: Path):
     path = tmp_path / "config.json"
     path.write_text("{}")
     assert "only llama-swap's .yaml and llama.cpp's .ini" in run(path).stderr
+
+
+def test_presets_of_llama_cpp_are_read_as_they_are_and_what_is_left_out_is_reported(tmp_path: Path):
+    path = tmp_path / "presets.ini"
+    path.write_text("version = 1\n[*]\nc = 4096\nport = 9000\n[a]\nmodel = a.gguf\nngll = 1\n")
+    result = run(path)
+    assert result.exit_code == 0
+    assert tomllib.loads(result.stdout) == {"paths": {"presets": [str(path)]}}
+    assert f"{path}:4: port is left out: the router answers clients itself" in result.stderr
+    assert f"{path}:7: ngll: llama-server has no such option" in result.stderr
