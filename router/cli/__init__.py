@@ -33,7 +33,7 @@ COMMANDS: Final[Mapping[str, str]] = {
     "restart": "router.cli.restart:restart",
     "plan": "router.cli.plan:plan",
     "build": "router.cli.build:build",
-    "doctor": "router.cli.doctor:doctor",
+    "doctor": "router.cli.doctor.command:doctor",
     "config": "router.cli.config:config",
     "import": "router.cli.migrate.command:import_",
     "completion": "router.cli.completion:completion",

@@ -7,24 +7,13 @@ from pathlib import Path
 from typing import Final
 
 import click
+import msgspec
 from click.core import ParameterSource
 
 from router.cli.client import print_json
+from router.cli.doctor import machine, software
 from router.cli.doctor.findings import Finding, Level
-from router.cli.doctor.machine import (
-    look_at_address,
-    look_at_devices,
-    look_at_disks,
-    look_at_limits,
-    look_at_permissions,
-)
 from router.cli.doctor.remote import look_at_router
-from router.cli.doctor.software import (
-    devices_of_binary,
-    look_at_binary,
-    look_at_configuration,
-    look_at_models,
-)
 
 _COLOURS: Final = {Level.OK: "green", Level.WARN: "yellow", Level.FAIL: "red"}
 
@@ -47,39 +36,33 @@ def doctor(
     if config is not None and ctx.get_parameter_source("url") is ParameterSource.COMMANDLINE:
         raise click.UsageError("--config is of this machine, and --url of another: give one of them")
     findings = []
-    is_remote = bool(url) and config is None
-    for finding in look_at_router(url or "", api_key) if is_remote else _findings(config):
+    for finding in look_at_router(url, api_key) if url and config is None else _findings(config):
         findings.append(finding)
         if not as_json:
             _show(finding)
     if as_json:
-        print_json(
-            [
-                {"level": one.level.value, "about": one.about, "found": one.found, "do": one.do}
-                for one in findings
-            ]
-        )
+        print_json(msgspec.to_builtins(findings))
     ctx.exit(1 if any(one.level is Level.FAIL for one in findings) else 0)
 
 
 def _findings(path: Path | None) -> Iterator[Finding]:
     """What one look needs of another is passed on; without a configuration nothing else can be looked at."""
-    config, findings = look_at_configuration(path)
+    config, findings = software.look_at_configuration(path)
     yield from findings
     if config is None:
         return
-    binary, findings = look_at_binary(config)
+    binary, findings = software.look_at_binary(config)
     yield from findings
     listed = ""
     if binary is not None:
-        listed, findings = devices_of_binary(binary)
+        listed, findings = software.devices_of_binary(binary)
         yield from findings
-    yield from look_at_devices(listed)
-    yield from look_at_permissions(config)
-    yield from look_at_limits()
-    yield from look_at_disks(config)
-    yield from look_at_models(config)
-    yield from look_at_address(config.server)
+    yield from machine.look_at_devices(listed)
+    yield from machine.look_at_permissions(config)
+    yield from machine.look_at_limits()
+    yield from machine.look_at_disks(config)
+    yield from software.look_at_models(config)
+    yield from machine.look_at_address(config.server)
 
 
 def _show(finding: Finding) -> None:

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from enum import Enum
+from typing import Final
+
+from msgspec import Struct
+
+#: Models that cannot be used are one finding each; a folder of broken files needs not all of them.
+_MODELS_SHOWN: Final = 5
 
 
 class Level(Enum):
@@ -14,13 +20,15 @@ class Level(Enum):
     FAIL = "fail"
 
 
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """`about` in a word or two, `found` in a sentence, and `do` where it is not well."""
+class Finding(Struct, frozen=True):
+    """What `doctor --json` prints of one thing."""
 
     level: Level
+    #: A word or two.
     about: str
+    #: A sentence.
     found: str
+    #: What to do, where it is not well.
     do: str = ""
 
 
@@ -34,3 +42,20 @@ def warn(about: str, found: str, do: str) -> Finding:
 
 def fail(about: str, found: str, do: str) -> Finding:
     return Finding(Level.FAIL, about, found, do)
+
+
+def look_at_broken(broken: Sequence[tuple[str, str]], what: str) -> Iterator[Finding]:
+    """Yield a finding for each of the first models in `broken` (its finding, and what to do), and one that
+    counts the rest.
+    """
+    for found, do in broken[:_MODELS_SHOWN]:
+        yield warn("models", found, do)
+    if len(broken) > _MODELS_SHOWN:
+        yield warn("models", f"{len(broken) - _MODELS_SHOWN} {what}", "see `llama-router models`")
+
+
+def look_at_count(count: int, where: str, put: str) -> Finding:
+    """Return how many models can be used."""
+    if count:
+        return ok("models", f"{count} model{'s' * (count != 1)}{where}")
+    return warn("models", "none that can be used", f"{put}, or `llama-router pull` one")

@@ -8,12 +8,10 @@ from typing import Any, Final
 import click
 
 from router.cli.client import Client, NoRouter
-from router.cli.doctor.findings import Finding, fail, ok, warn
+from router.cli.doctor.findings import Finding, fail, look_at_broken, look_at_count, ok, warn
 from router.cli.words import gib
 
 _READ_SECONDS: Final = 30.0
-#: Models that cannot be used are one finding each; a folder of broken files needs not all of them.
-_MODELS_SHOWN: Final = 5
 
 
 def look_at_router(url: str, api_key: str | None) -> Iterator[Finding]:
@@ -51,15 +49,10 @@ def _devices(vram: dict[str, Any]) -> Iterator[Finding]:
 
 
 def _models(models: list[dict[str, Any]]) -> Iterator[Finding]:
-    broken = [one for one in models if one["status"].get("error")]
-    for one in broken[:_MODELS_SHOWN]:
-        do = f"see `llama-router explain {one['id']}`, and its log with `llama-router logs`"
-        yield warn("models", f"{one['id']}: {one['status']['error']}", do)
-    if len(broken) > _MODELS_SHOWN:
-        yield warn("models", f"{len(broken) - _MODELS_SHOWN} more fail", "see `llama-router models`")
-    good = len(models) - len(broken)
-    if good:
-        loaded = sum(one["status"]["value"] == "loaded" for one in models)
-        yield ok("models", f"{good} model{'s' * (good != 1)}, {loaded} of them loaded")
-    else:
-        yield warn("models", "none that can be used", "put a .gguf file there, or `llama-router pull` one")
+    see = "see `llama-router explain {}`, and its log with `llama-router logs`"
+    errors = {model["id"]: error for model in models if (error := model["status"].get("error"))}
+    yield from look_at_broken(
+        [(f"{name}: {error}", see.format(name)) for name, error in errors.items()], "more fail"
+    )
+    loaded = sum(model["status"]["value"] == "loaded" for model in models)
+    yield look_at_count(len(models) - len(errors), f", {loaded} of them loaded", "put a .gguf file there")

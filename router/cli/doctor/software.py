@@ -7,18 +7,14 @@ import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Final
 
 from router import __version__
-from router.cli.doctor.findings import Finding, fail, ok, warn
+from router.cli.doctor.findings import Finding, fail, look_at_broken, look_at_count, ok, warn
 from router.config import Config, find_config, load_config, models_dirs
 from router.engines.llama_server import find_binary, list_devices, version
 from router.errors import ConfigError, RouterError, StartupError
 from router.installation import build_command
 from router.models.catalog import Catalog
-
-#: Errors are one finding each; a folder of broken files needs not all of them.
-_MODELS_SHOWN: Final = 5
 
 
 def look_at_configuration(path: Path | None) -> tuple[Config | None, list[Finding]]:
@@ -54,44 +50,25 @@ def devices_of_binary(binary: Path) -> tuple[str, list[Finding]]:
 
 def look_at_models(config: Config) -> Iterator[Finding]:
     folders = models_dirs(config)
-    for folder in folders:
-        if not folder.is_dir():
-            yield warn(
-                "models",
-                f"the folder {folder} does not exist",
-                f"mkdir -p {folder}, or set paths.models_dirs",
-            )
+    missing = [str(folder) for folder in folders if not folder.is_dir()]
+    for name in missing:
+        yield warn(
+            "models", f"the folder {name} does not exist", f"mkdir -p {name}, or set paths.models_dirs"
+        )
     try:
         catalog = Catalog.scan(config)
     except RouterError as error:
-        for line in error.message.splitlines():
-            yield fail(
-                "presets", line, "correct the line: presets/ has examples, docs/configuration.md the keys"
-            )
+        do = "correct the line: presets/ has examples, docs/configuration.md the keys"
+        yield from (fail("presets", line, do) for line in error.message.splitlines())
         return
-    missing = [str(folder) for folder in folders if not folder.is_dir()]
     for warning in catalog.warnings:
-        if any(folder in warning for folder in missing):
-            continue  # said above
-        yield warn("models", warning, "rename, move or remove the file, or name it in a section")
-    broken = [entry for entry in catalog.models if entry.error is not None]
-    for entry in broken[:_MODELS_SHOWN]:
-        yield warn("models", f"{entry.id}: {entry.error}", "fetch the file again, or correct its preset")
-    if len(broken) > _MODELS_SHOWN:
-        yield warn(
-            "models", f"{len(broken) - _MODELS_SHOWN} more cannot be used", "see `llama-router models`"
-        )
-    good = len(catalog.models) - len(broken)
-    if good:
-        yield ok(
-            "models", f"{good} model{'s' * (good != 1)} in {', '.join(map(str, folders))} and further sources"
-        )
-    else:
-        yield warn(
-            "models",
-            "none that can be used",
-            f"put a .gguf file into {folders[0]}, or `llama-router pull` one",
-        )
+        if not any(name in warning for name in missing):  # that is said above
+            yield warn("models", warning, "rename, move or remove the file, or name it in a section")
+    do = "fetch the file again, or correct its preset"
+    broken = [(f"{entry.id}: {entry.error}", do) for entry in catalog.models if entry.error is not None]
+    yield from look_at_broken(broken, "more cannot be used")
+    where = f" in {', '.join(map(str, folders))} and further sources"
+    yield look_at_count(len(catalog.models) - len(broken), where, f"put a .gguf file into {folders[0]}")
 
 
 def _remedy(said: str) -> str:
