@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from operator import itemgetter
+from typing import Any, Final
 
 import click
 
 from router.cli.client import Client, client_options, print_json
-from router.cli.words import gib, print_table
+from router.cli.words import Columns, gib, print_items
 
 
 @click.command()
@@ -24,17 +25,18 @@ def models(client: Client, as_json: bool, reload: bool, with_others: bool) -> No
     if not listed:
         click.echo("The router knows no model.")
         return
-    print_table(("MODEL", "STATUS", "SIZE", "SOURCE", "NOTE"), [_row(model) for model in listed])
+    print_items(_COLUMNS, listed)
 
 
-def _row(model: dict[str, Any]) -> tuple[str, ...]:
-    status = model["status"]
+def _note(model: dict[str, Any]) -> str:
     names = [*model["aliases"], *model.get("alias_patterns", ())]
-    aliases = f"also {', '.join(names)}" if names else ""
-    return (
-        model["id"],
-        "failed" if status.get("failed") else status["value"],
-        gib((model.get("meta") or {}).get("size")),
-        model["source"],
-        status.get("error") or aliases,
-    )
+    return model["status"].get("error") or (f"also {', '.join(names)}" if names else "")
+
+
+_COLUMNS: Final[Columns] = {
+    "MODEL": itemgetter("id"),
+    "STATUS": lambda model: "failed" if model["status"].get("failed") else model["status"]["value"],
+    "SIZE": lambda model: gib((model.get("meta") or {}).get("size")),
+    "SOURCE": itemgetter("source"),
+    "NOTE": _note,
+}

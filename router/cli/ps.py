@@ -1,27 +1,29 @@
-"""`llama-router ps`: the llama-servers there are, what they hold, who waits, and why."""
+"""`llama-router ps`: the llama-servers there are, what they hold, which models are waited for, and why."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from itertools import chain
+from operator import itemgetter
 from typing import Any, Final
 
 import click
 
 from router.cli.client import Client, RequestRefused, client_options, print_json
-from router.cli.words import duration, gib, print_table
+from router.cli.words import Columns, duration, print_items, size
 
-_HEADS: Final = (
-    "INSTANCE",
-    "STATE",
-    "DEVICE",
-    "PREDICTED",
-    "MEASURED",
-    "REQUESTS",
-    "WAITING",
-    "IDLE",
-    "EXPIRES",
-    "LAST DECISION",
-)
+_COLUMNS: Final[Columns] = {
+    "INSTANCE": itemgetter("id"),
+    "STATE": itemgetter("state"),
+    "DEVICE": lambda row: ", ".join(name.partition("/")[2] or name for name in row["devices"]) or "-",
+    "PREDICTED": size("predicted"),
+    "MEASURED": size("measured"),
+    "REQUESTS": lambda row: str(row["leases"]),
+    "WAITING": lambda row: str(row["waiting"] or "-"),
+    "IDLE": lambda row: duration(row["idle_seconds"]),
+    "EXPIRES": lambda row: "pinned" if row["pinned"] else duration(row["expires_in_seconds"]),
+    "LAST DECISION": lambda row: row["last_decision"] or "-",
+}
 
 
 @click.command()
@@ -29,34 +31,32 @@ _HEADS: Final = (
 def ps(client: Client, as_json: bool) -> None:
     """List the loaded models."""
     models = client.get("/models")["data"]
-    running = [(model, one) for model in models for one in model["instances"]]
     waiting = [model for model in models if model["status"]["waiting"] and not model["instances"]]
-    if running or waiting or as_json:
-        predicted = {one["id"]: one["predicted"] for one in client.get("/vram")["models"]}
-        last = _last_decisions(client)
-    else:
+    if not (waiting or as_json or any(model["instances"] for model in models)):
         click.echo("No model is loaded.")
         return
+    predicted = {instance["id"]: instance["predicted"] for instance in client.get("/vram")["models"]}
+    last = _last_decisions(client)
+    running = [
+        {
+            "model": model["id"],
+            **instance,
+            "predicted": predicted.get(instance["id"]),
+            "waiting": model["status"]["waiting"],
+            "last_decision": last.get(model["id"]),
+        }
+        for model in models
+        for instance in model["instances"]
+    ]
     if as_json:
-        print_json(
-            [
-                {
-                    "model": model["id"],
-                    **one,
-                    "predicted": predicted.get(one["id"]),
-                    "waiting": model["status"]["waiting"],
-                    "last_decision": last.get(model["id"]),
-                }
-                for model, one in running
-            ]
-        )
-        return
-    rows = [_row(model, one, predicted, last) for model, one in running]
-    print_table(_HEADS, [*rows, *map(_waiting, waiting)])
+        print_json(running)
+    else:
+        rows = ({**row, "measured": _measured(row["devices"].values())} for row in running)
+        print_items(_COLUMNS, chain(rows, map(_waiting, waiting)))
 
 
 def _last_decisions(client: Client) -> Mapping[str, str]:
-    """By model, in words; nothing for somebody who may not see the state of the router."""
+    """Return them in words by model; none where the key may not see the state of the router."""
     try:
         models = client.get("/status", {"history": "0", "moments": "0"})["state"]["models"]
     except RequestRefused as refused:
@@ -66,26 +66,15 @@ def _last_decisions(client: Client) -> Mapping[str, str]:
     return {model["id"]: model["last"] for model in models if model["last"]}
 
 
-def _row(
-    model: dict[str, Any], one: dict[str, Any], predicted: Mapping[str, int], last: Mapping[str, str]
-) -> tuple[str, ...]:
-    devices = one["devices"]
-    measured = [device["measured"] for device in devices.values() if device["measured"] is not None]
-    return (
-        one["id"],
-        one["state"],
-        ", ".join(name.partition("/")[2] or name for name in devices) or "-",
-        gib(predicted.get(one["id"])),
-        gib(sum(measured)) if measured else "-",
-        str(one["leases"]),
-        str(model["status"]["waiting"] or "-"),
-        duration(one["idle_seconds"]),
-        "pinned" if one["pinned"] else duration(one["expires_in_seconds"]),
-        last.get(model["id"], "-"),
-    )
+def _measured(devices: Iterable[Mapping[str, Any]]) -> int | None:
+    measured = [device["measured"] for device in devices if device["measured"] is not None]
+    return sum(measured) if measured else None
 
 
-def _waiting(model: dict[str, Any]) -> tuple[str, ...]:
+def _waiting(model: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the row of a model without an instance, for which requests wait."""
     status = model["status"]
-    words = f"waits for {status.get('reason') or 'its turn'}"
-    return (model["id"], "queued", "-", "-", "-", "0", str(status["waiting"]), "-", "-", words)
+    row = dict.fromkeys(("predicted", "measured", "idle_seconds", "expires_in_seconds", "pinned"))
+    why = f"waits for {status.get('reason') or 'its turn'}"
+    known = {"id": model["id"], "state": "queued", "devices": {}, "leases": 0}
+    return {**row, **known, "waiting": status["waiting"], "last_decision": why}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from operator import itemgetter
 from typing import Any, Final
 
 import click
@@ -11,7 +12,7 @@ import click
 from router.cli.bars import bar
 from router.cli.client import Client, client_options, print_json
 from router.cli.progress import POLL_SECONDS, show_line
-from router.cli.words import duration, gib, print_table
+from router.cli.words import Columns, duration, gib, print_items, size
 
 ACTIVE: Final = frozenset({"queued", "downloading", "waiting"})
 #: Where there is no terminal: a line this often, for whoever reads the log.
@@ -103,20 +104,7 @@ def _name(job: dict[str, Any]) -> str:
 
 def _tell(found: dict[str, Any]) -> None:
     if found["quantizations"]:
-        rows = [
-            (
-                one["name"] or one["files"][0],
-                gib(one["size"]),
-                str(len(one["files"])),
-                ", ".join(
-                    words
-                    for words, is_so in (("default", one["is_default"]), ("here", one["is_present"]))
-                    if is_so
-                ),
-            )
-            for one in found["quantizations"]
-        ]
-        print_table(("QUANTIZATION", "SIZE", "FILES", "NOTE"), rows)
+        print_items(_QUANTIZATIONS, found["quantizations"])
     fetch = found["fetch"]
     if fetch is not None:
         click.echo(f"\nWould fetch {gib(fetch['missing_bytes'])} into {fetch['folder']}:")
@@ -135,14 +123,19 @@ def _list(client: Client, *, as_json: bool) -> None:
     if not jobs:
         click.echo("There are no downloads.")
         return
-    rows = [
-        (
-            _name(job),
-            job["state"],
-            gib(job["done_bytes"]),
-            gib(job["total_bytes"]),
-            (job["error"] or {}).get("message") or job["note"] or "",
-        )
-        for job in jobs
-    ]
-    print_table(("MODEL", "STATE", "DONE", "SIZE", "NOTE"), rows)
+    print_items(_JOBS, jobs)
+
+
+_QUANTIZATIONS: Final[Columns] = {
+    "QUANTIZATION": lambda found: found["name"] or found["files"][0],
+    "SIZE": size("size"),
+    "FILES": lambda found: str(len(found["files"])),
+    "NOTE": lambda found: ", ".join(["default"] * found["is_default"] + ["here"] * found["is_present"]),
+}
+_JOBS: Final[Columns] = {
+    "MODEL": _name,
+    "STATE": itemgetter("state"),
+    "DONE": size("done_bytes"),
+    "SIZE": size("total_bytes"),
+    "NOTE": lambda job: (job["error"] or {}).get("message") or job["note"] or "",
+}

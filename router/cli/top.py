@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
-from typing import Any, Final
+from operator import itemgetter
+from typing import Any, Final, TypeAlias
 
 import click
 from rich.console import Console, Group, RenderableType
@@ -18,8 +19,9 @@ from router.cli.bars import legend
 from router.cli.client import Client, client_options, print_json
 from router.cli.numbers import FiniteRange
 from router.cli.progress import share_bar
+from router.cli.pull import ACTIVE
 from router.cli.vram import PARTS, device_bar, device_name
-from router.cli.words import duration, gib
+from router.cli.words import duration, size
 
 #: As many as fit beside the rest on a terminal of 40 lines.
 REQUESTS_SHOWN: Final = 8
@@ -28,9 +30,9 @@ MOMENTS_SHOWN: Final = 8
 _SHOWN: Final[Mapping[str, str]] = {"history": "0", "moments": str(MOMENTS_SHOWN)}
 #: From here on a decision stands beside its model; below, the list of decisions has to do.
 WIDE: Final = 120
-#: Downloads that are not over.
-_RUNNING: Final = ("queued", "downloading", "waiting")
 _STYLES: Final[Mapping[str, str]] = {"ready": "green", "starting": "yellow", "planned": "yellow"}
+#: As `router.cli.words.Columns`, with colours.
+_Columns: TypeAlias = Mapping[str, Callable[[Any], str | Text]]
 
 
 @click.command()
@@ -78,65 +80,45 @@ def _look_again(client: Client, before: Mapping[str, Any]) -> Mapping[str, Any]:
 def _parts(told: Mapping[str, Any], *, is_wide: bool) -> Iterator[RenderableType]:
     state, now = told["state"], float(told["at"])
     models, requests = state["models"], told.get("requests", [])
-    loaded = [one for one in models if one["states"]]
-    waiting = sum(one["waiting"] for one in models)
-    clock = time.strftime("%H:%M:%S", time.localtime(now))
-    words = (
-        f"{len(loaded)} of {len(models)} models loaded, {len(requests)} requests, {waiting} of them waiting"
-    )
-    yield Text(f"llama-router {state['version']}  policy {state['policy']}  {words}  {clock}", style="bold")
+    loaded = sum(bool(model["states"]) for model in models)
+    waiting = sum(model["waiting"] for model in models)
+    counts = f"{loaded} of {len(models)} models loaded, {len(requests)} requests, {waiting} of them waiting"
+    heading = f"llama-router {state['version']}  policy {state['policy']}  {counts}  {_clock(now)}"
+    yield Text(heading, style="bold")
     if "trouble" in told:
         yield Text(told["trouble"], style="red")
-    yield _devices(state["devices"])
+    yield _table(_DEVICES, state["devices"])
     yield Text(legend(PARTS), style="dim")
     yield Text()
-    yield from _models(models, now, is_wide=is_wide)
+    # Those that are there, come, are waited for or are wrong; the others only as a number.
+    shown = [model for model in models if model["states"] or model["waiting"] or model["error"]]
+    columns = {head: cell for head, cell in _MODELS.items() if is_wide or head != "LAST DECISION"}
+    yield _table(columns, (_with_ages(model, now) for model in shown))
+    if len(models) > len(shown):
+        yield Text(f"{len(models) - len(shown)} more are not loaded", style="dim")
     if requests:
         yield Text()
-        yield _requests(requests)
-    downloads = [one for one in told.get("downloads", []) if one["state"] in _RUNNING]
-    if downloads:
-        yield Text()
-        yield _downloads(downloads)
+        yield _table(_REQUESTS, requests[:REQUESTS_SHOWN])
+    if len(requests) > REQUESTS_SHOWN:
+        yield Text(f"{len(requests) - REQUESTS_SHOWN} more", style="dim")
+    running = [job for job in told.get("downloads", []) if job["state"] in ACTIVE]
     moments = told.get("moments", [])[-MOMENTS_SHOWN:]
-    if moments:
-        yield Text()
-        yield _moments(moments)
+    for more, items in ((_DOWNLOADS, running), (_MOMENTS, moments)):
+        if items:
+            yield Text()
+            yield _table(more, items)
     for note in state["notes"]:
         yield Text(f"! {note}", style="yellow")
 
 
-def _devices(devices: list[dict[str, Any]]) -> Table:
-    table = _table("DEVICE", "", "FREE", "OURS", "OTHERS", "PROMISED", "MARGIN")
-    for one in devices:
-        figures = (gib(one[figure]) for figure in ("free", "ours", "others", "promised", "margin"))
-        table.add_row(device_name(one), device_bar(one) or one["error"] or "", *figures)
-    return table
-
-
-def _models(models: list[dict[str, Any]], now: float, *, is_wide: bool) -> Iterator[RenderableType]:
-    """Those that are there, come, are waited for or are wrong; the others only as a number."""
-    heads = ("MODEL", "STATE", "PREDICTED", "MEASURED", "REQUESTS", "WAITING", "IDLE", "EXPIRES")
-    table = _table(*heads, "LAST DECISION") if is_wide else _table(*heads)
-    shown = [one for one in models if one["states"] or one["waiting"] or one["error"]]
-    for one in shown:
-        state = ", ".join(sorted(set(one["states"]))) or ("queued" if one["waiting"] else "failed")
-        expires = one["expires_at"]
-        why = (_why(one),) if is_wide else ()
-        table.add_row(
-            one["id"],
-            Text(state, style=_STYLES.get(state, "red" if one["error"] else "")),
-            gib(one["predicted"]),
-            gib(one["measured"]),
-            str(one["leases"]),
-            str(one["waiting"] or "-"),
-            "-" if one["idle_since"] is None else duration(now - one["idle_since"]),
-            "pinned" if one["pinned"] else "-" if expires is None else duration(expires - now),
-            *why,
-        )
-    yield table
-    if len(models) > len(shown):
-        yield Text(f"{len(models) - len(shown)} more are not loaded", style="dim")
+def _with_ages(model: Mapping[str, Any], now: float) -> dict[str, Any]:
+    """Return the model with seconds from `now` in place of points in time."""
+    since, expires = model["idle_since"], model["expires_at"]
+    return {
+        **model,
+        "idle_seconds": None if since is None else now - since,
+        "expires_in_seconds": None if expires is None else expires - now,
+    }
 
 
 def _why(model: Mapping[str, Any]) -> str:
@@ -145,49 +127,61 @@ def _why(model: Mapping[str, Any]) -> str:
     return str(model["error"] or model["last"] or "-")
 
 
-def _requests(requests: list[dict[str, Any]]) -> Table:
-    table = _table("REQUEST", "MODEL", "STATE", "CLIENT", "PATH", "AGE", "SENT")
-    for one in requests[:REQUESTS_SHOWN]:
-        table.add_row(
-            one["id"],
-            one["model"],
-            one["state"],
-            one["client"] or "-",
-            one["path"],
-            duration(one["age_seconds"]),
-            f"{one['bytes'] / 1024:.1f} KiB",
-        )
-    if len(requests) > REQUESTS_SHOWN:
-        table.add_row(Text(f"{len(requests) - REQUESTS_SHOWN} more", style="dim"))
-    return table
+def _state(model: Mapping[str, Any]) -> Text:
+    state = ", ".join(sorted(set(model["states"]))) or ("queued" if model["waiting"] else "failed")
+    return Text(state, style=_STYLES.get(state, "red" if model["error"] else ""))
 
 
-def _downloads(downloads: list[dict[str, Any]]) -> Table:
-    table = _table("DOWNLOAD", "STATE", "", "DONE", "OF", "PER SECOND", "LEFT")
-    for one in downloads:
-        table.add_row(
-            ", ".join(one["models"]) or one["repo"],
-            one["state"],
-            share_bar(one["done_bytes"] / max(1, one["total_bytes"])),
-            gib(one["done_bytes"]),
-            gib(one["total_bytes"]),
-            gib(one["bytes_per_second"]),
-            duration(one["expected_seconds"]),
-        )
-    return table
+def _clock(at: float) -> str:
+    return time.strftime("%H:%M:%S", time.localtime(at))
 
 
-def _moments(moments: list[dict[str, Any]]) -> Table:
-    table = _table("TIME", "DECISION")
-    for one in moments:
-        style = "red" if one["kind"] in ("failed", "refused", "lost") else ""
-        table.add_row(time.strftime("%H:%M:%S", time.localtime(one["at"])), Text(one["text"], style=style))
-    return table
+def _decision(moment: Mapping[str, Any]) -> Text:
+    return Text(moment["text"], style="red" if moment["kind"] in ("failed", "refused", "lost") else "")
 
 
-def _table(*heads: str) -> Table:
-    """Columns with a blank between, nothing drawn."""
+_DEVICES: Final[_Columns] = {
+    "DEVICE": device_name,
+    "": lambda device: device_bar(device) or device["error"] or "",
+    **{name.upper(): size(name) for name in ("free", "ours", "others", "promised", "margin")},
+}
+_MODELS: Final[_Columns] = {
+    "MODEL": itemgetter("id"),
+    "STATE": _state,
+    "PREDICTED": size("predicted"),
+    "MEASURED": size("measured"),
+    "REQUESTS": lambda model: str(model["leases"]),
+    "WAITING": lambda model: str(model["waiting"] or "-"),
+    "IDLE": lambda model: duration(model["idle_seconds"]),
+    "EXPIRES": lambda model: "pinned" if model["pinned"] else duration(model["expires_in_seconds"]),
+    "LAST DECISION": _why,
+}
+_REQUESTS: Final[_Columns] = {
+    "REQUEST": itemgetter("id"),
+    "MODEL": itemgetter("model"),
+    "STATE": itemgetter("state"),
+    "CLIENT": lambda request: request["client"] or "-",
+    "PATH": itemgetter("path"),
+    "AGE": lambda request: duration(request["age_seconds"]),
+    "SENT": lambda request: f"{request['bytes'] / 1024:.1f} KiB",
+}
+_DOWNLOADS: Final[_Columns] = {
+    "DOWNLOAD": lambda job: ", ".join(job["models"]) or job["repo"],
+    "STATE": itemgetter("state"),
+    "": lambda job: share_bar(job["done_bytes"] / max(1, job["total_bytes"])),
+    "DONE": size("done_bytes"),
+    "OF": size("total_bytes"),
+    "PER SECOND": size("bytes_per_second"),
+    "LEFT": lambda job: duration(job["expected_seconds"]),
+}
+_MOMENTS: Final[_Columns] = {"TIME": lambda moment: _clock(moment["at"]), "DECISION": _decision}
+
+
+def _table(columns: _Columns, items: Iterable[Mapping[str, Any]]) -> Table:
+    """Return a row for each item, with a blank between columns and nothing drawn."""
     table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
-    for head in heads:
-        table.add_column(head, no_wrap=head not in ("LAST DECISION", "DECISION"), overflow="ellipsis")
+    for head in columns:
+        table.add_column(head, no_wrap="DECISION" not in head, overflow="ellipsis")
+    for item in items:
+        table.add_row(*(cell(item) for cell in columns.values()))
     return table

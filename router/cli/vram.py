@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from operator import itemgetter
 from typing import Any, Final
 
 import click
 
 from router.cli.bars import Part, bar, legend
 from router.cli.client import Client, client_options, print_json
-from router.cli.words import gib, print_table
+from router.cli.words import Columns, print_items, size
 
-_FIGURES = ("total", "free", "ours", "others", "promised", "margin", "room")
 PARTS: Final[Mapping[Part, str]] = {
     "ours": "models",
     "promised": "promised to them",
@@ -30,8 +30,7 @@ def vram(client: Client, as_json: bool) -> None:
         print_json(answer)
         return
     devices = answer["devices"]
-    heads = ("DEVICE", *(figure.upper() for figure in _FIGURES), "")
-    print_table(heads, [_row(device) for device in devices])
+    print_items(_DEVICES, devices)
     click.echo(legend(PARTS))
     _print_models(answer)
     for device in devices:
@@ -45,26 +44,15 @@ def _print_models(answer: dict[str, Any]) -> None:
     if not answer["models"]:
         return
     names = {device["id"]: device_name(device) for device in answer["devices"]}
-    rows = [
-        (
-            one["id"],
-            one["state"],
-            names.get(device, device),
-            gib(held["predicted"]),
-            gib(held["reserved"]),
-            gib(held["measured"]),
-            one["confidence"],
-        )
-        for one in answer["models"]
-        for device, held in one["devices"].items()
-    ]
     click.echo()
-    print_table(("INSTANCE", "STATE", "DEVICE", "PREDICTED", "RESERVED", "MEASURED", "CONFIDENCE"), rows)
-
-
-def _row(device: dict[str, Any]) -> tuple[str, ...]:
-    name = device_name(device) if device["healthy"] else f"{device_name(device)} (not healthy)"
-    return (name, *(gib(device[figure]) for figure in _FIGURES), device_bar(device))
+    print_items(
+        _INSTANCES,
+        (
+            {**instance, **held, "device": names.get(device, device)}
+            for instance in answer["models"]
+            for device, held in instance["devices"].items()
+        ),
+    )
 
 
 def device_bar(device: Mapping[str, Any]) -> str:
@@ -89,3 +77,21 @@ def device_name(device: Mapping[str, Any]) -> str:
     """As people know it: its place and its label."""
     short = str(device["id"]).partition("/")[2] or str(device["id"])
     return f"{short} {device['label']}" if device["label"] not in ("", short) else short
+
+
+_DEVICES: Final[Columns] = {
+    "DEVICE": lambda device: device_name(device) + ("" if device["healthy"] else " (not healthy)"),
+    **{
+        name.upper(): size(name) for name in ("total", "free", "ours", "others", "promised", "margin", "room")
+    },
+    "": device_bar,
+}
+_INSTANCES: Final[Columns] = {
+    "INSTANCE": itemgetter("id"),
+    "STATE": itemgetter("state"),
+    "DEVICE": itemgetter("device"),
+    "PREDICTED": size("predicted"),
+    "RESERVED": size("reserved"),
+    "MEASURED": size("measured"),
+    "CONFIDENCE": itemgetter("confidence"),
+}

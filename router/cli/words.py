@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, TypeAlias
 
 import click
+
+#: A table by its columns: what stands above each, and the text of an item in it.
+Columns: TypeAlias = Mapping[str, Callable[[Any], str]]
 
 
 def gib(bytes_: float | None) -> str:
@@ -26,6 +30,16 @@ def duration(seconds: float | None) -> str:
     if whole < 3600:
         return f"{whole // 60}m {whole % 60}s"
     return f"{whole // 3600}h {whole % 3600 // 60}m"
+
+
+def size(key: str) -> Callable[[Mapping[str, Any]], str]:
+    """Return the column of a field in bytes."""
+    return lambda item: gib(item[key])
+
+
+def print_items(columns: Columns, items: Iterable[Any]) -> None:
+    """Print a row for each item."""
+    print_table(tuple(columns), [[cell(item) for cell in columns.values()] for item in items])
 
 
 def print_table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
