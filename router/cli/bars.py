@@ -21,32 +21,24 @@ _LETTERS: Final[Mapping[Part, str]] = {
 
 
 def bar(parts: Sequence[tuple[Part, int]], width: int = WIDTH) -> str:
-    """The parts in their order, as long as their bytes; whatever is there at all has a character."""
+    """Return the parts in their order, as long as their bytes; what is there at all has a character."""
     total = sum(max(0, size) for _, size in parts)
     if total <= 0:
         return " " * width
+    exact = [max(0, size) * width / total for _, size in parts]
+    cells = [max(1, int(size)) if size > 0 else 0 for size in exact]
+    while sum(cells) < width:  # to the largest remainder
+        cells[max(range(len(cells)), key=lambda at: exact[at] - cells[at])] += 1
+    while sum(cells) > width and max(cells) > 1:  # from the longest
+        cells[cells.index(max(cells))] -= 1
     signs = _signs()
-    return "".join(
-        signs[part] * cells for (part, _), cells in zip(parts, _cells(parts, total, width), strict=True)
-    )
+    return "".join(signs[part] * count for (part, _), count in zip(parts, cells, strict=True))
 
 
 def legend(names: Mapping[Part, str]) -> str:
     """What each character stands for."""
     signs = _signs()
     return "  ".join(f"{signs[part]} {name}" for part, name in names.items())
-
-
-def _cells(parts: Sequence[tuple[Part, int]], total: int, width: int) -> list[int]:
-    """Largest remainders, with at least one cell for what is there, taken from the longest."""
-    exact = [max(0, size) * width / total for _, size in parts]
-    cells = [max(1, int(size)) if size > 0 else 0 for size in exact]
-    while sum(cells) < width:
-        at = max(range(len(cells)), key=lambda i: exact[i] - cells[i])
-        cells[at] += 1
-    while sum(cells) > width and max(cells) > 1:
-        cells[cells.index(max(cells))] -= 1
-    return cells
 
 
 def _signs() -> Mapping[Part, str]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
+from collections.abc import Iterator, Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import click
+import msgspec
 
 from router.cli.client import print_json
 from router.config import Config, find_config, load_config
@@ -50,7 +52,7 @@ def check(file: Path | None, as_json: bool) -> None:
         return
     click.echo(f"{source or 'no configuration file, which is fine'}: ok")
     for key, value in _differing(read):
-        click.echo(f"  {key} = {_shown(value)}")
+        click.echo(f"  {key} = {json.dumps(value, ensure_ascii=False)}")
     for warning in catalog.warnings:
         click.echo(f"! {warning}", err=True)
     for name, error in broken.items():
@@ -74,21 +76,9 @@ def _differing(read: Config) -> Iterator[tuple[str, Any]]:
 
 
 def _plain(value: Any) -> Any:
-    """As JSON has it."""
-    match value:
-        case Path():
-            return str(value)
-        case tuple() | list():
-            return [_plain(one) for one in value]
-        case None | bool() | int() | float() | str():
-            return value
-        case _ if hasattr(value, "items"):
-            return {str(key): _plain(one) for key, one in value.items()}
-        case _:
-            return {each.name: _plain(getattr(value, each.name)) for each in fields(value)}
+    """Return the value as JSON has it."""
+    return msgspec.to_builtins(value, enc_hook=_unknown_to_msgspec)
 
 
-def _shown(value: Any) -> str:
-    import json
-
-    return json.dumps(value, ensure_ascii=False)
+def _unknown_to_msgspec(value: object) -> object:
+    return dict(value) if isinstance(value, Mapping) else str(value)

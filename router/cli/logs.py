@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from contextlib import suppress
 
 import click
@@ -26,10 +27,4 @@ def logs(client: Client, as_json: bool, model: str, follow: bool, lines: int) ->
     query = {"model": model, "lines": str(lines), **({"follow": "1"} if follow else {})}
     with suppress(KeyboardInterrupt):
         for line in client.lines("GET", "/models/log", query=query):
-            click.echo(_quoted(line) if as_json else line)
-
-
-def _quoted(line: str) -> str:
-    import json
-
-    return json.dumps(line, ensure_ascii=False)
+            click.echo(json.dumps(line, ensure_ascii=False) if as_json else line)

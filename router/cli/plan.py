@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
@@ -107,12 +107,14 @@ def _print_model(answer: dict[str, Any]) -> None:
         print_table(("OTHER WAYS", "CONTEXT", "BYTES", "FITS"), [_other_way(devices, one) for one in others])
 
 
-def _terms(devices: Devices, shown: Mapping[str, Any], device: str, need: int) -> list[tuple[str, ...]]:
-    """The device is named where it begins; what its terms add up to stands last."""
-    terms = [term for term in shown["terms"] if term["device"] == device]
-    rows = [(term["kind"], gib(term["bytes"]), term["explanation"]) for term in terms]
-    rows.append(("= all", gib(need), _room_words(devices.get(device), need)))
-    return [(_name(devices, device) if at == 0 else "", *row) for at, row in enumerate(rows)]
+def _terms(devices: Devices, shown: Mapping[str, Any], device: str, need: int) -> Iterator[tuple[str, ...]]:
+    """Yield the terms of a device, which is named in the first row, and their sum."""
+    name = _name(devices, device)
+    for term in shown["terms"]:
+        if term["device"] == device:
+            yield name, term["kind"], gib(term["bytes"]), term["explanation"]
+            name = ""
+    yield name, "= all", gib(need), _room_words(devices.get(device), need)
 
 
 def _context(shown: Mapping[str, Any], answer: Mapping[str, Any]) -> str:
@@ -143,7 +145,7 @@ def _other_way(devices: Devices, way: Mapping[str, Any]) -> tuple[str, ...]:
         fits = f"if other models leave: {_short(devices, way['missing_now'])}"
     else:
         fits = f"no: {_short(devices, way['missing_if_empty'])}"
-    where = " + ".join(_name(devices, device) for device in way["devices"])
+    where = _names(devices, way["devices"])
     return (where + _layers(way), str(way["ctx_size"]), gib(way["bytes"]), fits)
 
 
@@ -172,7 +174,7 @@ def _print_models(answer: dict[str, Any]) -> None:
                     one["model"],
                     str(one["ctx_size"]) + (" (reduced)" if one["reduced"] else ""),
                     gib(sum(one["footprint"].values())),
-                    " + ".join(_name(devices, device) for device in one["devices"]),
+                    _names(devices, one["devices"]),
                 )
                 for one in fit["models"]
             ],
@@ -190,7 +192,7 @@ def _row(devices: Devices, row: Mapping[str, Any]) -> tuple[str, ...]:
         row["model"],
         str(row["ctx_size"]),
         gib(row["bytes"]),
-        " + ".join(_name(devices, device) for device in row["devices"]),
+        _names(devices, row["devices"]),
         fits or f"no: {_short(devices, row['missing'])}",
     )
 
@@ -199,24 +201,20 @@ def _row(devices: Devices, row: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def _print_bars(devices: Devices, footprint: Mapping[str, int], *, is_empty: bool = False) -> None:
-    """A bar per device: what is planned beside what is there, or on a machine where no model is loaded."""
-    rows = [_bar_row(devices, one, footprint.get(one["id"], 0), is_empty) for one in _healthy(devices)]
+    """Print a bar per device: what is planned beside what is there, or beside what no model takes."""
+    rows = []
+    for name, device in devices.items():
+        if not device["healthy"]:
+            continue
+        need, room = footprint.get(name, 0), max(0, device["room_if_empty" if is_empty else "room"] or 0)
+        planned, margin = min(need, room), min(device["margin"], device["total"] - room)
+        taken = device["total"] - room - margin
+        drawn = bar((("others", taken), ("ours", planned), ("margin", margin), ("free", room - planned)))
+        rows.append((_name(devices, name), drawn, gib(need) if need else "-", gib(room)))
     click.echo()
     print_table(("DEVICE", "", "PLANNED", "ROOM"), rows)
-    taken = "other programs" if is_empty else "other models and programs"
-    click.echo(legend({"ours": "planned", "others": taken, "margin": "margin", "free": "free"}))
-
-
-def _bar_row(devices: Devices, device: Mapping[str, Any], need: int, is_empty: bool) -> tuple[str, ...]:
-    room = max(0, (device["room_if_empty"] if is_empty else device["room"]) or 0)
-    planned, margin = min(need, room), min(device["margin"], device["total"] - room)
-    taken = device["total"] - room - margin
-    drawn = bar((("others", taken), ("ours", planned), ("margin", margin), ("free", room - planned)))
-    return (_name(devices, device["id"]), drawn, gib(need) if need else "-", gib(room))
-
-
-def _healthy(devices: Devices) -> Iterable[Mapping[str, Any]]:
-    return (device for device in devices.values() if device["healthy"])
+    others = "other programs" if is_empty else "other models and programs"
+    click.echo(legend({"ours": "planned", "others": others, "margin": "margin", "free": "free"}))
 
 
 def _short(devices: Devices, missing: Mapping[str, int]) -> str:
@@ -225,7 +223,11 @@ def _short(devices: Devices, missing: Mapping[str, int]) -> str:
     )
 
 
+def _names(devices: Devices, names: Iterable[str]) -> str:
+    return " + ".join(_name(devices, name) for name in names)
+
+
 def _name(devices: Devices, device: str) -> str:
-    """Its label, which begins with a short name: "cuda:0 NVIDIA GeForce RTX 3090"."""
+    """Return its label, which begins with a short name: "cuda:0 NVIDIA GeForce RTX 3090"."""
     known = devices.get(device)
     return (known["label"] if known is not None else "") or device.partition("/")[2] or device

@@ -31,20 +31,14 @@ _KEYS = {
 
 
 class PassThrough(click.Command):
-    """Hands everything after `--` on as it stands; click alone would take a stray word before it for the
-    same."""
+    """Passes everything after `--` on as it stands; click alone would take a stray word before it for the
+    same.
+    """
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        own, *rest = _split(args)
-        ctx.meta["child_args"] = rest
-        return super().parse_args(ctx, list(own))
-
-
-def _split(args: list[str]) -> tuple[Any, ...]:
-    if "--" not in args:
-        return (args,)
-    at = args.index("--")
-    return (args[:at], *args[at + 1 :])
+        at = args.index("--") if "--" in args else len(args)
+        ctx.meta["child_args"] = args[at + 1 :]
+        return super().parse_args(ctx, args[:at])
 
 
 @click.command(cls=PassThrough, options_metavar="[OPTIONS] [-- LLAMA_SERVER_ARGS...]")
@@ -116,24 +110,21 @@ def _lighter_libraries() -> Iterator[None]:
     the router starts. (The certificates that aiohttp reads as it is imported, 50 ms and 2 MiB, stay: without
     them whatever speaks TLS later in this process would trust no server.)"""
     name = "FROZENLIST_NO_EXTENSIONS"
-    before = os.environ.get(name)
+    before = {name: os.environ[name]} if name in os.environ else {}
     os.environ[name] = "1"
     try:
         yield
     finally:
-        if before is None:
-            del os.environ[name]
-        else:
-            os.environ[name] = before
+        del os.environ[name]
+        os.environ.update(before)
 
 
 def _overrides(options: dict[str, Any], no_autoload: bool, child_args: list[str]) -> dict[str, object]:
-    overrides: dict[str, object] = {}
-    for option, value in options.items():
-        if isinstance(value, tuple) and value:
-            overrides[_KEYS[option]] = list(value)
-        elif not isinstance(value, tuple) and value is not None:
-            overrides[_KEYS[option]] = value
+    overrides: dict[str, object] = {
+        _KEYS[option]: list(value) if isinstance(value, tuple) else value
+        for option, value in options.items()
+        if value not in (None, ())
+    }
     if no_autoload:
         overrides["scheduler.autoload"] = False
     if child_args:
