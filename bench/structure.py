@@ -1,11 +1,16 @@
 """Measure the structure of the source: `python -m bench.structure [REVISION...]`.
 
 Prints one column for each git revision and one for the working tree: lines per package, files over 400 lines,
-functions over 50 lines, the share of comment lines, class names that are used twice, and private attributes
-of libraries. `--check` prints the last of these with their places; the exit status is 1 where there is one.
+functions over 50 lines, the shares of comments and docstrings, class names that are used twice, and private
+attributes of libraries. `--list` prints their places, too. `--check` prints the last of these with their
+places; the exit status is 1 where there is one.
 
-A private attribute counts as a library's where a module reads `value._name` and defines no `_name` itself, or
-imports a `_name` from outside the package: inside the package private names are shared by one module only.
+A comment line has a comment and nothing else; a docstring's lines are those from its first to its last quote.
+Both are shares of all lines, blank ones among them. A comment behind code counts as code.
+
+A private attribute counts as a library's where a module reads `value._name`, or names it in `getattr` and its
+like, and defines no `_name` itself, or imports a `_name` from outside the package: inside the package private
+names are shared by one module only.
 """
 
 from __future__ import annotations
@@ -17,7 +22,7 @@ import subprocess
 import sys
 import tarfile
 import tokenize
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -28,6 +33,9 @@ LONG_FILE_LINES: Final = 400
 LONG_FUNCTION_LINES: Final = 50
 #: Published although they begin with an underscore: the standard library documents them.
 DOCUMENTED: Final = frozenset({"_replace", "_asdict", "_fields", "_exit", "_make", "_field_defaults"})
+#: They take an attribute's name as text.
+_BY_NAME: Final = frozenset({"getattr", "setattr", "hasattr", "delattr"})
+_WITH_DOCSTRING: Final = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 
 
 @dataclass(slots=True)
@@ -37,15 +45,20 @@ class Figures:
     lines: Counter[str] = field(default_factory=Counter)
     files: int = 0
     comment_lines: int = 0
+    docstring_lines: int = 0
     long_files: list[str] = field(default_factory=list)
     long_functions: list[str] = field(default_factory=list)
-    classes: Counter[str] = field(default_factory=Counter)
+    #: Name -> places where a class of that name is defined.
+    classes: defaultdict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
     private_uses: list[str] = field(default_factory=list)
+
+    def twice(self) -> list[str]:
+        """Return the class names that are used more than once, with their places."""
+        return [f"{name}: {', '.join(at)}" for name, at in sorted(self.classes.items()) if len(at) > 1]
 
     def rows(self) -> dict[str, str]:
         """Return the figures as text, by the name of their row."""
         total = self.lines.total()
-        twice = sorted(name for name, count in self.classes.items() if count > 1)
         rows = {f"lines, {package}": f"{count:,}" for package, count in sorted(self.lines.items())}
         return rows | {
             "lines, all": f"{total:,}",
@@ -53,7 +66,8 @@ class Figures:
             f"files over {LONG_FILE_LINES} lines": f"{len(self.long_files)}",
             f"functions over {LONG_FUNCTION_LINES} lines": f"{len(self.long_functions)}",
             "comment lines": f"{self.comment_lines / max(total, 1):.1%}",
-            "class names used twice": f"{len(twice)}",
+            "docstring lines": f"{self.docstring_lines / max(total, 1):.1%}",
+            "class names used twice": f"{len(self.twice())}",
             "private attributes of libraries": f"{len(self.private_uses)}",
         }
 
@@ -72,8 +86,11 @@ def measure(sources: Mapping[str, str]) -> Figures:
         tree = ast.parse(text, path)
         figures.private_uses += _private_uses(path, tree)
         for node in ast.walk(tree):
+            if isinstance(node, _WITH_DOCSTRING) and ast.get_docstring(node, clean=False) is not None:
+                docstring = node.body[0]
+                figures.docstring_lines += (docstring.end_lineno or docstring.lineno) - docstring.lineno + 1
             if isinstance(node, ast.ClassDef):
-                figures.classes[node.name] += 1
+                figures.classes[node.name].append(f"{path}:{node.lineno}")
             elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
                 length = (node.end_lineno or node.lineno) - node.lineno + 1
                 if length > LONG_FUNCTION_LINES:
@@ -93,6 +110,10 @@ def _private_uses(path: str, tree: ast.Module) -> Iterator[str]:
     for node in ast.walk(tree):
         if isinstance(node, ast.Attribute) and _is_private(node.attr) and node.attr not in own:
             yield f"{path}:{node.lineno}: {ast.unparse(node)[:80]}"
+        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in _BY_NAME:
+            name = node.args[1] if len(node.args) > 1 else None
+            if isinstance(name, ast.Constant) and _is_private(str(name.value)) and name.value not in own:
+                yield f"{path}:{node.lineno}: {ast.unparse(node)[:80]}"
         elif isinstance(node, ast.ImportFrom):
             module = node.module or ""
             names = [*module.split("."), *(alias.name for alias in node.names)]
@@ -116,8 +137,8 @@ def _defined_names(tree: ast.Module) -> Iterator[str]:
         elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
             if isinstance(node.value, ast.Name) and node.value.id in ("self", "cls"):
                 yield node.attr
-        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value.isidentifier():
-            yield node.value  # __slots__ and object.__setattr__ name attributes as text
+        elif isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__slots__":
+            yield from (str(slot.value) for slot in ast.walk(node.value) if isinstance(slot, ast.Constant))
 
 
 def _is_private(name: str) -> bool:
@@ -148,7 +169,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Measure the structure of the source.")
     parser.add_argument("revisions", nargs="*", metavar="REVISION", help="a git revision to compare with")
     parser.add_argument("--check", action="store_true", help="only look for private attributes of libraries")
-    parser.add_argument("--list", action="store_true", help="also list long files and functions")
+    parser.add_argument("--list", action="store_true", help="also list the places of what is counted")
     options = parser.parse_args()
     root = Path(__file__).resolve().parent.parent
     now = measure(sources_of_tree(root))
@@ -167,8 +188,7 @@ def main() -> int:
     for name in names:
         print(f"{name:<{width}}", *(f"{table.get(name, '-'):>12}" for table in tables.values()))
     if options.list:
-        twice = [name for name, count in now.classes.items() if count > 1]
-        print("", *now.long_files, *now.long_functions, *sorted(twice), *now.private_uses, sep="\n")
+        print("", *now.long_files, *now.long_functions, *now.twice(), *now.private_uses, sep="\n")
     return 0
 
 
