@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, wait
-from typing import Any, Final, TypeVar
+from typing import Final, TypeVar
 
 import click
 
@@ -21,19 +21,26 @@ _CLEAR: Final = "\r\x1b[K"
 
 
 def while_waiting(work: Callable[[], _T], words: Callable[[float], str]) -> _T:
-    """What `work` returns or raises. Meanwhile `words(seconds since the start)` stand on a terminal."""
+    """Return or raise what `work` does. Meanwhile a terminal shows `words(seconds since the start)`."""
     if not sys.stderr.isatty():
         return work()
     begun = time.monotonic()
     future: Future[_T] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(work())
+        except BaseException as error:  # noqa: BLE001 - it is raised where it is waited for
+            future.set_exception(error)
+
     # No executor: it would wait for the work when the process ends, also after Ctrl-C.
-    threading.Thread(target=_do, args=(work, future), daemon=True).start()
+    threading.Thread(target=run, daemon=True).start()
     try:
-        while not _done(future):
+        while not wait([future], timeout=POLL_SECONDS).done:
             show_line(words(time.monotonic() - begun))
         return future.result()
     finally:
-        click.echo(_CLEAR, err=True, nl=False)
+        show_line("")
 
 
 def share_bar(share: float) -> str:
@@ -42,18 +49,7 @@ def share_bar(share: float) -> str:
     return bar((("ours", round(share * 1000)), ("free", round((1 - share) * 1000))))
 
 
-def _do(work: Callable[[], _T], future: Future[_T]) -> None:
-    try:
-        future.set_result(work())
-    except BaseException as error:  # noqa: BLE001 - it is raised where it is waited for
-        future.set_exception(error)
-
-
-def _done(future: Future[Any]) -> bool:
-    return bool(wait([future], timeout=POLL_SECONDS).done)
-
-
 def show_line(text: str) -> None:
-    """In the place of what stood there."""
+    """Put a text in the place of what stood there."""
     width = shutil.get_terminal_size().columns
     click.echo(_CLEAR + text[: width - 1], err=True, nl=False)
