@@ -33,3 +33,19 @@ class Definition:
 
 #: Where no definition is told: in a command, the model's own is meant.
 NO_DEFINITION: Final = Definition()
+
+
+def instance_id(model: str, number: int) -> str:
+    """The id of the model's instance with this number: "qwen#4". A model's name may have a "#" as well."""
+    return f"{model}#{number}"
+
+
+def model_of(instance: str) -> str:
+    """The model of the instance with this id."""
+    return instance.rpartition("#")[0]
+
+
+def number_of(instance: str) -> int:
+    """The number of the instance among those of its model; 0 where its id ends in none."""
+    number = instance.rpartition("#")[2]
+    return int(number) if number.isdecimal() else 0

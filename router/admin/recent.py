@@ -10,6 +10,7 @@ from typing import ClassVar, Final, NamedTuple
 
 import msgspec
 
+from router.ids import model_of
 from router.observability.journal import Entry
 from router.scheduler.types import (
     Adopted,
@@ -101,13 +102,13 @@ def _told(
     """The fields of its moment from `kind` on."""
     match one:
         case Ready(instance):
-            model = _model(instance)
+            model = model_of(instance)
             return "ready", f"{model} is ready", model, instance
         case Exited(instance, None):
-            model = _model(instance)
+            model = model_of(instance)
             return "gone", f"{model} is gone", model, instance
         case Exited(instance, error) if error is not None:
-            model = _model(instance)
+            model = model_of(instance)
             return "failed", f"{model} failed: {error.message}", model, instance
         case Adopted(instance, model):
             return "adopted", f"{model} lives on from an earlier router", model, instance
@@ -121,19 +122,15 @@ def _told(
             where = " and ".join(
                 f"{label(device)} ({size / 2**20:.0f} MiB)" for device, size in placement.footprint.items()
             )
-            left = f", after {', '.join(map(_model, evicted))} left" if evicted else ""
+            left = f", after {', '.join(map(model_of, evicted))} left" if evicted else ""
             return "load", f"{model} loads on {where}{left}", model, instance
         case Stop(instance, cause, for_model):
-            model, whom = _model(instance), f" for {for_model}" if for_model is not None else ""
+            model, whom = model_of(instance), f" for {for_model}" if for_model is not None else ""
             return "leave", f"{model} leaves {_WHY[cause]}{whom}", model, instance
         case Refuse(_, error):
             return "refused", f"a request is refused: {error.message}", None, None
         case _:
             return None
-
-
-def _model(instance: InstanceId) -> ModelName:
-    return instance.rpartition("#")[0]
 
 
 class Point(NamedTuple):

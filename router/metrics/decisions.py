@@ -7,7 +7,8 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, ClassVar, Final
 
-from router.observability.journal import Entry, model_of
+from router.ids import model_of
+from router.observability.journal import Entry
 from router.scheduler.types import Adopted, Exited, InstanceId, ModelName, Ready, Stop
 
 if TYPE_CHECKING:

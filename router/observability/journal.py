@@ -26,7 +26,6 @@ from router.scheduler.types import (
     Event,
     Exited,
     Grant,
-    InstanceId,
     Learned,
     Measured,
     Model,
@@ -229,7 +228,3 @@ def entry_lines(entry: Entry) -> Iterator[dict[str, object]]:
                 name, value = "code", None if value is None else value.code
             line[name] = value
         yield line
-
-
-def model_of(instance: InstanceId) -> ModelName:
-    return instance.rpartition("#")[0]

@@ -10,7 +10,8 @@ from typing import ClassVar
 
 import msgspec
 
-from router.observability.journal import Entry, model_of
+from router.ids import model_of
+from router.observability.journal import Entry
 from router.scheduler.types import (
     Acquire,
     Adopted,

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 from router.errors import RouterError
-from router.ids import NO_DEFINITION
+from router.ids import NO_DEFINITION, instance_id, number_of
 from router.scheduler import explain, planner, refusals
 from router.scheduler.forecast import Forecast
 from router.scheduler.ledger import Ledger
@@ -366,9 +366,8 @@ class Scheduler:
         self._state.ledger.reserve(one.id, event.placement.footprint)
         for lease in event.leases:
             self._hold(lease, record, one, now, None, None)
-        number = one.id.rpartition("#")[2]  # no later child may be called the same
-        if number.isdecimal():
-            self._ids[event.model] = max(self._ids.get(event.model, 0), int(number))
+        # No later instance may have the same id.
+        self._ids[event.model] = max(self._ids.get(event.model, 0), number_of(one.id))
         if record.vanished or record.model.definition != event.definition.plain:
             self._retire(one, Cause.RELOADED)
 
@@ -643,7 +642,9 @@ class Scheduler:
     ) -> Instance:
         name = record.model.name
         self._ids[name] = number = self._ids.get(name, 0) + 1
-        one = Instance(f"{name}#{number}", record.wanted, place, self._next_order(), now, victims=victims)
+        one = Instance(
+            instance_id(name, number), record.wanted, place, self._next_order(), now, victims=victims
+        )
         self._state.instances[one.id] = record.instances[one.id] = self._plans[one.id] = one
         self._state.ledger.claim(one.id, place.footprint, one.order)
         return one

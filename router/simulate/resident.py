@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from router.errors import RouterError
+from router.ids import instance_id
 from router.scheduler.types import (
     Acquire,
     Cause,
@@ -189,7 +190,7 @@ class Residents:
     def start(self, model: ModelName, placement: Placement) -> Resident:
         self._births += 1
         resident = Resident(
-            f"{model}#{self._births}",
+            instance_id(model, self._births),
             model,
             placement,
             State.STARTING,

@@ -13,9 +13,10 @@ from typing import Any, ClassVar, Final
 
 import msgspec
 
+from router.ids import model_of
 from router.observability.events import changes
 from router.observability.events.changes import ALL, ModelEvent
-from router.observability.journal import Entry, model_of
+from router.observability.journal import Entry
 from router.scheduler.types import (
     Adopted,
     Cause,
