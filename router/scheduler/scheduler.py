@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import heapq
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
@@ -79,29 +80,45 @@ class Scheduler:
         self._state = SchedulerState(ledger, policy, settings)
         for model in models.values():
             self._state.records[model.name] = Record(model, Forecast.of(model))
+        #: Time of the last event, in seconds of the caller's clock.
         self._now = 0.0
+        #: Number of the last waiter or instance, counted together: the order in which they came.
         self._order = 0
+        #: The last number given to an instance of each model. It outlives the model's record.
         self._ids: dict[ModelName, int] = {}
+        #: Heap of (deadline in seconds, order, lease) of all waiters, and of some that have left the queue.
         self._deadlines: list[tuple[float, int, LeaseId]] = []
+        #: The models with waiters.
         self._demands: dict[ModelName, Record] = {}
+        #: The instances that are PLANNED, in the order in which they were planned.
         self._plans: dict[InstanceId, Instance] = {}
+        #: Why the last planning left a model waiting.
         self._waits: dict[ModelName, Wait] = {}
+        #: When planning anew may come to another result without an event, in seconds; None: never.
         self._wake: float | None = None
-        # Something happened that may change what can be planned. Most events (a grant, one of several
-        # leases given back) cannot, and planning every demand anew for each would cost more than all the
-        # rest.
+        #: Whether something happened that may change what can be planned. Most events (a grant, the end of
+        #: one of several leases) cannot, and planning every demand anew for each would cost more than all
+        #: the rest.
         self._dirty = True
-        #: No deadline is before this one: until then routine can change nothing else. Before all time where
-        #: it is not known.
+        #: The next deadline, in seconds: before it, routine can change nothing else. `-inf` where it is not
+        #: known, `inf` where there is none.
         self._due = -math.inf
-        #: Who serves a model, as long as nothing happens but requests that come and go.
+        #: The instance that serves a model, of each model that has only this one, until an event that is not
+        #: routine.
         self._open: dict[ModelName, tuple[Record, Instance]] = {}
+        #: The models that may have more than one instance.
         self._replicated: tuple[Record, ...] = ()
-        self._note_replicated()
+        #: What is to be done for the event that is being handled, in order.
         self._commands: list[Command] = []
-        #: Whether the last event changed nothing but who holds a lease: no deadline, no plan, nothing to
-        #: learn.
+        #: Whether the last event changed nothing but the leases: no deadline, no plan, no other command.
         self.was_routine = False
+        self._note_replicated()
+
+    def __repr__(self) -> str:
+        states = Counter(one.state.name for one in self._state.instances.values())
+        counts = ", ".join(f"{count} {name}" for name, count in sorted(states.items())) or "no instance"
+        leases, waiters = len(self._state.leases), len(self._state.waiters)
+        return f"<Scheduler at {self._now:.3f} s: {counts}; {leases} leases, {waiters} waiters>"
 
     # --- what is told and asked ---
 
