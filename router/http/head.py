@@ -30,6 +30,8 @@ _LENGTH: Final = re.compile(rb"\r\n[Cc]ontent-[Ll]ength:[ \t]*+([0-9]{1,15})[ \t
 _ODD_LENGTH: Final = re.compile(_LENGTH.pattern, re.IGNORECASE)
 #: The version in a request line that the parser refuses.
 _VERSION: Final = re.compile(rb"[^\r\n]* HTTP/(\d+(?:\.\d+)?)[ \t]*\r?\n")
+#: A target as clients send it to a proxy (RFC 9112, 3.2.2).
+_URL: Final = re.compile(r"https?://([^/?#]*)", re.IGNORECASE)
 #: Fields of which two may be understood in two ways.
 _SINGLE: Final = frozenset({b"host", b"content-length", b"transfer-encoding", b"content-type", b"user-agent"})
 
@@ -59,11 +61,13 @@ class VersionNotSupported(InvalidRequest):
 
 @dataclass(frozen=True, eq=False)
 class RequestHead:
-    """`target` is tidied and in ASCII. `lines` are the request line and the headers as they came but for the
-    target, without a Content-Length."""
+    """`target` is the path and the query, tidied and in ASCII, or "*"; where it came as a whole URL,
+    `authority` is the host that it named. `lines` are the request line and the headers as they came, but for
+    tidying, without a Content-Length."""
 
     method: str
     target: str
+    authority: str
     is_http_11: bool
     keeps_alive: bool
     is_chunked: bool
@@ -79,13 +83,7 @@ class RequestHead:
     @cached_property
     def url(self) -> URL:
         path, _, query = self.target.partition("?")
-        # yarl would read an authority in "//v1".
-        is_path = self.target.startswith("/")
-        return (
-            URL.build(path=path, query_string=query, encoded=True)
-            if is_path
-            else URL(self.target, encoded=True)
-        )
+        return URL.build(path=path, query_string=query, encoded=True)  # URL() reads an authority in "//v1"
 
     @cached_property
     def path(self) -> str:
@@ -173,19 +171,24 @@ def _read(block: bytes) -> RequestHead:
     headers = CIMultiDict(
         (name.decode("latin-1"), value.decode("utf-8", "surrogateescape")) for name, value in reader.headers
     )
-    method, target = parser.get_method(), tidy(reader.url.decode("ascii"))
-    if not target.startswith(("/", "http://", "https://")) and (method, target) != (b"OPTIONS", "*"):
+    method, given = parser.get_method(), tidy(reader.url.decode("ascii"))
+    url = _URL.match(given)
+    authority, target = ("", given) if url is None else (url[1], given[url.end() :])
+    if url is not None and not target.startswith("/"):
+        target = f"/{target}"
+    if not target.startswith("/") and (method, target) != (b"OPTIONS", "*"):
         raise Malformed(f"the target {target[:80]!r} is neither a path nor a URL")
     first_line = block.index(b"\r\n")
     return RequestHead(
         method=method.decode("ascii"),
         target=target,
+        authority=authority,
         is_http_11=is_http_11,
         keeps_alive=reader.keeps_alive,
         is_chunked=is_chunked,
         raw_headers=tuple(reader.headers),
         headers=CIMultiDictProxy(headers),
-        lines=b"%b %b HTTP/%b" % (method, target.encode(), version.encode()) + block[first_line:-2],
+        lines=b"%b %b HTTP/%b" % (method, given.encode(), version.encode()) + block[first_line:-2],
     )
 
 

@@ -120,8 +120,8 @@ class ProxiedRoutes:
             return None
         headers = head.headers
         hosts = headers.getall("Host", [])
-        if not head.target.startswith("/"):  # RFC 9112, 3.2.2: the host that it names counts as well
-            hosts = [*hosts, head.url.authority]
+        if head.authority:  # RFC 9112, 3.2.2: the host that the target names counts as well
+            hosts = [*hosts, head.authority]
         is_from_page = "Origin" in headers or "Sec-Fetch-Site" in headers or head.method in ("GET", "HEAD")
         error = host_error = None
         try:

@@ -31,6 +31,18 @@ def test_what_a_request_says_of_itself():
     assert head.lines_for_instance.startswith(b"POST /v1/models?a=%20&a=2 HTTP/1.1\r\nHost: h\r\n")
 
 
+@pytest.mark.parametrize("target", ["http://there/a?b", "HTTPS://there/a?b"])
+def test_a_target_may_be_a_whole_url(target: str):
+    head, _, _ = taken(f"GET {target} HTTP/1.1")
+    assert (head.authority, head.target, head.path, head.query["b"]) == ("there", "/a?b", "/a", "")
+    assert head.lines.startswith(f"GET {target} HTTP/1.1\r\n".encode()), "as it came, for the application"
+    assert head.lines_for_instance.startswith(b"GET /a?b HTTP/1.1\r\n")
+
+
+def test_a_url_without_a_path_is_the_root():
+    assert taken("GET http://there?a=1 HTTP/1.1")[0].target == "/?a=1"
+
+
 @pytest.mark.parametrize("name", ["Content-Length", "content-length", "CONTENT-LENGTH", "cOnTeNt-lEnGtH"])
 @pytest.mark.parametrize("blank", ["", " ", "\t "])
 def test_a_length_is_found_however_it_is_spelled(name: str, blank: str):
