@@ -14,10 +14,11 @@ import hashlib
 import os
 import re
 import shutil
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from time import monotonic, sleep
+from time import sleep
 from typing import Any, Final
 from urllib.parse import urljoin, urlsplit
 
@@ -72,7 +73,8 @@ def fetch(wanted: Fetch, send: Callable[[Answer], None]) -> Fetched:
             path = file.path
             blobs[path], is_verified = _fetch_file(wanted, repo, file, meter)
             unverified += [] if is_verified else [path]
-            meter.send(path, file.size)
+            meter.at(path, file.size)
+            meter.send()
         path = ""
         snapshot = _Snapshot(repo)
         for name, blob in blobs.items():
@@ -84,21 +86,30 @@ def fetch(wanted: Fetch, send: Callable[[Answer], None]) -> Fetched:
 
 
 class _Meter:
-    """Sends how many bytes there are, now and then; also while what is there is read again, as a sign of
-    life."""
+    """Sends how many bytes there are, now and then: also the last ones before a pause, for which it takes a
+    thread; and while what is there is read again, as a sign of life."""
 
     def __init__(self, send: Callable[[Answer], None]) -> None:
         self._send = send
-        #: When progress was last sent, by the monotonic clock, in seconds.
-        self._sent_at = 0.0
+        self._sending = threading.Lock()
+        #: What there is, and what was last sent of it.
+        self._now = self._sent = Progress("", 0)
+        threading.Thread(target=self._send_now_and_then, daemon=True).start()
 
     def at(self, path: str, done: int) -> None:
-        if monotonic() - self._sent_at >= PROGRESS_SECONDS:
-            self.send(path, done)
+        self._now = Progress(path, done)
 
-    def send(self, path: str, done: int) -> None:
-        self._sent_at = monotonic()
-        self._send(Progress(path, done))
+    def send(self) -> None:
+        with self._sending:
+            now = self._now
+            if now is not self._sent:
+                self._sent = now
+                self._send(now)
+
+    def _send_now_and_then(self) -> None:
+        while True:
+            sleep(PROGRESS_SECONDS)
+            self.send()
 
 
 def _fetch_file(wanted: Fetch, repo: RepoFolder, file: RemoteFile, meter: _Meter) -> tuple[Path, bool]:
