@@ -7,6 +7,7 @@ Those that decide memory, place and routing are known here. For all others llama
 from __future__ import annotations
 
 import difflib
+import logging
 import os
 import re
 import subprocess
@@ -17,6 +18,8 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from router.presets.known_options import KNOWN_OPTIONS, REFUSALS
+
+log = logging.getLogger("router.presets")
 
 #: Seconds that --help may take; it takes 6 ms.
 _ASK_SECONDS: Final = 10.0
@@ -149,25 +152,29 @@ def options_of(binary: Path) -> Options:
         status = binary.stat()
     except OSError:
         return KNOWN_ONLY
-    return _ask(binary, status.st_size, status.st_mtime_ns)
+    try:
+        return _ask(binary, status.st_size, status.st_mtime_ns)
+    except (OSError, subprocess.SubprocessError) as error:  # not kept: the next call asks again
+        log.warning(
+            "%s --help gave no answer (%s): options that only it knows are not checked", binary, error
+        )
+        return KNOWN_ONLY
 
 
 @lru_cache(maxsize=4)
 def _ask(binary: Path, _size: int, _changed_ns: int) -> Options:
+    """Raises OSError and SubprocessError."""
     # A variable may be wrong, and then it prints that instead; without a GPU to look at it is faster.
     environ = {name: value for name, value in os.environ.items() if not name.startswith("LLAMA_")}
     environ["CUDA_VISIBLE_DEVICES"] = ""
-    try:
-        asked = subprocess.run(
-            [binary, "--help"],
-            env=environ,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            timeout=_ASK_SECONDS,
-            check=True,
-        )
-    except (OSError, subprocess.SubprocessError):
-        return KNOWN_ONLY
+    asked = subprocess.run(
+        [binary, "--help"],
+        env=environ,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        timeout=_ASK_SECONDS,
+        check=True,
+    )
     return Options(options_from_help(asked.stdout.decode(errors="replace")))
 
 
