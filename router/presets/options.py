@@ -154,27 +154,29 @@ def options_of(binary: Path) -> Options:
         return KNOWN_ONLY
     try:
         return _ask(binary, status.st_size, status.st_mtime_ns)
-    except (OSError, subprocess.SubprocessError) as error:  # not kept: the next call asks again
-        log.warning(
-            "%s --help gave no answer (%s): options that only it knows are not checked", binary, error
-        )
+    except OSError as error:  # no process could be started for it: the next call asks again
+        log.warning("%s --help: %s; options that only it knows are not checked", binary, error)
         return KNOWN_ONLY
 
 
 @lru_cache(maxsize=4)
 def _ask(binary: Path, _size: int, _changed_ns: int) -> Options:
-    """Raises OSError and SubprocessError."""
+    """Raises OSError."""
     # A variable may be wrong, and then it prints that instead; without a GPU to look at it is faster.
     environ = {name: value for name, value in os.environ.items() if not name.startswith("LLAMA_")}
     environ["CUDA_VISIBLE_DEVICES"] = ""
-    asked = subprocess.run(
-        [binary, "--help"],
-        env=environ,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        timeout=_ASK_SECONDS,
-        check=True,
-    )
+    try:
+        asked = subprocess.run(
+            [binary, "--help"],
+            env=environ,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=_ASK_SECONDS,
+            check=True,
+        )
+    except subprocess.SubprocessError as error:
+        log.warning("%s; options that only it knows are not checked", error)
+        return KNOWN_ONLY
     return Options(options_from_help(asked.stdout.decode(errors="replace")))
 
 
